@@ -1,0 +1,1 @@
+"""FiLM for PyTorch."""
