@@ -1,0 +1,1 @@
+"""CLEVR: the released formats, and a generated world written in them."""
