@@ -1,0 +1,158 @@
+"""The one value that flows from a condition to a site: gamma, beta and, for residual branches, a gate.
+
+`FiLM(x; gamma, beta) = gamma * x + beta` (Perez et al. 2018, eq. 2, arXiv 1709.07871). Stated once, for the
+whole package:
+
+- `gamma` is the final factor, not an offset from one. A generator predicts an offset and adds the one itself.
+- gamma and beta are kept in float32 whatever precision the features have: 1 + 0.001 is 1 in bfloat16.
+- The channel axis of a modulation is its last one: `[C]`, `[B, C]`, `[B, T, C]`; a full map follows its
+  features.
+- The order is always gamma, beta, gate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Modulation:
+    """Scale, shift and optional gate of one site: y = gamma * x + beta, or gate * y on a residual branch.
+
+    `+`, `-` and `*` act on the final values, field by field, as the paper's zero-shot arithmetic does:
+    `a + (b - c)` has gamma = gamma_a + gamma_b - gamma_c, and beta likewise (Perez et al. 2018, section 4.6).
+    So `b - c` is a direction and only a combination whose weights sum to one is a modulation; for those it
+    makes no difference whether gamma or gamma - 1 is combined. One modulation after another is `compose`,
+    never `+`.
+
+    A Modulation is a pytree: it passes through `torch.compile`, `torch.export` and `torch.vmap`. Sizes are
+    checked where it meets features, in `torchfilm.functional.film`.
+
+    Args:
+        gamma: the final factor, [C], [B, C], [B, T, C] or a full map; any real number.
+        beta: the shift, shaped as gamma or broadcastable with it; in the units of the features.
+        gate: the weight of a gated residual branch, shaped as gamma; None where there is no gate.
+
+    Example:
+        >>> a, b, c = (Modulation(torch.rand(2, 3), torch.rand(2, 3)) for _ in range(3))
+        >>> moved = a + (b - c)
+        >>> halfway = a.interpolate(b, 0.5)
+    """
+
+    gamma: Tensor
+    beta: Tensor
+    gate: Tensor | None = None
+
+    # Without this, `gamma, beta = modulation` would walk over the rows of the batch, and fit by accident
+    # where B == 2.
+    __iter__ = None
+
+    @classmethod
+    def identity(cls, *shape: int, device: torch.device | str | None = None) -> Modulation:
+        """Return gamma = 1, beta = 0 in float32, of the given shape: `Modulation.identity(2, 64)`."""
+        return cls(torch.ones(shape, device=device), torch.zeros(shape, device=device))
+
+    def replace(self, **changes: Tensor | None) -> Modulation:
+        """Return a copy with the named fields changed: `m.replace(gamma=0 * m.gamma)` closes all channels."""
+        return dataclasses.replace(self, **changes)
+
+    def detach(self) -> Modulation:
+        """Return the same values, cut off from the graph that made them."""
+        return self._map(torch.Tensor.detach)
+
+    def to(self, *args: Any, **kwargs: Any) -> Modulation:
+        """Move or convert every field; arguments as `torch.Tensor.to`."""
+        return self._map(lambda field: field.to(*args, **kwargs))
+
+    def compose(self, first: Modulation) -> Modulation:
+        """Return the modulation that does `first`, then this one: self(first(x)).
+
+        gamma = gamma_2 gamma_1, beta = gamma_2 beta_1 + beta_2, gate = gate_2 gate_1 (a missing gate counts
+        as one).
+        """
+        gates = [gate for gate in (self.gate, first.gate) if gate is not None]
+        gate = gates[0] * gates[1] if len(gates) == 2 else (gates[0] if gates else None)
+        return Modulation(self.gamma * first.gamma, self.gamma * first.beta + self.beta, gate)
+
+    def inverse(self) -> Modulation:
+        """Return the modulation that undoes this one: 1 / gamma, -beta / gamma and 1 / gate.
+
+        Raises:
+            ValueError: where gamma (or the gate) is zero: a closed channel has lost its features for good.
+        """
+        for name, field in (("gamma", self.gamma), ("gate", self.gate)):
+            closed = 0 if field is None else int((field == 0).sum())
+            if field is not None and closed:
+                raise ValueError(
+                    f"Modulation.inverse: expected a {name} without zeros, "
+                    f"got {closed} among {field.numel()} values.\n"
+                    f"  {name}  {tuple(field.shape)}\n"
+                    f"A channel multiplied by zero cannot be restored; keep the features instead."
+                )
+        gate = None if self.gate is None else 1 / self.gate
+        return Modulation(1 / self.gamma, -self.beta / self.gamma, gate)
+
+    def interpolate(self, other: Modulation, weight: float | Tensor) -> Modulation:
+        """Return (1 - weight) * self + weight * other; 0 is self, 1 is other, beyond is extrapolation.
+
+        A tensor of weights broadcasts against gamma as torch does: `torch.linspace(0, 1, 5)[:, None]` on two
+        modulations of shape [C] gives the five steps from one to the other, [5, C].
+        """
+        return self * (1 - weight) + other * weight
+
+    def __add__(self, other: Modulation) -> Modulation:
+        return self._zip(other, torch.add)
+
+    def __sub__(self, other: Modulation) -> Modulation:
+        return self._zip(other, torch.sub)
+
+    def __mul__(self, weight: float | Tensor) -> Modulation:
+        if isinstance(weight, Modulation):
+            raise ValueError(
+                "Modulation * Modulation: expected a number or a tensor of weights, got a Modulation.\n"
+                "For one modulation after the other use second.compose(first)."
+            )
+        return self._map(lambda field: field * weight)
+
+    __rmul__ = __mul__
+
+    def __getitem__(self, rows: Any) -> Modulation:
+        """Return the rows of the batch picked by an integer, a slice, a list or an index tensor.
+
+        Raises:
+            ValueError: for a modulation without a batch axis.
+        """
+        if self.gamma.ndim < 2 or self.beta.ndim < 2:
+            raise ValueError(
+                f"Modulation[rows]: expected a batch axis in front of the channels, "
+                f"got gamma {tuple(self.gamma.shape)} and beta {tuple(self.beta.shape)}.\n"
+                f"This modulation is the same for every sample: there are no rows to pick."
+            )
+        return self._map(lambda field: field[rows])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Modulation:
+        gate = None if self.gate is None else function(self.gate)
+        return Modulation(function(self.gamma), function(self.beta), gate)
+
+    def _zip(self, other: Modulation, function: Callable[[Tensor, Tensor], Tensor]) -> Modulation:
+        if (self.gate is None) != (other.gate is None):
+            raise ValueError(
+                f"Modulation arithmetic: expected both sides with a gate or both without, "
+                f"got {_fields(self)} and {_fields(other)}.\n"
+                f"Give the one without a gate its own: m.replace(gate=torch.ones_like(m.gamma))."
+            )
+        gate = None if self.gate is None or other.gate is None else function(self.gate, other.gate)
+        return Modulation(function(self.gamma, other.gamma), function(self.beta, other.beta), gate)
+
+
+def _fields(modulation: Modulation) -> str:
+    return "gamma, beta" if modulation.gate is None else "gamma, beta, gate"
+
+
+torch.export.register_dataclass(Modulation, serialized_type_name="torchfilm.Modulation")
