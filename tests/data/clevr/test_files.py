@@ -101,7 +101,7 @@ def test_a_broken_cache_is_named(folder) -> None:
 def test_the_public_generators_keys_and_answers_are_read_as_released(tmp_path) -> None:
     record = records("val")[0]
     record["program"] = [
-        {"type": n["function"], "inputs": n["inputs"], "value_inputs": n["value_inputs"], "_output": 3}
+        {"type": n["function"], "inputs": n["inputs"], "side_inputs": n["value_inputs"], "_output": 3}
         for n in record["program"]
     ]
     record |= {"answer": 2, "template_filename": "zero_hop.json", "question_family_index": 0}
@@ -111,6 +111,7 @@ def test_the_public_generators_keys_and_answers_are_read_as_released(tmp_path) -
     assert read["answer"] == "2"
     assert family(read) == 84
     assert family({}) == -1
+    assert family({"template_filename": "three_hop.json", "question_family_index": 2}) == 27
 
 
 def test_a_test_split_without_answers_and_programs_is_read(tmp_path) -> None:

@@ -219,6 +219,8 @@ def _as_released(question: dict[str, Any]) -> dict[str, Any]:
     for node in question.get("program") or []:
         if "function" not in node and "type" in node:
             node["function"] = node.pop("type")
+        if "value_inputs" not in node and "side_inputs" in node:
+            node["value_inputs"] = node.pop("side_inputs")
         node.pop("_output", None)
     return question
 

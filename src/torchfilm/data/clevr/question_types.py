@@ -3,51 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-KIND_OF_TYPE: Mapping[str, str] = {
-    "count": "count",
-    "exist": "exist",
-    "equal_integer": "compare_numbers",
-    "less_than": "compare_numbers",
-    "greater_than": "compare_numbers",
-    "query_color": "query",
-    "query_material": "query",
-    "query_shape": "query",
-    "query_size": "query",
-    "equal_color": "compare_attribute",
-    "equal_material": "compare_attribute",
-    "equal_shape": "compare_attribute",
-    "equal_size": "compare_attribute",
-}
-TYPES: tuple[str, ...] = tuple(KIND_OF_TYPE)
-KINDS: tuple[str, ...] = ("count", "exist", "compare_numbers", "query", "compare_attribute")
+from .catalogue import FAMILY_FILES, TERMINAL_KINDS, family_index, node_values
 
-# The released family numbers count the templates of these files in this order; the public question generator
-# numbers them within the file, and names the file in `template_filename`.
-_TEMPLATES_PER_FILE: Mapping[str, int] = {
-    "compare_integer": 9,
-    "comparison": 16,
-    "one_hop": 6,
-    "same_relate": 28,
-    "single_and": 5,
-    "single_or": 8,
-    "three_hop": 6,
-    "two_hop": 6,
-    "zero_hop": 6,
-}
-NUM_FAMILIES = sum(_TEMPLATES_PER_FILE.values())
+TYPES: tuple[str, ...] = tuple(TERMINAL_KINDS)
+"""The 13 types: the last function of a program, which says what is asked."""
 
 
 def family(question: Mapping[str, Any]) -> int:
-    """The global number of the question's family, 0 to 89; -1 where the file does not say."""
+    """The global number of the question's family, 0 to 89; -1 where the record does not say.
+
+    Released records number the families globally; those of the public generator number them within a template
+    file and name it in `template_filename`.
+    """
     index = question.get("question_family_index")
     if index is None:
         return -1
-    offset = 0
-    name = str(question.get("template_filename", "")).removesuffix(".json")
-    if name in _TEMPLATES_PER_FILE:
-        names = list(_TEMPLATES_PER_FILE)
-        offset = sum(_TEMPLATES_PER_FILE[n] for n in names[: names.index(name)])
-    return offset + int(index)
+    file = str(question.get("template_filename", "")).removesuffix(".json")
+    known = any(file == name for name, _ in FAMILY_FILES)
+    return family_index(file, int(index)) if known else int(index)
 
 
 def function(node: Mapping[str, Any]) -> str:
@@ -67,7 +40,7 @@ def program_tokens(program: Sequence[Mapping[str, Any]]) -> list[str]:
     stack = [len(program) - 1] if program else []
     while stack:
         node = program[stack.pop()]
-        values = node.get("value_inputs") or []
+        values = node_values(node)
         tokens.append(function(node) + (f"[{','.join(map(str, values))}]" if values else ""))
         if len(tokens) > 1000:
             raise ValueError(
