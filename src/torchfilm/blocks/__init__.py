@@ -1,0 +1,1 @@
+"""What two or more systems share: text and image encoders, residual blocks."""

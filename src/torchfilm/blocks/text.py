@@ -1,0 +1,72 @@
+"""Questions as vectors: a recurrent encoder that runs over the words and never over the padding."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+BAG_SCALE = 0.3
+"""Weight of the bag-of-words vector beside the recurrent state (the laptop recipe)."""
+
+CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class WordEncoder(nn.Module):
+    """Encode each question as the state of a one-layer recurrent network at its last word.
+
+        e_t = embedding(w_t),  h_t = cell(e_t, h_{t-1}),  z = h_length  [+ 0.3 * sum_t bag(w_t)]
+
+    The words are packed, so padding costs nothing and cannot change z, and neither can the other
+    questions of the batch. Perez et al. 2018, section 3 ("FiLM Generator"); the optional bag of words,
+    a second learned vector per word, is not the paper's.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        word_dim: int,
+        width: int,
+        *,
+        cell: Literal["gru", "lstm"] = "gru",
+        bag_of_words: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, word_dim)
+        self.rnn = CELLS[cell](word_dim, width, batch_first=True)
+        self.bag = nn.Embedding(vocabulary, width) if bag_of_words else None
+
+    def forward(
+        self, tokens: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch width"]:
+        """Return the state [batch, width] at the last word.
+
+        tokens: word ids, padded at the end with anything; lengths: words per question, 1 to time,
+        with <START> and <END> counted. Raises ValueError if a length is outside that range.
+        """
+        _check_lengths(tokens, lengths)
+        packed = pack_padded_sequence(
+            self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        _, state = self.rnn(packed)
+        last = (state[0] if isinstance(state, tuple) else state)[0]
+        if self.bag is None:
+            return last
+        words = torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]
+        return last + BAG_SCALE * (self.bag(tokens) * words[:, :, None]).sum(dim=1)
+
+
+def _check_lengths(tokens: Tensor, lengths: Tensor) -> None:
+    """Raise ValueError unless there is one length in 1..time for each question."""
+    if lengths.shape != tokens.shape[:1]:
+        raise ValueError(
+            f"Questions: expected one length per question, got lengths {tuple(lengths.shape)} "
+            f"for tokens {tuple(tokens.shape)}. Pass lengths as [batch]."
+        )
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 1 or high > tokens.shape[1]:
+        raise ValueError(
+            f"Questions: expected lengths in 1..{tokens.shape[1]} (the padded width), got {low}..{high}. "
+            "Count the words of each question, <START> and <END> with them."
+        )

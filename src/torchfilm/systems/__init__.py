@@ -1,0 +1,1 @@
+"""The systems built with torchfilm, one room each."""

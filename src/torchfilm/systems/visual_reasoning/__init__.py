@@ -1,0 +1,1 @@
+"""FiLM for visual reasoning: a network that answers questions about pictures (Perez et al. 2018)."""
