@@ -1,0 +1,186 @@
+"""Checkpoints written whole or not at all: safetensors and JSON, no pickle.
+
+RUN/checkpoints/step_0001200/weights.safetensors     the module's state dict
+                             ema.safetensors         its average (where there is one)
+                             optimiser.safetensors   PARAMETER/SLOT, as conv.weight/exp_avg
+                             state.json              counters, and the SHA-256 of each file beside it
+RUN/checkpoints/latest                               the name of the newest complete folder
+
+A checkpoint is written into a folder of another name, flushed to the disk, and renamed; so a folder named
+`step_...` is complete, whatever killed the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor, nn
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or does not fit the module."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one checkpoint folder holds: named tensors per file (`weights`, `optimiser`, `ema`), counters."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+    folder: Path | None = None
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
+    """Write `folder`/step_XXXXXXX for state["step"], point `latest` to it, keep the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step_{checkpoint.state['step']:07d}"
+    partial = folder / f"partial_{target.name}"
+    for leftover in folder.glob("partial_*"):
+        shutil.rmtree(leftover)
+    partial.mkdir()
+    digests = {}
+    for name, tensors in checkpoint.tensors.items():
+        content = save_bytes(
+            {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        )
+        digests[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
+        _write(partial / f"{name}.safetensors", content)
+    state = {"format": FORMAT, **checkpoint.state, "sha256": digests}
+    _write(partial / "state.json", json.dumps(state, indent=1).encode())
+    _sync_folder(partial)
+    if target.exists():  # the same step again: the old one goes first, `latest` falls back on the one before
+        shutil.rmtree(target)
+    partial.rename(target)
+    replace_file(folder / "latest", target.name.encode())
+    for old in sorted(folder.glob("step_*"))[:-keep]:
+        if old != target:
+            shutil.rmtree(old)
+    return target
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that `latest` names, else the newest complete folder, else None."""
+    pointer = folder / "latest"
+    if pointer.is_file() and (folder / pointer.read_text().strip()).is_dir() and pointer.read_text().strip():
+        return folder / pointer.read_text().strip()
+    return max(folder.glob("step_*"), default=None)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read one checkpoint folder, every byte checked against its digest.
+
+    Raises CheckpointError for a missing, cut or altered file; the message names the checkpoint before it.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        digests = state["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder, "state.json", f"{type(error).__name__}: {error}") from error
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"Checkpoint {folder}: expected format {FORMAT}, got {state.get('format')}. "
+            "It was written by another version of torchfilm; read it with that version."
+        )
+    tensors = {}
+    for name, digest in digests.items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise _damaged(folder, name, f"{type(error).__name__}") from error
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise _damaged(folder, name, f"{len(content)} bytes whose SHA-256 is not the recorded one")
+        tensors[name.removesuffix(".safetensors")] = load_bytes(content)
+    return Checkpoint(tensors, state, folder)
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors as one safetensors file, whole or not at all."""
+    replace_file(path, save_bytes({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}))
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Load a safetensors file into the module; keys, shapes, dtypes are checked before any is changed."""
+    try:
+        tensors = load_bytes(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"Weights: expected a safetensors file at {path}, found none.") from error
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"Weights {path}: expected a safetensors file, got {path.stat().st_size} bytes of another kind "
+            f"({error}). Was the copy cut short?"
+        ) from error
+    copy_state(module, tensors, where=str(path))
+
+
+@torch.no_grad()
+def copy_state(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Copy named tensors into the module in place; CheckpointError, and no change, if they do not fit."""
+    own = module.state_dict()
+    check_fit(own, tensors, where=where)
+    for name, value in own.items():
+        value.copy_(tensors[name])
+
+
+def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Raise CheckpointError unless both have the same names, shapes and dtypes."""
+    problems = [f"missing     {name} {tuple(own[name].shape)}" for name in own if name not in tensors]
+    problems += [f"unexpected  {name} {tuple(tensors[name].shape)}" for name in tensors if name not in own]
+    for name in own:
+        if name in tensors:
+            expected = (tuple(own[name].shape), own[name].dtype)
+            got = (tuple(tensors[name].shape), tensors[name].dtype)
+            if expected != got:
+                problems.append(f"differs     {name}: the module has {expected}, the file {got}")
+    if problems:
+        shown = "\n".join(f"  {line}" for line in problems[:8])
+        more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointError(
+            f"Weights {where} do not fit the module ({len(problems)} of {len(own)} tensors):\n{shown}{more}\n"
+            "Build the module with the config that the weights were trained with."
+        )
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: into a name beside it, flushed, then renamed over it."""
+    partial = path.with_name(f".{path.name}.partial")
+    _write(partial, content)
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _damaged(folder: Path, name: str, what: str) -> CheckpointError:
+    earlier = sorted(other.name for other in folder.parent.glob("step_*") if other.name < folder.name)
+    remedy = (
+        f"Delete the folder and resume to go on from {earlier[-1]}." if earlier else "No earlier one is left."
+    )
+    return CheckpointError(
+        f"Checkpoint {folder} is damaged: {name} is not what was written ({what}). {remedy}"
+    )

@@ -1,0 +1,187 @@
+"""One process or several under torchrun, with the same loss: ranks, agreed numbers, batch norm."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world_size`; rank 0 writes."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def total(self, values: list[float], device: torch.device) -> list[float]:
+        """Element-wise sum over all processes, in float64."""
+        if self.world_size == 1:
+            return values
+        summed = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, in the order of ranks."""
+        if self.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """The process group that torchrun asks for (gloo on a CPU, NCCL on a GPU), or the one already there.
+
+    The time limit of a collective is two hours, since rank 0 evaluates alone while the others wait.
+    """
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The device of this process: its own GPU under torchrun, else the given one."""
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+class _GlobalNormalise(torch.autograd.Function):
+    """xhat = (x - mean) / sqrt(var + eps), mean and var per channel over the batches of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, inverse: Tensor, count: Tensor) -> Tensor:  # type: ignore[override]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        xhat = (x - mean.view(shape)) * inverse.view(shape)
+        ctx.save_for_backward(xhat, inverse, count)
+        return xhat
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        xhat, inverse, count = ctx.saved_tensors
+        shape = [1, -1] + [1] * (dy.ndim - 2)
+        axes = [axis for axis in range(dy.ndim) if axis != 1]
+        sums = torch.stack([dy.sum(axes), (dy * xhat).sum(axes)])
+        dist.all_reduce(sums)
+        mean_dy, mean_dy_xhat = sums[0] / count, sums[1] / count
+        dx = (dy - mean_dy.view(shape) - xhat * mean_dy_xhat.view(shape)) * inverse.view(shape)
+        return dx, None, None, None
+
+
+def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, summed squared deviation [channels], count [] of x [batch, channels, ...], all processes.
+
+    Each process gives its own mean and deviations, merged as Chan et al. 1983 do: no difference of large
+    sums.
+    """
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    count = x.numel() / x.shape[1]
+    mean = x.mean(axes) if count else x.new_zeros(x.shape[1])
+    deviation = (x - mean.view([1, -1] + [1] * (x.ndim - 2))).square().sum(axes)
+    own = torch.cat([mean, deviation, x.new_tensor([count])])
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, own)
+    means, deviations, counts = torch.stack(found).split([x.shape[1], x.shape[1], 1], dim=1)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total
+    return mean, (deviations + counts * (means - mean).square()).sum(0), total
+
+
+class _Synced(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose training statistics are those of the batches of all processes together."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As batch norm's, over the whole batch; the sums are taken in float32 at least."""
+        if not self.training:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            x = input if input.dtype == torch.float64 else input.float()
+            with torch.no_grad():
+                mean, deviation, count = _global_statistics(x.detach())
+                self._track(mean, deviation / (count - 1).clamp_min(1))
+            y = _GlobalNormalise.apply(x, mean, (deviation / count + self.eps).rsqrt(), count)
+            shape = [1, -1] + [1] * (x.ndim - 2)
+            if self.affine:
+                y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(input.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if not self.training or self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+class SyncedBatchNorm1d(_Synced, nn.BatchNorm1d):
+    """nn.BatchNorm1d over all processes."""
+
+
+class SyncedBatchNorm2d(_Synced, nn.BatchNorm2d):
+    """nn.BatchNorm2d over all processes."""
+
+
+class SyncedBatchNorm3d(_Synced, nn.BatchNorm3d):
+    """nn.BatchNorm3d over all processes."""
+
+
+SYNCED: dict[type[nn.Module], Any] = {
+    nn.BatchNorm1d: SyncedBatchNorm1d,
+    nn.BatchNorm2d: SyncedBatchNorm2d,
+    nn.BatchNorm3d: SyncedBatchNorm3d,
+}
+
+
+@contextmanager
+def synced_batch_norm(module: nn.Module) -> Iterator[None]:
+    """Inside, every batch norm of the module runs over all processes; keys and objects stay the same.
+
+    torch.nn.SyncBatchNorm exists for GPUs only; this one runs on every backend. Another subclass of batch
+    norm has a forward of its own that cannot be redirected: ValueError.
+    """
+    norms = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for name, norm in norms:
+        if type(norm) not in SYNCED and not isinstance(norm, nn.SyncBatchNorm | _Synced):
+            raise ValueError(
+                f"synced_batch_norm: expected nn.BatchNorm1d/2d/3d at {name!r}, got {type(norm).__name__}, "
+                "which would use each process's own statistics. Put a plain nn.BatchNorm inside it, "
+                "or train in one process."
+            )
+    chosen = [(norm, type(norm)) for _, norm in norms if type(norm) in SYNCED]
+    for norm, kind in chosen:
+        norm.__class__ = SYNCED[kind]
+    try:
+        yield
+    finally:
+        for norm, kind in chosen:
+            norm.__class__ = kind

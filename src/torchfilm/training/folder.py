@@ -1,0 +1,94 @@
+"""The folder of a run (config, metrics, checkpoints, weights): never two runs in one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import newest_checkpoint, replace_file
+from .config import TrainConfig
+
+FREE_TO_CHANGE = ("checkpoint_seconds", "checkpoint_steps", "keep", "tensorboard")
+"""Fields that change nothing of what is learned: a resumed run may have them differently."""
+
+
+class RunFolderError(ValueError):
+    """A run folder that holds another run, or none where one was to be resumed."""
+
+
+def describe(config: TrainConfig, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What config.json says: {"train": the config's fields, "extra": what the caller adds}."""
+    return json.loads(json.dumps({"train": asdict(config), "extra": dict(extra or {})}))
+
+
+def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
+    """Raise RunFolderError unless the run may start, or go on, in `out`; changes nothing."""
+    started = (out / "config.json").is_file()
+    if resume:
+        if not started:
+            raise RunFolderError(
+                f"Resume: expected a run in {out}, found no config.json there. Start it without resume."
+            )
+        _compare(out, json.loads((out / "config.json").read_text()), description)
+        return
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"Run folder: expected a new folder, got the file {out}. Choose another name.")
+    found = [
+        n
+        for n in ("config.json", "metrics.jsonl", "checkpoints", "weights.safetensors")
+        if (out / n).exists()
+    ]
+    if found:
+        newest = newest_checkpoint(out / "checkpoints")
+        state = f"at {newest.name}" if newest else "without a checkpoint"
+        raise RunFolderError(
+            f"Run folder {out}: expected a new or empty one, found a run {state} ({', '.join(found)}). "
+            "Go on with resume, or choose another folder; nothing was changed."
+        )
+
+
+def write_description(out: Path, description: Mapping[str, Any]) -> None:
+    """Make the folder and its config.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / "config.json", (json.dumps(description, indent=1) + "\n").encode())
+
+
+def find_weights(out: Path) -> Path:
+    """The weights file of a run: the finished run's, else its newest checkpoint's (EMA if it has one)."""
+    newest = newest_checkpoint(out / "checkpoints")
+    candidates = [out / "weights.safetensors"]
+    if newest:
+        candidates += [newest / "ema.safetensors", newest / "weights.safetensors"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise RunFolderError(
+        f"Weights: expected a run in {out}, found neither weights.safetensors nor a checkpoint."
+    )
+
+
+def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    first, second = _flat(before), _flat(now)
+    absent = object()
+    differing = [
+        f"  {name}: {first.get(name, 'absent')!r} in the run, {second.get(name, 'absent')!r} now"
+        for name in sorted({*first, *second})
+        if first.get(name, absent) != second.get(name, absent)
+        and name not in {f"train.{n}" for n in FREE_TO_CHANGE}
+    ]
+    if differing:
+        raise RunFolderError(
+            f"Resume: the config differs from that of the run in {out}:\n" + "\n".join(differing) + "\n"
+            "Resume with the run's own config, or start a new run in another folder."
+        )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {
+        k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}" if name else key).items()
+    }

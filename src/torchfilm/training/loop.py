@@ -1,0 +1,387 @@
+"""One plain resumable loop: a module, a loss of a batch, batches by index; on one process or several."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batches, Draw, GlobalRandomState, seed_everything, to_device
+from .checkpoint import (
+    Checkpoint,
+    check_fit,
+    copy_state,
+    newest_checkpoint,
+    read_checkpoint,
+    save_weights,
+    write_checkpoint,
+)
+from .config import TrainConfig
+from .distributed import Ranks, joined, local_device, synced_batch_norm
+from .folder import describe, open_folder, write_description
+from .interruption import Interrupted, StopRequest
+from .metrics import Events, Mean, MetricsFile, ProgressLine
+from .nonfinite import NonFiniteError, locate_nonfinite
+from .optimisers import WeightAverage, build_optimiser, optimiser_tensors, restore_optimiser
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Loss of one batch: `value` is the mean over its `items`, `metrics` are further such means."""
+
+    value: Tensor
+    items: int = 1
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+LossFunction = Callable[[nn.Module, Any], Loss]
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run comes to; the module now holds the weights in `weights` (the average with EMA)."""
+
+    steps: int
+    seconds: float
+    weights: Path
+    train: Mapping[str, float]
+    evaluation: Mapping[str, float]
+
+
+def train(
+    module: nn.Module,
+    loss: LossFunction,
+    batches: Batches,
+    config: TrainConfig,
+    out: Path,
+    *,
+    evaluate: Evaluate | None = None,
+    resume: bool = False,
+    extra_config: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Train the module in place, each part in the mode (train or eval) it has; write the run into `out`.
+
+    `loss(module, batch)` gives a `Loss`; `batches(draw)` the batch of a step; `evaluate(module)` is
+    called with the averaged weights, in eval mode, without gradients, on rank 0, at the config's
+    intervals and at the end. `extra_config` (plain JSON) is stored in config.json and must be the same
+    when the run is resumed.
+
+    Under torchrun every process takes its share of the same global batch; the loss is that of one
+    process.
+
+    Raises RunFolderError (another run in `out`, another config), CheckpointError (damaged, or of another
+    module), NonFiniteError (a NaN or infinity: step and layer named), Interrupted (Ctrl-C, SIGTERM: an
+    exit with 130, checkpoint written).
+    """
+    device = local_device(next(module.parameters()).device)
+    module.to(device)
+    with ExitStack() as stack:
+        ranks = stack.enter_context(joined(device))
+        description = describe(config, extra_config)
+        open_folder(out, description, resume=resume)
+        ranks.wait()  # all have looked before one writes
+        stack.enter_context(GlobalRandomState())
+        if ranks.world_size > 1:
+            stack.enter_context(synced_batch_norm(module))
+        if ranks.first and not resume:
+            write_description(out, description)
+        run = _Run(module, loss, batches, config, out, ranks)
+        stack.callback(run.close)
+        run.restore()
+        if config.compile:
+            module.compile()
+            stack.callback(setattr, module, "_compiled_call_impl", None)
+        return run.loop(evaluate, stack.enter_context(StopRequest()))
+
+
+class _LossModule(nn.Module):
+    """Module and loss as one, so that DDP sees the whole computation."""
+
+    def __init__(
+        self, module: nn.Module, loss: LossFunction, config: TrainConfig, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self._loss = loss
+        self._autocast = config.precision == "bfloat16"
+        self._device_type = device.type
+
+    def forward(self, batch: Any) -> Loss:
+        context = torch.autocast(self._device_type, torch.bfloat16) if self._autocast else nullcontext()
+        with context:
+            result = self._loss(self.module, batch)
+        if not isinstance(result, Loss) or result.value.ndim:
+            got = (
+                f"value of shape {tuple(result.value.shape)}"
+                if isinstance(result, Loss)
+                else type(result).__name__
+            )
+            raise ValueError(
+                f"train: expected loss(module, batch) to give a Loss with a scalar value, got {got}."
+            )
+        return result
+
+
+@dataclass
+class _Counters:
+    """What goes on counting over resumes; all of it is in each checkpoint's state.json."""
+
+    step: int = 0
+    seconds: float = 0.0
+    logged_seconds: float = 0.0
+    checkpointed_seconds: float = 0.0
+    evaluated_step: int = 0
+    evaluated_seconds: float = 0.0
+    train: dict[str, float] = field(default_factory=dict)
+    evaluation: dict[str, float] = field(default_factory=dict)
+
+
+class _Run:
+    """The state of a run, and the things done once per step."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: LossFunction,
+        batches: Batches,
+        config: TrainConfig,
+        out: Path,
+        ranks: Ranks,
+    ) -> None:
+        self.start = time.monotonic()
+        self.module, self.batches, self.config, self.out, self.ranks = module, batches, config, out, ranks
+        self.device = next(module.parameters()).device
+        self.loss_module: nn.Module = _LossModule(module, loss, config, self.device)
+        self.computes: nn.Module = self.loss_module
+        if ranks.world_size > 1:
+            self.computes = nn.parallel.DistributedDataParallel(self.loss_module, broadcast_buffers=False)
+        self.optimiser = build_optimiser(module, config)
+        self.trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.average = WeightAverage(module, config.ema) if config.ema is not None else None
+        self.counters = _Counters()
+        self.window = Mean()
+        self.progress_line = ProgressLine(shown=ranks.first)
+        self.metrics: MetricsFile | None = None
+        self.events: Events | None = None
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint, or write the first one; then open the metrics at its place."""
+        newest = newest_checkpoint(self.out / "checkpoints")
+        size = 0
+        if newest is not None:
+            checkpoint = read_checkpoint(newest)
+            if self.average is not None:
+                check_fit(
+                    self.module.state_dict(), checkpoint.tensors["ema"], where=str(newest / "ema.safetensors")
+                )
+            copy_state(self.module, checkpoint.tensors["weights"], where=str(newest / "weights.safetensors"))
+            restore_optimiser(self.module, self.optimiser, checkpoint.tensors["optimiser"])
+            if self.average is not None:
+                for name, value in checkpoint.tensors["ema"].items():
+                    self.average.tensors[name].copy_(value)
+                self.average.updates = checkpoint.state["step"]
+            self.counters = _Counters(**checkpoint.state["counters"])
+            self.window = Mean(checkpoint.state["window"])
+            size = checkpoint.state["metrics_bytes"]
+        self.start -= self.counters.seconds
+        if self.ranks.first:
+            self.metrics = MetricsFile(self.out / "metrics.jsonl", size=size)
+            wanted = self.config.tensorboard
+            self.events = Events(self.out / "tensorboard", wanted=wanted, step=self.counters.step)
+        if newest is None:
+            self.checkpoint()
+
+    def loop(self, evaluate: Evaluate | None, stop: StopRequest) -> TrainResult:
+        """Steps until the budget is spent; checkpoints and evaluations where they are due."""
+        config, counters = self.config, self.counters
+        written = counters.step
+        while True:
+            asked = self._agree(asked=stop.asked)
+            progress = config.progress(counters.step, counters.seconds)
+            if progress >= 1.0:
+                return self._finish(evaluate, unwritten=written != counters.step)
+            due = _due(counters.step, config.checkpoint_steps) or (
+                config.checkpoint_seconds is not None
+                and counters.seconds - counters.checkpointed_seconds >= config.checkpoint_seconds
+            )
+            if (due or asked) and written != counters.step:
+                self.checkpoint()
+                written = counters.step
+            if asked:
+                message = f"stopped at step {counters.step}; to go on, run the same command with --resume"
+                self.progress_line.say(message)
+                raise Interrupted(counters.step, message)
+            if evaluate is not None and counters.evaluated_step != counters.step and self._evaluation_due():
+                self._evaluate(evaluate)
+            self._step(progress)
+
+    def _agree(self, *, asked: bool) -> bool:
+        """Set the clock of all processes to rank 0's; whether any of them was asked to stop."""
+        seconds = time.monotonic() - self.start
+        if self.ranks.world_size > 1:
+            own = [seconds if self.ranks.first else 0.0, float(asked)]
+            seconds, votes = self.ranks.total(own, self.device)
+            asked = votes > 0
+        self.counters.seconds = seconds
+        return asked
+
+    def _step(self, progress: float) -> None:
+        config, counters, ranks = self.config, self.counters, self.ranks
+        draw = Draw(counters.step, config.seed, progress, config.batch_size, ranks.rank, ranks.world_size)
+        seed_everything(config.seed, counters.step, ranks.rank)
+        batch = to_device(self.batches(draw), self.device)
+        self.optimiser.zero_grad(set_to_none=True)
+        seed_everything(config.seed, counters.step, ranks.rank)
+        result: Loss = self.computes(batch)
+        values, items = self._totals(result)
+        loss = result.value
+        if ranks.world_size > 1:  # DDP divides by the number of processes, whatever their shares
+            loss = loss * (result.items * ranks.world_size / items)
+        loss.backward()
+        limit = config.grad_clip if config.grad_clip is not None else math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.trained, limit))
+        if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+            self._stop_at_nonfinite(batch, values["loss"], norm)
+        rate = config.learning_rate(counters.step, progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update()
+        counters.step += 1
+        self.window.add({**values, "grad_norm": norm, "lr": rate}, items)
+        if _due(counters.step, config.log_steps):
+            self._log()
+        self.progress_line.update(progress, counters.step, counters.seconds, items, values)
+
+    def _totals(self, result: Loss) -> tuple[dict[str, float], float]:
+        """Means over the global batch, and its number of items."""
+        own = {"loss": float(result.value.detach())}
+        own |= {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in result.metrics.items()}
+        if self.ranks.world_size == 1:
+            return own, result.items
+        sums = [value * result.items for value in own.values()] if result.items else [0.0] * len(own)
+        items, *totals = self.ranks.total([float(result.items), *sums], self.device)
+        return {name: total / items for name, total in zip(own, totals, strict=True)}, items
+
+    def _log(self) -> None:
+        counters = self.counters
+        elapsed = max(counters.seconds - counters.logged_seconds, 1e-9)
+        values = {**self.window.result(), "items_per_second": self.window.items / elapsed}
+        counters.train = values
+        counters.logged_seconds = counters.seconds
+        self.window = Mean()
+        self._write("train", values)
+
+    def _write(self, split: str, values: Mapping[str, float]) -> None:
+        if self.metrics is not None and self.events is not None:
+            step, seconds = self.counters.step, round(self.counters.seconds, 3)
+            self.metrics.write({"split": split, "step": step, "seconds": seconds, **values})
+            self.events.write(split, step, values)
+
+    def _evaluation_due(self) -> bool:
+        config, counters = self.config, self.counters
+        return _due(counters.step, config.evaluate_steps) or (
+            config.evaluate_seconds is not None
+            and counters.seconds - counters.evaluated_seconds >= config.evaluate_seconds
+        )
+
+    def _evaluate(self, evaluate: Evaluate) -> None:
+        """Rank 0 evaluates the averaged weights; weights, modes and random state are afterwards as before."""
+        self.counters.evaluated_step = self.counters.step
+        self.counters.evaluated_seconds = self.counters.seconds
+        if not self.ranks.first:
+            return
+        modes = [(m, m.training) for m in self.module.modules()]
+        if self.average is not None:
+            self.average.swap()
+        try:
+            self.module.eval()
+            with torch.no_grad(), GlobalRandomState():
+                values = {name: float(value) for name, value in evaluate(self.module).items()}
+        finally:
+            for m, mode in modes:
+                m.training = mode
+            if self.average is not None:
+                self.average.swap()
+        self.counters.evaluation = values
+        self._write("evaluate", values)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:4])
+        self.progress_line.say(f"evaluated at step {self.counters.step}: {shown}")
+
+    def checkpoint(self) -> None:
+        """Write the whole state at this step (rank 0)."""
+        self.counters.checkpointed_seconds = self.counters.seconds
+        if self.metrics is None:
+            return
+        tensors = {
+            "weights": self.module.state_dict(),
+            "optimiser": optimiser_tensors(self.module, self.optimiser),
+        }
+        if self.average is not None:
+            tensors["ema"] = self.average.tensors
+        state = {
+            "step": self.counters.step,
+            "counters": vars(self.counters),
+            "window": self.window.state(),
+            "metrics_bytes": self.metrics.size,
+        }
+        write_checkpoint(self.out / "checkpoints", Checkpoint(tensors, state), keep=self.config.keep)
+
+    def _stop_at_nonfinite(self, batch: Any, loss: float, norm: float) -> None:
+        config, counters = self.config, self.counters
+
+        def again() -> Tensor:
+            seed_everything(config.seed, counters.step, self.ranks.rank)
+            value = self.loss_module(batch).value
+            if bool(torch.isfinite(value)):
+                torch.autograd.grad(value, self.trained, allow_unused=True)
+            return value.detach()
+
+        _, where = min(self.ranks.gather(locate_nonfinite(self.module, batch, again)))
+        newest = newest_checkpoint(self.out / "checkpoints")
+        kept = f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
+        raise NonFiniteError(
+            f"Training stopped at step {counters.step}: loss {loss:.4g}, gradient norm {norm:.4g}. "
+            f"First non-finite value: {where}. {kept} "
+            "A lower lr, a smaller grad_clip or precision float32 may help.",
+            step=counters.step,
+            where=where,
+        )
+
+    def _finish(self, evaluate: Evaluate | None, *, unwritten: bool) -> TrainResult:
+        """Last evaluation, checkpoint and weights; the module is left with the averaged weights."""
+        if self.window.items:
+            self._log()
+        if evaluate is not None and self.counters.evaluated_step != self.counters.step:
+            self._evaluate(evaluate)
+            unwritten = True
+        if unwritten:
+            self.checkpoint()
+        if self.average is not None:
+            self.average.swap()
+        weights = self.out / "weights.safetensors"
+        if self.ranks.first:
+            save_weights(weights, self.module.state_dict())
+        self.ranks.wait()
+        counters = self.counters
+        return TrainResult(counters.step, counters.seconds, weights, counters.train, counters.evaluation)
+
+    def close(self) -> None:
+        """Close files and the progress line."""
+        self.progress_line.close()
+        for file in (self.metrics, self.events):
+            if file is not None:
+                file.close()
+
+
+def _due(step: int, interval: int | None) -> bool:
+    return interval is not None and step > 0 and step % interval == 0
