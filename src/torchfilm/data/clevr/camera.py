@@ -1,7 +1,7 @@
 """The camera of CLEVR's base scene: where it stands, what it projects where, and the ray through each pixel.
 
-World units are Blender's: the ground is z = 0, objects lie within [-3, 3] in x and y. The released frames are 480x320;
-other sizes show the same horizontal field of view, so 3:2 sizes show the same frame.
+World units are Blender's: the ground is z = 0, objects lie within [-3, 3] in x and y. The released frames are
+480x320; other sizes show the same horizontal field of view, so 3:2 sizes show the same frame.
 """
 
 import functools
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 FRAME_WIDTH, FRAME_HEIGHT = 480, 320  # of the released images, and of `pixel_coords` at every image size
 FOCAL_LENGTH = 35.0 / 32.0  # of the lens, in sensor widths
-Float = NDArray[np.float32]
+Float = NDArray[np.floating]  # computed in float32 throughout
 Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class View:
-    """What a scene file of CLEVR leaves out and a re-rendering needs: where camera and lights stand, world units."""
+    """What re-rendering needs beside CLEVR's scene file: where camera and lights stand, in world units."""
 
     camera: Point
     key: Point
@@ -51,10 +51,10 @@ class Box(NamedTuple):
 
 
 class Camera:
-    """A pinhole at `position` that looks at the origin, up towards +z, for images of `width` x `height` pixels.
+    """A pinhole at `position` that looks at the origin, for images of `width` x `height` pixels.
 
-    A ray is `position + t * d` with d not normalised: its component along the view axis is 1, so that t is the depth
-    (the third of CLEVR's `pixel_coords`).
+    A ray is `position + t * d` with d not normalised: its component along the view axis is 1, so that t is
+    the depth (the third of CLEVR's `pixel_coords`).
     """
 
     def __init__(self, position: Point, width: int, height: int) -> None:
@@ -87,7 +87,7 @@ class Camera:
         return np.stack([column, row, depth], -1)
 
     def box(self, points: NDArray) -> Box:
-        """Return the pixels that can show the convex hull of `points` [n, 3]; the whole image if one is behind."""
+        """Return the pixels that can show the convex hull of `points` [n, 3]; all if one is behind."""
         column, row, depth = self.project(points).T
         if depth.min() < 0.1:
             return Box(0, self.height, 0, self.width)
@@ -96,14 +96,21 @@ class Camera:
         return Box(top, bottom, left, right)
 
     def rays(self, box: Box, turn: NDArray | None = None) -> Float:
-        """Return d [3, rows, columns] of the pixel centres in `box`, in world axes or in those of `turn` [3, 3]."""
+        """Return d [3, rows, columns] of the pixels in `box`, along the world's axes or `turn`'s [3, 3]."""
         across, down = _offsets(self.width, self.height)
         axes = np.stack([self.right, self.up, self.forward]) / np.array([[self.focal], [self.focal], [1.0]])
         if turn is not None:
             axes = (axes[:, None, :] * turn).sum(-1)
         right, up, forward = axes.astype(np.float32)
-        row = forward[:, None] + right[:, None] * across[box.left : box.right]
-        return row[:, None, :] - (up[:, None] * down[box.top : box.bottom])[:, :, None]
+        line = forward[:, None] + right[:, None] * across[box.left : box.right]
+        return line[:, None, :] - (up[:, None] * down[box.top : box.bottom])[:, :, None]
+
+    def through(self, row: NDArray, column: NDArray) -> Float:
+        """Return d [3, n] of the centres of single pixels, in world axes."""
+        across, down = _offsets(self.width, self.height)
+        scale = np.float32(1 / self.focal)
+        right, up, forward = (v.astype(np.float32)[:, None] for v in (self.right, self.up, self.forward))
+        return forward + right * (across[column] * scale) - up * (down[row] * scale)
 
 
 @functools.lru_cache(maxsize=8)

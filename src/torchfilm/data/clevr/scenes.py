@@ -1,8 +1,8 @@
 """Random scenes under CLEVR's constraints, as the dictionaries that CLEVR's scene files hold.
 
-Objects are placed one by one in [-3, 3]^2: apart by a minimum distance, apart along each cardinal direction by a
-margin (so that "left of" is never a matter of opinion), and each visible in the end. Johnson et al. 2017, section 3.1
-(arXiv 1612.06890).
+Objects are placed one by one in [-3, 3]^2: apart by a minimum distance, apart along each cardinal direction
+by a margin (so that "left of" is never a matter of opinion), and each visible in the end. Johnson et al.
+2017, section 3.1 (arXiv 1612.06890).
 """
 
 from dataclasses import dataclass
@@ -43,9 +43,9 @@ Scene = dict[str, Any]
 class SceneConfig:
     """Which scenes to draw; the defaults are CLEVR's.
 
-    `margin` and `min_distance` are world units; `min_visible` is the share of the image that each object must cover
-    (CLEVR: 200 pixels of 320x240); the jitters are the largest offsets per coordinate; `condition` restricts colours
-    by shape as CLEVR-CoGenT's A and B do.
+    `margin` and `min_distance` are world units; `min_visible` is the share of the image that each object must
+    cover (CLEVR: 200 pixels of 320x240); the jitters are the largest offsets per coordinate; `condition`
+    restricts colours by shape as CLEVR-CoGenT's A and B do.
     """
 
     min_objects: int = 3
@@ -70,9 +70,9 @@ class SceneConfig:
 def sample_scene(rng: np.random.Generator, config: SceneConfig) -> tuple[Scene, View]:
     """Draw a scene and where its camera and lights stand.
 
-    The scene has the released keys and value types; `split`, `image_index` and `image_filename` are left empty for
-    whoever writes it. The number of objects is uniform in the configured range and kept however often the placing
-    has to start again.
+    The scene has the released keys and value types; `split`, `image_index` and `image_filename` are left
+    empty for whoever writes it. The number of objects is uniform in the configured range and kept however
+    often the placing has to start again.
     """
     view = _sample_view(rng, config)
     camera = Camera(view.camera, FRAME_WIDTH, FRAME_HEIGHT)
@@ -100,7 +100,7 @@ def sample_scene(rng: np.random.Generator, config: SceneConfig) -> tuple[Scene, 
 
 
 def relationships(scene: Scene) -> dict[str, list[list[int]]]:
-    """Return for each cardinal direction and object i the sorted indices of the objects that stand there, seen from i.
+    """Return for each cardinal direction and object i the sorted indices of the objects there, seen from i.
 
     j is left of i where (p_j - p_i) . left > 0.2, with p the `3d_coords`.
     """

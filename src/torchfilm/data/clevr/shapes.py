@@ -1,7 +1,7 @@
-"""CLEVR's three solids: where a ray enters them, which way their surface faces, and which of them a pixel shows.
+"""CLEVR's three solids: where a ray enters them, which way their surface faces, which of them a pixel shows.
 
-Each solid is computed in its own frame, where it is the unit sphere, the cube [-1, 1]^3 or the upright cylinder of
-radius 1 and height 2. Arrays of vectors are [3, ...], float32.
+Each solid is computed in its own frame, where it is the unit sphere, the cube [-1, 1]^3 or the upright
+cylinder of radius 1 and height 2. Arrays of vectors are [3, ...], float32.
 """
 
 import math
@@ -19,7 +19,7 @@ _TINY = np.float32(1e-9)  # keeps a division by a ray's zero component finite
 
 
 class Solid(NamedTuple):
-    """One object as geometry: the solid's kind, its centre, half its width, and its turn about the vertical."""
+    """One object as geometry: its kind, its centre, half its width, its turn about the vertical."""
 
     shape: str
     centre: NDArray  # [3]
@@ -60,15 +60,15 @@ class Solid(NamedTuple):
 
 
 def half_width(shape: str, size: str) -> float:
-    """Return half a solid's width in world units; CLEVR shrinks cubes by sqrt(2), so that all fit one circle."""
+    """Return half a solid's width in world units; CLEVR divides a cube's by sqrt(2)."""
     return RADII[size] / math.sqrt(2) if shape == "cube" else RADII[size]
 
 
 def entry(shape: str, start: Float, along: Float) -> Float:
-    """Return t [...] where the rays `start + t * along` [3, ...] enter a unit solid from outside; inf where they miss.
+    """Return t [...] where rays `start + t * along` [3, ...] enter a unit solid; inf where they miss.
 
-    Sphere: |start + t along|^2 = 1. Cube and cylinder: the latest entry into their slabs (and tube), if that comes
-    before the earliest exit. Entries behind the start count as misses.
+    Sphere: |start + t along|^2 = 1. Cube and cylinder: the latest entry into their slabs (and tube), if that
+    comes before the earliest exit. Entries behind the start count as misses.
     """
     if shape == "sphere":
         enter, leave = _tube(start, along)
@@ -83,7 +83,7 @@ def entry(shape: str, start: Float, along: Float) -> Float:
 
 
 def _tube(start: Float, along: Float) -> tuple[Float, Float]:
-    """Return entry and exit of the unit ball in as many dimensions as `start` has (a tube in 2); inf > -inf: a miss."""
+    """Return entry and exit of the unit ball in as many dimensions as `start` has: in two, a tube."""
     square = _dot(along, along) + _TINY
     middle = _dot(start, along) / square
     inside = middle * middle - (_dot(start, start) - np.float32(1)) / square
@@ -105,7 +105,7 @@ def _dot(a: Float, b: Float) -> Float:
 
 
 def normal(shape: str, point: Float) -> Float:
-    """Return unit normals [3, n] at surface points of a unit solid; edges are rounded over `BEVEL`, as CLEVR's are."""
+    """Return unit normals [3, n] at surface points of a unit solid, with edges rounded over `BEVEL`."""
     if shape == "sphere":
         vector = point
     elif shape == "cube":
@@ -119,7 +119,7 @@ def normal(shape: str, point: Float) -> Float:
 
 
 def visible(solids: list[Solid], camera: Camera) -> tuple[NDArray[np.int16], Float]:
-    """Return which solid each pixel's central ray meets first (-1: none) and at which depth, both [height, width]."""
+    """Return which solid each pixel's centre shows (-1: none) and at which depth, both [height, width]."""
     owner = np.full((camera.height, camera.width), -1, np.int16)
     depth = np.full((camera.height, camera.width), np.inf, np.float32)
     for index, solid in enumerate(solids):
