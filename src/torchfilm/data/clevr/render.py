@@ -90,7 +90,7 @@ def _object_light(
 
 
 def _blend(linear: Float, pixel: NDArray, color: Float, samples: int) -> None:
-    """Lay samples of objects over the image `linear` [pixels, 3]; each covers 1 / samples^2 of its `pixel`."""
+    """Lay object samples over the image `linear` [pixels, 3]; each covers 1 / samples^2 of its `pixel`."""
     share = 1 / samples**2
     covered = np.bincount(pixel, minlength=len(linear)) * share
     for channel in range(3):

@@ -23,13 +23,12 @@ COLOR_CODES = {  # CLEVR's published sRGB triples
 }
 GROUND_ALBEDO = np.float32(0.31)
 AMBIENT = np.float32(0.42)
-SKY = np.float32(0.22)  # what metal mirrors where it mirrors neither an object, a lamp nor the ground
-WINDOW = np.float32(
-    1.9
-)  # and what it mirrors of a wide soft light behind the scene: tops of metal things shine
-_ALBEDO_POWER = (
-    1.6  # between CLEVR's own use of the codes as linear values (1) and their meaning as sRGB (2.2)
-)
+# What metal mirrors where it mirrors neither an object nor the ground: a dim sky, and in it a wide soft light
+# behind the scene, which makes the flat tops of metal things shine.
+SKY = np.float32(0.22)
+WINDOW = np.float32(1.9)
+# Between CLEVR's own use of the codes as linear values (power 1) and their meaning as sRGB (2.2).
+_ALBEDO_POWER = 1.6
 
 
 class Lamp(NamedTuple):
