@@ -229,6 +229,7 @@ def _same_sets(attribute: str) -> tuple[list[str], list[str], list[str], list[st
         f"Is there anything else that {alike_one[0]}?",
         f"Is there anything else that {alike_one[1]}?",
         f"Is there another {{t}} that {alike_one[0]}?",
+        f"Is there any other {{t}} that {alike_one[0]}?",
         f"Are there any other {{T}} that {alike[0]}?",
         f"Are there any other {{T}} that {alike[1]}?",
         f"Are there any other {{T}} of the same {attribute} as {x}?",
@@ -266,6 +267,8 @@ def _same_query_texts(same: str, asked: str) -> list[str]:
     ]
     if asked == "material":
         texts.append(f"What is the {{other}}{{n1}} that has {x} made of?")
+    else:
+        texts.append(f"The {{other}}{{n1}} that is {x} has what {asked}?")
     if asked == "size":
         texts.append(f"How big is the {{other}}{{n1}} that has {x}?")
     return texts
@@ -316,6 +319,7 @@ def _comparison_families() -> list[Family]:
             f"Is {x} the same {attribute} as {y}?",
             f"Is the {attribute} of {x} the same as the {attribute} of {y}?",
             f"Are {x} and {y} the same {attribute}?",
+            f"There is {_a(first)}; does it have the same {attribute} as {y}?",
         ]
         if attribute == "material":
             texts += [
@@ -337,7 +341,7 @@ def _integer_families() -> list[Family]:
             "Are there as many {a} as {b}?",
             "Is the number of {a} the same as the number of {b}?",
             "Is the number of {a} equal to the number of {b}?",
-            "Are there the same number of {a} and {b}?",
+            "Is there an equal number of {a} and {b}?",
         ),
         "less_than": (
             "Are there fewer {a} than {b}?",
