@@ -6,8 +6,16 @@ without a word. So the channel axis is an argument, and sizes are checked before
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+# From this many features on, and without a graph, one pass (`addcmul`) beats a product and a sum in place:
+# 1.0
+# to 2.5 times the time of a ReLU in float32, against 1.5 to 4.0. Below, its slower inner loop loses (5.0 to
+# 3.0
+# at 25 thousand features), and with a graph its backward pass loses everywhere.
+_ONE_PASS_FROM = 100_000
 
 
 def film(
@@ -46,9 +54,9 @@ def film(
     Example:
         >>> y = film(torch.rand(2, 3, 5, 7), gamma=torch.rand(2, 3), beta=torch.rand(2, 3))
     """
-    gamma = _align(gamma, x, dim, modulation_dim, "gamma", site)
-    beta = _align(beta, x, dim, modulation_dim, "beta", site)
-    return (gamma * x + beta).to(x.dtype)
+    fit = _fit(gamma, x, dim, modulation_dim, "gamma", site)
+    beta_fit = fit if beta.shape == gamma.shape else _fit(beta, x, dim, modulation_dim, "beta", site)
+    return _affine(x, _aligned(gamma, fit), _aligned(beta, beta_fit))
 
 
 def gated_residual(
@@ -62,8 +70,8 @@ def gated_residual(
 ) -> Float[Tensor, "*shape"]:
     """Add a branch through a gate per channel: y = x + gate * branch.
 
-    adaLN-Zero (Peebles and Xie 2023, section 3.2, arXiv 2212.09748). A gate of 0 switches the branch off, a gate of 1 is the plain residual connection; any real number is
-    allowed.
+    adaLN-Zero (Peebles and Xie 2023, section 3.2, arXiv 2212.09748). A gate of 0 switches the
+    branch off, a gate of 1 is the plain residual connection; any real number is allowed.
 
     Args:
         x: the residual stream, with the channels on axis `dim`.
@@ -89,26 +97,57 @@ def gated_residual(
             f"  branch  {tuple(branch.shape)}\n"
             f"Nothing is broadcast here: project the branch to the shape of x first."
         )
-    gate = _align(gate, x, dim, modulation_dim, "gate", site)
+    gate = _aligned(gate, _fit(gate, x, dim, modulation_dim, "gate", site))
     return (x + gate * branch).to(x.dtype)
 
 
-def _align(value: Tensor, x: Tensor, dim: int, value_dim: int | None, name: str, site: str) -> Tensor:
+def _affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Return gamma * x + beta of aligned tensors, in the form that is fastest where it runs."""
+    if torch.compiler.is_compiling() or beta.dtype != gamma.dtype:
+        wide = torch.promote_types(gamma.dtype, beta.dtype)
+        return (gamma.to(wide) * x + beta).to(x.dtype)
+    if x.dtype == gamma.dtype and x.numel() >= _ONE_PASS_FROM and not _has_graph(x, gamma, beta):
+        return torch.addcmul(beta, gamma, x)
+    y = gamma * x
+    if y.dtype != beta.dtype:
+        return (y + beta).to(x.dtype)
+    try:
+        y += beta
+    except RuntimeError:  # torch.vmap over beta alone: y has no batch axis to add into
+        y = y + beta
+    return y.to(x.dtype)
+
+
+def _has_graph(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _aligned(value: Tensor, fit: tuple[int, int, list[int]]) -> Tensor:
     """View `value` with one axis for each axis of x, so that broadcasting does what its layout means."""
-    if not -x.ndim <= dim < x.ndim or not 1 <= value.ndim <= x.ndim:
+    channel, position, shape = fit
+    return (value if channel == position else value.movedim(channel, position)).reshape(shape)
+
+
+def _fit(
+    value: Tensor, x: Tensor, dim: int, value_dim: int | None, name: str, site: str
+) -> tuple[int, int, list[int]]:
+    """Check every size; return the channel axis of `value`, where it moves, and the shape to view it in."""
+    sizes, features = list(value.shape), list(x.shape)
+    if not -len(features) <= dim < len(features) or not 1 <= len(sizes) <= len(features):
         raise ValueError(_rank_message(value, x, dim, name, site))
-    axis = dim % x.ndim
-    channel = _channel_axis(value, x, axis, value_dim, name, site)
-    if value.shape[channel] != x.shape[axis]:
+    axis = dim % len(features)
+    channel = len(sizes) - 1
+    if value_dim is not None or (len(sizes) == len(features) and axis != channel):
+        channel = _channel_axis(value, x, axis, value_dim, name, site)
+    if sizes.pop(channel) != features.pop(axis):
         raise ValueError(_channel_message(value, x, dim, channel, name, site))
-    lead = [size for i, size in enumerate(value.shape) if i != channel]
-    others = [size for i, size in enumerate(x.shape) if i != axis]
-    for i, (size, expected) in enumerate(zip(lead, others, strict=False)):
-        if size != expected and size != 1:
+    for i, size in enumerate(sizes):
+        if size != features[i] and size != 1:
             raise ValueError(_size_message(value, x, i if i < axis else i + 1, size, name, site))
-    before = min(axis, len(lead))
-    shape = lead[:before] + [1] * (axis - before) + [x.shape[axis]] + lead[before:]
-    return value.movedim(channel, before).reshape(shape + [1] * (x.ndim - len(shape)))
+    position = min(axis, len(sizes))
+    padded = sizes + [1] * (len(features) - len(sizes))
+    padded.insert(axis, value.shape[channel])
+    return channel, position, padded
 
 
 def _channel_axis(value: Tensor, x: Tensor, axis: int, value_dim: int | None, name: str, site: str) -> int:
@@ -117,25 +156,27 @@ def _channel_axis(value: Tensor, x: Tensor, axis: int, value_dim: int | None, na
     if value_dim is not None:
         if not -value.ndim <= value_dim <= last:
             raise ValueError(
-                f"{_where(site, 'film')}: modulation_dim={value_dim} is no axis of {name} ({value.ndim} axes).\n"
+                f"{_where(site, 'film')}: modulation_dim={value_dim} is no axis of {name}.\n"
                 f"{_shapes(value, x, name)}\n"
                 f"Leave modulation_dim out for [C], [B, C] and [B, T, C]."
             )
         return value_dim % value.ndim
-    if value.ndim < x.ndim or axis == last or value.shape[axis] != x.shape[axis]:
-        return last
-    if value.shape[last] != x.shape[axis] or all(size == 1 for size in value.shape[axis:]):
-        return axis
-    as_map = all(a in (b, 1) for a, b in zip(value.shape, x.shape, strict=True))
-    rest = [size for i, size in enumerate(x.shape) if i != axis]
-    as_last = all(a in (b, 1) for a, b in zip(value.shape, rest, strict=False))
-    if as_map and as_last:
+    channels = x.shape[axis]
+    others = [size for i, size in enumerate(x.shape) if i != axis]
+    as_map = _broadcasts([size for i, size in enumerate(value.shape) if i != axis], others)
+    as_last = _broadcasts(list(value.shape[:last]), others)
+    fits_map, fits_last = as_map and value.shape[axis] == channels, as_last and value.shape[last] == channels
+    if fits_map and fits_last and any(size != 1 for size in value.shape[axis:]):
         raise ValueError(
             f"{_where(site, 'film')}: {name} fits with its channels on axis {axis} and with them last.\n"
             f"{_shapes(value, x, name)}\n"
             f"Say which with modulation_dim={axis} or modulation_dim=-1."
         )
-    return axis if as_map else last
+    return axis if fits_map or (as_map and not fits_last) else last
+
+
+def _broadcasts(sizes: list[int], target: list[int]) -> bool:
+    return all(size in (wanted, 1) for size, wanted in zip(sizes, target, strict=True))
 
 
 def _where(site: str, function: str) -> str:
@@ -175,8 +216,8 @@ def _channel_message(value: Tensor, x: Tensor, dim: int, channel: int, name: str
 
 def _size_message(value: Tensor, x: Tensor, axis: int, size: int, name: str, site: str) -> str:
     fact = f"{name} has size {size} where x has size {x.shape[axis]} (axis {axis} of x)"
-    if x.shape[axis] % size == 0:
-        times = x.shape[axis] // size
+    if axis == 0 and x.shape[0] % size == 0:
+        times = x.shape[0] // size
         remedy = f"If each condition serves {times} rows of x, use {name}.repeat_interleave({times}, dim=0)."
     else:
         remedy = f"Besides the channels, the axes of {name} align with x's from the left, with x's size or 1."

@@ -27,9 +27,9 @@ _BOUNDS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp}
 class Generator(nn.Module):
     """Predict the modulation of every site from one condition: gamma = offset + f(W z + b), beta = V z + c.
 
-    Perez et al. 2018, eq. 1 (arXiv 1709.07871). With `bound=None`, gamma = 1 + delta and the network starts as if it were not
-    conditioned. The bounds are those of the paper's ablations and give the final gamma: sigmoid in (0, 1),
-    tanh in (-1, 1), exp in (0, inf), without the one (table 2: 95.9, 96.3 and 96.3 % against 97.4 %
+    Perez et al. 2018, eq. 1 (arXiv 1709.07871). Unbounded, gamma = 1 + delta, and the network starts as if it
+    were not conditioned. The bounds are those of the paper's ablations and give the final gamma: sigmoid in
+    (0, 1), tanh in (-1, 1), exp in (0, inf), without the one (table 2: 95.9, 96.3 and 96.3 % against 97.4 %
     unbounded).
 
     The rows of the head are [gamma of C, beta of C] for each site in order, as in the paper's own system, so

@@ -5,8 +5,8 @@ whole package:
 
 - `gamma` is the final factor, not an offset from one. A generator predicts an offset and adds the one itself.
 - gamma and beta are kept in float32 whatever precision the features have: 1 + 0.001 is 1 in bfloat16.
-- The channel axis of a modulation is its last one: `[C]`, `[B, C]`, `[B, T, C]`; a full map follows its
-  features.
+- The channel axis of a modulation is its last one: `[C]`, `[B, C]`, `[B, T, C]`. Only a full map, with an
+  axis for each of the features', may follow their own layout, and then goes to `film` by hand.
 - The order is always gamma, beta, gate.
 """
 
@@ -26,7 +26,7 @@ class Modulation:
     """Scale, shift and optional gate of one site: y = gamma * x + beta, or gate * y on a residual branch.
 
     `+`, `-` and `*` act on the final values, field by field, as the paper's zero-shot arithmetic does:
-    `a + (b - c)` has gamma = gamma_a + gamma_b - gamma_c, and beta likewise (Perez et al. 2018, section 4.6).
+    `a + (b - c)` has gamma = gamma_a + gamma_b - gamma_c, and beta likewise (Perez et al. 2018, figure 10).
     So `b - c` is a direction and only a combination whose weights sum to one is a modulation; for those it
     makes no difference whether gamma or gamma - 1 is combined. One modulation after another is `compose`,
     never `+`.

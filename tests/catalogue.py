@@ -1,0 +1,101 @@
+"""Every public module of the library, with inputs: what the laws run over.
+
+A new public module is added here, or `test_every_public_module_is_in_the_catalogue` fails. Sizes are pairwise
+different, so that no test passes by a lucky broadcast.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import torchfilm as tf
+
+CHANNELS, COND, CLASSES, TIME = 3, 7, 13, 11
+
+
+@dataclass(frozen=True)
+class Case:
+    """One module and how to call it: `build()(*inputs(batch))`.
+
+    `inputs` make one row per sample; for a layer the first is the features, with their channels on axis
+    `dim`, and the second the condition. `plain` is what the layer computes while it is not conditioned.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int], tuple[Tensor, ...]]
+    dim: int | None = None
+    plain: Callable[[Tensor], Tensor] | None = None
+
+    def __str__(self) -> str:
+        """Name the case in test ids."""
+        return self.name
+
+
+def image(batch: int) -> Tensor:
+    """Return [B, C, H, W] features."""
+    return torch.randn(batch, CHANNELS, 5, 4)
+
+
+def tokens(batch: int) -> Tensor:
+    """Return [B, T, C] features."""
+    return torch.randn(batch, TIME, CHANNELS)
+
+
+def vector(batch: int) -> Tensor:
+    """Return a condition vector per sample."""
+    return torch.randn(batch, COND)
+
+
+def sentence(batch: int) -> tuple[Tensor, Tensor]:
+    """Return tokens of a condition and which of them are real: the first is, so that no sequence is empty."""
+    mask = torch.rand(batch, TIME) < 0.5
+    mask[:, 0] = True
+    return torch.randn(batch, TIME, COND), mask
+
+
+def plain_norm(x: Tensor) -> Tensor:
+    """Return [B, C, H, W] features normalised over the batch, by torch's own layer."""
+    return nn.BatchNorm2d(CHANNELS, affine=False, dtype=torch.promote_types(x.dtype, torch.float32))(x)
+
+
+CASES = (
+    Case("FiLM", lambda: tf.FiLM(CHANNELS, COND), lambda b: (image(b), vector(b)), 1, lambda x: x),
+    Case(
+        "FiLM/tokens",
+        lambda: tf.FiLM(CHANNELS, COND, dim=-1),
+        lambda b: (tokens(b), vector(b)),
+        -1,
+        lambda x: x,
+    ),
+    Case(
+        "DenseFiLM", lambda: tf.DenseFiLM(CHANNELS, COND), lambda b: (tokens(b), vector(b)), -1, lambda x: x
+    ),
+    Case(
+        "ConditionalBatchNorm2d",
+        lambda: tf.ConditionalBatchNorm2d(CHANNELS, COND),
+        lambda b: (image(b), vector(b)),
+        1,
+        plain_norm,
+    ),
+    Case("Generator", lambda: tf.Generator(COND, {"a": CHANNELS, "b": 5}), lambda b: (vector(b),)),
+    Case("Vector", lambda: tf.Vector(COND), lambda b: (vector(b),)),
+    Case("Classes", lambda: tf.Classes(CLASSES, COND), lambda b: (torch.randperm(CLASSES)[:b],)),
+    Case("Tokens", lambda: tf.Tokens(COND), sentence),
+)
+LAYERS = tuple(case for case in CASES if case.dim is not None)
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Fill every parameter: heads that start at zero would make "works" and "is ignored" look alike."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.5)
+    return module
+
+
+def double(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the floating-point inputs in float64 and the others as they are."""
+    return tuple(value.double() if value.is_floating_point() else value for value in values)

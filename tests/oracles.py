@@ -1,0 +1,86 @@
+"""What the library must compute, in NumPy loops over single numbers: slow, plain, independent of its code.
+
+Every function takes and returns float64 arrays.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def film(x: Array, gamma: Array, beta: Array, dim: int) -> Array:
+    """gamma * x + beta; gamma, beta have channels last and other axes aligned with x's from the left."""
+    y = np.empty_like(x)
+    for index in np.ndindex(*x.shape):
+        y[index] = pick(gamma, index, dim, x.ndim) * x[index] + pick(beta, index, dim, x.ndim)
+    return y
+
+
+def film_map(x: Array, gamma: Array, beta: Array) -> Array:
+    """gamma * x + beta in the layout of x; an axis of size one holds for every position."""
+    y = np.empty_like(x)
+    for index in np.ndindex(*x.shape):
+        g = tuple(0 if size == 1 else i for size, i in zip(gamma.shape, index, strict=True))
+        b = tuple(0 if size == 1 else i for size, i in zip(beta.shape, index, strict=True))
+        y[index] = gamma[g] * x[index] + beta[b]
+    return y
+
+
+def gated_residual(x: Array, branch: Array, gate: Array, dim: int) -> Array:
+    """x + gate * branch, the gate aligned as gamma in `film`."""
+    y = np.empty_like(x)
+    for index in np.ndindex(*x.shape):
+        y[index] = x[index] + pick(gate, index, dim, x.ndim) * branch[index]
+    return y
+
+
+def pick(value: Array, index: tuple[int, ...], dim: int, ndim: int) -> float:
+    """The entry of a channels-last gamma or beta that belongs to one position of x."""
+    axis = dim + ndim if dim < 0 else dim
+    rest = index[:axis] + index[axis + 1 :]
+    lead = [0 if value.shape[i] == 1 else rest[i] for i in range(value.ndim - 1)]
+    return float(value[(*lead, index[axis])])
+
+
+def linear(z: Array, weight: Array, bias: Array) -> Array:
+    """W z + b for each row of z [B, D]."""
+    y = np.empty((z.shape[0], weight.shape[0]))
+    for b in range(z.shape[0]):
+        for row in range(weight.shape[0]):
+            y[b, row] = bias[row] + sum(weight[row, d] * z[b, d] for d in range(z.shape[1]))
+    return y
+
+
+def mish(z: Array) -> Array:
+    """z tanh(log(1 + exp z))."""
+    return z * np.tanh(np.log1p(np.exp(z)))
+
+
+def batch_norm(x: Array, eps: float) -> Array:
+    """Each channel of x [B, C, H, W] with mean zero and variance one over the batch and all positions."""
+    y = np.empty_like(x)
+    for c in range(x.shape[1]):
+        values = [float(x[b, c, i, j]) for b, i, j in np.ndindex(x.shape[0], *x.shape[2:])]
+        mean = sum(values) / len(values)
+        variance = sum((value - mean) ** 2 for value in values) / len(values)
+        y[:, c] = (x[:, c] - mean) / (variance + eps) ** 0.5
+    return y
+
+
+def masked_mean(tokens: Sequence[Sequence[Array]]) -> Array:
+    """The mean of each list of real tokens."""
+    return np.stack([sum(sequence[1:], start=sequence[0]) / len(sequence) for sequence in tokens])
+
+
+def paper_generator(
+    z: Array, weight: Array, bias: Array, channels: Sequence[int]
+) -> list[tuple[Array, Array]]:
+    """Gamma = 1 + delta and beta per site; the rows of the head are [delta, beta] per site in order."""
+    raw, start, sites = linear(z, weight, bias), 0, []
+    for count in channels:
+        sites.append((1 + raw[:, start : start + count], raw[:, start + count : start + 2 * count]))
+        start += 2 * count
+    return sites

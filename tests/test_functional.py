@@ -1,0 +1,242 @@
+"""film and gated_residual against loops, and every refusal with its message."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import oracles
+import torchfilm.functional as F
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=dtype)
+
+
+def assert_close(actual: Tensor, expected: np.ndarray) -> None:
+    torch.testing.assert_close(actual, torch.from_numpy(expected))
+
+
+CHANNELS_LAST = [
+    # x, dim, gamma, beta
+    ((2, 3, 5, 7), 1, (3,), (3,)),
+    ((2, 3, 5, 7), 1, (2, 3), (2, 3)),
+    ((2, 3, 5, 7), 1, (2, 3), (3,)),
+    ((2, 3, 5, 7), 1, (1, 3), (2, 3)),
+    ((2, 3, 5, 7), 1, (2, 5, 3), (2, 3)),
+    ((2, 3, 5, 7), 1, (2, 1, 3), (2, 5, 3)),
+    ((2, 3, 5, 7), 1, (2, 5, 7, 3), (2, 5, 7, 3)),
+    ((2, 3, 5, 7), -1, (2, 3, 5, 7), (2, 3, 7)),
+    ((2, 3, 5, 7), 2, (2, 3, 5), (2, 5)),
+    ((2, 3, 5), 1, (2, 5, 3), (2, 3)),
+    ((2, 3, 5), -1, (2, 3, 5), (2, 5)),
+    ((2, 3), 1, (2, 3), (3,)),
+    ((3, 5), 0, (3,), (5, 3)),
+    ((3,), 0, (3,), (3,)),
+    ((2, 3, 3, 3), 1, (2, 3), (3,)),
+    ((0, 3, 5), 1, (0, 3), (3,)),
+]
+
+
+@pytest.mark.parametrize(("shape", "dim", "gamma", "beta"), CHANNELS_LAST, ids=str)
+def test_film_is_a_scale_and_a_shift_of_each_channel(shape, dim, gamma, beta):
+    x, g, b = random(*shape), random(*gamma), random(*beta)
+    expected = oracles.film(x.numpy(), g.numpy(), b.numpy(), dim)
+    assert_close(F.film(x, g, b, dim), expected)
+    assert_close(F.film(x, g, b, dim - len(shape) if dim >= 0 else dim + len(shape)), expected)
+
+
+@pytest.mark.parametrize("gamma", [(2, 3, 5, 7), (2, 3, 1, 1), (1, 3, 5, 1), (2, 3, 1, 7)], ids=str)
+def test_a_full_map_follows_the_layout_of_x(gamma):
+    x, g, b = random(2, 3, 5, 7), random(*gamma), random(2, 3, 5, 7)
+    assert_close(F.film(x, g, b), oracles.film_map(x.numpy(), g.numpy(), b.numpy()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_film_agrees_with_the_loop_for_any_shape_and_channel_axis(data):
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=4))
+    dim = data.draw(st.integers(-len(shape), len(shape) - 1))
+    rest = [size for i, size in enumerate(shape) if i != dim % len(shape)]
+    count = data.draw(st.integers(0, len(rest) - 1 if dim % len(shape) != len(shape) - 1 else len(rest)))
+    lead = [data.draw(st.sampled_from([1, size])) for size in rest[:count]]
+    x, g, b = random(*shape), random(*lead, shape[dim]), random(shape[dim])
+    assert_close(F.film(x, g, b, dim), oracles.film(x.numpy(), g.numpy(), b.numpy(), dim))
+
+
+def test_a_square_of_steps_and_channels_is_never_guessed():
+    x, g = random(2, 5, 5), random(2, 5, 5)
+    with pytest.raises(ValueError, match=r"gamma fits with its channels on axis 1 and with them last"):
+        F.film(x, g, g)
+    last = F.film(x, g, g, modulation_dim=-1)
+    assert_close(last, oracles.film(x.numpy(), g.numpy(), g.numpy(), 1))
+    as_map = F.film(x, g, g, modulation_dim=1)
+    assert_close(as_map, oracles.film_map(x.numpy(), g.numpy(), g.numpy()))
+    assert not torch.allclose(last, as_map)
+
+
+@pytest.mark.parametrize("size", [7, 70_000])
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_fast_paths_agree_with_the_definition(size: int, grad: bool):
+    x, g, b = random(2, 3, size, dtype=torch.float32), torch.randn(2, 3), torch.randn(2, 3)
+    before = x.clone()
+    y = F.film(x.requires_grad_(grad), g, b)
+    torch.testing.assert_close(y.detach(), g[..., None] * before + b[..., None])
+    assert torch.equal(x.detach(), before)
+    if grad:
+        y.sum().backward()
+        torch.testing.assert_close(x.grad, g[..., None].expand_as(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_small_modulations_survive_half_precision(dtype: torch.dtype):
+    x = torch.full((1, 2, 3), 100.0, dtype=dtype)
+    gamma, beta = torch.tensor([1.0009, 0.9991]), torch.tensor([0.9, -0.9])
+    y = F.film(x, gamma, beta)
+    assert y.dtype == dtype
+    exact = torch.tensor([100.99, 99.01])[None, :, None].expand(1, 2, 3)
+    torch.testing.assert_close(y, exact.to(dtype), rtol=0, atol=0)
+    in_half = gamma.to(dtype)[:, None] * x + beta.to(dtype)[:, None]
+    if dtype == torch.bfloat16:
+        assert (in_half.float() - exact).abs().max() >= (y.float() - exact).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("x", "g", "b"),
+    [
+        (torch.float32, torch.float64, torch.float32),
+        (torch.float32, torch.float32, torch.float64),
+        (torch.float64, torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16, torch.float32),
+    ],
+    ids=str,
+)
+def test_mixed_precisions_keep_that_of_the_features(x, g, b):
+    features, gamma, beta = random(2, 3, 5, dtype=x), random(2, 3, dtype=g), random(2, 3, dtype=b)
+    y = F.film(features, gamma, beta)
+    assert y.dtype == x
+    expected = gamma.double()[..., None] * features.double() + beta.double()[..., None]
+    torch.testing.assert_close(y, expected.to(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (64, 3, 50, 20)], ids=str)
+def test_channels_last_memory_stays_channels_last(shape):
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    y = F.film(x, torch.randn(shape[0], 3), torch.randn(shape[0], 3))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_film_is_differentiable_twice_in_x_gamma_and_beta():
+    variables = [random(*shape).requires_grad_() for shape in ((2, 3, 5), (2, 3), (2, 5, 3))]
+    assert torch.autograd.gradcheck(F.film, variables)
+    assert torch.autograd.gradgradcheck(F.film, variables)
+
+
+def test_vmap_over_gamma_or_beta_alone():
+    x, g, b = random(2, 3, 5), random(3), random(7, 3)
+    stacked = torch.stack([F.film(x, g, row) for row in b])
+    torch.testing.assert_close(torch.vmap(lambda row: F.film(x, g, row))(b), stacked)
+    stacked = torch.stack([F.film(x, row, g) for row in b])
+    torch.testing.assert_close(torch.vmap(lambda row: F.film(x, row, g))(b), stacked)
+
+
+@pytest.mark.parametrize("gate", [(3,), (2, 3), (2, 5, 3)], ids=str)
+def test_a_gated_residual_adds_its_branch_through_the_gate(gate):
+    x, branch, g = random(2, 3, 5, 7), random(2, 3, 5, 7), random(*gate)
+    expected = oracles.gated_residual(x.numpy(), branch.numpy(), g.numpy(), 1)
+    assert_close(F.gated_residual(x, branch, g), expected)
+
+
+def test_a_gate_of_zero_is_no_branch_and_of_one_the_plain_sum():
+    x, branch = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    assert torch.equal(F.gated_residual(x, branch, torch.zeros(2, 3)), x)
+    assert torch.equal(F.gated_residual(x, branch, torch.ones(2, 3)), x + branch)
+    assert F.gated_residual(x.bfloat16(), branch.bfloat16(), torch.ones(2, 3)).dtype == torch.bfloat16
+
+
+CHANNELS_LAST_BY_MISTAKE = """\
+FiLM site 'stage2.block1': gamma has 64 channels, but x has size 1 on its channel axis (dim=1).
+  x      (2, 1, 1, 64)
+  gamma  (2, 64)
+If x is channels-last, use dim=-1."""
+
+
+def test_the_message_for_channels_last_features_is_whole():
+    with pytest.raises(ValueError, match="channels-last") as caught:
+        F.film(torch.rand(2, 1, 1, 64), torch.rand(2, 64), torch.rand(2, 64), site="stage2.block1")
+    assert str(caught.value) == CHANNELS_LAST_BY_MISTAKE
+
+
+REFUSED = [
+    # x, dim, gamma, beta, the message
+    ((2, 3, 5), 1, (2, 7), (2, 3), r"film: gamma has 7 channels, but x has size 3 .*\(dim=1\)"),
+    (
+        (2, 3, 5),
+        1,
+        (2, 3),
+        (2, 7),
+        r"beta has 7 channels[\s\S]*  x     \(2, 3, 5\)\n  beta  \(2, 7\)\nMake the gen",
+    ),
+    ((2, 3, 5, 7), 1, (2, 5), (5,), "If the channels of x are on axis 2, use dim=2"),
+    ((2, 3, 5, 7), 1, (2, 9, 1, 1), (3,), "gamma has 9 channels"),
+    ((2, 3, 5, 7), 1, (2, 9, 5, 7), (3,), "gamma has 9 channels"),
+    ((2, 3, 5), 1, (2, 1), (3,), "gamma has 1 channels"),
+    (
+        (6, 3, 5),
+        1,
+        (2, 3),
+        (3,),
+        r"size 2 where x has size 6 \(axis 0 of x\)[\s\S]*repeat_interleave\(3, dim=0\)",
+    ),
+    (
+        (5, 3, 7),
+        1,
+        (2, 3),
+        (3,),
+        r"size 2 where x has size 5 \(axis 0 of x\)[\s\S]*align with x's from the left",
+    ),
+    ((2, 3, 5, 7), 1, (2, 7, 3), (3,), r"size 7 where x has size 5 \(axis 2 of x\)"),
+    ((2, 3), 1, (2, 5, 3), (3,), "gamma has 3 axes, expected at most the 2 of x"),
+    ((2, 3), 1, (), (3,), "gamma is a single number, expected one per channel"),
+    ((2, 3), 2, (3,), (3,), "dim=2 is no axis of x, which has 2"),
+]
+
+
+@pytest.mark.parametrize(("shape", "dim", "gamma", "beta", "message"), REFUSED)
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_multiplied(shape, dim, gamma, beta, message):
+    with pytest.raises(ValueError, match=message):
+        F.film(random(*shape), random(*gamma), random(*beta), dim)
+
+
+def test_a_modulation_axis_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="modulation_dim=2 is no axis of gamma"):
+        F.film(random(2, 3, 5), random(2, 3), random(3), modulation_dim=2)
+
+
+def test_a_branch_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"expected a branch of the shape of x[\s\S]*branch  \(2, 3, 1\)"):
+        F.gated_residual(random(2, 3, 5), random(2, 3, 1), random(3))
+
+
+def test_the_compiled_film_is_one_graph_for_every_layout_and_agrees():
+    compiled = torch.compile(F.film, fullgraph=True, backend="aot_eager", dynamic=False)
+    for shape, dim, gamma in [((2, 3, 5), 1, (2, 3)), ((2, 5, 3), -1, (2, 5, 3)), ((2, 3, 5), 1, (2, 5, 3))]:
+        x, g, b = random(*shape), random(*gamma), random(3)
+        torch.testing.assert_close(compiled(x, g, b, dim), F.film(x, g, b, dim))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is:DeprecationWarning"
+)  # torch's own, on import
+def test_the_native_compiler_makes_the_same_numbers_forward_and_backward():
+    def loss(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+        return torch.relu(F.film(x, g, b)).square().sum()
+
+    values = [random(2, 3, 5, dtype=torch.float32), torch.randn(2, 3), torch.randn(2, 3)]
+    leaves = [value.requires_grad_() for value in values]
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    actual = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*leaves), leaves)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,0 +1,159 @@
+"""The generator: the paper's head, its bounds, its starts."""
+
+import math
+
+import pytest
+import torch
+
+import oracles
+import torchfilm as tf
+from catalogue import randomise
+
+SITES = {"block1": 3, "block2": 5, "block3": 2}
+
+
+def test_the_rows_of_the_head_are_gamma_then_beta_for_each_site_in_order():
+    generator = randomise(tf.Generator(7, SITES)).double()
+    z = torch.randn(2, 7).double()
+    weight, bias = (parameter.detach().numpy() for parameter in generator.head.parameters())
+    expected = oracles.paper_generator(z.numpy(), weight, bias, list(SITES.values()))
+    modulations = generator(z)
+    assert list(modulations) == list(SITES)
+    for m, (gamma, beta) in zip(modulations.values(), expected, strict=True):
+        torch.testing.assert_close(m.gamma, torch.from_numpy(gamma))
+        torch.testing.assert_close(m.beta, torch.from_numpy(beta))
+        assert m.gate is None
+
+
+def test_it_starts_as_the_identity_at_every_site():
+    for m in tf.Generator(7, SITES)(torch.randn(2, 7)).values():
+        assert torch.equal(m.gamma, torch.ones_like(m.gamma))
+        assert torch.equal(m.beta, torch.zeros_like(m.beta))
+
+
+def test_a_condition_per_step_gives_a_modulation_per_step():
+    generator = randomise(tf.Generator(7, SITES))
+    z = torch.randn(2, 4, 7)
+    m = generator(z)["block2"]
+    assert m.gamma.shape == m.beta.shape == (2, 4, 5)
+    torch.testing.assert_close(m.gamma[:, 1], generator(z[:, 1])["block2"].gamma)
+
+
+BOUNDS = [
+    ("sigmoid", 0, 1, lambda r: 1 / (1 + math.exp(-r))),
+    ("tanh", -1, 1, math.tanh),
+    ("exp", 0, math.inf, math.exp),
+]
+
+
+@pytest.mark.parametrize(("bound", "low", "high", "f"), BOUNDS)
+def test_a_bound_gives_the_final_gamma_without_the_one(bound, low, high, f):
+    free, bounded = tf.Generator(7, SITES), tf.Generator(7, SITES, bound=bound, init="default")
+    bounded.load_state_dict(randomise(free).state_dict())
+    z = torch.randn(2, 7)
+    for m, raw in zip(bounded(z).values(), free(z).values(), strict=True):
+        assert low < m.gamma.min() <= m.gamma.max() < high
+        assert torch.equal(m.beta, raw.beta)
+        expected = [[f(value - 1) for value in row] for row in raw.gamma.tolist()]
+        torch.testing.assert_close(m.gamma, torch.tensor(expected))
+
+
+def test_an_offset_shifts_a_bounded_or_free_gamma():
+    z = torch.randn(2, 7)
+    for bound, offset, start in [
+        (None, 0.5, 0.5),
+        ("sigmoid", 0.5, 1.0),
+        ("tanh", 1.0, 1.0),
+        ("exp", None, 1.0),
+    ]:
+        generator = tf.Generator(7, SITES, bound=bound, gamma_offset=offset, init="default", init_std=0.0)
+        m = generator(z)["block1"]
+        assert torch.equal(m.gamma, torch.full((2, 3), start))
+
+
+@pytest.mark.parametrize("emit", [("gamma",), ("beta",)])
+def test_what_is_not_emitted_is_constant_and_costs_nothing(emit):
+    generator = randomise(tf.Generator(7, SITES, emit=emit))
+    assert generator.head.weight.shape == (10, 7)
+    for m in generator(torch.randn(2, 7)).values():
+        constant, free = (m.beta, m.gamma - 1) if emit == ("gamma",) else (m.gamma - 1, m.beta)
+        assert not constant.any()
+        assert free.abs().min() > 0
+        assert m.gamma.shape == m.beta.shape
+
+
+def test_a_random_start_has_the_given_spread_and_no_bias():
+    generator = tf.Generator(400, {"a": 100}, gamma_offset=0.5, init="default", init_std=0.1)
+    assert generator.head.weight.std().item() == pytest.approx(0.1, rel=0.02)
+    assert not generator.head.bias.any()
+    assert generator(torch.zeros(1, 400))["a"].gamma.unique().tolist() == [0.5]
+
+
+def test_the_default_start_is_that_of_a_linear_layer():
+    generator, linear = tf.Generator(400, {"a": 50}, init="default"), torch.nn.Linear(400, 100)
+    for ours, theirs in zip(generator.head.parameters(), linear.parameters(), strict=True):
+        assert ours.abs().max().item() == pytest.approx(0.05, rel=0.05)
+        assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.2)
+
+
+def test_reset_gives_the_start_back():
+    generator = randomise(tf.Generator(7, SITES))
+    generator.reset_parameters()
+    assert not any(parameter.any() for parameter in generator.parameters())
+
+
+def test_gamma_and_beta_are_float32_under_autocast_and_from_a_bfloat16_head():
+    generator, z = randomise(tf.Generator(7, SITES)), torch.randn(2, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = generator(z)["block1"]
+    in_bfloat16 = generator.bfloat16()(z.bfloat16())["block1"]
+    for m in (under_autocast, in_bfloat16):
+        assert m.gamma.dtype == m.beta.dtype == torch.float32
+
+
+def test_a_small_offset_is_not_lost_under_autocast():
+    generator = tf.Generator(1, {"a": 1}, init="default", init_std=0.0)
+    torch.nn.init.constant_(generator.head.weight, 2.0**-10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert generator(torch.ones(1, 1))["a"].gamma.item() == 1 + 2.0**-10
+
+
+def test_the_paper_s_head_has_the_paper_s_parameters():
+    generator = tf.Generator(4096, {f"block{i}": 128 for i in range(1, 5)}, device="meta")
+    assert sum(parameter.numel() for parameter in generator.parameters()) == 4_195_328
+
+
+def test_the_description_counts_every_parameter_of_every_site():
+    generator = tf.Generator(7, SITES)
+    header, *rows, total = [line.split() for line in generator.describe().splitlines()]
+    assert header == ["site", "channels", "parameters", "share"]
+    assert rows == [
+        ["block1", "3", "48", "30.0%"],
+        ["block2", "5", "80", "50.0%"],
+        ["block3", "2", "32", "20.0%"],
+    ]
+    count = sum(parameter.numel() for parameter in generator.parameters())
+    assert total == ["total", "10", str(count), "100.0%"]
+
+
+REFUSED = [
+    ({"sites": {}}, "expected at least one site, got none"),
+    ({"sites": {"a": 0}}, "Generator site 'a': expected at least 1 channel, got 0"),
+    ({"bound": "tahn"}, "bound expected one of .* got 'tahn'.*[\\s\\S]*Did you mean 'tanh'"),
+    ({"init": "zeros"}, r"init expected one of \['identity', 'default'\], got 'zeros'"),
+    ({"emit": ("gamma", "gate")}, "emit expected one of .* got 'gate'"),
+    ({"emit": ("beta", "gamma")}, "The order is always gamma, beta"),
+    ({"emit": ()}, r"got \(\)"),
+    ({"init_std": 0.1}, "init='identity' has zero weights, got init_std=0.1"),
+    (
+        {"bound": "tanh"},
+        r"needs gamma = 1 at the start, but bound='tanh' with gamma_offset=0.0 starts at 0.0",
+    ),
+    ({"gamma_offset": 0.5}, "needs gamma = 1 at the start"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_options_that_cannot_be_meant_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        tf.Generator(7, **{"sites": SITES, **options})

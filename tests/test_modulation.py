@@ -1,0 +1,177 @@
+"""Modulation: a monoid of affine maps, and the paper's arithmetic."""
+
+import pickle
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import torchfilm.functional as F
+from torchfilm import Modulation
+
+X = (2, 3, 5, 7)
+
+
+def modulation(*shape: int, gate: bool = False) -> Modulation:
+    shape = shape or (2, 3)
+    fields = [torch.randn(shape, dtype=torch.float64) for _ in range(3)]
+    return Modulation(fields[0], fields[1], fields[2] if gate else None)
+
+
+def apply(m: Modulation, x: torch.Tensor) -> torch.Tensor:
+    return F.film(x, m.gamma, m.beta)
+
+
+def assert_equal_fields(one: Modulation, other: Modulation) -> None:
+    torch.testing.assert_close(one.gamma, other.gamma)
+    torch.testing.assert_close(one.beta, other.beta)
+    assert (one.gate is None) == (other.gate is None)
+    if one.gate is not None:
+        torch.testing.assert_close(one.gate, other.gate)
+
+
+def test_the_identity_changes_nothing_and_is_float32():
+    m, x = Modulation.identity(2, 3), torch.randn(X)
+    assert m.gamma.shape == m.beta.shape == (2, 3)
+    assert m.gamma.dtype == m.beta.dtype == torch.float32
+    assert torch.equal(apply(m, x), x)
+
+
+def test_two_modulations_compose_into_one():
+    first, second, x = modulation(), modulation(), torch.randn(X, dtype=torch.float64)
+    torch.testing.assert_close(apply(second.compose(first), x), apply(second, apply(first, x)))
+
+
+def test_composition_is_associative_and_has_the_identity_as_its_unit():
+    a, b, c = modulation(gate=True), modulation(gate=True), modulation(gate=True)
+    assert_equal_fields(a.compose(b).compose(c), a.compose(b.compose(c)))
+    unit = Modulation.identity(2, 3).to(torch.float64)
+    assert_equal_fields(a.compose(unit), a)
+    assert_equal_fields(unit.compose(a), a)
+
+
+def test_composition_does_not_commute():
+    a, b = modulation(), modulation()
+    assert not torch.allclose(a.compose(b).beta, b.compose(a).beta)
+
+
+def test_the_inverse_restores_the_features():
+    m, x = modulation(gate=True), torch.randn(X, dtype=torch.float64)
+    torch.testing.assert_close(apply(m.inverse(), apply(m, x)), x)
+    torch.testing.assert_close(m.inverse().compose(m).gate, torch.ones(2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["gamma", "gate"])
+def test_a_closed_channel_has_no_inverse(name: str):
+    m = modulation(gate=True)
+    with pytest.raises(ValueError, match=f"expected a {name} without zeros, got 6 among 6"):
+        m.replace(**{name: torch.zeros(2, 3)}).inverse()
+
+
+def test_zero_shot_arithmetic_acts_on_the_final_values():
+    a, b, c = modulation(), modulation(), modulation()
+    moved = a + (b - c)
+    torch.testing.assert_close(moved.gamma, a.gamma + b.gamma - c.gamma)
+    torch.testing.assert_close(moved.beta, a.beta + b.beta - c.beta)
+    assert_equal_fields(moved, (a - c) + b)
+
+
+def test_an_affine_combination_is_the_same_on_gamma_and_on_its_offset():
+    a, b = modulation(), modulation()
+    mixed = 0.25 * a + b * 0.75
+    offset = 0.25 * (a.gamma - 1) + 0.75 * (b.gamma - 1)
+    torch.testing.assert_close(mixed.gamma, 1 + offset)
+
+
+def test_interpolation_starts_at_one_and_ends_at_the_other():
+    a, b = modulation(gate=True), modulation(gate=True)
+    assert_equal_fields(a.interpolate(b, 0), a)
+    assert_equal_fields(a.interpolate(b, 1), b)
+    assert_equal_fields(a.interpolate(b, 0.25), b.interpolate(a, 0.75))
+
+
+def test_a_column_of_weights_gives_every_step_between_two():
+    a, b = modulation(3), modulation(3)
+    steps = a.interpolate(b, torch.linspace(0, 1, 5, dtype=torch.float64)[:, None])
+    assert steps.gamma.shape == (5, 3)
+    assert_equal_fields(steps[0], a)
+    assert_equal_fields(steps[4], b)
+
+
+def test_arithmetic_wants_a_gate_on_both_sides_or_on_none():
+    with pytest.raises(
+        ValueError, match="both sides with a gate or both without, got gamma, beta, gate and gamma, beta"
+    ):
+        modulation(gate=True) + modulation()
+
+
+def test_the_product_of_two_modulations_is_refused():
+    with pytest.raises(ValueError, match=r"use second\.compose\(first\)"):
+        modulation() * modulation()
+
+
+def test_rows_of_the_batch_are_picked_from_every_field():
+    m = modulation(5, 3, gate=True)
+    for rows in (3, slice(1, 4), [4, 0], torch.tensor([2, 2, 1])):
+        picked = m[rows]
+        assert torch.equal(picked.gamma, m.gamma[rows])
+        assert torch.equal(picked.beta, m.beta[rows])
+        assert picked.gate is not None
+        assert torch.equal(picked.gate, m.gate[rows])
+
+
+def test_a_modulation_without_a_batch_has_no_rows():
+    with pytest.raises(ValueError, match=r"expected a batch axis .* got gamma \(3,\) and beta \(3,\)"):
+        modulation(3)[0]
+
+
+def test_a_modulation_does_not_unpack_into_rows():
+    with pytest.raises(TypeError, match="not iterable"):
+        _gamma, _beta = modulation()
+
+
+def test_replace_changes_the_named_field_alone():
+    m = modulation(gate=True)
+    closed = m.replace(gamma=0 * m.gamma)
+    assert not closed.gamma.any()
+    assert closed.beta is m.beta
+    assert closed.gate is m.gate
+
+
+def test_fields_cannot_be_reassigned():
+    with pytest.raises(AttributeError, match="cannot assign to field"):
+        modulation().gamma = torch.ones(2, 3)
+
+
+def test_detach_cuts_every_field_off_the_graph():
+    fields = [torch.randn(2, 3, requires_grad=True) for _ in range(3)]
+    m = Modulation(*fields).detach()
+    assert not any(field.requires_grad for field in (m.gamma, m.beta, m.gate))
+    assert torch.equal(m.gamma, fields[0])
+
+
+def test_to_converts_every_field():
+    m = modulation(gate=True).to(torch.float32)
+    assert m.gamma.dtype == m.beta.dtype == m.gate.dtype == torch.float32
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_a_modulation_is_a_pytree_and_pickles(gate: bool):
+    m = modulation(gate=gate)
+    values, spec = pytree.tree_flatten(m)
+    assert_equal_fields(pytree.tree_unflatten(values, spec), m)
+    assert_equal_fields(pickle.loads(pickle.dumps(m)), m)
+
+
+def test_vmap_goes_over_the_rows_of_a_modulation():
+    m, x = modulation(5, 3), torch.randn(3, 7, dtype=torch.float64)
+    y = torch.vmap(lambda row: F.film(x, row.gamma, row.beta, dim=0))(m)
+    torch.testing.assert_close(y, F.film(x.expand(5, 3, 7), m.gamma, m.beta))
+
+
+def test_a_compiled_function_takes_makes_and_returns_modulations():
+    def moved(a: Modulation, b: Modulation, c: Modulation) -> Modulation:
+        return a + (b - c) * 0.5
+
+    a, b, c = modulation(), modulation(), modulation()
+    assert_equal_fields(torch.compile(moved, fullgraph=True, backend="eager")(a, b, c), moved(a, b, c))
