@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from torchfilm.data.clevr import shading, shadows
-from torchfilm.data.clevr.camera import Box, Camera, Float, View
-from torchfilm.data.clevr.shapes import Solid, normal, visible
+from . import shading, shadows
+from .camera import Box, Camera, Float, View
+from .shapes import Solid, normal, visible
 
 
 class Rendered(NamedTuple):

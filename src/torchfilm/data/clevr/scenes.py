@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from torchfilm.data.clevr.camera import FRAME_HEIGHT, FRAME_WIDTH, Camera, Point, View
-from torchfilm.data.clevr.shapes import RADII, Solid, half_width, visible
+from .camera import FRAME_HEIGHT, FRAME_WIDTH, Camera, Point, View
+from .shapes import RADII, Solid, half_width, visible
 
 SHAPES = ("cube", "sphere", "cylinder")
 SIZES = ("large", "small")

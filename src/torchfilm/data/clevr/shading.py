@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from torchfilm.data.clevr.camera import Float, View
-from torchfilm.data.clevr.shapes import Solid, entry, normal
+from .camera import Float, View
+from .shapes import Solid, entry, normal
 
 COLOR_CODES = {  # CLEVR's published sRGB triples
     "gray": (87, 87, 87),

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from torchfilm.data.clevr.camera import Box, Camera, Float, Point, View
-from torchfilm.data.clevr.shading import LAMPS
-from torchfilm.data.clevr.shapes import Solid, entry
+from .camera import Box, Camera, Float, Point, View
+from .shading import LAMPS
+from .shapes import Solid, entry
 
 _GROUND_SAMPLES = {"key": 16, "fill": 10, "back": 10}  # points on each lamp that the ground looks at
 

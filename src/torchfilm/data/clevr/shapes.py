@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from torchfilm.data.clevr.camera import Box, Camera, Float
+from .camera import Box, Camera, Float
 
 RADII = {"large": 0.7, "small": 0.35}  # world units
 BEVEL = 0.10  # of the half-width: normals of cubes and cylinders turn smoothly over this width at each edge
