@@ -99,7 +99,9 @@ class Looked(NamedTuple):
 
 def network_input(pictures: Pictures, rows: np.ndarray, device: torch.device) -> Float[Tensor, "rows c h w"]:
     """The pictures `rows` as the network takes them: images in 0..1, channels first; features as they are."""
-    taken = torch.from_numpy(np.ascontiguousarray(pictures[rows])).to(device)
+    found = pictures[rows]
+    taken = found if isinstance(found, Tensor) else torch.from_numpy(np.ascontiguousarray(found))
+    taken = taken.to(device)
     if taken.dtype == torch.uint8:
         return taken.permute(0, 3, 1, 2).float() / 255
     return taken.float()

@@ -1,0 +1,277 @@
+"""Look at modulations: histograms, gamma-beta planes, embeddings, curves, and maps over a picture.
+
+Every function takes arrays and returns a matplotlib Figure of its own, without pyplot and its global
+state; `save` writes it. Categories get a colour and a marker each, so that they can be told apart without
+seeing colours well.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+"""Okabe and Ito's colours, which people with any kind of colour vision can tell apart; yellow is left out."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a category is drawn."""
+
+    color: str
+    marker: str = "o"
+
+
+def marks(names: Sequence[str]) -> dict[str, Mark]:
+    """A mark for each name: first the colours in turn, then the next marker. Up to 56 names differ."""
+    return {
+        name: Mark(COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)])
+        for i, name in enumerate(names)
+    }
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, whole or not at all, and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    FigureCanvasAgg(figure)
+    figure.savefig(part, format="png", dpi=150, facecolor="white")
+    part.replace(path)
+    return path
+
+
+def _grid(rows: int, columns: int, width: float, height: float, **sharing: Any) -> tuple[Figure, Array]:
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **sharing)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def histograms(gamma: Mapping[str, Array], beta: Mapping[str, Array], *, bins: int = 100) -> Figure:
+    """Gamma (upper row) and beta (lower row) of each site, as counts on a log scale; the share below zero
+    is written.
+
+    gamma, beta: site -> values of any shape. The range of a row is shared, so that sites can be compared
+    (Perez et al. 2018, figures 5, 16, 17).
+    """
+    _same_names(gamma, beta)
+    figure, axes = _grid(2, len(gamma), 2.5, 2.1, sharex="row", sharey="row")
+    for row, (symbol, values, neutral) in enumerate((("γ", gamma, 1.0), ("β", beta, 0.0))):
+        every = np.concatenate([np.ravel(v) for v in values.values()])
+        edges = np.linspace(every.min() - 1e-6, every.max() + 1e-6, bins + 1)
+        for column, (site, found) in enumerate(values.items()):
+            ax: Axes = axes[row, column]
+            ax.hist(np.ravel(found), edges, color=COLORS[row], log=True)
+            ax.axvline(neutral, color="black", linewidth=0.8, linestyle=":")
+            ax.set_title(f"{site}: {np.mean(found < 0):.0%} of {symbol} below 0", fontsize=8)
+            ax.set_xlabel(symbol)
+            ax.tick_params(labelsize=7)
+        axes[row, 0].set_ylabel("number of values")
+    return figure
+
+
+def planes(
+    gamma: Array, beta: Array, labels: Sequence[str], styles: Mapping[str, Mark], titles: Sequence[str]
+) -> Figure:
+    """One panel per feature map: each point is a question, at its gamma and beta, marked by its label.
+
+    gamma, beta: [points, maps]; labels: one per point; titles: one per map (Distill's "feature-wise
+    transformations", 2018).
+    """
+    maps = gamma.shape[1]
+    columns = min(4, maps)
+    figure, axes = _grid(-(-maps // columns), columns, 2.7, 2.5)
+    for i, ax in enumerate(axes.flat):
+        if i >= maps:
+            ax.set_visible(False)
+            continue
+        ax.axhline(0, color="0.8", linewidth=0.6, zorder=0)
+        ax.axvline(0, color="0.8", linewidth=0.6, zorder=0)
+        _scatter(ax, gamma[:, i], beta[:, i], labels, styles, size=5)
+        ax.set_title(titles[i], fontsize=8)
+        ax.set_xlabel("γ", fontsize=8, labelpad=1)
+        ax.set_ylabel("β", fontsize=8, labelpad=1)
+        ax.tick_params(labelsize=7)
+    _legend(figure, labels, styles)
+    return figure
+
+
+def embeddings(points: Mapping[str, Array], labels: Sequence[str], styles: Mapping[str, Mark]) -> Figure:
+    """One panel per name with points [n, 2], marked by their labels; axes of an embedding have no unit."""
+    columns = min(3, len(points))
+    figure, axes = _grid(-(-len(points) // columns), columns, 4.2, 4.0)
+    for ax in axes.flat[len(points) :]:
+        ax.set_visible(False)
+    for ax, (name, found) in zip(axes.flat, points.items(), strict=False):
+        _scatter(ax, found[:, 0], found[:, 1], labels, styles, size=7)
+        ax.set_title(name, fontsize=10)
+        ax.spines[["left", "bottom"]].set_color("0.85")
+        ax.set_xticks([])
+        ax.set_yticks([])
+    _legend(figure, labels, styles)
+    return figure
+
+
+def _scatter(
+    ax: Axes, x: Array, y: Array, labels: Sequence[str], styles: Mapping[str, Mark], size: float
+) -> None:
+    names = np.asarray(labels)
+    for name, mark in styles.items():
+        here = names == name
+        ax.scatter(
+            x[here],
+            y[here],
+            s=size,
+            c=mark.color,
+            marker=mark.marker,
+            alpha=0.65,
+            linewidths=0,
+            rasterized=True,
+        )
+
+
+def _legend(figure: Figure, labels: Sequence[str], styles: Mapping[str, Mark]) -> None:
+    present = set(labels)
+    handles = [
+        Line2D([], [], linestyle="", marker=mark.marker, color=mark.color, label=name, markersize=6)
+        for name, mark in styles.items()
+        if name in present
+    ]
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False, handletextpad=0.2)
+
+
+def curves(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    levels: Mapping[str, float] | None = None,
+    log_x: bool = False,
+    markers: bool = True,
+) -> Figure:
+    """Named curves over x, each with its own colour and marker; `levels` are horizontal lines with a name."""
+    figure, axes = _grid(1, 1, 6.0, 3.8)
+    ax: Axes = axes[0, 0]
+    for i, (name, values) in enumerate(series.items()):
+        ax.plot(
+            x,
+            values,
+            color=COLORS[i % len(COLORS)],
+            marker=MARKERS[i % len(MARKERS)] if markers else None,
+            linestyle=("-", "--", "-.", ":")[i // len(COLORS) % 4] if not markers else "-",
+            markersize=4,
+            linewidth=1.5,
+            label=name,
+        )
+    for i, (name, value) in enumerate((levels or {}).items()):
+        ax.axhline(value, color="0.45", linewidth=0.9, linestyle=("--", ":", "-.")[i % 3], label=name)
+    if log_x:
+        ax.set_xscale("log")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.grid(color="0.92", linewidth=0.6)
+    if len(series) + len(levels or {}) > 1:
+        figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return figure
+
+
+def channels(mean: Mapping[str, Array], spread: Mapping[str, Array], *, ylabel: str) -> Figure:
+    """Mean and standard deviation of each channel, one panel per site, channels sorted by mean (figure
+    18)."""
+    _same_names(mean, spread)
+    figure, axes = _grid(1, len(mean), 2.5, 2.4, sharey=True)
+    for ax, site in zip(axes.flat, mean, strict=True):
+        order = np.argsort(mean[site])
+        center, width = mean[site][order], spread[site][order]
+        rank = np.arange(len(order))
+        ax.fill_between(rank, center - width, center + width, color=COLORS[5], linewidth=0, alpha=0.6)
+        ax.plot(rank, center, color=COLORS[0], linewidth=1.4)
+        ax.axhline(0, color="0.6", linewidth=0.6)
+        ax.set_title(site, fontsize=9)
+        ax.set_xlabel("channel, by mean", fontsize=8)
+        ax.tick_params(labelsize=7)
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def over_pictures(
+    pictures: Sequence[Array], maps: Array, titles: Sequence[str], *, unit: str, strength: float = 0.75
+) -> Figure:
+    """Maps [n, h, w] laid over pictures uint8 [H, W, 3] in squares of their own cells; one panel each, one
+    scale.
+
+    A cell is the more opaque the more it has; `unit` says what is counted.
+    """
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    tallest = max(len(picture) / picture.shape[1] for picture in pictures)
+    figure, axes = _grid(rows, columns, 3.0, 3.0 * tallest + 0.55)
+    top = max(float(np.max(maps, initial=0)), 1e-9)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, picture, cells, title in zip(axes.flat, pictures, maps, titles, strict=False):
+        height, width = picture.shape[:2]
+        ax.imshow(picture, extent=(0, width, height, 0))
+        ax.imshow(
+            cells,
+            extent=(0, width, height, 0),
+            cmap="inferno",
+            vmin=0,
+            vmax=top,
+            alpha=np.clip(cells / top, 0, 1) ** 0.5 * strength,
+            interpolation="nearest",
+        )
+        ax.set_title(title, fontsize=7)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, top), "inferno"), ax=axes, shrink=0.6, pad=0.01)
+    bar.set_label(unit, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def table(
+    values: Array, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, unit: str
+) -> Figure:
+    """A matrix [rows, columns] of shares 0..1 as a heat map with its numbers in percent."""
+    figure, axes = _grid(1, 1, 1.6 + 0.34 * len(columns), 1.2 + 0.28 * len(rows))
+    ax: Axes = axes[0, 0]
+    shown = ax.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for i, j in np.argwhere(values >= 0.005):
+        ink = "white" if values[i, j] > 0.6 else "black"
+        ax.text(j, i, f"{100 * values[i, j]:.0f}", ha="center", va="center", fontsize=6, color=ink)
+    ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+    ax.set_yticks(range(len(rows)), rows, fontsize=7)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    figure.colorbar(shown, ax=ax, shrink=0.7).set_label(unit, fontsize=8)
+    return figure
+
+
+def bars(values: Mapping[int | str, float], *, xlabel: str, ylabel: str) -> Figure:
+    """One bar per name, in the given order."""
+    figure, axes = _grid(1, 1, max(4.0, 1.5 + 0.35 * len(values)), 3.2)
+    ax: Axes = axes[0, 0]
+    ax.bar(range(len(values)), list(values.values()), color=COLORS[0])
+    ax.set_xticks(range(len(values)), [str(name) for name in values], fontsize=8)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    return figure
+
+
+def _same_names(first: Mapping[str, Array], second: Mapping[str, Array]) -> None:
+    if not first or list(first) != list(second):
+        raise ValueError(
+            f"plot: expected the same sites twice, at least one, got {list(first)} and {list(second)}."
+        )

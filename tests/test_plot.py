@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from torchfilm import plot
+
+RNG = np.random.default_rng(0)
+VALUES = {"first": RNG.normal(size=(11, 3)), "second": RNG.normal(size=(7, 5))}
+STYLES = plot.marks(["a", "b"])
+LABELS = ["a", "b", "a", "b", "b", "a", "a"]
+
+
+def panels(figure: Figure) -> list:
+    return [ax for ax in figure.axes if ax.get_visible()]
+
+
+def test_up_to_56_categories_have_different_marks() -> None:
+    found = plot.marks([str(i) for i in range(56)])
+    assert len({(m.color, m.marker) for m in found.values()}) == 56
+
+
+def test_histograms_count_every_value_and_state_the_share_below_zero() -> None:
+    figure = plot.histograms(VALUES, {k: -v for k, v in VALUES.items()})
+    assert len(panels(figure)) == 4
+    for ax, values in zip(figure.axes[:2], VALUES.values(), strict=True):
+        assert sum(patch.get_height() for patch in ax.patches) == values.size
+        assert f"{(values < 0).mean():.0%} of γ below 0" in ax.get_title()
+
+
+def test_planes_put_each_question_at_its_gamma_and_beta() -> None:
+    gamma, beta = VALUES["second"], VALUES["second"] + 1
+    figure = plot.planes(gamma, beta, LABELS, STYLES, [f"map {i}" for i in range(5)])
+    assert len(panels(figure)) == 5
+    points = np.concatenate([np.asarray(c.get_offsets()) for c in figure.axes[3].collections])
+    expected = np.stack([gamma[:, 3], beta[:, 3]], axis=1)
+    assert np.array_equal(points[np.lexsort(points.T)], expected[np.lexsort(expected.T)])
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_the_legend_names_only_what_is_drawn() -> None:
+    figure = plot.embeddings({"block": RNG.normal(size=(3, 2))}, ["b"] * 3, STYLES)
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["b"]
+
+
+def test_curves_pass_through_the_given_points() -> None:
+    figure = plot.curves(
+        [1, 2, 4], {"u": [3, 2, 1]}, xlabel="x", ylabel="y", levels={"blind": 2.5}, log_x=True
+    )
+    line, level = figure.axes[0].lines
+    assert np.asarray(line.get_xydata()).tolist() == [[1, 3], [2, 2], [4, 1]]
+    assert set(np.asarray(level.get_ydata()).tolist()) == {2.5}
+    assert figure.axes[0].get_xscale() == "log"
+
+
+def test_channels_are_sorted_by_mean() -> None:
+    figure = plot.channels({"s": np.array([3.0, 1.0, 2.0])}, {"s": np.ones(3)}, ylabel="γ")
+    assert np.asarray(figure.axes[0].lines[0].get_ydata()).tolist() == [1.0, 2.0, 3.0]
+
+
+def test_every_figure_is_written_without_a_global_state(tmp_path) -> None:
+    pictures = [np.full((10, 15, 3), 120, np.uint8)] * 3
+    figures = {
+        "histograms": plot.histograms(VALUES, VALUES),
+        "channels": plot.channels({"s": np.ones(3)}, {"s": np.ones(3)}, ylabel="γ"),
+        "over": plot.over_pictures(pictures, RNG.random((3, 2, 3)), ["p", "q", "r"], unit="channels"),
+        "table": plot.table(np.eye(3), list("abc"), list("def"), xlabel="x", ylabel="y", unit="share"),
+        "bars": plot.bars({-1: 2.0, 0: 5.0}, xlabel="x", ylabel="y"),
+        "empty": plot.over_pictures(pictures[:1], np.zeros((1, 2, 3)), ["p"], unit="channels"),
+    }
+    for name, figure in figures.items():
+        path = plot.save(figure, tmp_path / "new" / f"{name}.png")
+        with Image.open(path) as image:
+            assert min(image.size) > 100
+            assert len(np.unique(np.asarray(image.convert("L")))) > 5, "something is drawn"
+    assert len(list((tmp_path / "new").iterdir())) == len(figures)
+
+
+def test_sites_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected the same sites twice"):
+        plot.histograms(VALUES, {"first": VALUES["first"]})
+    with pytest.raises(ValueError, match="at least one"):
+        plot.channels({}, {}, ylabel="γ")
