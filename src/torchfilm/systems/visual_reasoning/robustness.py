@@ -1,0 +1,164 @@
+"""What gamma and beta are worth at test time: replaced by their means or the identity, or blurred by noise.
+
+Perez et al. 2018, section 4.5 and figure 7: beta by its training mean costs 1.0 points, gamma 65.4.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from torchfilm import Modulation, plot
+from torchfilm.data.clevr.encoding import EncodedQuestions
+
+from .exam import Exam, Looked, Reasoner, conclude, look, modulate
+
+Part = Literal["gamma", "beta"]
+Modulations = Mapping[str, Modulation]
+NOISE = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracies 0..1 under each change of gamma and beta; `noise_gamma[i]` belongs to the SD `noise[i]`."""
+
+    n: int
+    seed: int
+    accuracy: float
+    gamma_mean: float
+    beta_mean: float
+    both_mean: float
+    gamma_one: float
+    beta_zero: float
+    noise: tuple[float, ...]
+    noise_gamma: tuple[float, ...]
+    noise_beta: tuple[float, ...]
+    noise_both: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def robustness(
+    model: Reasoner,
+    exam: Exam,
+    train: EncodedQuestions,
+    out: Path | None = None,
+    *,
+    noise: Sequence[float] = NOISE,
+    seed: int = 0,
+) -> Robustness:
+    """Accuracy on the exam with gamma and beta replaced and blurred; drawn and written to `out` if given.
+
+    train: training questions, over which the means are taken. noise: standard deviations of what is added to
+    every value, in the values' own unit; one draw per value, made longer from step to step, so that the
+    curves are smooth. SD 0 is the unchanged network.
+    """
+    means = mean_modulations(modulate(model, train))
+    seen, own = look(model, exam), modulate(model, exam.questions)
+    noisy = drawn_noise(own, seed)
+    right = _Grader(model, exam, seen)
+
+    def blurred(parts: Sequence[Part]) -> tuple[float, ...]:
+        return tuple(right(add_noise(own, noisy, sd, parts)) for sd in noise)
+
+    found = Robustness(
+        n=len(exam),
+        seed=seed,
+        accuracy=right(own),
+        gamma_mean=right(with_parts(own, means, ["gamma"])),
+        beta_mean=right(with_parts(own, means, ["beta"])),
+        both_mean=right(with_parts(own, means, ["gamma", "beta"])),
+        gamma_one=right(with_parts(own, identity(own), ["gamma"])),
+        beta_zero=right(with_parts(own, identity(own), ["beta"])),
+        noise=tuple(noise),
+        noise_gamma=blurred(["gamma"]),
+        noise_beta=blurred(["beta"]),
+        noise_both=blurred(["gamma", "beta"]),
+    )
+    if out is not None:
+        write(found, out)
+    return found
+
+
+@dataclass(frozen=True)
+class _Grader:
+    """Accuracy of given gamma and beta on one exam."""
+
+    model: Reasoner
+    exam: Exam
+    seen: Looked
+
+    def __call__(self, modulations: Modulations) -> float:
+        answers = conclude(self.model, self.seen, modulations)
+        return float((answers == self.exam.questions.answers).mean())
+
+
+def mean_modulations(modulations: Modulations) -> dict[str, Modulation]:
+    """The mean over questions of each channel's gamma and beta, [1, C]."""
+    return {
+        site: Modulation(m.gamma.mean(0, keepdim=True), m.beta.mean(0, keepdim=True))
+        for site, m in modulations.items()
+    }
+
+
+def identity(modulations: Modulations) -> dict[str, Modulation]:
+    """Gamma = 1 and beta = 0 at each site, [1, C]."""
+    return {site: Modulation.identity(1, m.gamma.shape[1]) for site, m in modulations.items()}
+
+
+def with_parts(modulations: Modulations, other: Modulations, parts: Sequence[Part]) -> dict[str, Modulation]:
+    """The modulations with the named parts taken from `other`, whose rows are repeated as needed."""
+    return {
+        site: m.replace(**{part: getattr(other[site], part).expand_as(m.gamma) for part in parts})
+        for site, m in modulations.items()
+    }
+
+
+def drawn_noise(modulations: Modulations, seed: int) -> dict[str, Modulation]:
+    """One standard normal number for each value, the same for the same seed and shapes."""
+    source = torch.Generator().manual_seed(seed)
+
+    def draw(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=source)
+
+    return {site: Modulation(draw(m.gamma), draw(m.beta)) for site, m in modulations.items()}
+
+
+def add_noise(
+    modulations: Modulations, noise: Modulations, sd: float, parts: Sequence[Part]
+) -> dict[str, Modulation]:
+    """The named parts plus sd times the noise."""
+    return {
+        site: m.replace(**{part: getattr(m, part) + sd * getattr(noise[site], part) for part in parts})
+        for site, m in modulations.items()
+    }
+
+
+def write(found: Robustness, out: Path) -> list[Path]:
+    """Write robustness.json, and the curves of figure 7 as noise.png and noise.csv."""
+    out.mkdir(parents=True, exist_ok=True)
+    numbers = out / "robustness.json"
+    numbers.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
+    with (out / "noise.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("sd", "gamma", "beta", "both"))
+        writer.writerows(zip(found.noise, found.noise_gamma, found.noise_beta, found.noise_both, strict=True))
+    figure = plot.curves(
+        found.noise,
+        {
+            "noise on γ": (100 * np.array(found.noise_gamma)).tolist(),
+            "noise on β": (100 * np.array(found.noise_beta)).tolist(),
+            "noise on both": (100 * np.array(found.noise_both)).tolist(),
+        },
+        xlabel="standard deviation of the noise",
+        ylabel="accuracy, %",
+        levels={"γ by its mean": 100 * found.gamma_mean, "β by its mean": 100 * found.beta_mean},
+    )
+    return [numbers, out / "noise.csv", plot.save(figure, out / "noise.png")]
