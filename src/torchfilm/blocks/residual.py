@@ -21,10 +21,10 @@ class ListeningBlock(nn.Module):
         h = ReLU(FiLM(BN(conv(x))))
         output = x + h
 
-    The skip starts after the first ReLU and nothing follows the addition. `placement` moves FiLM: before_conv1
-    (on the block's input), after_conv2 (before BN), after_batchnorm (the paper's choice), after_relu2,
-    after_residual (Perez et al. 2018, figure 3 and table 2). None makes a block that does not listen, whose BN
-    has an affine of its own.
+    The skip starts after the first ReLU and nothing follows the addition. `placement` moves FiLM:
+    before_conv1 (on the block's input), after_conv2 (before BN), after_batchnorm (the paper's choice),
+    after_relu2, after_residual (Perez et al. 2018, figure 3 and table 2). None makes a block that does not
+    listen, whose BN has an affine of its own.
     """
 
     def __init__(

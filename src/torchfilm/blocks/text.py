@@ -37,6 +37,7 @@ class WordEncoder(nn.Module):
         self.rnn = CELLS[cell](word_dim, width, batch_first=True)
         self.bag = nn.Embedding(vocabulary, width) if bag_of_words else None
 
+    @torch.compiler.disable  # packing depends on the lengths' values; what follows compiles as one graph
     def forward(
         self, tokens: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch width"]:

@@ -1,1 +1,34 @@
-"""The systems built with torchfilm, one room each."""
+"""The systems built with torchfilm, one room each, all with the same furniture."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from torchfilm.systems import visual_reasoning
+
+
+class System(Protocol):
+    """What every system's module offers."""
+
+    RECIPES: dict[str, Any]
+    """Named runs, frozen dataclasses with `.config`: tiny, laptop, paper, ..."""
+
+    def build(self, config: Any) -> nn.Module:
+        """Return the untrained network of a config."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        """Return the loss of one batch."""
+        ...
+
+    def predict(self, model: nn.Module, observation: Any) -> Any:
+        """Return what the network concludes from one observation."""
+        ...
+
+    def load(self, path: Path | str | None = None) -> nn.Module:
+        """Return a trained network; None: the shipped checkpoint, where there is one."""
+        ...
+
+
+SYSTEMS: dict[str, System] = {"visual_reasoning": visual_reasoning}
