@@ -150,7 +150,7 @@ def generate_dataset(
             raise
         raise OSError(
             error.errno,
-            f"no space left for {out}; what is finished stays. Free some space and run the same command again",
+            f"no space left for {out}; what is finished stays. Free some space and run the command again",
         ) from error
     shutil.rmtree(shard_file(out, split, 0).parent, ignore_errors=True)
     report(num_scenes, num_scenes)

@@ -101,7 +101,9 @@ def _blend(linear: Float, pixel: NDArray, color: Float, samples: int) -> None:
 def _ground(view: View, solids: list[Solid], camera: Camera) -> Float:
     """Return the radiance [height, width] of the ground with all shadows, as if no object hid it."""
     along = camera.rays(Box(0, camera.height, 0, camera.width))
-    reach = np.float32(-camera.position[2]) / along[2]
+    reach = np.float32(-camera.position[2]) / np.minimum(
+        along[2], np.float32(-0.02)
+    )  # tall images see the horizon
     x = np.float32(camera.position[0]) + reach * along[0]
     y = np.float32(camera.position[1]) + reach * along[1]
     return shading.ground_light(x, y, view, solids, shadows.on_ground(x, y, view, solids, camera))

@@ -88,8 +88,16 @@ def finish_shard(out: Path, config: DatasetConfig, shard: int, records: list[dic
     if config.questions_per_scene:
         generator = QuestionGenerator(QuestionConfig(questions_per_scene=config.questions_per_scene))
         questions = generator.generate(scenes, config.rng("questions", shard * SHARD))
-    part = {"scenes": scenes, "views": [record["view"] for record in records], "questions": questions}
-    write_whole(shard_file(out, config.split, shard), json.dumps(part, separators=(",", ":")).encode())
+    for question in questions:
+        del question["question_index"]  # counts through the whole split: `merge` appends it
+    views = [record["view"] for record in records]
+    lines = [
+        {what: len(items) for what, items in (("scenes", scenes), ("views", views), ("questions", questions))}
+    ]
+    text = "\n".join(
+        json.dumps(line, separators=(",", ":")) for line in [*lines, *scenes, *views, *questions]
+    )
+    write_whole(shard_file(out, config.split, shard), f"{text}\n".encode())
 
 
 def shard_file(out: Path, split: str, shard: int) -> Path:
@@ -101,7 +109,7 @@ def merge(out: Path, config: DatasetConfig, what: str, info: dict[str, str]) -> 
     """Write the released file of `what` (scenes, views or questions) from all shards; return how many it
     holds.
 
-    One shard is in memory at a time. `question_index` counts through the file.
+    Items are copied as text, line by line; only questions get something more, their `question_index`.
     """
     count = 0
 
@@ -109,15 +117,24 @@ def merge(out: Path, config: DatasetConfig, what: str, info: dict[str, str]) -> 
         nonlocal count
         yield f'{{"info":{json.dumps(info)},"{what}":['.encode()
         for shard in range(config.num_shards):
-            for item in json.loads(shard_file(out, config.split, shard).read_bytes())[what]:
-                if what == "questions":
-                    item["question_index"] = count
-                yield (b"," if count else b"") + b"\n" + json.dumps(item, separators=(",", ":")).encode()
+            for line in _lines(shard_file(out, config.split, shard), what):
+                yield b",\n" if count else b"\n"
+                yield line[:-1] + b',"question_index":%d}' % count if what == "questions" else line
                 count += 1
         yield b"\n]}\n"
 
     write_whole(out / what / f"CLEVR_{config.split}_{what}.json", text())
     return count
+
+
+def _lines(path: Path, what: str) -> Iterator[bytes]:
+    """Return the lines of one kind in a shard's file: the first line says how many there are of each."""
+    with path.open("rb") as stream:
+        for kind, number in json.loads(stream.readline()).items():
+            for _ in range(number):
+                line = stream.readline().rstrip(b"\n")
+                if kind == what:
+                    yield line
 
 
 def write_whole(path: Path, content: bytes | Iterator[bytes]) -> None:
