@@ -61,10 +61,12 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> 
     state = {"format": FORMAT, **checkpoint.state, "sha256": digests}
     _write(partial / "state.json", json.dumps(state, indent=1).encode())
     _sync_folder(partial)
-    if target.exists():  # the same step again: the old one goes first, `latest` falls back on the one before
-        shutil.rmtree(target)
+    replaced = folder / f"partial_replaced_{target.name}"
+    if target.exists():  # the same step again
+        target.rename(replaced)
     partial.rename(target)
     replace_file(folder / "latest", target.name.encode())
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in sorted(folder.glob("step_*"))[:-keep]:
         if old != target:
             shutil.rmtree(old)

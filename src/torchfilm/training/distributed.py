@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,14 @@ def local_device(device: torch.device) -> torch.device:
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """DDP around the module; buffers are sent round once, not before every step: they stay equal."""
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    keyword = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch 2.13
+    options: dict[str, Any] = {keyword: False}
+    return nn.parallel.DistributedDataParallel(module, **options)
 
 
 class _GlobalNormalise(torch.autograd.Function):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
+
+
+SAME_REQUEST_SECONDS = 1.0
 
 
 class Interrupted(SystemExit):
@@ -21,13 +25,16 @@ class Interrupted(SystemExit):
 
 
 class StopRequest:
-    """Inside this context the first SIGINT or SIGTERM sets `asked`; the second one acts as ever.
+    """Inside this context the first SIGINT or SIGTERM sets `asked`; one that comes later than a second
+    acts as ever.
 
-    Signals reach the main thread only: elsewhere nothing is installed, and `asked` stays False.
+    (Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun.) Signals reach the main
+    thread only: elsewhere nothing is installed, and `asked` stays False.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._first = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -40,8 +47,12 @@ class StopRequest:
         self._restore()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
+        now = time.monotonic()
+        if self.asked and now - self._first > SAME_REQUEST_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
+        elif not self.asked:
+            self.asked, self._first = True, now
 
     def _restore(self) -> None:
         while self._before:

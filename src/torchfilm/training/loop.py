@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .config import TrainConfig
-from .distributed import Ranks, joined, local_device, synced_batch_norm
+from .distributed import Ranks, data_parallel, joined, local_device, synced_batch_norm
 from .folder import describe, open_folder, write_description
 from .interruption import Interrupted, StopRequest
 from .metrics import Events, Mean, MetricsFile, ProgressLine
-from .nonfinite import NonFiniteError, locate_nonfinite
+from .nonfinite import NonFiniteError, find_at_rest, find_in_step
 from .optimisers import WeightAverage, build_optimiser, optimiser_tensors, restore_optimiser
 
 
@@ -162,7 +162,7 @@ class _Run:
         self.loss_module: nn.Module = _LossModule(module, loss, config, self.device)
         self.computes: nn.Module = self.loss_module
         if ranks.world_size > 1:
-            self.computes = nn.parallel.DistributedDataParallel(self.loss_module, broadcast_buffers=False)
+            self.computes = data_parallel(self.loss_module)
         self.optimiser = build_optimiser(module, config)
         self.trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.average = WeightAverage(module, config.ema) if config.ema is not None else None
@@ -336,17 +336,19 @@ class _Run:
         }
         write_checkpoint(self.out / "checkpoints", Checkpoint(tensors, state), keep=self.config.keep)
 
-    def _stop_at_nonfinite(self, batch: Any, loss: float, norm: float) -> None:
-        config, counters = self.config, self.counters
+    def _stop_at_nonfinite(self, batch: Any, loss: float, norm: float) -> NoReturn:
+        config, counters, ranks = self.config, self.counters, self.ranks
 
-        def again() -> Tensor:
-            seed_everything(config.seed, counters.step, self.ranks.rank)
+        def again() -> bool:
+            seed_everything(config.seed, counters.step, ranks.rank)
             value = self.loss_module(batch).value
-            if bool(torch.isfinite(value)):
+            finite = bool(torch.isfinite(value))
+            if all(ranks.gather(finite)):  # a synced norm needs all processes backward, or none
                 torch.autograd.grad(value, self.trained, allow_unused=True)
-            return value.detach()
+            return finite
 
-        _, where = min(self.ranks.gather(locate_nonfinite(self.module, batch, again)))
+        at_rest = [found for found in ranks.gather(find_at_rest(self.module, batch)) if found]
+        _, where = min(at_rest or ranks.gather(find_in_step(self.module, again)))
         newest = newest_checkpoint(self.out / "checkpoints")
         kept = f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
         raise NonFiniteError(

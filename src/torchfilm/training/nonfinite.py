@@ -20,30 +20,39 @@ class NonFiniteError(RuntimeError):
         self.where = where
 
 
-def locate_nonfinite(module: nn.Module, batch: Any, backward: Callable[[], Tensor]) -> tuple[int, str]:
-    """The first non-finite value of a step computed again: (order of its appearance, what it is).
+Finding = tuple[int, str]
+"""The order of appearance in a step, and what is not finite."""
 
-    Searched in this order: parameters, the batch, the outputs of the modules as they are called, the loss
-    (what `backward` returns before it goes backward), the gradients as they arrive.
-    """
+
+def find_at_rest(module: nn.Module, batch: Any) -> Finding | None:
+    """The first non-finite value that is there before the step: in a parameter, or in the batch."""
     for name, p in module.named_parameters():
         if not _finite(p):
             return 0, f"parameter {name!r} itself"
     for name, value in _tensors(batch, "batch"):
         if not _finite(value):
             return 1, f"the batch, in {name}"
-    findings: list[tuple[int, str]] = []
+    return None
+
+
+def find_in_step(module: nn.Module, again: Callable[[], bool]) -> Finding:
+    """The first non-finite value of a step that `again` computes once more, forward and backward.
+
+    `again` says whether the loss was finite, and goes backward only then. Watched are the outputs of the modules
+    as they are called, then the gradients as they arrive at outputs and parameters.
+    """
+    findings: list[Finding] = []
     with _watched(module, findings), _eager(module):
-        loss = backward()
+        finite = again()
     if findings:
         return findings[0]
-    if not _finite(loss):
-        return 2, "the loss function: every module's output is finite"
-    return 3, "nowhere when the step was computed again: not reproducible"
+    if not finite:
+        return 200_000, "the loss function: every module's output is finite"
+    return 300_000, "nowhere when the step was computed again: not reproducible"
 
 
 @contextmanager
-def _watched(module: nn.Module, findings: list[tuple[int, str]]) -> Iterator[None]:
+def _watched(module: nn.Module, findings: list[Finding]) -> Iterator[None]:
     def watch_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
             label = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -76,6 +77,20 @@ def toy_config(**changes: object) -> TrainConfig:
 def mean_error(module: nn.Module) -> dict[str, float]:
     points = Points()
     return {"error": float((module(points.x) - points.y).abs().mean())}
+
+
+def learned(run: Path) -> dict[str, bytes]:
+    """Every byte of a run's newest checkpoint and of its final weights."""
+    newest = max((run / "checkpoints").glob("step_*"))
+    files = {p.name: p.read_bytes() for p in newest.glob("*.safetensors")}
+    return {**files, "final": (run / "weights.safetensors").read_bytes()}
+
+
+def told(run: Path) -> list[dict[str, object]]:
+    """The lines of a run's metrics, without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    clock = ("seconds", "items_per_second")
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
 
 
 def main(out: str, resume: str, signal_name: str, at_step: str, dropout: str) -> None:

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from torchfilm.training import CheckpointError, load_weights, save_weights
+from torchfilm.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
+
+
+def checkpoint(step: int) -> Checkpoint:
+    weights = {"a": torch.arange(6.0).reshape(2, 3) + step, "n": torch.tensor(step)}
+    layouts = {
+        "c": torch.randn(2, 3, 5, 7).to(memory_format=torch.channels_last),
+        "b": torch.ones(3).bfloat16(),
+    }
+    return Checkpoint({"weights": weights, "optimiser": layouts}, {"step": step, "note": [0.1, step]})
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    written = checkpoint(12)
+    folder = write_checkpoint(tmp_path, written)
+    assert folder.name == "step_0000012"
+    found = read_checkpoint(folder)
+    assert found.state["note"] == [0.1, 12]
+    assert found.tensors.keys() == written.tensors.keys()
+    for name, tensors in written.tensors.items():
+        assert found.tensors[name].keys() == tensors.keys()
+        assert all(torch.equal(found.tensors[name][k], v) for k, v in tensors.items())
+        assert all(found.tensors[name][k].dtype == v.dtype for k, v in tensors.items())
+
+
+def test_the_newest_ones_are_kept_and_no_pickle_is_among_them(tmp_path: Path) -> None:
+    for step in (5, 10, 99, 100):
+        write_checkpoint(tmp_path, checkpoint(step), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_0000099", "step_0000100"]
+    assert newest_checkpoint(tmp_path) == tmp_path / "step_0000100"
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".safetensors", ".json", ""}
+
+
+def test_a_write_cut_short_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path, checkpoint(5))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torchfilm.training.checkpoint._sync_folder", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_checkpoint(tmp_path, checkpoint(6))
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert read_checkpoint(newest).state["step"] == 5
+    write_checkpoint(tmp_path, checkpoint(7))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_0000005", "step_0000007"]
+
+
+def test_the_same_step_is_replaced(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, checkpoint(5), keep=1)
+    other = Checkpoint({"weights": {"z": torch.ones(1)}}, {"step": 5})
+    assert set(read_checkpoint(write_checkpoint(tmp_path, other, keep=1)).tensors) == {"weights"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_0000005"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "no state", "half state"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_named(tmp_path: Path, damage: str) -> None:
+    write_checkpoint(tmp_path, checkpoint(5))
+    folder = write_checkpoint(tmp_path, checkpoint(6))
+    file, state = folder / "weights.safetensors", folder / "state.json"
+    content = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(content[:-3])
+    elif damage == "flipped":
+        file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "no state":
+        state.unlink()
+    else:
+        state.write_bytes(state.read_bytes()[:40])
+    name = r"state\.json" if "state" in damage else r"weights\.safetensors"
+    with pytest.raises(
+        CheckpointError, match=rf"step_0000006 is damaged: {name} .*go on from step_0000005\."
+    ):
+        read_checkpoint(folder)
+    shutil.rmtree(folder)  # the remedy of the message
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert read_checkpoint(newest).state["step"] == 5
+
+
+def test_a_damaged_only_checkpoint_has_no_earlier_one_to_name(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, checkpoint(6))
+    (folder / "optimiser.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"optimiser\.safetensors .* No earlier one is left"):
+        read_checkpoint(folder)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, checkpoint(6))
+    state = folder / "state.json"
+    state.write_text(state.read_text().replace('"format": 1', '"format": 7'))
+    with pytest.raises(
+        CheckpointError, match=r"expected format 1, got 7\. It was written by another version"
+    ):
+        read_checkpoint(folder)
+
+
+def test_weights_go_through_a_file_unchanged(tmp_path: Path) -> None:
+    one, other = nn.Linear(3, 5), nn.Linear(3, 5)
+    save_weights(tmp_path / "w.safetensors", one.state_dict())
+    load_weights(tmp_path / "w.safetensors", other)
+    assert torch.equal(one.weight, other.weight)
+    assert torch.equal(one.bias, other.bias)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_weights_that_do_not_fit_are_listed_and_nothing_is_changed(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"weight": torch.ones(5, 2), "scale": torch.ones(3)})
+    module = nn.Linear(3, 5)
+    before = module.weight.detach().clone()
+    with pytest.raises(CheckpointError, match="do not fit the module") as caught:
+        load_weights(path, module)
+    for line in (
+        r"missing     bias (5,)",
+        r"unexpected  scale (3,)",
+        "the module has ((5, 3), torch.float32)",
+    ):
+        assert line in str(caught.value)
+    assert torch.equal(module.weight, before)
+
+
+def test_a_file_that_is_no_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(CheckpointError, match=r"expected a safetensors file at .*w\.safetensors, found none"):
+        load_weights(path, nn.Linear(2, 3))
+    path.write_bytes(b"hello, I am no tensor")
+    with pytest.raises(CheckpointError, match=r"got 21 bytes of another kind .*Was the copy cut short\?"):
+        load_weights(path, nn.Linear(2, 3))

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy_line import (
+    TRUE_BIAS,
+    TRUE_WEIGHTS,
+    Line,
+    Points,
+    learned,
+    mean_error,
+    squared_error,
+    told,
+    toy_config,
+)
+
+from torchfilm.training import Draw, Loss, train
+
+
+def test_the_true_line_is_found(tmp_path: Path) -> None:
+    module, points = Line(), Points()
+    config = toy_config(
+        steps=400, batch_size=57, lr=0.1, weight_decay=0.0, evaluate_steps=None, checkpoint_steps=None
+    )
+    result = train(module, squared_error, points, config, tmp_path / "run", evaluate=mean_error)
+    assert result.steps == 400
+    assert result.evaluation["error"] < 0.05
+    norm = module.norm
+    slope = (module.head.weight[0] * norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
+    at_mean = module.head.bias.detach() + module.head.weight[0].detach() @ norm.bias.detach()
+    # In training a batch norm divides by the biased variance, in evaluation by the unbiased one of 57 points.
+    torch.testing.assert_close(slope, TRUE_WEIGHTS * (56 / 57) ** 0.5, atol=1e-3, rtol=0)
+    assert float(at_mean) == pytest.approx(float(TRUE_WEIGHTS @ points.x.mean(0) + TRUE_BIAS), abs=1e-3)
+
+
+@pytest.mark.parametrize("stop_at", [4, 5, 10, 23])
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_to_the_bit(
+    tmp_path: Path, stop_at: int
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    config = toy_config()
+    train(Line(dropout=0.3), squared_error, Points(), config, whole, evaluate=mean_error)
+
+    points = Points()
+
+    def failing(draw: Draw) -> object:
+        if draw.step == stop_at:
+            raise KeyError("the power is gone")
+        return points(draw)
+
+    with pytest.raises(KeyError, match="power"):
+        train(Line(dropout=0.3), squared_error, failing, config, broken, evaluate=mean_error)
+    torch.manual_seed(99)
+    other = Line(dropout=0.3)
+    torch.nn.init.normal_(other.head.weight)
+    train(other, squared_error, Points(), config, broken, evaluate=mean_error, resume=True)
+    assert learned(broken) == learned(whole)
+    assert told(broken) == told(whole)
+
+
+def test_each_step_is_told_once(tmp_path: Path) -> None:
+    train(Line(), squared_error, Points(), toy_config(), tmp_path, evaluate=mean_error)
+    steps = [(line["split"], line["step"]) for line in told(tmp_path)]
+    logged = [("train", s) for s in (5, 10, 15, 20, 24)]
+    assert sorted(steps) == sorted(logged + [("evaluate", s) for s in (6, 12, 18, 24)])
+
+
+def test_progress_in_a_draw_is_the_share_of_the_budget(tmp_path: Path) -> None:
+    points = Points()
+    train(Line(), squared_error, points, toy_config(), tmp_path)
+    assert [d.step for d in points.asked] == list(range(24))
+    assert [d.progress for d in points.asked] == [s / 24 for s in range(24)]
+
+
+def test_minutes_end_the_run_and_count_on_over_resumes(tmp_path: Path) -> None:
+    config = toy_config(steps=None, minutes=0.02, schedule="linear", cooldown=1.0, log_steps=1)
+    points = Points()
+
+    def failing(draw: Draw) -> object:
+        if draw.progress > 0.5:
+            raise KeyError("the power is gone")
+        return points(draw)
+
+    with pytest.raises(KeyError, match="power"):
+        train(Line(), squared_error, failing, config, tmp_path)
+    begun = time.monotonic()
+    result = train(Line(), squared_error, points, config, tmp_path, resume=True)
+    assert time.monotonic() - begun < 1.1  # of 1.2 seconds, some were spent before
+    assert 1.2 <= result.seconds < 2.0
+    assert points.asked[-1].progress < 1.0
+    rates = [line["lr"] for line in told(tmp_path)]
+    assert rates[3] > 0.03
+    assert rates[-1] < 0.01
+
+
+def test_evaluation_sees_the_average_in_eval_mode_and_leaves_no_trace(tmp_path: Path) -> None:
+    seen = []
+
+    def evaluate(module: torch.nn.Module) -> dict[str, float]:
+        assert isinstance(module, Line)
+        seen.append((module.training, module.norm.training, torch.is_grad_enabled()))
+        torch.rand(5)
+        return {"slope": float(module.head.weight.detach()[0, 0])}
+
+    with_it, without = tmp_path / "with", tmp_path / "without"
+    module = Line(dropout=0.3)
+    module.norm.eval()  # a part the caller froze stays as it is
+    result = train(module, squared_error, Points(), toy_config(), with_it, evaluate=evaluate)
+    other = Line(dropout=0.3)
+    other.norm.eval()
+    train(other, squared_error, Points(), toy_config(), without)
+    assert learned(with_it) == learned(without)
+    assert seen == [(False, False, False)] * 4
+    assert result.evaluation == {"slope": float(module.head.weight.detach()[0, 0])}
+    assert (module.training, module.norm.training) == (True, False)
+
+
+def test_channels_last_weights_resume_to_the_bit(tmp_path: Path) -> None:
+    def build() -> torch.nn.Module:
+        torch.manual_seed(4)
+        convolution = torch.nn.Conv2d(3, 5, 3)
+        return torch.nn.Sequential(convolution, torch.nn.BatchNorm2d(5)).to(memory_format=torch.channels_last)
+
+    def loss(module: torch.nn.Module, x: torch.Tensor) -> Loss:
+        return Loss((module(x) - x[:, :1, 1:-1, 1:-1]).abs().mean(), len(x))
+
+    def batches(draw: Draw) -> torch.Tensor:
+        return torch.from_numpy(draw.rng().normal(size=(2, 3, 7, 11))).float()
+
+    config = toy_config(precision="bfloat16")
+    train(build(), loss, batches, config, tmp_path / "whole")
+
+    def failing(draw: Draw) -> torch.Tensor:
+        if draw.step == 13:
+            raise KeyError("the power is gone")
+        return batches(draw)
+
+    with pytest.raises(KeyError, match="power"):
+        train(build(), loss, failing, config, tmp_path / "broken")
+    train(build(), loss, batches, config, tmp_path / "broken", resume=True)
+    assert learned(tmp_path / "broken") == learned(tmp_path / "whole")
+
+
+def test_a_loss_of_another_kind_is_refused(tmp_path: Path) -> None:
+    def mean_only(module: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return squared_error(module, batch).value
+
+    with pytest.raises(ValueError, match=r"expected loss\(module, batch\) to give a Loss .* got Tensor"):
+        train(Line(), mean_only, Points(), toy_config(), tmp_path / "a")  # type: ignore[arg-type]
+
+    def unreduced(module: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> Loss:
+        return Loss((module(batch[0]) - batch[1]).square(), len(batch[1]))
+
+    with pytest.raises(ValueError, match=r"got value of shape \(13,\)"):
+        train(Line(), unreduced, Points(), toy_config(), tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_a_compiled_module_learns_the_same(tmp_path: Path) -> None:
+    eager = train(Line(), squared_error, Points(), toy_config(), tmp_path / "eager", evaluate=mean_error)
+    module = Line()
+    config = toy_config(compile=True)
+    compiled = train(module, squared_error, Points(), config, tmp_path / "compiled", evaluate=mean_error)
+    assert compiled.train["loss"] == pytest.approx(eager.train["loss"], rel=1e-9)
+    assert module._compiled_call_impl is None

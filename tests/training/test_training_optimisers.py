@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from torchfilm.training import TrainConfig
+from torchfilm.training.optimisers import WeightAverage, build_optimiser, optimiser_tensors, restore_optimiser
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).double()
+
+
+def backward(module: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    module.zero_grad()
+    module(torch.randn(7, 3, dtype=torch.float64, generator=generator)).square().mean().backward()
+
+
+def test_the_average_is_the_weighted_sum_of_all_weights() -> None:
+    module = small()
+    average = WeightAverage(module, decay=0.8)
+    history = [copy.deepcopy(module.state_dict())]
+    for _ in range(60):
+        for p in module.parameters():
+            p.data += torch.randn_like(p)
+        module(torch.randn(4, 3, dtype=torch.float64))
+        history.append(copy.deepcopy(module.state_dict()))
+        average.update()
+    decays = [min(0.8, (1 + t) / (10 + t)) for t in range(1, 61)]
+    weights = [torch.tensor(decays, dtype=torch.float64).prod()]
+    weights += [(1 - decays[t]) * torch.tensor([1.0, *decays[t + 1 :]]).double().prod() for t in range(60)]
+    assert float(sum(weights)) == pytest.approx(1.0)
+    for name in ("0.weight", "2.bias", "1.running_mean", "1.running_var"):
+        expected = sum(w * state[name] for w, state in zip(weights, history, strict=True))
+        torch.testing.assert_close(average.tensors[name], expected)
+    assert average.tensors["1.num_batches_tracked"] == 60
+
+
+def test_swapping_twice_changes_nothing_and_once_exchanges() -> None:
+    module = small()
+    average = WeightAverage(module, decay=0.5)
+    for p in module.parameters():
+        p.data += 1.0
+    weights = {k: v.clone() for k, v in module.state_dict().items()}
+    averages = {k: v.clone() for k, v in average.tensors.items()}
+    average.swap()
+    assert all(torch.equal(v, averages[k]) for k, v in module.state_dict().items())
+    assert all(torch.equal(v, weights[k]) for k, v in average.tensors.items())
+    average.swap()
+    assert all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())
+
+
+def test_tied_weights_share_one_average() -> None:
+    module = nn.ModuleDict({"a": nn.Linear(3, 3, bias=False), "b": nn.Linear(3, 3, bias=False)})
+    module["b"].weight = module["a"].weight
+    average = WeightAverage(module, decay=0.5)
+    before = module["a"].weight.detach().clone()
+    with torch.no_grad():
+        module["a"].weight += 1.0
+    average.swap()
+    assert torch.equal(module["b"].weight, before)
+    assert torch.equal(average.tensors["b.weight"], before + 1.0)
+
+
+def test_the_papers_adam_adds_the_decay_to_the_gradient() -> None:
+    config = TrainConfig(
+        steps=1, optimiser="adam_l2", lr=0.01, weight_decay=0.3, decay="all", betas=(0.9, 0.99), eps=1e-8
+    )
+    module = small()
+    optimiser = build_optimiser(module, config)
+    expected = [p.detach().clone() for p in module.parameters()]
+    means = [torch.zeros_like(p) for p in expected]
+    squares = [torch.zeros_like(p) for p in expected]
+    for t in range(1, 4):
+        backward(module, seed=t)
+        for i, p in enumerate(module.parameters()):
+            assert p.grad is not None
+            g = p.grad + 0.3 * expected[i]
+            means[i] = 0.9 * means[i] + 0.1 * g
+            squares[i] = 0.99 * squares[i] + 0.01 * g * g
+            step = (means[i] / (1 - 0.9**t)) / ((squares[i] / (1 - 0.99**t)).sqrt() + 1e-8)
+            expected[i] = expected[i] - 0.01 * step
+        optimiser.step()
+    for p, e in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), e)
+
+
+def test_adamw_shrinks_matrices_only() -> None:
+    module = small()
+    optimiser = build_optimiser(module, TrainConfig(steps=1, lr=0.1, weight_decay=0.5))
+    before = [p.detach().clone() for p in module.parameters()]
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    optimiser.step()
+    for p, old in zip(module.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), old * (0.95 if p.ndim == 2 else 1.0))
+
+
+def test_frozen_parameters_are_left_out_and_a_frozen_module_is_refused() -> None:
+    module = small()
+    module[0].requires_grad_(False)
+    config = TrainConfig(steps=1)
+    trained = [p for group in build_optimiser(module, config).param_groups for p in group["params"]]
+    assert {id(p) for p in trained} == {id(p) for p in [*module[1].parameters(), *module[2].parameters()]}
+    with pytest.raises(ValueError, match=r"expected trainable parameters, got a Sequential with none"):
+        build_optimiser(module.requires_grad_(False), config)
+
+
+def test_named_state_put_back_gives_the_same_next_step() -> None:
+    module, config = small(), TrainConfig(steps=1)
+    optimiser = build_optimiser(module, config)
+    for t in range(3):
+        backward(module, seed=t)
+        optimiser.step()
+    twin = copy.deepcopy(module)
+    other = build_optimiser(twin, config)
+    restore_optimiser(twin, other, optimiser_tensors(module, optimiser))
+    for m, o in ((module, optimiser), (twin, other)):
+        backward(m, seed=9)
+        o.step()
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), twin.parameters(), strict=True))
+
+
+def test_state_that_does_not_fit_is_refused_and_nothing_is_changed() -> None:
+    module, config = small(), TrainConfig(steps=1)
+    optimiser = build_optimiser(module, config)
+    backward(module, seed=0)
+    optimiser.step()
+    tensors = optimiser_tensors(module, optimiser)
+    kept = {k: v.clone() for k, v in tensors.items()}
+    with pytest.raises(ValueError, match=r"'9\.weight/exp_avg', the module trains no parameter '9\.weight'"):
+        restore_optimiser(module, optimiser, {**tensors, "9.weight/exp_avg": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"shape \(5, 2\), parameter '0\.weight' has \(5, 3\)"):
+        restore_optimiser(module, optimiser, {**tensors, "0.weight/exp_avg": torch.ones(5, 2)})
+    assert all(torch.equal(v, kept[k]) for k, v in optimiser_tensors(module, optimiser).items())
