@@ -55,9 +55,7 @@ class DatasetConfig:
 
     def rng(self, stream: str, number: int) -> np.random.Generator:
         """Return the random source of one scene, or of one shard's questions."""
-        text = json.dumps(
-            ["torchfilm clevr 1", self.seed, self.split, stream, number // SHARD, number % SHARD]
-        )
+        text = json.dumps(["torchfilm clevr 1", self.seed, self.split, stream, number])
         return np.random.default_rng(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32))
 
 
@@ -87,7 +85,7 @@ def finish_shard(out: Path, config: DatasetConfig, shard: int, records: list[dic
     questions = []
     if config.questions_per_scene:
         generator = QuestionGenerator(QuestionConfig(questions_per_scene=config.questions_per_scene))
-        questions = generator.generate(scenes, config.rng("questions", shard * SHARD))
+        questions = generator.generate(scenes, config.rng("questions", shard))
     for question in questions:
         del question["question_index"]  # counts through the whole split: `merge` appends it
     views = [record["view"] for record in records]
