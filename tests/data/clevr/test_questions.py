@@ -166,7 +166,7 @@ def test_yes_and_no_are_balanced_in_each_family_and_form(questions):
     for family, answers in totals.items():
         share = answers["yes"] / sum(answers.values())
         assert 0.4 <= share <= 0.6, (family, answers)
-    large = [answers for answers in forms.values() if sum(answers.values()) >= 12]
+    large = [answers for answers in forms.values() if sum(answers.values()) >= 8]
     assert len(large) > 20
     for answers in large:
         assert 0.25 <= answers["yes"] / sum(answers.values()) <= 0.75, answers

@@ -13,14 +13,13 @@ Answer = bool | int | str
 
 
 class AnswerBalance:
-    """Answers given so far, by key; `caps`: largest shares of one count, for its form and for its family."""
+    """Answers so far, by key: a family with a form, a family, or a type of question."""
 
-    def __init__(self, caps: Sequence[float]) -> None:
-        self.caps = tuple(caps)
+    def __init__(self) -> None:
         self.counts: dict[Hashable, dict[Answer, int]] = {}
 
     def owed(self, keys: Sequence[Hashable], answers: Iterable[Answer], rnd: random.Random) -> Answer:
-        """The least used of the answers: by the sum of their shares over the keys; ties are broken by lot."""
+        """The least used of the answers: by the sum of their shares over the keys, ties by lot."""
         tables = [self.counts.get(key, {}) for key in keys]
         totals = [sum(table.values()) + 1 for table in tables]
         best, chosen, ties = 1e9, None, 0
@@ -36,13 +35,10 @@ class AnswerBalance:
             raise ValueError("No answers to choose from; expected at least one.")
         return chosen
 
-    def allowed(self, keys: Sequence[Hashable], answer: Answer) -> bool:
-        """Whether one more of this answer keeps its share of each key at its cap or below (two always do)."""
-        for key, cap in zip(keys, self.caps, strict=True):
-            table = self.counts.get(key, {})
-            if table.get(answer, 0) + 1 > max(2, cap * (sum(table.values()) + 1)):
-                return False
-        return True
+    def allowed(self, key: Hashable, answer: Answer, cap: float, spare: int) -> bool:
+        """Whether one more of this answer stays within `spare` of its largest share `cap` of the key."""
+        table = self.counts.get(key, {})
+        return table.get(answer, 0) + 1 <= cap * (sum(table.values()) + 1) + spare
 
     def add(self, keys: Sequence[Hashable], answer: Answer) -> None:
         """Note an answer that was given."""

@@ -35,7 +35,7 @@ class QuestionConfig:
     """
 
     questions_per_scene: int = 10
-    attempts: int = 10
+    attempts: int = 15
     count_cap: float = 0.36
     family_cap: float = 0.45
     trivial_fraction: float = 0.1
@@ -90,8 +90,9 @@ class _Run:
 
     def __init__(self, config: QuestionConfig, rnd: random.Random) -> None:
         self.config, self.rnd = config, rnd
-        self.balance = AnswerBalance((config.count_cap, config.family_cap))
-        self.sampler = Sampler(rnd, self.balance)
+        self.balance = AnswerBalance()
+        caps = (config.count_cap, config.family_cap)
+        self.sampler = Sampler(rnd, self.balance, count_caps=caps)
         self.used = [0] * len(FAMILIES)
         self.relations = self.trivials = 0
 

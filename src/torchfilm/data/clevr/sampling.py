@@ -74,9 +74,12 @@ _COUNT_FORMS = _form_table((0.15, 0.45, 0.3, 0.08, 0.02))
 class Sampler:
     """Draws instances of families; `trivial` asks for a relation that changes nothing."""
 
-    def __init__(self, rnd: random.Random, balance: AnswerBalance) -> None:
+    def __init__(
+        self, rnd: random.Random, balance: AnswerBalance, *, count_caps: tuple[float, float]
+    ) -> None:
         self.rnd = rnd
         self.balance = balance
+        self.count_caps = ((count_caps[0], 1), (count_caps[1], 1))
         self._by_file = {
             "zero_hop": self._zero_hop,
             "one_hop": self._chain,
@@ -142,15 +145,20 @@ class Sampler:
         self, family: Family, form: int, options: dict[Answer, list[_Part]], *, trivial: bool = False
     ) -> Draft | None:
         """Take the owed answer among those that the scene offers; a yes or no needs both on offer."""
-        if family.terminal == "count":
-            keys: tuple[tuple[object, ...], ...] = ((family.file, form), (family.index,))
-        else:
-            keys = ((family.index, form), (family.index,))
         binary = family.terminal == "exist" or family.terminal.startswith(("equal", "less", "greater"))
         if len(options) < (2 if binary else 1):
             return None
+        keys: tuple[tuple[object, ...], ...] = ((family.index, form), (family.index,))
+        caps: tuple[tuple[float, int], ...] = ()
+        if family.terminal == "count":
+            keys, caps = ((family.file, form), (family.index,)), self.count_caps
+        elif binary:
+            said = tuple(value is not None for phrase in options[True][0].phrases for value in phrase)
+            keys = ((family.index, said), *keys)
+        elif family.asked:
+            keys, caps = ((family.terminal,), *keys), ((1.1 / len(ATTRIBUTES[family.asked]), 3),)
         answer = self.balance.owed(keys, options, self.rnd)
-        if family.terminal == "count" and not self.balance.allowed(keys, answer):
+        if not all(self.balance.allowed(key, answer, *cap) for key, cap in zip(keys, caps, strict=False)):
             return None
         part = self._one(options[answer])
         return Draft(part.phrases, part.relations, answer, keys, trivial)
