@@ -65,6 +65,7 @@ def test_every_figure_is_written_without_a_global_state(tmp_path) -> None:
         "channels": plot.channels({"s": np.ones(3)}, {"s": np.ones(3)}, ylabel="γ"),
         "over": plot.over_pictures(pictures, RNG.random((3, 2, 3)), ["p", "q", "r"], unit="channels"),
         "table": plot.table(np.eye(3), list("abc"), list("def"), xlabel="x", ylabel="y", unit="share"),
+        "dots": plot.dots({"u": [1.0, 2.0], "v": [3.0]}, {"v": 2.5}, xlabel="x", reference="paper"),
         "bars": plot.bars({-1: 2.0, 0: 5.0}, xlabel="x", ylabel="y"),
         "empty": plot.over_pictures(pictures[:1], np.zeros((1, 2, 3)), ["p"], unit="channels"),
     }

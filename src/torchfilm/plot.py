@@ -270,6 +270,33 @@ def bars(values: Mapping[int | str, float], *, xlabel: str, ylabel: str) -> Figu
     return figure
 
 
+def dots(
+    values: Mapping[str, Sequence[float]],
+    references: Mapping[str, float],
+    *,
+    xlabel: str,
+    reference: str,
+) -> Figure:
+    """One line per name, from top to bottom: a dot per value, an open diamond for the name's reference."""
+    figure, axes = _grid(1, 1, 6.5, 0.9 + 0.26 * len(values))
+    ax: Axes = axes[0, 0]
+    for row, (name, found) in enumerate(values.items()):
+        ax.plot(found, [row] * len(found), "o", color=COLORS[0], markersize=5, alpha=0.8)
+        if name in references:
+            ax.plot(references[name], row, "D", color=COLORS[1], markersize=5, fillstyle="none")
+    ax.set_yticks(range(len(values)), list(values), fontsize=8)
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_xlabel(xlabel)
+    handles = [Line2D([], [], linestyle="", marker="o", color=COLORS[0], label="measured here")]
+    if references:
+        handles.append(
+            Line2D([], [], linestyle="", marker="D", color=COLORS[1], fillstyle="none", label=reference)
+        )
+    figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
 def _same_names(first: Mapping[str, Array], second: Mapping[str, Array]) -> None:
     if not first or list(first) != list(second):
         raise ValueError(

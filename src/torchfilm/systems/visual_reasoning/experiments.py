@@ -1,0 +1,231 @@
+"""Series of trainings: the ablation table, the curve over the size of the data, and CoGenT from A to B.
+
+Each takes the training as a function and runs it for one setting after the other. What is finished is kept
+in a folder per run, so that a stopped series goes on where it was; delete a run's folder to repeat it.
+"""
+
+import csv
+import json
+import os
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from torchfilm import plot
+
+from .exam import Exam, predict
+
+Setting = TypeVar("Setting")
+Run = Callable[[Setting, int, Path], Mapping[str, float]]
+"""Train and measure one (setting, seed) in a folder of its own; the result's numbers include `accuracy`,
+0..1."""
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting's accuracies 0..1, one per seed; `paper`: what the paper measured, in percent, where it
+    did."""
+
+    name: str
+    accuracies: tuple[float, ...]
+    paper: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation over seeds; None for a single one."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+
+def run_all(
+    settings: Mapping[str, Setting], run: Run[Setting], out: Path, *, seeds: Sequence[int] = (0,)
+) -> dict[str, list[dict[str, float]]]:
+    """Run each setting with each seed that has no result in `out` yet; return all results, per name one
+    for each seed.
+
+    `run` gets the folder out/NAME/seed_S, which it may use for its own checkpoints: a run that was stopped
+    half-way is called again with the same folder.
+    """
+    bad = [name for name in settings if not re.fullmatch(r"[A-Za-z0-9_.=+-]+", name)]
+    if bad:
+        raise ValueError(
+            f"run_all: expected names that can be folders (letters, digits, _ . = + -), got {bad}."
+        )
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    for seed in seeds:
+        for name, setting in settings.items():
+            folder = out / name / f"seed_{seed}"
+            if not (folder / RESULT).is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                _keep(folder / RESULT, _checked(name, run(setting, seed, folder)))
+            found[name].append(_kept(folder / RESULT))
+    return found
+
+
+def _checked(name: str, result: Mapping[str, float]) -> dict[str, float]:
+    accuracy = result.get("accuracy")
+    if accuracy is None or not 0 <= accuracy <= 1:
+        raise ValueError(
+            f"run {name!r}: expected a result with 'accuracy' between 0 and 1, got {dict(result)}."
+        )
+    return {key: float(value) for key, value in result.items()}
+
+
+def _keep(path: Path, content: Mapping[str, float]) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(dict(content), indent=1), encoding="utf-8")
+    part.replace(path)
+
+
+def _kept(path: Path) -> dict[str, float]:
+    try:
+        return _checked(path.parent.parent.name, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected a finished run's numbers, got {error}. Delete its folder."
+        ) from error
+
+
+def ablation_table(
+    settings: Mapping[str, Setting],
+    run: Run[Setting],
+    out: Path,
+    *,
+    paper: Mapping[str, float] | None = None,
+    seeds: Sequence[int] = (0,),
+) -> list[Row]:
+    """Accuracy of each variant beside the paper's (tables 2 and 3); written as ablations.csv, .json and .png.
+
+    settings: name -> what `run` trains. paper: name -> percent.
+    """
+    results = run_all(settings, run, out, seeds=seeds)
+    rows = [
+        Row(name, tuple(r["accuracy"] for r in found), (paper or {}).get(name))
+        for name, found in results.items()
+    ]
+    _write_csv(
+        out / "ablations.csv",
+        ("variant", "accuracy", "sd", "runs", "paper"),
+        [(r.name, r.mean, "" if r.sd is None else r.sd, len(r.accuracies), r.paper or "") for r in rows],
+    )
+    _write_json(
+        out / "ablations.json", {r.name: {"accuracies": r.accuracies, "paper": r.paper} for r in rows}
+    )
+    plot.save(
+        plot.dots(
+            {r.name: [100 * a for a in r.accuracies] for r in rows},
+            {r.name: r.paper for r in rows if r.paper is not None},
+            xlabel="accuracy, %",
+            reference="paper, on CLEVR",
+        ),
+        out / "ablations.png",
+    )
+    return rows
+
+
+def data_size_curve(
+    sizes: Sequence[int], run: Run[int], out: Path, *, seeds: Sequence[int] = (0,), blind: float | None = None
+) -> list[Row]:
+    """Accuracy over the number of training scenes, written as data_size.csv and data_size.png.
+
+    run: trains on the first `size` scenes. blind: accuracy 0..1 without the picture, drawn as a level.
+    """
+    results = run_all({f"scenes_{size}": size for size in sizes}, run, out, seeds=seeds)
+    rows = [Row(name, tuple(r["accuracy"] for r in found)) for name, found in results.items()]
+    _write_csv(
+        out / "data_size.csv",
+        ("scenes", *(f"seed_{seed}" for seed in seeds)),
+        [(size, *row.accuracies) for size, row in zip(sizes, rows, strict=True)],
+    )
+    figure = plot.curves(
+        list(sizes),
+        {f"seed {seed}": [100 * row.accuracies[i] for row in rows] for i, seed in enumerate(seeds)},
+        xlabel="training scenes",
+        ylabel="accuracy, %",
+        levels=None if blind is None else {"blind": 100 * blind},
+        log_x=True,
+    )
+    plot.save(figure, out / "data_size.png")
+    return rows
+
+
+@dataclass(frozen=True)
+class CoGenT:
+    """Accuracy 0..1 on conditions A and B after fine-tuning on `questions[i]` questions of B; 0 is
+    training on A only."""
+
+    questions: tuple[int, ...]
+    on_a: tuple[float, ...]
+    on_b: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with the paper's (before; after fine-tuning) beside."""
+        paper = {"before": {"A": 0.983, "B": 0.756}, "after": {"A": 0.808, "B": 0.969}}
+        return {"questions": self.questions, "A": self.on_a, "B": self.on_b, "paper": paper}
+
+
+def cogent(
+    sizes: Sequence[int],
+    fine_tune: Callable[[int, Path], Any],
+    exam_a: Exam,
+    exam_b: Exam,
+    out: Path,
+) -> CoGenT:
+    """Train on A, fine-tune on more and more questions of B, measure on both (figure 9).
+
+    fine_tune: (number of questions of B, folder) -> network; with 0 the network as trained on A. It starts
+    from that network each time and must not use the questions of exam_b. Written as cogent.json, .csv and
+    .png.
+    """
+
+    def run(size: int, seed: int, folder: Path) -> dict[str, float]:
+        model = fine_tune(size, folder)
+        on_a, on_b = (
+            float((predict(model, exam) == exam.questions.answers).mean()) for exam in (exam_a, exam_b)
+        )
+        return {"accuracy": on_b, "on_a": on_a, "on_b": on_b}
+
+    results = run_all({f"questions_{size}": size for size in sizes}, run, out)
+    found = CoGenT(
+        tuple(sizes),
+        tuple(r[0]["on_a"] for r in results.values()),
+        tuple(r[0]["on_b"] for r in results.values()),
+    )
+    _write_json(out / "cogent.json", found.to_json())
+    rows = zip(found.questions, found.on_a, found.on_b, strict=True)
+    _write_csv(out / "cogent.csv", ("questions_of_b", "accuracy_a", "accuracy_b"), list(rows))
+    figure = plot.curves(
+        list(sizes),
+        {
+            "condition A": (100 * np.array(found.on_a)).tolist(),
+            "condition B": (100 * np.array(found.on_b)).tolist(),
+        },
+        xlabel="questions of condition B in fine-tuning",
+        ylabel="accuracy, %",
+    )
+    plot.save(figure, out / "cogent.png")
+    return found
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        writer.writerows(rows)
