@@ -1,16 +1,24 @@
 """Asking one picture one question: what is understood, what is answered, and how bad input is refused."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from torchfilm.data.clevr.vocabulary import Vocabulary
+from torchfilm.systems.visual_reasoning import BaselineConfig, build, describe
 from torchfilm.systems.visual_reasoning.answering import (
     Answerer,
     UnknownWordError,
+    ask,
     looked,
 )
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig, VisualReasoner
+from torchfilm.systems.visual_reasoning.perception import Perception, PerceptionConfig
+from torchfilm.systems.visual_reasoning.recipe import TINY
+from torchfilm.training import save_weights
 
 SENTENCES = [
     ("How many red cubes are left of the sphere?", "2"),
@@ -40,7 +48,7 @@ def answerer() -> Answerer:
         hidden=13,
         answers=len(VOCABULARY.answers),
     )
-    return Answerer(VisualReasoner(config), VOCABULARY, WIDTH, HEIGHT)
+    return Answerer(VisualReasoner(config), VOCABULARY)
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +84,47 @@ def test_a_picture_seen_once_answers_as_the_picture_itself(answerer, picture):
     assert answerer.answer(answerer.see(picture), QUESTION) == answerer.answer(picture, QUESTION)
 
 
-def test_a_perception_stands_between_the_pixels_and_the_network(answerer, picture):
-    class Negative(torch.nn.Module):
-        def forward(self, x):
-            return 1 - x
-
-    through = Answerer(answerer.model, VOCABULARY, WIDTH, HEIGHT, perception=Negative())
-    expected = answerer.answer(255 - picture, QUESTION, top=100)
-    assert dict(through.answer(picture, QUESTION, top=100).probabilities) == pytest.approx(
-        dict(expected.probabilities), rel=1e-4
+def test_a_network_over_maps_sees_through_its_perception(picture):
+    perception = Perception(PerceptionConfig((3, 5, 7), num_blocks=1))
+    config = replace(TINY, vocabulary=len(VOCABULARY.questions), answers=len(VOCABULARY.answers))
+    config = replace(config, input_width=WIDTH // 8, input_height=HEIGHT // 8)
+    answerer = Answerer(VisualReasoner(config), VOCABULARY, perception)
+    ids = torch.tensor([VOCABULARY.encode(QUESTION)])
+    with torch.no_grad():
+        maps = perception.maps(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        logits = answerer.model(maps, ids, torch.tensor([ids.shape[1]]))[0, 4:]
+    expected = dict(zip(VOCABULARY.answer_words[4:], logits.softmax(0).tolist(), strict=True))
+    assert dict(answerer.answer(picture, QUESTION, top=100).probabilities) == pytest.approx(
+        expected, rel=1e-4
     )
+
+
+def test_a_network_that_cannot_look_at_pictures_is_refused(answerer):
+    over_maps = VisualReasoner(TINY)
+    with pytest.raises(ValueError, match="got one over maps without a perception"):
+        Answerer(over_maps, VOCABULARY)
+    with pytest.raises(ValueError, match="got one over pixels with a perception"):
+        Answerer(answerer.model, VOCABULARY, Perception(PerceptionConfig((3, 5, 7), num_blocks=1)))
+
+
+def test_a_checkpoint_folder_answers_as_the_network_that_was_saved(picture, tmp_path):
+    perception = Perception(PerceptionConfig((3, 5, 7), num_blocks=1))
+    config = replace(TINY, vocabulary=len(VOCABULARY.questions), answers=len(VOCABULARY.answers))
+    saved = Answerer(VisualReasoner(config), VOCABULARY, perception)
+    save_weights(tmp_path / "weights.safetensors", saved.model.state_dict())
+    save_weights(tmp_path / "perception.safetensors", perception.state_dict())
+    VOCABULARY.save(tmp_path / "vocab.json")
+    about = {"network": describe(config), "perception": {"widths": [3, 5, 7], "num_blocks": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    assert ask(picture, QUESTION, tmp_path) == saved.answer(picture, QUESTION)
+
+
+def test_a_baselines_folder_is_refused(tmp_path):
+    config = BaselineConfig("lstm", vocabulary=len(VOCABULARY.questions), answers=len(VOCABULARY.answers))
+    save_weights(tmp_path / "weights.safetensors", build(config).state_dict())
+    (tmp_path / "config.json").write_text(json.dumps({"network": describe(config)}))
+    with pytest.raises(ValueError, match="holds a baseline, which has no gamma and beta"):
+        Answerer.load(tmp_path)
 
 
 def test_looked_counts_where_each_channel_has_its_maximum():

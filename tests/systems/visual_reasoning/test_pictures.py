@@ -32,6 +32,11 @@ def test_a_picture_is_cropped_at_its_centre_and_resampled_by_area():
     assert np.abs(frame(wide, 12, 8) - expected).max() <= 1
 
 
+def test_another_ratio_squeezes_the_same_crop(picture):
+    expected = picture.reshape(16, 2, 16, 3, 3).mean((1, 3))
+    assert np.abs(frame(picture, 16, 16) - expected).max() <= 1
+
+
 def test_every_form_of_a_picture_is_the_same_picture(picture, tmp_path):
     image = Image.fromarray(picture)
     path = tmp_path / "picture.png"

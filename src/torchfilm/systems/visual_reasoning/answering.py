@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchfilm import Modulation
 from torchfilm.data.clevr.vocabulary import END, SPECIALS, START, Vocabulary, tokenize
+from torchfilm.systems.visual_reasoning import SHIPPED, load
 from torchfilm.systems.visual_reasoning.model import VisualReasoner
+from torchfilm.systems.visual_reasoning.perception import STRIDE, Perception, PerceptionConfig
 from torchfilm.systems.visual_reasoning.pictures import Picture, frame
+from torchfilm.training import load_weights
 
 MAX_QUESTION_CHARACTERS = 500
 MAX_EDIT = 1000.0
 
-Edits = Mapping[str, Mapping[str, Mapping[int | str, float]]]
+Edits = Mapping[str, Mapping[Any, Mapping[Any, float]]]
 
 
 class UnknownWordError(ValueError):
@@ -59,7 +64,7 @@ class Answer:
 class Answerer:
     """A trained network with its vocabulary, ready for single questions; for one thread at a time.
 
-    width, height: the size in pixels of the pictures that the network was trained on. perception: what stands
+    perception: what stands
     between pixels [1, 3, H, W] in 0..1 and `model.features`, for a network over maps; None for one over
     pixels.
     """
@@ -68,14 +73,20 @@ class Answerer:
         self,
         model: VisualReasoner,
         vocabulary: Vocabulary,
-        width: int = 96,
-        height: int = 64,
-        perception: nn.Module | None = None,
+        perception: Perception | None = None,
     ):
+        config = model.config
+        if (config.input, perception is None) not in (("pixels", True), ("maps", False)):
+            given = "without" if perception is None else "with"
+            raise ValueError(
+                f"Answerer: expected a network over pixels, or one over maps with its perception; got one "
+                f"over {config.input} {given} a perception. One over given features cannot look at pictures."
+            )
         self.model = model.eval()
-        self.perception = nn.Identity() if perception is None else perception.eval()
+        self.perception = None if perception is None else perception.eval()
         self.vocabulary = vocabulary
-        self.width, self.height = width, height
+        stride = 1 if perception is None else STRIDE
+        self.width, self.height = stride * config.input_width, stride * config.input_height
         self._casings: dict[str, list[str]] = {}
         for word in vocabulary.questions:
             if word and word not in SPECIALS:
@@ -88,9 +99,9 @@ class Answerer:
 
     def see(self, image: Picture) -> Seen:
         """Run the part of the network that does not depend on the question, once per picture."""
-        pixels = torch.from_numpy(frame(image, self.width, self.height))
+        pixels = torch.from_numpy(frame(image, self.width, self.height)).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
-            return Seen(self.model.features(self.perception(pixels.permute(2, 0, 1)[None].float() / 255)))
+            return Seen(self.model.features(self.perception.maps(pixels) if self.perception else pixels))
 
     def words(self, question: str) -> tuple[str, ...]:
         """The question as the network's words: cut as CLEVR's, with the casing that the vocabulary knows.
@@ -151,6 +162,18 @@ class Answerer:
         return sorted(zip(words, probabilities, strict=True), key=lambda pair: -pair[1])
 
 
+def ask(image: Picture, question: str, path: str | Path | None = None, top: int = 5) -> Answer:
+    """Answer one question about one picture with the checkpoint in `path`; None: the shipped one.
+
+    Loads the checkpoint for this one question; keep an `Answerer` for more. Errors as `Answerer.answer`.
+
+    Example:
+        >>> ask("scene.png", "how many red cubes are left of the sphere?").answer  # doctest: +SKIP
+        '2'
+    """
+    return Answerer.load(path).answer(image, question, top=top)
+
+
 def looked(maps: Float[Tensor, "channels height width"]) -> list[list[int]]:
     """Count, for each cell, the channels whose global max-pool picked it (Perez et al. 2018, Fig. 4).
 
@@ -174,7 +197,7 @@ def edited(modulations: Mapping[str, Modulation], edits: Edits) -> dict[str, Mod
     return {site: _edited(site, modulation, edits.get(site, {})) for site, modulation in modulations.items()}
 
 
-def _edited(site: str, modulation: Modulation, parts: Mapping[str, Mapping[int | str, float]]) -> Modulation:
+def _edited(site: str, modulation: Modulation, parts: Mapping[Any, Mapping[Any, float]]) -> Modulation:
     changed: dict[str, Tensor] = {}
     for part, values in parts.items():
         if part not in ("gamma", "beta"):
@@ -210,6 +233,22 @@ def _lists(modulation: Modulation) -> dict[str, list[float]]:
     return {"gamma": modulation.gamma[0].tolist(), "beta": modulation.beta[0].tolist()}
 
 
-def _load(path: str | Path | None) -> tuple[VisualReasoner, Vocabulary, int, int, nn.Module | None]:
-    """Read a checkpoint folder."""
-    raise NotImplementedError(f"checkpoint folders are not readable yet: {path}")
+def _load(path: str | Path | None) -> tuple[VisualReasoner, Vocabulary, Perception | None]:
+    """Read a checkpoint folder: the network, vocab.json and, for a network over maps, its perception."""
+    folder = SHIPPED if path is None else Path(path)
+    model = load(folder)
+    if not isinstance(model, VisualReasoner):
+        raise ValueError(
+            f"{folder} holds a baseline, which has no gamma and beta: give a FiLM network's folder"
+        )
+    vocabulary = Vocabulary.load(folder / "vocab.json")
+    if model.config.input != "maps":
+        return model, vocabulary, None
+    fields = json.loads((folder / "config.json").read_text()).get("perception", {})
+    perception = Perception(PerceptionConfig(**{name: _tuple(value) for name, value in fields.items()}))
+    load_weights(folder / "perception.safetensors", perception)
+    return model, vocabulary, perception
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_IMAGE_BYTES = 10 * 2**20
 MAX_IMAGE_PIXELS = 24_000_000
 MIN_IMAGE_SIDE = 16
+ASPECT = 3 / 2
 FORMATS = ("PNG", "JPEG")
 
 Pixels = UInt8[np.ndarray, "height width 3"]
@@ -24,11 +25,11 @@ Picture = str | Path | bytes | Image.Image | np.ndarray
 
 
 def frame(image: Picture, width: int, height: int) -> Pixels:
-    """The picture as the network sees it: upright, cropped at the centre to width:height, resampled by area.
+    """The picture as the network sees it: upright, cropped at its centre to 3:2, resampled by area.
 
-    image: a path, the bytes of a PNG or JPEG file, a PIL image, or uint8 [H, W, 3]. width, height: in pixels.
-    Raises ValueError if it is empty, of another kind, too large (bytes or pixels) or too small to show
-    anything.
+    image: a path, the bytes of a PNG or JPEG file, a PIL image, or uint8 [H, W, 3]. width, height: in pixels;
+    another ratio than 3:2 squeezes, as the original does to 224x224. Raises ValueError if it is empty, of
+    another kind, too large (bytes or pixels) or too small to show anything.
     """
     picture = open_picture(image)
     if min(picture.size) < MIN_IMAGE_SIDE:
@@ -36,11 +37,11 @@ def frame(image: Picture, width: int, height: int) -> Pixels:
             f"image of {picture.size[0]}x{picture.size[1]} pixels: "
             f"expected at least {MIN_IMAGE_SIDE} on each side"
         )
-    scale = min(picture.size[0] / width, picture.size[1] / height)
-    crop_width, crop_height = width * scale, height * scale
-    left, top = (picture.size[0] - crop_width) / 2, (picture.size[1] - crop_height) / 2
+    crop_width = min(picture.width, picture.height * ASPECT)
+    crop_height = crop_width / ASPECT
+    left, top = (picture.width - crop_width) / 2, (picture.height - crop_height) / 2
     box = (left, top, left + crop_width, top + crop_height)
-    how = Image.Resampling.BOX if scale >= 1 else Image.Resampling.BICUBIC
+    how = Image.Resampling.BOX if crop_width >= width else Image.Resampling.BICUBIC
     return np.array(picture.resize((width, height), how, box=box))
 
 

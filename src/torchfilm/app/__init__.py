@@ -1,0 +1,1 @@
+"""The command, the server and its page: what people use, built on the systems."""

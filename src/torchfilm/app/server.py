@@ -1,0 +1,298 @@
+"""The page and the API behind it: ask a scene a question, turn γ and β, see the answer change.
+
+`create_app` builds the application, `serve` runs it. The application keeps a bounded number of recent
+pictures and nothing else; a scene is named by its seed and can always be made again. One picture or question
+is worked on at a time; a few more may wait; the rest are told to come back.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, HTTPException, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from PIL import Image
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from torchfilm.app.limits import BodyLimit, Gate, Limits, error_reply
+from torchfilm.app.messages import (
+    LARGEST_SEED,
+    AskReply,
+    AskRequest,
+    ErrorReply,
+    Example,
+    HealthReply,
+    Part,
+    Ranked,
+    SceneReply,
+    UploadReply,
+)
+from torchfilm.app.scenes import RenderedScenes, Scenes
+from torchfilm.systems.visual_reasoning.answering import (
+    Answer,
+    Answerer,
+    Seen,
+    UnknownWordError,
+)
+from torchfilm.systems.visual_reasoning.pictures import frame, open_picture
+
+T = TypeVar("T")
+PAGE = Path(__file__).parent / "page"
+DISPLAY = (480, 320)
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+log = logging.getLogger(__name__)
+
+
+class GoneError(LookupError):
+    """An uploaded picture that has made room for others, or never was here."""
+
+
+class Gallery:
+    """The recent pictures, each seen once by the network; only the gate's thread touches it."""
+
+    def __init__(self, answerer: Answerer, scenes: Scenes, size: int):
+        self._answerer, self._scenes, self._size = answerer, scenes, size
+        self._seen: OrderedDict[str, Seen] = OrderedDict()
+
+    def scene(self, seed: int, *, facts: bool) -> SceneReply:
+        """Make a scene, and remember it as seen."""
+        fresh = self._scenes.make(seed)
+        self._keep(f"scene {seed}", self._answerer.see(fresh.small))
+        return SceneReply(
+            seed=seed,
+            image=_data_url(fresh.display),
+            examples=[Example(question=e.question, answer=e.answer) for e in fresh.examples],
+            facts=list(fresh.facts) if facts else None,
+        )
+
+    def upload(self, content: bytes) -> UploadReply:
+        """Look at an uploaded picture and remember it; ValueError if it is none."""
+        name = hashlib.sha256(content).hexdigest()[:16]
+        picture = open_picture(content)
+        shown = _data_url(frame(picture, *DISPLAY))
+        self._keep(f"image {name}", self._answerer.see(picture))
+        return UploadReply(id=name, image=shown)
+
+    def ask(self, request: AskRequest) -> Answer:
+        """Answer; GoneError for an upload that is not here any more, ValueError for a bad question."""
+        self._answerer.words(request.question)
+        seen = self._find(request)
+        return self._answerer.answer(seen, request.question, request.edits, request.top)
+
+    def _find(self, request: AskRequest) -> Seen:
+        name = f"scene {request.scene}" if request.image is None else f"image {request.image}"
+        if name not in self._seen:
+            if request.scene is None:
+                raise GoneError(name)
+            self._keep(name, self._answerer.see(self._scenes.make(request.scene).small))
+        self._seen.move_to_end(name)
+        return self._seen[name]
+
+    def _keep(self, name: str, seen: Seen) -> None:
+        self._seen[name] = seen
+        self._seen.move_to_end(name)
+        while len(self._seen) > self._size:
+            self._seen.popitem(last=False)
+
+
+def create_app(answerer: Answerer, scenes: Scenes, limits: Limits | None = None) -> FastAPI:
+    """The application: the page at /, the API under /api, its description at /openapi.json.
+
+    Every error is a JSON object {"error": reason}; no reply ever holds a traceback.
+    """
+    limits = limits or Limits()
+    gate = Gate(limits)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        gate.close()
+
+    app = FastAPI(
+        title="torchfilm: visual reasoning",
+        description="Ask a picture a question; read and turn the γ and β through which it is heard.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={code: {"model": ErrorReply} for code in (400, 404, 408, 413, 422, 429, 503)},
+    )
+    app.add_middleware(BodyLimit, limits=limits)
+    _add_errors(app)
+    _add_page(app)
+    _add_api(app, gate, Gallery(answerer, scenes, limits.pictures))
+    return app
+
+
+def _add_api(app: FastAPI, gate: Gate, gallery: Gallery) -> None:
+    born = time.monotonic()
+
+    @app.get("/api/health", summary="Is the server up?")
+    async def health() -> HealthReply:
+        return HealthReply(seconds_up=time.monotonic() - born)
+
+    @app.get("/api/scene", summary="Render a fresh scene, or the scene of a seed, with example questions")
+    async def scene(
+        seed: Annotated[int | None, Query(ge=0, le=LARGEST_SEED, examples=[7])] = None,
+        facts: Annotated[bool, Query(description="tell what is in the scene")] = False,  # noqa: FBT002
+    ) -> SceneReply:
+        drawn = secrets.randbelow(LARGEST_SEED) if seed is None else seed
+        return await gate.run(lambda: gallery.scene(drawn, facts=facts))
+
+    @app.post("/api/upload", summary="Upload a PNG or JPEG of up to 10 MiB and 24 megapixels")
+    async def upload(file: UploadFile) -> UploadReply:
+        content = await file.read()
+        return await gate.run(_or_400, gallery.upload, content)
+
+    @app.post("/api/ask", summary="Ask a question, optionally with γ and β turned")
+    async def ask(request: AskRequest) -> AskReply:
+        if (request.scene is None) == (request.image is None):
+            raise HTTPException(422, "give either 'scene' (a seed) or 'image' (the id of an upload)")
+        return _reply(await gate.run(_or_400, gallery.ask, request))
+
+
+def _or_400(work: Callable[[Any], T], argument: Any) -> T:
+    """The result of work(argument), its complaints about the input as HTTP errors."""
+    try:
+        return work(argument)
+    except UnknownWordError:
+        raise
+    except GoneError:
+        raise HTTPException(404, "this picture is no longer here; upload it again") from None
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
+
+
+def _reply(answer: Answer) -> AskReply:
+    return AskReply(
+        answer=answer.answer,
+        probability=answer.probability,
+        runner_up=answer.runner_up,
+        probabilities=[Ranked(answer=a, probability=p) for a, p in answer.probabilities],
+        modulations={site: Part(**parts) for site, parts in answer.modulations.items()},
+        looked=answer.looked,
+        tokens=list(answer.tokens),
+    )
+
+
+def _add_page(app: FastAPI) -> None:
+    def add(path: str, name: str) -> None:
+        @app.get(path, include_in_schema=False)
+        async def page() -> FileResponse:
+            return FileResponse(PAGE / name, headers={**HEADERS, "Cache-Control": "no-cache"})
+
+    add("/", "index.html")
+    for name in ("page.js", "page.css"):
+        add(f"/{name}", name)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        reason = error.detail
+        if error.status_code == 404 and reason == "Not Found":
+            reason = f"there is nothing at {request.url.path}; the page is at /, the API at /openapi.json"
+        if error.status_code == 405:
+            reason = f"{request.method} is not possible at {request.url.path}"
+        return error_reply(error.status_code, reason, dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return error_reply(
+                422, f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+            )
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return error_reply(422, f"{where}: {first['msg']}" if where else str(first["msg"]))
+
+    @app.exception_handler(UnknownWordError)
+    async def unknown_word(_: Request, error: UnknownWordError) -> Response:
+        return JSONResponse({"error": str(error), "word": error.word, "nearest": list(error.nearest)}, 400)
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return error_reply(500, "the server made a mistake; its log says which")
+
+
+def _data_url(image: np.ndarray) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG", compress_level=3)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+class Running:
+    """A server in a thread of its own: `address` is where it listens, `stop` ends it."""
+
+    def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 8000):
+        listener = _listen(host, port)
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"http://{shown}:{listener.getsockname()[1]}"
+        config = uvicorn.Config(app, log_level="warning", limit_concurrency=64, timeout_graceful_shutdown=2)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when the server has ended."""
+        while self._thread.is_alive():
+            self._thread.join(1)
+
+    def stop(self) -> None:
+        """End the server and wait for it."""
+        self._server.should_exit = True
+        self._thread.join(10)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise ValueError(f"cannot listen on port {port}: expected 0 (any free one) to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"cannot listen on {host} port {port}: {reason}; choose another port, 0 for any free one"
+        ) from None
+
+
+def serve(
+    answerer: Answerer,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    ready: Callable[[str], None] | None = None,
+    scenes: Scenes | None = None,
+) -> None:
+    """Serve the page until Ctrl-C; `ready` is called with its address as soon as it listens.
+
+    port 0 takes any free one. scenes: None renders CLEVR scenes at the network's size. Raises ValueError if
+    the port cannot be had.
+    """
+    scenes = scenes or RenderedScenes(small=(answerer.width, answerer.height))
+    running = Running(create_app(answerer, scenes), host, port)
+    if ready is not None:
+        ready(running.address)
+    try:
+        running.wait()
+    except KeyboardInterrupt:
+        running.stop()
