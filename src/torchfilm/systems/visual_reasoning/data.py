@@ -1,0 +1,127 @@
+"""What this system feeds: batches of questions, grouped by scene, shortest questions first at the start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from torchfilm.data.clevr.encoding import EncodedQuestions
+from torchfilm.training import Draw
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions about scenes; several questions share a scene, whose images come once.
+
+    images:       float [scenes, C, H, W], pixels, features or perception maps, as the model's config says
+    questions:    int64 [B, T], padded with 0
+    lengths:      int64 [B], words of each, <START> and <END> counted
+    scene_index:  int64 [B], row of `images` of each question
+    answers:      int64 [B], number in the vocabulary
+    """
+
+    images: Float[Tensor, "scenes C H W"]
+    questions: Int[Tensor, "B T"]
+    lengths: Int[Tensor, " B"]
+    scene_index: Int[Tensor, " B"]
+    answers: Int[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Shortest questions first: at progress p a scene asks its shortest `start + (1 - start) p / until`.
+
+    start: share of each scene's questions at the beginning, in (0, 1]; 1 is no curriculum.
+    until: share of the run after which all questions are asked, in (0, 1].
+    """
+
+    start: float = 1.0
+    until: float = 0.15
+
+    def share(self, progress: float) -> float:
+        """Return the share of each scene's questions that may be asked at this progress in [0, 1]."""
+        return min(1.0, self.start + (1 - self.start) * progress / self.until)
+
+
+class QuestionBatches:
+    """Batches for `torchfilm.training.train`: each scene in turn, some of its questions at a time.
+
+    Every scene comes once per epoch, epochs in random order, and asks `questions_per_scene` different ones of
+    its questions. The batch is a function of (seed, step, progress) alone. Its size is that of the draw, which must
+    be a multiple of `questions_per_scene`.
+    """
+
+    def __init__(
+        self,
+        images: Tensor | np.ndarray,
+        questions: EncodedQuestions,
+        *,
+        questions_per_scene: int = 8,
+        curriculum: Curriculum = Curriculum(),
+    ) -> None:
+        """images: [N, C, H, W], row = image_index of the questions; a memory map is read a batch at a time."""
+        answered = questions.select(questions.answered)
+        order = np.lexsort((answered.lengths, answered.image_index))
+        self.questions = answered.select(order)
+        self.images = images
+        self.questions_per_scene = questions_per_scene
+        self.curriculum = curriculum
+        self.scenes, self.first, self.count = np.unique(
+            self.questions.image_index, return_index=True, return_counts=True
+        )
+        if len(self.scenes) == 0 or self.scenes[-1] >= len(images):
+            raise ValueError(
+                f"QuestionBatches: expected questions about images 0 to {len(images) - 1}, got "
+                f"{len(self.questions)} with answers, about images up to {max(self.scenes, default=-1)}.\n"
+                f"Give the questions and the images of the same split."
+            )
+
+    def __call__(self, draw: Draw) -> Batch:
+        """Return this process's share of the batch of one step."""
+        per_scene = self.questions_per_scene
+        if draw.batch_size % per_scene:
+            raise ValueError(
+                f"QuestionBatches: expected a batch size that is a multiple of questions_per_scene={per_scene}, "
+                f"got {draw.batch_size}.\nChange one of the two in the recipe."
+            )
+        num_scenes = draw.batch_size // per_scene
+        picked = self._scenes_of(draw, num_scenes)
+        rows = self._rows_of(picked, draw)
+        part = draw.share(num_scenes)
+        return self._batch(picked[part], rows[part])
+
+    def _scenes_of(self, draw: Draw, num_scenes: int) -> np.ndarray:
+        positions = draw.step * num_scenes + np.arange(num_scenes)
+        epochs = positions // len(self.scenes)
+        picked = np.empty(num_scenes, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order = np.random.default_rng([draw.seed, int(epoch), 1]).permutation(len(self.scenes))
+            picked[here] = order[positions[here] % len(self.scenes)]
+        return picked
+
+    def _rows_of(self, picked: np.ndarray, draw: Draw) -> np.ndarray:
+        """Question rows [scenes, questions_per_scene]: a random window of a random order, without repeats."""
+        allowed = np.ceil(self.count[picked] * self.curriculum.share(draw.progress)).astype(np.int64)
+        keys = draw.rng().random((len(picked), int(self.count.max())))
+        keys[np.arange(keys.shape[1])[None] >= allowed[:, None]] = 2.0
+        order = keys.argsort(axis=1)
+        columns = np.arange(self.questions_per_scene)[None] % allowed[:, None]
+        return self.first[picked][:, None] + np.take_along_axis(order, columns, axis=1)
+
+    def _batch(self, picked: np.ndarray, rows: np.ndarray) -> Batch:
+        flat = rows.reshape(-1)
+        lengths = self.questions.lengths[flat].astype(np.int64)
+        tokens = self.questions.tokens[flat, : int(lengths.max(initial=1))].astype(np.int64)
+        images = self.images[self.scenes[picked]]
+        return Batch(
+            images=images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images)),
+            questions=torch.from_numpy(tokens),
+            lengths=torch.from_numpy(lengths),
+            scene_index=torch.arange(len(picked)).repeat_interleave(rows.shape[1]),
+            answers=torch.from_numpy(self.questions.answers[flat].astype(np.int64)),
+        )
