@@ -82,7 +82,7 @@ def say(family: Family, phrases: Sequence[Phrase], relations: Sequence[str], rnd
         elif mark == "optional":
             said.append(literal if rnd.random() < 0.5 else "")
         elif mark in ("n", "N"):
-            after_a = bool(said) and (said[-1] in ("a ", "A ") or said[-1].endswith((" a ", " a")))
+            after_a = "".join(said[-3:]).endswith(" a ")
             said.append(noun_phrase(phrases[number], rnd, plural=mark == "N", after_a=after_a))
         elif mark == "r":
             said.append(_pick(SYNONYMS[relations[number]], rnd))
