@@ -8,7 +8,14 @@ import torch
 from small_exam import small_exam, small_network
 
 from torchfilm.systems.visual_reasoning.exam import predict
-from torchfilm.systems.visual_reasoning.experiments import ablation_table, cogent, data_size_curve, run_all
+from torchfilm.systems.visual_reasoning.experiments import (
+    ablation_table,
+    cogent,
+    data_size_curve,
+    paper_ablations,
+    run_all,
+)
+from torchfilm.systems.visual_reasoning.recipe import RECIPES
 
 
 class Recorder:
@@ -52,6 +59,24 @@ def test_the_table_has_mean_spread_and_the_papers_number(tmp_path) -> None:
     assert float(table[1]["accuracy"]) == pytest.approx(0.42)
     assert json.loads((tmp_path / "ablations.json").read_text())["plain"]["paper"] is None
     assert (tmp_path / "ablations.png").stat().st_size > 5000
+
+
+def test_the_papers_ablations_run_over_changed_recipes(tmp_path) -> None:
+    trained = {}
+
+    def run(recipe, seed: int, folder: Path) -> dict[str, float]:
+        trained[folder.parent.name] = recipe
+        return {"accuracy": 0.5}
+
+    rows = paper_ablations(RECIPES["tiny"], run, tmp_path, names=("beta_zero", "blocks_3"))
+    assert [(row.name, row.paper) for row in rows] == [
+        ("unchanged", 97.4),
+        ("beta_zero", 96.9),
+        ("blocks_3", 96.7),
+    ]
+    assert trained["unchanged"] == RECIPES["tiny"]
+    assert trained["beta_zero"].config.emit == ("gamma",)
+    assert trained["blocks_3"].config.blocks == 3
 
 
 def test_the_curve_has_one_point_per_size(tmp_path) -> None:
