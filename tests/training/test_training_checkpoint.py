@@ -49,11 +49,15 @@ def test_a_write_cut_short_leaves_the_one_before(tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr("torchfilm.training.checkpoint._sync_folder", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(
+            CheckpointError, match=r"could not be written: No space left .*step_0000005 is whole"
+        ):
             write_checkpoint(tmp_path, checkpoint(6))
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert read_checkpoint(newest).state["step"] == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_0000005"]
+    (tmp_path / "partial_step_0000006").mkdir()  # what a kill in the middle leaves
     write_checkpoint(tmp_path, checkpoint(7))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_0000005", "step_0000007"]
 

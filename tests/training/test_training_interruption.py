@@ -18,7 +18,7 @@ TOY = Path(__file__).with_name("toy_line.py")
 def in_a_process(out: Path, signal_name: str, at_step: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(TOY), str(out), "start", signal_name, str(at_step), "0.3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import os
+import pty
+import re
+import subprocess
+import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +24,7 @@ from toy_line import (
 )
 
 from torchfilm.training import Draw, Loss, train
+from torchfilm.training.distributed import Ranks
 
 
 def test_the_true_line_is_found(tmp_path: Path) -> None:
@@ -159,6 +166,7 @@ def test_a_loss_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, in inductor
 def test_a_compiled_module_learns_the_same(tmp_path: Path) -> None:
     eager = train(Line(), squared_error, Points(), toy_config(), tmp_path / "eager", evaluate=mean_error)
     module = Line()
@@ -166,3 +174,36 @@ def test_a_compiled_module_learns_the_same(tmp_path: Path) -> None:
     compiled = train(module, squared_error, Points(), config, tmp_path / "compiled", evaluate=mean_error)
     assert compiled.train["loss"] == pytest.approx(eager.train["loss"], rel=1e-9)
     assert module._compiled_call_impl is None
+
+
+def test_fewer_items_than_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchfilm.training.loop.joined", lambda device: nullcontext(Ranks(1, 3)))
+    with pytest.raises(ValueError, match=r"expected batch_size >= 3, one item for each process, got 2"):
+        train(Line(), squared_error, Points(), toy_config(batch_size=2), tmp_path)
+
+
+def test_the_bar_on_a_terminal_shows_rate_and_time_left_and_leaves_stdout_alone(tmp_path: Path) -> None:
+    main, side = pty.openpty()
+    code = (
+        "from torchfilm.training.metrics import ProgressLine; import time\n"
+        "line = ProgressLine(shown=True)\n"
+        "for step in range(3):\n"
+        "    time.sleep(0.6); line.update((step + 1) / 40, step, 0.6 * step, 60, {'loss': 0.5})\n"
+        "line.close()"
+    )
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=side,
+        env=environment,
+        timeout=600,
+        check=True,
+    )
+    os.close(side)
+    shown = os.read(main, 1 << 16).decode()
+    os.close(main)
+    assert ended.stdout == b""
+    assert "items/s" in shown
+    assert "loss 0.5" in shown
+    assert re.search(r"  8%.* \x1b\[36m0:0\d:\d\d", shown)

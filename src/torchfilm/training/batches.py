@@ -88,7 +88,7 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
 
     Called before every step, so the random state of a run is never stored: it is a function of the step.
     """
-    words = np.random.SeedSequence([seed, step, rank]).generate_state(4)
+    words = np.random.SeedSequence([seed, step, rank, 2]).generate_state(4)
     torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
     np.random.seed(words[2])
     random.seed(int(words[3]))

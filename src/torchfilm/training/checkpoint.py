@@ -40,27 +40,23 @@ class Checkpoint:
 
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
-    folder: Path | None = None
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
     """Write `folder`/step_XXXXXXX for state["step"], point `latest` to it, keep the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{checkpoint.state['step']:07d}"
     partial = folder / f"partial_{target.name}"
-    for leftover in folder.glob("partial_*"):
-        shutil.rmtree(leftover)
-    partial.mkdir()
-    digests = {}
-    for name, tensors in checkpoint.tensors.items():
-        content = save_bytes(
-            {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        )
-        digests[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
-        _write(partial / f"{name}.safetensors", content)
-    state = {"format": FORMAT, **checkpoint.state, "sha256": digests}
-    _write(partial / "state.json", json.dumps(state, indent=1).encode())
-    _sync_folder(partial)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("partial_*"):
+            shutil.rmtree(leftover)
+        _fill(partial, checkpoint)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        newest = newest_checkpoint(folder)
+        kept = f"{newest} is whole: resume from it." if newest else "There is none before it."
+        message = f"Checkpoint {target} could not be written: {error.strerror}. {kept}"
+        raise CheckpointError(message) from error
     replaced = folder / f"partial_replaced_{target.name}"
     if target.exists():  # the same step again
         target.rename(replaced)
@@ -71,6 +67,23 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> 
         if old != target:
             shutil.rmtree(old)
     return target
+
+
+def _fill(folder: Path, checkpoint: Checkpoint) -> None:
+    folder.mkdir()
+    digests = {}
+    for name, tensors in checkpoint.tensors.items():
+        content = _safetensors(tensors)
+        digests[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
+        _write(folder / f"{name}.safetensors", content)
+    state = {"format": FORMAT, **checkpoint.state, "sha256": digests}
+    _write(folder / "state.json", json.dumps(state, indent=1).encode())
+    _sync_folder(folder)
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """The file's content; tied tensors are written once per name, in the plain layout."""
+    return save_bytes({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -105,12 +118,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if hashlib.sha256(content).hexdigest() != digest:
             raise _damaged(folder, name, f"{len(content)} bytes whose SHA-256 is not the recorded one")
         tensors[name.removesuffix(".safetensors")] = load_bytes(content)
-    return Checkpoint(tensors, state, folder)
+    return Checkpoint(tensors, state)
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as one safetensors file, whole or not at all."""
-    replace_file(path, save_bytes({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}))
+    replace_file(path, _safetensors(tensors))
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

@@ -12,10 +12,10 @@ class TrainConfig:
     """All that decides how a module is trained; two runs with equal configs, data and module are equal.
 
     Exactly one of `steps` and `minutes` is the budget. With `steps` the schedule is a function of the
-    step and a resumed run equals the uninterrupted one to the bit. With `minutes` it is a function of the
-    wall clock, so a resumed run is the same up to the clock. Everything done inside `train` counts:
-    batches, compilation, checkpoints, evaluations on the way; only the evaluation after the last step
-    does not.
+    step and a resumed run equals the uninterrupted one to the bit. (With `compile`: up to the order in
+    which the compiler meets the shapes.) With `minutes` it is a function of the wall clock, so a resumed
+    run is the same up to the clock. Everything done inside `train` counts: batches, compilation,
+    checkpoints, evaluations on the way; only the evaluation after the last step does not.
     """
 
     steps: int | None = None

@@ -8,7 +8,6 @@ import time
 from types import FrameType
 from typing import Any
 
-
 SAME_REQUEST_SECONDS = 1.0
 
 
@@ -25,11 +24,10 @@ class Interrupted(SystemExit):
 
 
 class StopRequest:
-    """Inside this context the first SIGINT or SIGTERM sets `asked`; one that comes later than a second
-    acts as ever.
+    """Inside this context the first SIGINT or SIGTERM sets `asked`; a later one acts as ever.
 
-    (Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun.) Signals reach the main
-    thread only: elsewhere nothing is installed, and `asked` stays False.
+    Within a second it is taken for the same one: under torchrun a Ctrl-C arrives twice. Signals reach the
+    main thread only: elsewhere nothing is installed, and `asked` stays False.
     """
 
     def __init__(self) -> None:

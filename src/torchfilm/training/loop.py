@@ -34,7 +34,10 @@ from .optimisers import WeightAverage, build_optimiser, optimiser_tensors, resto
 
 @dataclass(frozen=True)
 class Loss:
-    """Loss of one batch: `value` is the mean over its `items`, `metrics` are further such means."""
+    """Loss of one batch: `value` is the mean over its `items`, `metrics` are further such means.
+
+    The metrics have the same names in every process. Under several, `items` weighs each process's share.
+    """
 
     value: Tensor
     items: int = 1
@@ -85,6 +88,11 @@ def train(
     module.to(device)
     with ExitStack() as stack:
         ranks = stack.enter_context(joined(device))
+        if config.batch_size < ranks.world_size:
+            raise ValueError(
+                f"train: expected batch_size >= {ranks.world_size}, one item for each process, "
+                f"got {config.batch_size}. Use a larger batch or fewer processes."
+            )
         description = describe(config, extra_config)
         open_folder(out, description, resume=resume)
         ranks.wait()  # all have looked before one writes

@@ -36,10 +36,10 @@ def find_at_rest(module: nn.Module, batch: Any) -> Finding | None:
 
 
 def find_in_step(module: nn.Module, again: Callable[[], bool]) -> Finding:
-    """The first non-finite value of a step that `again` computes once more, forward and backward.
+    """The first non-finite value of a step that `again` computes again, forward and backward.
 
-    `again` says whether the loss was finite, and goes backward only then. Watched are the outputs of the modules
-    as they are called, then the gradients as they arrive at outputs and parameters.
+    `again` says whether the loss was finite, and goes backward only then. Watched are the outputs of the
+    modules as they are called, then the gradients as they arrive at outputs and parameters.
     """
     findings: list[Finding] = []
     with _watched(module, findings), _eager(module):
