@@ -105,6 +105,13 @@ def test_the_questions_to_add_and_subtract_are_all_about_combinations_of_conditi
                     assert said in SEEN_IN_A[noun.removesuffix("s")]
 
 
+def test_a_rewritten_question_has_no_empty_token_that_the_first_had_not() -> None:
+    vocabulary = Vocabulary.build([{"question": "a  b; c"}])
+    assert "" in vocabulary.questions
+    tokens = encoded(["a b ; c"], vocabulary).tokens[0]
+    assert [vocabulary.question_words[t] for t in tokens] == ["<START>", "a", "b", ";", "c", "<END>"]
+
+
 def condition_b_exam() -> Exam:
     """Half of the questions are about cyan cubes."""
     nodes = [

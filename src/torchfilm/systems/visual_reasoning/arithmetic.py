@@ -234,8 +234,9 @@ def _sums(model: Reasoner, vocabulary: Vocabulary, rewritings: list[list[Swapped
 
 
 def encoded(texts: Sequence[str], vocabulary: Vocabulary) -> EncodedQuestions:
-    """Questions that are nothing but their text."""
-    return encode_questions(({"question": text, "image_index": 0} for text in texts), vocabulary)
+    """Questions that are nothing but their text; a space before `;` or `,` counts as none."""
+    plain = (text.replace(" ;", ";").replace(" ,", ",") for text in texts)
+    return encode_questions(({"question": text, "image_index": 0} for text in plain), vocabulary)
 
 
 def _with_rows(
