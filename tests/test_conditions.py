@@ -108,6 +108,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize(("condition", "inputs", "message"), REFUSED)
 def test_what_is_no_condition_is_refused(condition, inputs, message):
     with pytest.raises(ValueError, match=message):

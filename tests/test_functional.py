@@ -215,11 +215,13 @@ def test_a_modulation_axis_that_does_not_exist_is_refused():
         F.film(random(2, 3, 5), random(2, 3), random(3), modulation_dim=2)
 
 
+@pytest.mark.plain
 def test_a_branch_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"expected a branch of the shape of x[\s\S]*branch  \(2, 3, 1\)"):
         F.gated_residual(random(2, 3, 5), random(2, 3, 1), random(3))
 
 
+@pytest.mark.plain
 def test_the_compiled_film_is_one_graph_for_every_layout_and_agrees():
     compiled = torch.compile(F.film, fullgraph=True, backend="aot_eager", dynamic=False)
     for shape, dim, gamma in [((2, 3, 5), 1, (2, 3)), ((2, 5, 3), -1, (2, 5, 3)), ((2, 3, 5), 1, (2, 5, 3))]:
@@ -227,6 +229,7 @@ def test_the_compiled_film_is_one_graph_for_every_layout_and_agrees():
         torch.testing.assert_close(compiled(x, g, b, dim), F.film(x, g, b, dim))
 
 
+@pytest.mark.plain
 @pytest.mark.filterwarnings(
     "ignore:.torch.jit.script_method. is:DeprecationWarning"
 )  # torch's own, on import

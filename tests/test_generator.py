@@ -153,6 +153,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize(("options", "message"), REFUSED)
 def test_options_that_cannot_be_meant_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

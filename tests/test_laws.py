@@ -106,6 +106,7 @@ def test_a_ready_modulation_does_what_its_condition_does(case: Case):
     assert torch.equal(layer(x, modulation=film.modulation(condition)), layer(x, z))
 
 
+@pytest.mark.plain
 @over_layers
 @pytest.mark.parametrize("given", ["neither", "both"])
 def test_a_layer_takes_exactly_one_of_condition_and_modulation(case: Case, given: str):
@@ -162,6 +163,7 @@ def test_memory_format_is_kept(case: Case):
     assert randomise(case.build())(permuted, z).stride() == permuted.stride()
 
 
+@pytest.mark.plain
 @over_cases
 def test_compiled_in_one_graph_it_computes_the_same(case: Case):
     module, inputs = randomise(case.build()), case.inputs(2)
@@ -169,6 +171,7 @@ def test_compiled_in_one_graph_it_computes_the_same(case: Case):
     assert_same(compiled(*inputs), module(*inputs))
 
 
+@pytest.mark.plain
 @over_cases
 def test_exported_with_a_dynamic_batch_it_computes_the_same(case: Case):
     module, inputs, others = randomise(case.build()).eval(), case.inputs(2), case.inputs(5)

@@ -80,6 +80,7 @@ def test_the_condition_of_a_pretrained_norm_acts_on_its_affine_output():
     torch.testing.assert_close(y[:, 2], 2 * norm(x)[:, 2] - 1)
 
 
+@pytest.mark.plain
 def test_only_a_batch_norm_can_be_conditioned_as_one():
     with pytest.raises(ValueError, match=r"expected nn.BatchNorm2d, got GroupNorm"):
         tf.ConditionalBatchNorm2d.from_norm(nn.GroupNorm(1, 3), cond_dim=7)
@@ -107,6 +108,7 @@ def test_the_head_is_no_linear_layer_for_the_hooks_of_others():
     assert not isinstance(Head(7, 6), nn.Linear)
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("shape", [(2, 5), ()], ids=str)
 def test_a_condition_of_another_size_is_refused(shape: tuple):
     with pytest.raises(
