@@ -197,6 +197,7 @@ REFUSED = [
         (3,),
         r"size 2 where x has size 5 \(axis 0 of x\)[\s\S]*align with x's from the left",
     ),
+    ((5, 3, 7), 1, (0, 3), (3,), r"size 0 where x has size 5 \(axis 0 of x\)"),
     ((2, 3, 5, 7), 1, (2, 7, 3), (3,), r"size 7 where x has size 5 \(axis 2 of x\)"),
     ((2, 3), 1, (2, 5, 3), (3,), "gamma has 3 axes, expected at most the 2 of x"),
     ((2, 3), 1, (), (3,), "gamma is a single number, expected one per channel"),

@@ -1,6 +1,8 @@
 """The laws: what holds for every public module, over the catalogue."""
 
 import copy
+import doctest
+import importlib
 import pickle
 
 import pytest
@@ -38,6 +40,13 @@ def test_every_public_module_is_in_the_catalogue():
     }
     assert public == {case.name.split("/")[0] for case in CASES}
     assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("name", ["conditions", "functional", "generator", "layers", "modulation"])
+def test_the_examples_in_the_docstrings_run(name: str):
+    result = doctest.testmod(importlib.import_module(f"torchfilm.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 @over_layers

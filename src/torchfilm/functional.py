@@ -216,7 +216,7 @@ def _channel_message(value: Tensor, x: Tensor, dim: int, channel: int, name: str
 
 def _size_message(value: Tensor, x: Tensor, axis: int, size: int, name: str, site: str) -> str:
     fact = f"{name} has size {size} where x has size {x.shape[axis]} (axis {axis} of x)"
-    if axis == 0 and x.shape[0] % size == 0:
+    if axis == 0 and size and x.shape[0] % size == 0:
         times = x.shape[0] // size
         remedy = f"If each condition serves {times} rows of x, use {name}.repeat_interleave({times}, dim=0)."
     else:
