@@ -111,7 +111,7 @@ def test_objects_stand_on_the_ground_within_reach():
 
 
 def test_every_object_is_visible():
-    for scene, view in scenes(6):
+    for scene, view in scenes(8, min_objects=10):
         seen = np.bincount(render(scene, view, 240, 160, samples=1).mask.ravel())[1:]
         assert len(seen) == len(scene["objects"])
         assert seen.min() >= 0.75 * 240 * 160 * 200 / (320 * 240)  # the sampler counts on a coarser grid
