@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from torchfilm.blocks.recurrence import last_state
+
 BAG_SCALE = 0.3
 """Weight of the bag-of-words vector beside the recurrent state (the laptop recipe)."""
 
@@ -50,8 +52,12 @@ class WordEncoder(nn.Module):
         packed = pack_padded_sequence(
             self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False
         )
-        _, state = self.rnn(packed)
-        last = (state[0] if isinstance(state, tuple) else state)[0]
+        if isinstance(self.rnn, nn.GRU) and tokens.device.type == "cpu":
+            last = last_state(self.rnn, packed.data, packed.batch_sizes.tolist())
+            last = last if packed.unsorted_indices is None else last[packed.unsorted_indices]
+        else:
+            _, state = self.rnn(packed)
+            last = (state[0] if isinstance(state, tuple) else state)[0]
         if self.bag is None:
             return last
         words = torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]

@@ -1,0 +1,167 @@
+"""A checkpoint in the original's format gives the answers that the original's equations give."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as functional
+
+from torchfilm.systems.visual_reasoning.converter import from_original
+from torchfilm.systems.visual_reasoning.model import ReasonerConfig, VisualReasoner
+
+SMALL = ReasonerConfig(
+    vocabulary=13,
+    word_dim=3,
+    encoder_width=5,
+    input_channels=4,
+    input_height=6,
+    input_width=6,
+    blocks=3,
+    channels=7,
+    projection=8,
+    hidden=10,
+    answers=11,
+)
+PIXELS = replace(SMALL, input="pixels", input_channels=3, input_height=32, input_width=32)
+
+
+def original(config: ReasonerConfig) -> tuple[dict, dict]:
+    """Random state dicts with the names and shapes of the original's modules."""
+    random = torch.Generator().manual_seed(5)
+
+    def values(*shape):
+        return torch.randn(shape, generator=random, dtype=torch.float64) / 2
+
+    c, d = config.channels, config.encoder_width
+    generator = {
+        "encoder_embed.weight": values(config.vocabulary, config.word_dim),
+        "encoder_rnn.weight_ih_l0": values(3 * d, config.word_dim),
+        "encoder_rnn.weight_hh_l0": values(3 * d, d),
+        "encoder_rnn.bias_ih_l0": values(3 * d),
+        "encoder_rnn.bias_hh_l0": values(3 * d),
+        "decoder_linear.weight": values(config.blocks * 2 * c, d),
+        "decoder_linear.bias": values(config.blocks * 2 * c),
+    }
+    network = {}
+
+    def conv(name, out, into, *kernel):
+        network[f"{name}.weight"], network[f"{name}.bias"] = values(out, into, *kernel), values(out)
+
+    def norm(name, width, *, affine=True):
+        network[f"{name}.running_mean"], network[f"{name}.running_var"] = values(width), values(width).exp()
+        if affine:
+            network[f"{name}.weight"], network[f"{name}.bias"] = values(width), values(width)
+
+    if config.input == "pixels":
+        for layer in range(4):
+            conv(f"stem.{3 * layer}", c, config.input_channels if layer == 0 else c, 4, 4)
+            norm(f"stem.{3 * layer + 1}", c)
+    else:
+        conv("stem.0", c, config.input_channels + 2, 3, 3)
+        norm("stem.1", c)
+    for block in range(config.blocks):
+        conv(f"{block}.input_proj", c, c + 2, 1, 1)
+        conv(f"{block}.conv1", c, c, 3, 3)
+        norm(f"{block}.bn1", c, affine=False)
+    conv("classifier.0", config.projection, c + 2, 1, 1)
+    norm("classifier.1", config.projection)
+    conv("classifier.5", config.hidden, config.projection)
+    norm("classifier.6", config.hidden)
+    conv("classifier.8", config.answers, config.hidden)
+    return generator, network
+
+
+def read(generator: dict, question: list[int]) -> torch.Tensor:
+    """The GRU, one word at a time, and the linear layer after it: gamma - 1 and beta of all blocks."""
+    g = {name.removeprefix("encoder_rnn."): value for name, value in generator.items()}
+    width = len(g["bias_hh_l0"]) // 3
+    h = torch.zeros(width, dtype=torch.float64)
+    for word in question:
+        x = g["weight_ih_l0"] @ g["encoder_embed.weight"][word] + g["bias_ih_l0"]
+        u = g["weight_hh_l0"] @ h + g["bias_hh_l0"]
+        reset = torch.sigmoid(x[:width] + u[:width])
+        update = torch.sigmoid(x[width : 2 * width] + u[width : 2 * width])
+        new = torch.tanh(x[2 * width :] + reset * u[2 * width :])
+        h = (1 - update) * new + update * h
+    return g["decoder_linear.weight"] @ h + g["decoder_linear.bias"]
+
+
+def look(network: dict, image: torch.Tensor, raw: torch.Tensor, config: ReasonerConfig) -> torch.Tensor:
+    """The network for one picture [C, H, W] and the generator's output, from the paper's description."""
+
+    def with_places(x):
+        height, width = x.shape[2:]
+        columns = torch.linspace(-1, 1, width, dtype=x.dtype).repeat(height, 1)
+        rows = torch.linspace(-1, 1, height, dtype=x.dtype).repeat(width, 1).t()
+        return torch.cat([x, columns[None, None], rows[None, None]], dim=1)
+
+    def conv(name, x, **options):
+        return functional.conv2d(x, network[f"{name}.weight"], network[f"{name}.bias"], **options)
+
+    def norm(name, x):
+        mean, var = network[f"{name}.running_mean"], network[f"{name}.running_var"]
+        return functional.batch_norm(x, mean, var, network.get(f"{name}.weight"), network.get(f"{name}.bias"))
+
+    x = image[None]
+    if config.input == "pixels":
+        for layer in range(4):
+            x = functional.relu(
+                norm(f"stem.{3 * layer + 1}", conv(f"stem.{3 * layer}", x, stride=2, padding=1))
+            )
+    else:
+        x = functional.relu(norm("stem.1", conv("stem.0", with_places(x), padding=1)))
+    for block, part in enumerate(raw.chunk(config.blocks)):
+        gamma, beta = 1 + part[: config.channels], part[config.channels :]
+        x = functional.relu(conv(f"{block}.input_proj", with_places(x)))
+        h = norm(f"{block}.bn1", conv(f"{block}.conv1", x, padding=1))
+        x = x + functional.relu(h * gamma[None, :, None, None] + beta[None, :, None, None])
+    x = functional.relu(norm("classifier.1", conv("classifier.0", with_places(x))))
+    x = x.amax(dim=(2, 3))
+    x = functional.relu(
+        norm("classifier.6", x @ network["classifier.5.weight"].t() + network["classifier.5.bias"])
+    )
+    return (x @ network["classifier.8.weight"].t() + network["classifier.8.bias"])[0]
+
+
+@pytest.mark.parametrize("config", [SMALL, PIXELS], ids=["features", "pixels"])
+def test_converted_weights_answer_as_the_original_would(config):
+    generator, network = original(config)
+    model = VisualReasoner(config).double().eval()
+    model.load_state_dict(from_original(generator, network, config))
+    size = (2, config.input_channels, config.input_height, config.input_width)
+    images = torch.rand(size, dtype=torch.float64)
+    questions = [[1, 5, 6, 7, 2], [1, 9, 2]]
+    padded = torch.tensor([questions[0], [*questions[1], 0, 0]])
+    logits = model(images, padded, torch.tensor([5, 3]))
+    for row, (image, question) in enumerate(zip(images, questions, strict=True)):
+        torch.testing.assert_close(logits[row], look(network, image, read(generator, question), config))
+
+
+def test_counters_and_prefixes_of_other_versions_are_accepted():
+    generator, network = original(SMALL)
+    network = {f"module.{name}": value for name, value in network.items()}
+    network["module.stem.1.num_batches_tracked"] = torch.tensor(9)
+    plain = from_original(*original(SMALL), SMALL)
+    converted = from_original(generator, network, SMALL)
+    assert converted.keys() == plain.keys() == VisualReasoner(SMALL).state_dict().keys()
+    assert all(torch.equal(converted[name], plain[name]) for name in plain)
+
+
+def test_what_is_missing_or_unknown_is_named():
+    generator, network = original(SMALL)
+    with pytest.raises(ValueError, match=r"missing 2\.conv1\.bias; unknown nothing"):
+        from_original(generator, {k: v for k, v in network.items() if k != "2.conv1.bias"}, SMALL)
+    with pytest.raises(ValueError, match=r"missing nothing; unknown 2\.bn1\.running_mean, .* and 1 more"):
+        from_original(generator, network, replace(SMALL, blocks=2))
+    with pytest.raises(ValueError, match=r"missing decoder_linear\.bias, .* and 2 more"):
+        from_original({}, network, SMALL)
+
+
+def test_another_shape_is_named():
+    with pytest.raises(ValueError, match=r"classifier\.8\.weight is \(11, 10\), expected \(12, 10\)"):
+        from_original(*original(SMALL), replace(SMALL, answers=12))
+
+
+def test_a_layout_that_the_original_has_not_is_named():
+    with pytest.raises(ValueError, match=r"expected filmed_blocks=None .*, got \(1,\)"):
+        from_original(*original(SMALL), replace(SMALL, filmed_blocks=(1,)))
