@@ -1,12 +1,13 @@
 """A tiny untrained network that knows all of CLEVR's words, and the scenes that the page shows."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from torchfilm.app.scenes import RenderedScenes
+from torchfilm.app.scenes import FreshScene, RenderedScenes
 from torchfilm.data.clevr.questions import QuestionConfig, QuestionGenerator
 from torchfilm.data.clevr.scenes import SceneConfig, sample_scene
 from torchfilm.data.clevr.vocabulary import Vocabulary
@@ -14,6 +15,17 @@ from torchfilm.systems.visual_reasoning.answering import Answerer
 from torchfilm.systems.visual_reasoning.model import VisualReasoner
 from torchfilm.systems.visual_reasoning.perception import Perception, PerceptionConfig
 from torchfilm.systems.visual_reasoning.recipe import TINY
+
+
+class RememberedScenes(RenderedScenes):
+    """Renders each scene once for all tests."""
+
+    made: ClassVar[dict[int, FreshScene]] = {}
+
+    def make(self, seed: int) -> FreshScene:
+        if seed not in self.made:
+            self.made[seed] = super().make(seed)
+        return self.made[seed]
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +41,12 @@ def vocabulary() -> Vocabulary:
 def answerer(vocabulary: Vocabulary) -> Answerer:
     torch.manual_seed(1)
     config = replace(TINY, vocabulary=len(vocabulary.questions), answers=len(vocabulary.answers))
-    return Answerer(VisualReasoner(config), vocabulary, Perception(PerceptionConfig((4, 6, 8), num_blocks=1)))
+    model = VisualReasoner(config)
+    with torch.no_grad():
+        model.classifier.answer.weight.mul_(30)  # untrained, but not undecided
+    return Answerer(model, vocabulary, Perception(PerceptionConfig((4, 6, 8), num_blocks=1)))
 
 
 @pytest.fixture(scope="session")
 def scenes() -> RenderedScenes:
-    return RenderedScenes()
+    return RememberedScenes()

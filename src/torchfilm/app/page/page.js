@@ -247,18 +247,21 @@ const percent = (p) => (p > 0.9995 && p < 1 ? "> 99.9 %" : p < 0.0005 && p > 0 ?
 async function askNow(question) {
   asked = question.trim();
   $("question").value = asked;
+  $("answer").setAttribute("aria-busy", "true");
   notice("");
   markExample();
-  const wanted = source;
+  const [wanted, wording] = [source, asked];
   try {
-    const reply = await ask(asked, null);
-    if (wanted !== source || reply.tokens === undefined) return;
+    const reply = await ask(wording, null);
+    if (wanted !== source || wording !== asked) return; // another picture or question came in between
     base = now = reply;
     build();
     draw();
   } catch (problem) {
     explain(problem);
+    $("answer").classList.add("stale");
   }
+  $("answer").setAttribute("aria-busy", "false");
 }
 
 let running = false;
@@ -338,6 +341,7 @@ function drawTurned() {
 
 function drawAnswer() {
   const edited = now !== base;
+  $("answer").classList.remove("stale");
   const verdict = $("verdict");
   verdict.replaceChildren();
   if (now.answer !== base.answer) {
