@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .balancing import Answer, AnswerBalance
+from .balancing import AnswerBalance
 from .catalogue import ATTRIBUTES
 from .executor import answer_text
 from .masks import SceneMasks
@@ -167,6 +167,3 @@ def build_program(
             second, first = stack.pop(), stack.pop()
             push(step.replace(" ", "_"), [first, second], [])
     return program
-
-
-__all__ = ["Answer", "QuestionConfig", "QuestionGenerator", "build_program"]
