@@ -203,7 +203,8 @@ class VisualReasoner(nn.Module):
                 f"got {tuple(images.shape)}. Axes are (scenes, channels, height, width); "
                 "other sizes need another ReasonerConfig."
             )
-        return self.stem(images)
+        # Channels last from here on: the layout that convolutions in bfloat16 prefer; the values are the same.
+        return self.stem(images.contiguous(memory_format=torch.channels_last))
 
     def encode(
         self, questions: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"]
