@@ -259,7 +259,7 @@ def table(
     return figure
 
 
-def bars(values: Mapping[int | str, float], *, xlabel: str, ylabel: str) -> Figure:
+def bars(values: Mapping[Any, float], *, xlabel: str, ylabel: str) -> Figure:
     """One bar per name, in the given order."""
     figure, axes = _grid(1, 1, max(4.0, 1.5 + 0.35 * len(values)), 3.2)
     ax: Axes = axes[0, 0]
