@@ -203,7 +203,7 @@ class VisualReasoner(nn.Module):
                 f"got {tuple(images.shape)}. Axes are (scenes, channels, height, width); "
                 "other sizes need another ReasonerConfig."
             )
-        # Channels last from here on: the layout that convolutions in bfloat16 prefer; the values are the same.
+        # Channels last from here on: the layout that bfloat16 convolutions prefer; the values stay the same.
         return self.stem(images.contiguous(memory_format=torch.channels_last))
 
     def encode(
