@@ -1,11 +1,13 @@
 import collections
 import itertools
 import json
+import random
 
 import numpy as np
 import pytest
 from scene_factory import make_scenes
 
+from torchfilm.data.clevr.balancing import AnswerBalance
 from torchfilm.data.clevr.catalogue import PRIMITIVES, family_file, question_kind, question_type
 from torchfilm.data.clevr.executor import check_program, execute, trace
 from torchfilm.data.clevr.questions import QuestionConfig, QuestionGenerator
@@ -227,3 +229,14 @@ def test_scenes_of_ten_objects_work_too():
 def test_a_config_out_of_range_is_named(config, message):
     with pytest.raises(ValueError, match=message):
         QuestionConfig(**config)
+
+
+def test_the_answer_owed_is_the_least_used_and_a_share_has_its_cap():
+    balance = AnswerBalance()
+    for answer in ("cube", "cube", "sphere"):
+        balance.add([("family", 3)], answer)
+    assert balance.owed([("family", 3)], ["cube", "sphere"], random.Random(0)) == "sphere"
+    assert not balance.allowed(("family", 3), "cube", cap=0.4, spare=1)
+    assert balance.allowed(("family", 3), "sphere", cap=0.4, spare=1)
+    with pytest.raises(ValueError, match="No answers to choose from; expected at least one"):
+        balance.owed([("family", 3)], [], random.Random(0))
