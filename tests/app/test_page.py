@@ -137,7 +137,7 @@ def test_the_page_opens_with_a_scene_a_question_and_its_answer(page, answerer, s
     assert page.find("#examples [aria-current=true]").text == question
     assert page.verdict == answerer.answer(small, question).answer
     assert page.browser.execute_script("return document.getElementById('image').naturalWidth") == 480
-    assert re.search("✓ right|✗ in truth", page.text("#truth"))
+    assert re.search("✓ right|✗ truth: ", page.text("#truth"))
     assert page.browser.execute_script("return document.getElementById('question').labels.length") == 1
 
 

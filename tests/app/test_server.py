@@ -380,6 +380,20 @@ def test_a_running_server_tells_its_address_and_ends_when_told(answerer, scenes)
         httpx.get(f"{running.address}/api/health", timeout=1, trust_env=False)
 
 
+def test_serving_tells_the_address_and_ends_with_ctrl_c(answerer, monkeypatch):
+    addresses, replies = [], []
+
+    def wait(running: Running) -> None:
+        replies.append(httpx.get(f"{running.address}/api/health", timeout=10, trust_env=False).status_code)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Running, "wait", wait)
+    serve(answerer, port=0, ready=addresses.append)
+    assert replies == [200]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{addresses[0]}/api/health", timeout=1, trust_env=False)
+
+
 def test_a_port_that_is_taken_is_refused(answerer, scenes):
     running = Running(create_app(answerer, scenes), port=0)
     port = int(running.address.rsplit(":", 1)[1])

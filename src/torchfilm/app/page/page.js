@@ -366,7 +366,7 @@ function drawChange(edited) {
     ? `without your turning: ${base.answer}, ${percent(base.probability)}`
     : "This is what the network says on its own.";
   $("truth").className = right ? "good" : "bad";
-  $("truth").textContent = !known ? "" : right ? "✓ right" : `✗ in truth ${known.answer}`;
+  $("truth").textContent = !known ? "" : right ? "✓ right" : `✗ truth: ${known.answer}`;
 }
 
 function drawBars(edited) {
