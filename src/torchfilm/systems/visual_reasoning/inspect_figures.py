@@ -194,7 +194,7 @@ def pool_counts(model: Reasoner, looked: Looked, modulations: Mapping[str, Modul
     return np.array([found[row] for row in sorted(found)])
 
 
-def _wrapped(text: str, width: int = 46) -> str:
+def _wrapped(text: str, width: int = 50) -> str:
     lines, line = [], ""
     for word in text.split():
         if line and len(line) + len(word) >= width:

@@ -20,7 +20,7 @@ from .exam import Exam, Looked, Reasoner, conclude, look, modulate
 
 Part = Literal["gamma", "beta"]
 Modulations = Mapping[str, Modulation]
-NOISE = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0)
+NOISE = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 
 @dataclass(frozen=True)
