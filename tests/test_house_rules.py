@@ -24,7 +24,6 @@ UNREAD_ALLOWED = {
     "CountErrors.wrong": "Evaluation writes its count errors whole",
     "CountErrors.off_by_one": "Evaluation writes its count errors whole",
     "CountErrors.no_number": "Evaluation writes its count errors whole",
-    "CountErrors.differences": "Evaluation writes its count errors whole",
 }
 
 
