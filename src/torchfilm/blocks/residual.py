@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import torch.nn.functional as functional
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -21,7 +22,12 @@ class ListeningBlock(nn.Module):
         h = ReLU(FiLM(BN(conv(x))))
         output = x + h
 
-    The skip starts after the first ReLU and nothing follows the addition. `placement` moves FiLM:
+    The skip starts after the first ReLU and nothing follows the addition. With `context`, which is not the
+    paper's, every cell also sees the maximum of each input channel over the whole grid:
+
+        x = ReLU(conv1x1(concat(input, coordinates)) + W max(input))
+
+    so that a relation may reach across the picture in one block. `placement` moves FiLM:
     before_conv1 (on the block's input), after_conv2 (before BN), after_batchnorm (the paper's choice),
     after_relu2, after_residual (Perez et al. 2018, figure 3 and table 2). None makes a block that does not
     listen, whose BN has an affine of its own.
@@ -36,6 +42,7 @@ class ListeningBlock(nn.Module):
         placement: Placement | None = "after_batchnorm",
         residual: bool = True,
         batch_norm: bool = True,
+        context: bool = False,
         grid: tuple[int, int] | None = None,
     ) -> None:
         """grid: (height, width) of the coordinate maps that the 1x1 convolution sees, or None for none."""
@@ -47,6 +54,7 @@ class ListeningBlock(nn.Module):
         self.placement = placement
         self.residual = residual
         self.project = GridConv(channels, channels, kernel_size=1, grid=grid)
+        self.context = nn.Linear(channels, channels, bias=False) if context else None
         self.conv = GridConv(channels, channels, kernel_size, grid=None, dilation=dilation)
         self.norm = nn.BatchNorm2d(channels, affine=placement is None) if batch_norm else nn.Identity()
 
@@ -64,7 +72,7 @@ class ListeningBlock(nn.Module):
         place = self.placement
         if place == "before_conv1":
             x = _hear(x, modulation, rows)
-        x = self.project(x).relu()
+        x = (self.project(x) if self.context is None else self.project(x) + self._overview(x)).relu()
         h = self.conv(x)
         if place == "after_conv2":
             h = _hear(h, modulation, rows)
@@ -77,6 +85,11 @@ class ListeningBlock(nn.Module):
         if self.residual:
             h = h + (_spread(x, rows) if place in INSIDE else x)
         return _hear(h, modulation, rows) if place == "after_residual" else h
+
+    def _overview(self, x: Tensor) -> Tensor:
+        """What each channel of x has at its strongest, mixed: [rows, channels, 1, 1]."""
+        assert self.context is not None
+        return self.context(functional.max_pool2d(x, x.shape[2:]).flatten(1))[:, :, None, None]
 
 
 def _spread(x: Tensor, rows: Tensor | None) -> Tensor:

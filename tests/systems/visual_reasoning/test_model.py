@@ -223,11 +223,14 @@ def test_the_network_computes_what_the_paper_says():
     torch.testing.assert_close(model(maps(), *questions()), head.answer(x))
 
 
-def test_mean_pooling_averages_the_maps():
-    model = network(pooling="mean")
+@pytest.mark.parametrize("pooling", ["mean", "max_and_mean"])
+def test_pooling_takes_the_maximum_and_the_mean_times_the_root_of_the_cells(pooling):
+    model = network(pooling=pooling)
     head = model.classifier
     reasoned: Reasoned = model.reason(model.features(maps()), model.modulations(torch.rand(5, 5).double()))
-    pooled = reasoned.pooled_from.flatten(2).mean(2)
+    flat = reasoned.pooled_from.flatten(2)
+    mean = flat.sum(2) / flat.shape[2] ** 0.5
+    pooled = mean if pooling == "mean" else torch.cat([flat.max(2).values, mean], dim=1)
     torch.testing.assert_close(reasoned.logits, head.answer(head.hidden_norm(head.hidden(pooled)).relu()))
 
 

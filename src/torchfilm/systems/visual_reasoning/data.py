@@ -1,4 +1,4 @@
-"""What this system feeds: batches of questions, grouped by scene, shortest questions first at the start."""
+"""What this system feeds: batches of questions, grouped by scene, the easiest first at the start."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchfilm.data.clevr.encoding import EncodedQuestions
+from torchfilm.data.clevr.vocabulary import Vocabulary
 from torchfilm.training import Draw
 
 
@@ -33,26 +34,29 @@ class Batch:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Shortest questions first: at progress p a scene asks its shortest `start + (1 - start) p / until`.
+    """Easiest questions first: only those until the network has found out what the words mean, then more.
 
-    start: share of each scene's questions at the beginning, in (0, 1]; 1 is no curriculum.
-    until: share of the run after which all questions are asked, in (0, 1].
+    start: share of each scene's questions that is asked at first, in (0, 1]; 1 is no curriculum.
+    hold: share of the run for which it stays so, in [0, 1).
+    until: share of the run after which all questions are asked, the number growing evenly; in (hold, 1].
     """
 
     start: float = 1.0
+    hold: float = 0.06
     until: float = 0.15
 
     def share(self, progress: float) -> float:
         """Return the share of each scene's questions that may be asked at this progress in [0, 1]."""
-        return min(1.0, self.start + (1 - self.start) * progress / self.until)
+        grown = min(max((progress - self.hold) / (self.until - self.hold), 0.0), 1.0)
+        return self.start + (1 - self.start) * grown
 
 
 class QuestionBatches:
     """Batches for `torchfilm.training.train`: each scene in turn, some of its questions at a time.
 
-    Every scene comes once per epoch, epochs in random order, and asks `questions_per_scene` different ones of
-    its questions. The batch is a function of (seed, step, progress) alone. Its size is that of the draw, which must
-    be a multiple of `questions_per_scene`.
+    Every scene comes once per epoch, epochs in random order, and asks `questions_per_scene` different ones
+    of its questions. The batch is a function of (seed, step, progress) alone. Its size is that of the draw,
+    which must be a multiple of `questions_per_scene`.
     """
 
     def __init__(
@@ -61,15 +65,20 @@ class QuestionBatches:
         questions: EncodedQuestions,
         *,
         questions_per_scene: int = 8,
-        curriculum: Curriculum = Curriculum(),
+        curriculum: Curriculum | None = None,
+        difficulty: Int[np.ndarray, " Q"] | None = None,
     ) -> None:
-        """images: [N, C, H, W], row = image_index of the questions; a memory map is read a batch at a time."""
-        answered = questions.select(questions.answered)
-        order = np.lexsort((answered.lengths, answered.image_index))
-        self.questions = answered.select(order)
+        """Sort the questions by scene and difficulty.
+
+        images: [N, C, H, W], row = image_index of the questions; a memory map is read a batch at a time.
+        difficulty: what the curriculum sorts by, one number per question (`reasoning_steps`); None: words.
+        """
+        harder = questions.lengths if difficulty is None else difficulty
+        order = np.lexsort((questions.lengths, harder, questions.image_index))
+        self.questions = questions.select(order[questions.answered[order]])
         self.images = images
         self.questions_per_scene = questions_per_scene
-        self.curriculum = curriculum
+        self.curriculum = curriculum or Curriculum()
         self.scenes, self.first, self.count = np.unique(
             self.questions.image_index, return_index=True, return_counts=True
         )
@@ -85,8 +94,9 @@ class QuestionBatches:
         per_scene = self.questions_per_scene
         if draw.batch_size % per_scene:
             raise ValueError(
-                f"QuestionBatches: expected a batch size that is a multiple of questions_per_scene={per_scene}, "
-                f"got {draw.batch_size}.\nChange one of the two in the recipe."
+                f"QuestionBatches: expected a batch size that is a multiple of "
+                f"questions_per_scene={per_scene}, got {draw.batch_size}.\n"
+                f"Change one of the two in the recipe."
             )
         num_scenes = draw.batch_size // per_scene
         picked = self._scenes_of(draw, num_scenes)
@@ -105,7 +115,7 @@ class QuestionBatches:
         return picked
 
     def _rows_of(self, picked: np.ndarray, draw: Draw) -> np.ndarray:
-        """Question rows [scenes, questions_per_scene]: a random window of a random order, without repeats."""
+        """Question rows [scenes, questions_per_scene], without repeats where a scene has enough."""
         allowed = np.ceil(self.count[picked] * self.curriculum.share(draw.progress)).astype(np.int64)
         keys = draw.rng().random((len(picked), int(self.count.max())))
         keys[np.arange(keys.shape[1])[None] >= allowed[:, None]] = 2.0
@@ -125,3 +135,14 @@ class QuestionBatches:
             scene_index=torch.arange(len(picked)).repeat_interleave(rows.shape[1]),
             answers=torch.from_numpy(self.questions.answers[flat].astype(np.int64)),
         )
+
+
+def reasoning_steps(questions: EncodedQuestions, vocabulary: Vocabulary) -> Int[np.ndarray, " Q"]:
+    """Return how many steps each question takes: the nodes of its program that are no filters.
+
+    3 for "what color is the cube?", 5 with one relation, 11 for a comparison of two related objects. Only the
+    order of a curriculum comes from it; no network sees a program. Without programs, the number of words.
+    """
+    filters = [number for word, number in vocabulary.programs.items() if word.startswith("filter_")]
+    steps = ((questions.programs > 0) & ~np.isin(questions.programs, filters)).sum(axis=1)
+    return np.where(questions.program_lengths > 0, steps, questions.lengths)

@@ -4,6 +4,7 @@ Perez et al. 2018 (arXiv 1709.07871). The generator reads the question and gives
 block; the network looks at the picture through them and answers.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -50,6 +51,8 @@ class ReasonerConfig:
     """Kernel of each block's second convolution (odd)."""
     dilations: tuple[int, ...] = (1,)
     """Dilation of that convolution, block by block, from the start again when the tuple ends."""
+    context: bool = False
+    """Let every cell of a block see the maximum of the block's input over the grid (not in the paper)."""
     residual: bool = True
     batch_norm: bool = True
     """BatchNorm everywhere: stem, blocks, classifier."""
@@ -66,7 +69,8 @@ class ReasonerConfig:
 
     projection: int = 512
     """Maps of the classifier's 1x1 convolution, before the global pool."""
-    pooling: Literal["max", "mean"] = "max"
+    pooling: Literal["max", "mean", "max_and_mean"] = "max"
+    """Over the whole grid; the paper's is "max". The mean (times the root of the cells) helps counting."""
     hidden: int = 1024
     answers: int = 32
 
@@ -130,7 +134,8 @@ class Classifier(nn.Module):
         norm = config.batch_norm
         self.project = GridConv(config.channels, config.projection, kernel_size=1, grid=grid)
         self.project_norm = nn.BatchNorm2d(config.projection) if norm else nn.Identity()
-        self.hidden = nn.Linear(config.projection, config.hidden)
+        width = config.projection * (2 if config.pooling == "max_and_mean" else 1)
+        self.hidden = nn.Linear(width, config.hidden)
         self.hidden_norm = nn.BatchNorm1d(config.hidden) if norm else nn.Identity()
         self.answer = nn.Linear(config.hidden, config.answers)
         self.pooling = config.pooling
@@ -138,9 +143,14 @@ class Classifier(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Reasoned:
         """Return the answers' logits and the maps before the pool."""
         maps = self.project_norm(self.project(x)).relu()
-        pool = functional.max_pool2d if self.pooling == "max" else functional.avg_pool2d
-        pooled = pool(maps, maps.shape[2:]).flatten(1)
-        return Reasoned(self.answer(self.hidden_norm(self.hidden(pooled)).relu()), maps)
+        grid = maps.shape[2:]
+        pooled = []
+        if self.pooling in ("max", "max_and_mean"):
+            pooled.append(functional.max_pool2d(maps, grid).flatten(1))
+        if self.pooling in ("mean", "max_and_mean"):
+            pooled.append(functional.avg_pool2d(maps, grid).flatten(1) * math.sqrt(grid[0] * grid[1]))
+        joined = torch.cat(pooled, dim=1)
+        return Reasoned(self.answer(self.hidden_norm(self.hidden(joined)).relu()), maps)
 
 
 class VisualReasoner(nn.Module):
@@ -181,6 +191,7 @@ class VisualReasoner(nn.Module):
                     placement=config.placement if name in sites else None,
                     residual=config.residual,
                     batch_norm=config.batch_norm,
+                    context=config.context,
                     grid=config.grid if config.coordinates_in_blocks else None,
                 )
                 for index, name in enumerate(f"block{number + 1}" for number in range(config.blocks))

@@ -1,14 +1,14 @@
-"""Seeing: a small convolutional stem, trained once on object labels, that stands where the paper has ResNet-101.
+"""Seeing: a small convolutional stem, trained once on object labels, where the paper has ResNet-101.
 
-Perez et al. feed FiLM with the features of a network that was trained on ImageNet and then frozen. Two cores and
-64 x 96 pixels have no such network, so the laptop recipe trains its own on the labels of *other* scenes: for each
-cell of an 8 x 12 grid, is there an object, what are its attributes, where is it. The reasoning part is then trained
-on answers alone, with this stem frozen.
+Perez et al. feed FiLM with the features of a network that was trained on ImageNet and then frozen. Two cores
+and 64 x 96 pixels have no such network, so the laptop recipe trains its own on the labels of *other* scenes:
+for each cell of an 8 x 12 grid, is there an object, what are its attributes, where is it. The reasoning part
+is then trained on answers alone, with this stem frozen.
 
-What FiLM sees are 20 maps [N, 20, H / 8, W / 8]: objectness p, then p times the probability of each shape (3),
-size (2), material (2) and colour (8), then p times the offset of the object's centre inside its cell (2, in half
-cells, x to the right and y down) and p times its place on the ground (2: to the right and to the front as the
-camera sees it, in units of 3, the half width of the table).
+What FiLM sees are 20 maps [N, 20, H / 8, W / 8]: objectness p, then p times the probability of each shape
+(3), size (2), material (2) and colour (8), then p times the offset of the object's centre inside its cell (2,
+in half cells, x to the right and y down) and p times its place on the ground (2: to the right and to the
+front as the camera sees it, in units of 3, the half width of the table).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def object_labels(
 
     Returns:
         attributes: int8 [N, 4, h, w], index of shape, size, material, colour; -1 where there is no object.
-        places: float32 [N, 4, h, w], offset x, y in the cell in half cells and place right, front in units of 3.
+        places: float32 [N, 4, h, w], offset x, y in the cell in half cells, place right, front in units of 3.
 
     A cell that holds the centres of two objects shows the one nearer to the camera, as the image does.
     """
@@ -138,7 +138,7 @@ def perception_loss(
 def mirrored(
     images: Tensor, attributes: Tensor, places: Tensor, which: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mirror the samples in `which` (bool [N]) left to right, labels included: twice the scenes for nothing."""
+    """Mirror the samples in `which` (bool [N]), labels included: twice the scenes for nothing."""
     flip = which[:, None, None, None]
     sign = places.new_tensor([-1.0, 1.0, -1.0, 1.0])[None, :, None, None]
     return (
@@ -149,7 +149,7 @@ def mirrored(
 
 
 def perception_accuracy(raw: Tensor, attributes: Tensor, places: Tensor) -> dict[str, float]:
-    """Return shares in [0, 1] of cells, and of objects for each attribute, that are right; places as mean error."""
+    """Return shares in [0, 1] of cells and of objects that are right, and the mean error of places."""
     objectness, *groups, place = raw.split([1, *(len(values) for values in GROUPS.values()), PLACES], dim=1)
     there = attributes[:, 0] >= 0
     scores = {"objectness": ((objectness[:, 0] > 0) == there).float().mean().item()}
