@@ -21,9 +21,6 @@ CORE = {"torch", "numpy", "safetensors", "jaxtyping"}
 # Fields of records that others write out whole, by vars(record).
 UNREAD_ALLOWED = {
     "Score.correct": "Evaluation writes its scores whole",
-    "CountErrors.wrong": "Evaluation writes its count errors whole",
-    "CountErrors.off_by_one": "Evaluation writes its count errors whole",
-    "CountErrors.no_number": "Evaluation writes its count errors whole",
 }
 
 

@@ -1,0 +1,91 @@
+"""How every benchmark here measures: in one process, in turn, on one thread, CPU seconds, medians, a file.
+
+CPU seconds, because others may run on the machine: waiting does not count. A neighbour on the same core's
+caches still does, so a ratio of two numbers taken in turn says more than either.
+"""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchfilm.data.clevr.encoding import EncodedQuestions, encode_questions
+from torchfilm.data.clevr.generate import RECIPES
+from torchfilm.data.clevr.questions import QuestionConfig, QuestionGenerator
+from torchfilm.data.clevr.scenes import SceneConfig, sample_scene
+from torchfilm.data.clevr.vocabulary import Vocabulary
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median CPU seconds of one call of each candidate: all once as a warm-up, then all in turn."""
+    for call in candidates.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            start = time.process_time()
+            call()
+            seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def machine() -> str:
+    """The machine in words."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{os.cpu_count()} shared cores, {platform.machine()} with {capability}; one thread"
+
+
+def save(name: str, numbers: Mapping[str, Any]) -> None:
+    """Write results/NAME.json: when, with what, on what, by which command; then the numbers."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    content = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "torch": torch.__version__,
+        "machine": machine(),
+        "command": " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+        **numbers,
+    }
+    text = json.dumps(content, indent=2) + "\n"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+    print(text, end="")
+
+
+def scenes(recipe: str, number: int, seed: int) -> list[dict[str, Any]]:
+    """Fresh scenes of a recipe of `torchfilm data clevr`, with the keys that questions are made from."""
+    rng = np.random.default_rng(seed)
+    config = SceneConfig(max_objects=RECIPES[recipe].max_objects)
+    return [
+        {
+            **sample_scene(rng, config)[0],
+            "split": "train",
+            "image_index": i,
+            "image_filename": f"CLEVR_train_{i:06d}.png",
+        }
+        for i in range(number)
+    ]
+
+
+def questions(recipe: str, number_of_scenes: int, seed: int) -> tuple[EncodedQuestions, Vocabulary]:
+    """Fresh questions of a recipe, encoded."""
+    config = QuestionConfig(questions_per_scene=RECIPES[recipe].questions_per_scene)
+    asked = QuestionGenerator(config).generate(
+        scenes(recipe, number_of_scenes, seed), np.random.default_rng(seed)
+    )
+    vocabulary = Vocabulary.build(asked)
+    return encode_questions(asked, vocabulary), vocabulary

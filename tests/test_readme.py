@@ -1,0 +1,112 @@
+"""The READMEs tell the truth: tables are what the results files say, code runs, links lead somewhere."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("src/torchfilm/systems/*/README.md")]
+
+
+def made_by(name: str) -> ModuleType:
+    """A file of benchmarks/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module
+
+
+tables = made_by("tables")
+
+
+def run(recipe: str, accuracy: float, **more: object) -> dict:
+    found = {"recipe": recipe, "accuracy": accuracy, "by_kind": {"count": accuracy / 2}, "seed": 3}
+    return found | {"n": 70_000, "scenes": 500, "date": "2026-11-21", "minutes": 15} | more
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.parent.name)
+def test_the_tables_are_what_the_results_say(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert tables.BLOCK.search(text)
+    assert tables.fill(text, tables.load()) == text, "run `python benchmarks/tables.py`"
+
+
+def test_a_number_changed_by_hand_is_found():
+    text = "<!-- table: kinds -->\n| 99.9 |\n<!-- /table -->\n"
+    assert tables.fill(text, {}) == "<!-- table: kinds -->\nNot measured yet.\n<!-- /table -->\n"
+
+
+def test_an_unknown_table_is_an_error():
+    with pytest.raises(ValueError, match=r"expected a table of systems, .*, got 'prices'"):
+        tables.fill("<!-- table: prices -->\n<!-- /table -->\n", {})
+
+
+def test_every_table_says_when_it_is_not_measured():
+    for name, make in tables.TABLES.items():
+        assert re.search("(?i)not measured yet", make({})), name
+
+
+def test_recipes_stand_side_by_side_and_film_comes_first():
+    found = tables.kinds(
+        {
+            "visual_reasoning_a": run("laptop_lstm", 0.5),
+            "visual_reasoning_b": run("laptop", 0.9, by_kind={"exist": 0.95}),
+            "other": {"accuracy": 0.3},
+        }
+    )
+    head, _, overall, exist, count = found.splitlines()[:5]
+    assert head == "| % | FiLM, 15 min | question only, 15 min | the paper |"
+    assert overall == "| overall | 90.0 | 50.0 | 97.7 |"
+    assert exist == "| exist | 95.0 | – | 99.1 |"
+    assert count == "| count | – | 25.0 | 94.3 |"
+    assert "- FiLM, 15 min: 70,000 questions about 500 scenes; seed 3; 2026-11-21." in found
+
+
+def test_seeds_of_one_recipe_become_a_mean_with_its_spread():
+    found = tables.kinds(
+        {f"visual_reasoning_{i}": run("laptop", a, seed=i) for i, a in enumerate((0.90, 0.92))}
+    )
+    assert "| overall | 91.0 ± 1.4 | 97.7 |" in found
+    assert "seed 0, 1;" in found
+
+
+def test_a_longer_run_of_the_same_recipe_is_a_column_of_its_own():
+    found = tables.kinds(
+        {
+            "visual_reasoning_a": run("laptop", 0.9),
+            "visual_reasoning_b": run("laptop", 0.95, minutes=180),
+        }
+    )
+    assert found.splitlines()[0] == "| % | FiLM, 3.0 h | FiLM, 15 min | the paper |"
+
+
+def test_count_errors_are_listed_by_distance():
+    errors = {"n": 1100, "wrong": 70, "off_by_one": 0.9, "no_number": 2}
+    differences = {"differences": {"-1": 40, "0": 1030, "1": 23, "2": 5}}
+    found = tables.count_errors({"visual_reasoning_a": run("laptop", 0.9, count_errors=errors | differences)})
+    assert "| FiLM, 15 min | 1,100 | 70 | 90.0 % | 0 | 0 | 40 | 1,030 | 23 | 5 | 0 | 2 |" in found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_every_link_to_a_file_leads_somewhere(page: Path):
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
+
+
+def test_the_code_in_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_glossary_says_each_word_once():
+    lines = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines()
+    words = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:]
+    assert len(words) == len(set(words))
