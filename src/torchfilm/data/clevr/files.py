@@ -126,6 +126,16 @@ class ClevrFolder:
         _drop_older(kept)
         return encoded
 
+    def vocabulary(self, split: str, cache: Path | None = None) -> Vocabulary:
+        """The vocabulary of the split's questions, from the cache where the file is unchanged."""
+        kept = self._cache_file(cache, self._json(split, "questions"), f"vocabulary-{split}", "json")
+        if kept.is_file():
+            return Vocabulary.load(kept)
+        vocabulary = Vocabulary.build(self.questions(split))
+        vocabulary.save(kept)
+        _drop_older(kept)
+        return vocabulary
+
     @property
     def _image_root(self) -> Path:
         return self.images_from or self.root

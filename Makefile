@@ -1,0 +1,51 @@
+# demo: see it answer · test: all tests · check: format, lint, types · bench: measure · slow: the long tests
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+TORCH := torch==2.13.0
+SCENES ?= 60
+WORKERS ?= 2
+
+.PHONY: help demo test check bench slow browser
+
+help:
+	@sed -n '1s/^# //p' Makefile
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed: make PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -e '.[systems,serve,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/torchfilm eval visual_reasoning --scenes $(SCENES)
+ifndef ONCE
+	$(BIN)/torchfilm serve
+endif
+
+# One thread each: the workers share the cores.
+test: $(STAMP) browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not gpu'
+
+slow: $(STAMP) browser
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+# The page is tested in Chromium where there is one; as root on Debian it is fetched, else those tests are skipped.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+			apt-get update -qq >/dev/null 2>&1 && \
+			DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null 2>&1; } || \
+		echo "no Chromium with its driver: the tests of the page in a browser are skipped"

@@ -1,0 +1,164 @@
+"""The command `torchfilm`: its commands, their help, and how errors end.
+
+Exit codes: 0; 2 with one line on stderr for whatever the user can mend; 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.metadata
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+COMMANDS = {
+    "data": ("make_data", "MakeData", "Generate scenes and questions."),
+    "train": ("train", "Train", "Train a system."),
+    "eval": ("evaluate", "Evaluate", "Measure a trained system; without a path, the shipped one."),
+    "inspect": ("inspect", "Inspect", "Draw what is inside a trained system, with the numbers behind."),
+    "ask": ("ask", "Ask", "Ask a picture a question."),
+    "serve": ("serve", "Serve", "Serve the page on which to ask, and to turn γ and β."),
+}
+"""Name -> module in `commands`, class, what it does."""
+
+EXAMPLES = """\
+  torchfilm data clevr data-clevr --split train --scenes 2000
+  torchfilm train visual_reasoning --recipe laptop --data data-clevr --out runs/first --minutes 15
+  torchfilm eval visual_reasoning runs/first --data data-clevr --split val
+  torchfilm ask scene.png "How many red cubes are left of the sphere?"
+  torchfilm serve"""
+
+
+class Command(Protocol):
+    """What each file in `commands` offers."""
+
+    def __call__(self) -> None:
+        """Do it."""
+        ...
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's) and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # γ and β on a terminal that has no such letters
+            stream.reconfigure(errors="replace")
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        if command is not None:
+            command()
+    except KeyboardInterrupt:
+        _complain("stopped")
+        return 130
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        _complain(_text(error))
+        return 2
+    except RuntimeError as error:
+        if not _expected(error):
+            raise
+        _complain(_text(error))
+        return 2
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Command | None:
+    """The command that a command line asks for, with its options; None where it asked for help, now given."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return None
+    if name == "--version":
+        print(importlib.metadata.version("torchfilm"))
+        return None
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}; nearest: {', '.join(nearest(name, COMMANDS))}")
+    try:
+        import tyro
+    except ImportError:
+        raise UsageError("the command needs more packages: pip install 'torchfilm[systems,serve]'") from None
+    module, class_name, _ = COMMANDS[name]
+    found: Any = getattr(importlib.import_module(f"torchfilm.app.commands.{module}"), class_name)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                found,
+                prog=f"torchfilm {name}",
+                description=_paragraphs(found.__doc__),
+                args=list(rest),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as end:
+        if not end.code:
+            return None
+        raise UsageError(f"{_unboxed(complaint.getvalue())} Help: torchfilm {name} --help") from None
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The three known names closest in spelling."""
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.0)
+
+
+def _help() -> str:
+    lines = [f"  {name:<9}{what}" for name, (_, _, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: torchfilm COMMAND ...",
+            "",
+            "Networks that listen: FiLM, and the systems built with it.",
+            "",
+            *lines,
+            "",
+            "Each command explains itself: torchfilm COMMAND --help. Examples:",
+            EXAMPLES,
+        ]
+    )
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring as it is to be shown: lines joined, paragraphs kept."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def _unboxed(text: str) -> str:
+    """The parser's message on one line, without its frame, title and pointer to the help."""
+    lines = [line.strip("│ ") for line in text.splitlines() if line.strip() and line[0] not in "╭╰"]
+    rules = [i for i, line in enumerate(lines) if re.fullmatch("─+|-+", line)]
+    first = 2 if rules and rules[0] == 1 and "╭" not in text else 0  # no frame: a title and a rule
+    last = next((i for i in rules if i >= first), len(lines))
+    message = " ".join(" ".join(lines[first:last]).split())
+    return message if message.endswith(".") else f"{message}."
+
+
+def _text(error: Exception) -> str:
+    """An error on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def _expected(error: RuntimeError) -> bool:
+    """Whether it is training's own stop at a NaN."""
+    from torchfilm.training import NonFiniteError
+
+    return isinstance(error, NonFiniteError)
+
+
+def _complain(text: str) -> None:
+    print(f"torchfilm: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

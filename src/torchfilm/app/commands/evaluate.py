@@ -1,0 +1,250 @@
+"""`torchfilm eval`."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from torchfilm.app.commands.train import known_system
+from torchfilm.app.console import Bar, emit, note, percent, table
+
+if TYPE_CHECKING:
+    from torchfilm.data.clevr.encoding import EncodedQuestions
+    from torchfilm.data.clevr.files import ClevrFolder
+    from torchfilm.systems.visual_reasoning.bundle import Bundle
+    from torchfilm.systems.visual_reasoning.evaluate import Report, Score
+    from torchfilm.systems.visual_reasoning.exam import Exam
+    from torchfilm.systems.visual_reasoning.robustness import Robustness
+
+USUAL_SPLITS = ("test", "val", "testA", "valA", "testB", "valB", "train")
+FRESH = "fresh"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained system: accuracy by kind and type of question, and the paper's experiments.
+
+    Without RUN: the checkpoint shipped with the package. Without --data: fresh scenes, rendered on the spot.
+    Experiments: accuracy; means (γ or β by their means); noise (on γ and β); arithmetic (zero-shot, on
+    CoGenT's B). These train: ablations (the paper's tables), data_size (a curve), cogent (A to B with
+    fine-tuning).
+
+    Example: torchfilm eval visual_reasoning runs/first --data data-clevr --split val --families
+    """
+
+    system: Annotated[Positional[str], arg(metavar="SYSTEM")] = "visual_reasoning"
+    """the system"""
+    run: Annotated[Positional[Path | None], arg(metavar="RUN")] = None
+    """run or bundle; default: the shipped checkpoint"""
+    data: Path | None = None
+    """the data folder; default: fresh scenes"""
+    split: str | None = None
+    """default: test, else val"""
+    experiment: Literal["accuracy", "means", "noise", "arithmetic", "ablations", "data_size", "cogent"] = (
+        "accuracy"
+    )
+    """what to measure"""
+    blind: Path | None = None
+    """run or bundle of a network that does not see, reported beside; default: the shipped one's"""
+    families: bool = False
+    """a line for each of the 90 families too"""
+    limit: int | None = None
+    """at most so many questions, drawn at random"""
+    scenes: int = 200
+    """how many fresh scenes"""
+    seed: int | None = None
+    """of fresh scenes and of what is drawn; default: 0, and another one each time for fresh scenes"""
+    out: Path | None = None
+    """folder for figures and the numbers behind them; default: none, runs/EXPERIMENT for those that train"""
+    recipe: str = "laptop"
+    """what the experiments that train, train"""
+    minutes: float | None = None
+    """their budget for each training; default: the recipe's"""
+    steps: int | None = None
+    """their budget in steps, instead of minutes"""
+    seeds: int = 1
+    """how often they train each setting"""
+    only: tuple[str, ...] = ()
+    """ablations: these names; data_size: these numbers of scenes; cogent: these numbers of questions"""
+    perception: Path | None = None
+    """what they see with: run or bundle; default: the shipped one"""
+    cache: Path | None = None
+    """where derived files are kept; default: .cache in the data folder"""
+    json: bool = False
+    """print one JSON object"""
+
+    def __call__(self) -> None:
+        """Measure."""
+        known_system(self.system)
+        if self.experiment in ("ablations", "data_size", "cogent"):
+            from torchfilm.app.commands.experiments import SERIES
+
+            SERIES[self.experiment](self)
+            return
+        from torchfilm.systems.visual_reasoning.bundle import load_bundle
+
+        bundle = load_bundle(self.run)
+        with data_folder(self.data, self.cache, bundle, self.scenes, self.seed) as (folder, seed):
+            split = self.split or usual_split(folder)
+            exam = bundle_exam(bundle, folder, split)
+            if self.limit is not None:
+                exam = exam.sample(self.limit, seed)
+            how = {"accuracy": self._accuracy, "arithmetic": self._arithmetic}
+            found = how.get(self.experiment, self._robustness)(bundle, exam, folder, seed)
+        if self.json:
+            about = {"experiment": self.experiment, "recipe": bundle.recipe, "split": split}
+            emit(about | found | {"seed": seed})
+
+    def _accuracy(self, bundle: Bundle, exam: Exam, folder: ClevrFolder, seed: int) -> dict[str, Any]:
+        from torchfilm.systems.visual_reasoning.bundle import load_blind
+        from torchfilm.systems.visual_reasoning.evaluate import evaluate
+        from torchfilm.systems.visual_reasoning.report_figures import write_report
+
+        blind = load_blind(self.blind, self.run)
+        known = training_questions(folder, exam)
+        report = evaluate(bundle.network, exam, blind=blind, train=known, seed=seed)
+        if self.out is not None:
+            written = write_report(report, self.out)
+            note(f"{len(written)} files in {self.out}")
+        if not self.json:
+            show_report(report, families=self.families)
+        return report.to_json()
+
+    def _robustness(self, bundle: Bundle, exam: Exam, folder: ClevrFolder, seed: int) -> dict[str, Any]:
+        from torchfilm.systems.visual_reasoning.robustness import robustness
+
+        known = training_questions(folder, exam)
+        if known is None:
+            note("no split train: the means are taken over the questions asked here")
+        noise = (0.0,) if self.experiment == "means" else None
+        more = {} if noise is None else {"noise": noise}
+        found = robustness(film_network(bundle), exam, known or exam.questions, self.out, seed=seed, **more)
+        if not self.json:
+            show_robustness(found, noise=self.experiment == "noise")
+        return found.to_json()
+
+    def _arithmetic(self, bundle: Bundle, exam: Exam, folder: ClevrFolder, seed: int) -> dict[str, Any]:
+        from torchfilm.systems.visual_reasoning.arithmetic import zero_shot
+
+        found = zero_shot(film_network(bundle), exam, self.out)
+        if not self.json:
+            rows = [
+                ["questions to which it applies", percent(found.before), percent(found.after)],
+                ["all questions", percent(found.all_before), percent(found.all_after)],
+            ]
+            table(["", "as they are", "by arithmetic"], rows)
+            print(f"It applies to {found.applies:,} of {found.n:,} questions.")
+        return found.to_json() | {"accuracy": found.after}
+
+
+@contextlib.contextmanager
+def data_folder(
+    data: Path | None, cache: Path | None, bundle: Bundle, scenes: int, seed: int | None
+) -> Iterator[tuple[ClevrFolder, int]]:
+    """The data folder and the seed; without one, fresh scenes in a folder that is gone afterwards."""
+    from torchfilm.data.clevr.files import ClevrFolder
+    from torchfilm.data.clevr.generate import generate_dataset
+
+    if data is not None:
+        yield ClevrFolder(data, cache=cache), seed or 0
+        return
+    drawn = secrets.randbelow(2**31) if seed is None else seed
+    note(f"no --data: rendering {scenes} fresh scenes, seed {drawn}")
+    height, _ = bundle.picture_size
+    with tempfile.TemporaryDirectory(prefix="torchfilm-") as place:
+        with Bar("fresh scenes", "scenes") as bar:
+            generate_dataset(
+                place,
+                FRESH,
+                scenes,
+                drawn,
+                workers=None if scenes > 50 else 1,
+                progress=bar,
+                questions_per_scene=20,
+                width=round(1.5 * height),
+                height=height,
+            )
+        yield ClevrFolder(Path(place)), drawn
+
+
+def usual_split(folder: ClevrFolder) -> str:
+    """The split to measure on where none was named."""
+    there = folder.splits()
+    return next((name for name in USUAL_SPLITS if name in there), there[0] if there else "test")
+
+
+def bundle_exam(bundle: Bundle, folder: ClevrFolder, split: str) -> Exam:
+    """The questions of a split, and what the bundle's network sees of its scenes."""
+    from torchfilm.systems.visual_reasoning.running import Material
+
+    with Bar("looking at the pictures", "pictures") as bar:
+        material = Material(folder, bundle.vocabulary, bundle.sight, progress=bar)
+        return material.exam(bundle.network.config, split)
+
+
+def training_questions(folder: ClevrFolder, exam: Exam, most: int = 50_000) -> EncodedQuestions | None:
+    """At most `most` of the folder's training questions; None where it has no such split."""
+    split = next((name for name in ("train", "trainA") if name in folder.splits()), None)
+    return None if split is None else folder.encoded(split, exam.vocabulary).select(slice(most))
+
+
+def film_network(bundle: Bundle) -> Any:
+    """The bundle's network; ValueError for a baseline, which has no γ and β."""
+    from torchfilm.systems.visual_reasoning.model import VisualReasoner
+
+    if not isinstance(bundle.network, VisualReasoner):
+        raise ValueError(f"expected a FiLM network, got the baseline {bundle.recipe!r}, which has no γ and β")
+    return bundle.network
+
+
+def show_report(report: Report, *, families: bool) -> None:
+    """The table of an evaluation, beside the baselines that were measured."""
+    beside = {
+        name: other
+        for name, other in (("blind", report.blind), ("most frequent", report.mode))
+        if other is not None
+    }
+
+    def line(group: str, name: Any, score: Score) -> list[str]:
+        others = [getattr(other, group).get(name) for other in beside.values()]
+        return [
+            f"{'family ' if group == 'families' else ''}{name}",
+            f"{score.n:,}",
+            percent(score.accuracy),
+            f"{100 * score.low:.1f} to {100 * score.high:.1f}",
+            *("" if other is None else percent(other.accuracy) for other in others),
+        ]
+
+    rows: list[list[str]] = []
+    for group in ("kinds", "types", "families") if families else ("kinds", "types"):
+        rows += [line(group, name, score) for name, score in getattr(report, group).items()]
+        rows.append([])
+    interval = f"{100 * report.low:.1f} to {100 * report.high:.1f}"
+    others = (percent(other.accuracy) for other in beside.values())
+    rows.append(["all", f"{report.n:,}", percent(report.accuracy), interval, *others])
+    table(["question", "n", "accuracy", "95 %", *beside], rows)
+
+
+def show_robustness(found: Robustness, *, noise: bool) -> None:
+    """The table of what γ and β are worth."""
+    if noise:
+        columns = zip(found.noise, found.noise_gamma, found.noise_beta, found.noise_both, strict=True)
+        rows = [[f"{sd:g}", percent(g), percent(b), percent(both)] for sd, g, b, both in columns]
+        table(["noise, SD", "on γ", "on β", "on both"], rows)
+        return
+    rows = [
+        ["unchanged", percent(found.accuracy)],
+        ["γ by its mean", percent(found.gamma_mean)],
+        ["β by its mean", percent(found.beta_mean)],
+        ["both by their means", percent(found.both_mean)],
+        ["γ = 1", percent(found.gamma_one)],
+        ["β = 0", percent(found.beta_zero)],
+    ]
+    table(["", "accuracy"], rows)

@@ -1,0 +1,81 @@
+"""`torchfilm inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from tyro.conf import Positional, arg
+
+from torchfilm.app.commands.evaluate import bundle_exam, data_folder, film_network, usual_split
+from torchfilm.app.commands.train import known_system
+from torchfilm.app.console import emit
+
+if TYPE_CHECKING:
+    from torchfilm.data.clevr.files import ClevrFolder
+
+
+class OnDemand(Sequence[np.ndarray]):
+    """Pictures at their own size, read when they are shown."""
+
+    def __init__(self, folder: ClevrFolder, split: str, number: int) -> None:
+        self._folder, self._split, self._number = folder, split, number
+
+    def __getitem__(self, index: Any) -> Any:
+        """The picture of a scene."""
+        return self._folder.image(self._split, int(index))
+
+    def __len__(self) -> int:
+        return self._number
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Draw what is inside a trained system: γ and β over questions, and where the network looks.
+
+    Histograms per block, γ-β planes per feature map, t-SNE by type of question, where the max-pool picks.
+
+    Example: torchfilm inspect visual_reasoning runs/first --data data-clevr --split val --out figures
+    """
+
+    system: Annotated[Positional[str], arg(metavar="SYSTEM")] = "visual_reasoning"
+    """the system"""
+    run: Annotated[Positional[Path | None], arg(metavar="RUN")] = None
+    """run or bundle; default: the shipped checkpoint"""
+    data: Path | None = None
+    """the data folder; default: fresh scenes"""
+    split: str | None = None
+    """default: test, else val"""
+    out: Path = Path("figures")
+    """folder for the figures and the numbers behind them"""
+    points: int = 3000
+    """how many questions to draw"""
+    scenes: int = 200
+    """how many fresh scenes"""
+    seed: int = 0
+    """of what is drawn"""
+    cache: Path | None = None
+    """where derived files are kept; default: .cache in the data folder"""
+    json: bool = False
+    """print one JSON object"""
+
+    def __call__(self) -> None:
+        """Draw."""
+        known_system(self.system)
+        from torchfilm.systems.visual_reasoning.bundle import load_bundle
+        from torchfilm.systems.visual_reasoning.inspect_figures import inspect
+
+        bundle = load_bundle(self.run)
+        network = film_network(bundle)
+        with data_folder(self.data, self.cache, bundle, self.scenes, self.seed) as (folder, seed):
+            split = self.split or usual_split(folder)
+            exam = bundle_exam(bundle, folder, split)
+            shown = OnDemand(folder, split, len(exam.pictures))
+            files = inspect(network, exam, self.out, images=shown, points=self.points, seed=seed)
+        if self.json:
+            emit({"out": str(self.out), "files": [str(path) for path in files], "split": split, "seed": seed})
+        else:
+            print("\n".join(str(path) for path in files))

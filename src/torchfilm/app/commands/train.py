@@ -1,0 +1,172 @@
+"""`torchfilm train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from tyro.conf import Positional, arg
+
+from torchfilm.app.cli import nearest
+from torchfilm.app.console import Bar, emit, note, percent
+
+if TYPE_CHECKING:
+    from torchfilm.data.clevr.files import ClevrFolder
+    from torchfilm.training import TrainConfig
+
+
+PERCEPTION = "perception"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a system by a recipe, and leave in OUT/model what eval, ask, inspect and serve read.
+
+    The recipe `perception` trains the stem that laptop recipes see with, on the object labels of a split
+    whose scenes no question is asked about. Ctrl-C writes a checkpoint; the same command with --resume
+    goes on. Under torchrun the same command trains on several processes.
+
+    Example: torchfilm train visual_reasoning --recipe laptop --data data-clevr --out runs/first --minutes 15
+    """
+
+    system: Annotated[Positional[str], arg(metavar="SYSTEM")] = "visual_reasoning"
+    """the system"""
+    recipe: str = "laptop"
+    """laptop, tiny, paper, paper_pixels, baselines as laptop_lstm, or perception"""
+    data: Path = Path("data-clevr")
+    """the data folder: generated, or a released CLEVR_v1.0 or CLEVR-CoGenT"""
+    out: Path | None = None
+    """the run's folder; default: runs/RECIPE"""
+    minutes: float | None = None
+    """budget by the clock; default: the recipe's"""
+    steps: int | None = None
+    """budget in steps, instead of minutes"""
+    seed: int = 0
+    """of weights and order"""
+    resume: bool = False
+    """go on with the run in OUT"""
+    train_split: str | None = None
+    """what to learn from; default: train, or stem for the recipe perception"""
+    val_split: str | None = None
+    """what to measure on; default: val where there is one"""
+    scenes: int | None = None
+    """learn from the first so many scenes; default: all"""
+    perception: Path | None = None
+    """run or bundle with a trained perception; default: the shipped one"""
+    cache: Path | None = None
+    """where derived files are kept; default: .cache in the data folder"""
+    json: bool = False
+    """print one JSON object"""
+
+    def __call__(self) -> None:
+        """Train."""
+        from torchfilm.data.clevr.files import ClevrFolder
+        from torchfilm.systems.visual_reasoning.recipe import RECIPES
+        from torchfilm.systems.visual_reasoning.running import first_process
+
+        known_system(self.system)
+        if self.recipe != PERCEPTION:
+            known_recipe(self.recipe, RECIPES)
+        folder = ClevrFolder(self.data, cache=self.cache)
+        out = self.out or Path("runs") / self.recipe
+        found = self._perception(folder, out) if self.recipe == PERCEPTION else self._network(folder, out)
+        if not first_process():
+            return
+        if self.json:
+            emit({"run": str(out), **found, "seed": self.seed})
+        else:
+            measured = f", accuracy {percent(found['accuracy'])}" if found.get("accuracy") is not None else ""
+            print(f"{found['steps']:,} steps in {found['seconds']:,.0f} s{measured}: {out / 'model'}")
+
+    def _network(self, folder: ClevrFolder, out: Path) -> dict[str, Any]:
+        from torchfilm.systems.visual_reasoning.bundle import load_sight
+        from torchfilm.systems.visual_reasoning.recipe import RECIPES
+        from torchfilm.systems.visual_reasoning.running import Material, train_bundle
+
+        recipe = known_recipe(self.recipe, RECIPES)
+        train_split = self.train_split or "train"
+        note(f"reading the questions of {folder.root}, split {train_split}")
+        with Bar("looking at the pictures", "pictures") as bar:
+            material = Material(
+                folder,
+                folder.vocabulary(train_split),
+                load_sight(self.perception) if recipe.config.input == "maps" else None,
+                train_split,
+                self._held_out(folder),
+                self.scenes,
+                bar,
+            )
+            material.warm(recipe.config)
+        recipe = replace(recipe, training=trained_alike(recipe.training, self, self.seed))
+        return train_bundle(self.recipe, recipe, material, out, resume=self.resume).to_json()
+
+    def _perception(self, folder: ClevrFolder, out: Path) -> dict[str, Any]:
+        from torchfilm.systems.visual_reasoning.bundle import save_sight
+        from torchfilm.systems.visual_reasoning.running import first_process
+        from torchfilm.systems.visual_reasoning.sights import PERCEPTION_TRAINING, train_sight
+
+        split = self.train_split or ("stem" if "stem" in folder.splits() else "train")
+        note(f"reading the objects of {folder.root}, split {split}")
+        sight, result = train_sight(
+            folder,
+            split,
+            out,
+            held_out=self._held_out(folder),
+            training=trained_alike(PERCEPTION_TRAINING, self, self.seed),
+            resume=self.resume,
+        )
+        if first_process():
+            save_sight(out / "model", sight)
+        return {
+            "recipe": self.recipe,
+            "steps": result.steps,
+            "seconds": round(result.seconds, 1),
+            "accuracy": result.evaluation.get("all_four"),
+            **result.evaluation,
+        }
+
+    def _held_out(self, folder: ClevrFolder) -> str | None:
+        if self.val_split is None and "val" not in folder.splits():
+            note("no split val: nothing is measured on the way")
+        return self.val_split or ("val" if "val" in folder.splits() else None)
+
+
+class Budget(Protocol):
+    """The options that change a recipe's training."""
+
+    @property
+    def minutes(self) -> float | None:
+        """Budget by the clock."""
+        ...
+
+    @property
+    def steps(self) -> int | None:
+        """Budget in steps."""
+        ...
+
+
+def trained_alike(training: TrainConfig, budget: Budget, seed: int) -> TrainConfig:
+    """The recipe's training with the budget and seed asked for, compiled where the machine can."""
+    from torchfilm.systems.visual_reasoning.running import budgeted, compilable
+
+    if training.compile and not compilable():
+        note("no C++ compiler: training without torch.compile, somewhat slower")
+        training = replace(training, compile=False)
+    return budgeted(training, minutes=budget.minutes, steps=budget.steps, seed=seed)
+
+
+def known_system(name: str) -> None:
+    """Raise ValueError with the nearest names unless there is such a system."""
+    from torchfilm.systems import SYSTEMS
+
+    if name not in SYSTEMS:
+        raise ValueError(f"unknown system {name!r}; nearest: {', '.join(nearest(name, SYSTEMS))}")
+
+
+def known_recipe(name: str, recipes: dict[str, Any]) -> Any:
+    """The recipe of a name; ValueError with the nearest names if there is none."""
+    if name not in recipes:
+        near = nearest(name, [*recipes, PERCEPTION])
+        raise ValueError(f"unknown recipe {name!r}; nearest: {', '.join(near)}")
+    return recipes[name]

@@ -1,0 +1,287 @@
+"""The command from end to end on a tiny dataset, in this process; its options, errors and promises."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torchfilm.app import cli
+from torchfilm.data.clevr.files import ClevrFolder
+from torchfilm.systems.visual_reasoning import running, sights
+from torchfilm.systems.visual_reasoning.bundle import Sight, load_bundle, save_sight
+from torchfilm.systems.visual_reasoning.perception import Perception, PerceptionConfig
+from torchfilm.training import Interrupted, TrainConfig
+
+OPTIONS = {
+    "data": "NAME OUT --split --scenes --seed --recipe --workers --questions-per-scene --condition --width "
+    "--height --json",
+    "train": "SYSTEM --recipe --data --out --minutes --steps --seed --resume --train-split --val-split "
+    "--scenes --perception --cache --json",
+    "eval": "SYSTEM RUN --data --split --experiment --blind --families --limit --scenes --seed --out "
+    "--recipe --minutes --steps --seeds --only --perception --cache --json",
+    "inspect": "SYSTEM RUN --data --split --out --points --scenes --seed --cache --json",
+    "ask": "IMAGE QUESTION --model --json",
+    "serve": "--model --host --port --json",
+}
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "data"
+    for split, scenes in (("train", 14), ("val", 9)):
+        given = ("--scenes", scenes, "--questions-per-scene", 13, "--workers", 1)
+        assert run("data", "clevr", out, "--split", split, *given) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def eyes(tmp_path_factory) -> Path:
+    torch.manual_seed(3)
+    config = PerceptionConfig((4, 6, 8), num_blocks=1)
+    folder = tmp_path_factory.mktemp("eyes")
+    save_sight(folder, Sight(config, Perception(config).eval()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, eyes, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    given = ("--data", data, "--out", out, "--steps", 4, "--perception", eyes)
+    assert run("train", "--recipe", "tiny", *given) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def blind(data, eyes, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "blind"
+    given = ("--data", data, "--out", out, "--steps", 2, "--perception", eyes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "compilable", lambda: False)
+        assert run("train", "--recipe", "laptop_lstm", *given) == 0
+    return out
+
+
+def only_json(capsys) -> dict:
+    """What stdout holds: one JSON object on one line, and nothing else."""
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    return json.loads(lines[0])
+
+
+def complaint(capsys) -> str:
+    """The one line on stderr of a command that failed; stdout stays empty."""
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("torchfilm: ")
+    return lines[0]
+
+
+# ---------------------------------------------------------------- the whole way
+
+
+def test_data_writes_what_the_reader_reads(data):
+    folder = ClevrFolder(data)
+    assert folder.splits() == ["train", "val"]
+    assert folder.images("val", 64, 96).shape == (9, 64, 96, 3)
+
+
+def test_data_says_what_it_made(data, capsys):
+    given = ("--scenes", 9, "--questions-per-scene", 13, "--workers", 1, "--split", "val")
+    assert run("data", "clevr", data, *given, "--json") == 0
+    made = only_json(capsys)
+    questions = sum(1 for _ in ClevrFolder(data).questions("val"))
+    assert made == {"out": str(data), "split": "val", "num_scenes": 9, "num_questions": questions, "seed": 0}
+
+
+def test_a_run_leaves_a_bundle_and_resumes_to_the_same_weights(data, eyes, trained, tmp_path, capsys):
+    again = tmp_path / "again"
+    given = ("train", "--recipe", "tiny", "--data", data, "--out", again, "--perception", eyes)
+    assert run(*given, "--steps", 4) == 0
+    capsys.readouterr()
+    assert run(*given, "--steps", 4, "--resume", "--json") == 0
+    told = only_json(capsys)
+    assert (told["steps"], told["recipe"], told["seed"], told["run"]) == (4, "tiny", 0, str(again))
+    assert 0 <= told["accuracy"] <= 1
+    first, second = (load_bundle(folder).network.state_dict() for folder in (trained, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {path.name for path in (trained / "model").iterdir()} == {
+        "config.json",
+        "weights.safetensors",
+        "vocab.json",
+        "perception.safetensors",
+    }
+
+
+def test_an_interrupted_run_leaves_its_newest_weights(data, eyes, tmp_path, monkeypatch):
+    def interrupted(network, *arguments, **more):
+        running_train(network, *arguments, **more)
+        raise Interrupted(2, "stopped at step 2")
+
+    running_train = running.train
+    monkeypatch.setattr(running, "train", interrupted)
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as end:
+        run("train", "--recipe", "tiny", "--data", data, "--out", out, "--steps", 2, "--perception", eyes)
+    assert end.value.code == 130
+    assert load_bundle(out).recipe == "tiny"
+
+
+def test_eval_measures_beside_the_blind_baseline(data, trained, blind, capsys):
+    assert run("eval", "visual_reasoning", trained, "--data", data, "--blind", blind, "--families") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"question +n +accuracy +95 % +blind +most frequent", shown)
+    assert re.search(r"\nall .* \d+\.\d % .* \d+\.\d %", shown)
+    given = ("--data", data, "--split", "val", "--blind", blind, "--limit", 50, "--json")
+    assert run("eval", "visual_reasoning", trained, *given) == 0
+    found = only_json(capsys)
+    assert {"accuracy", "by_kind", "n", "seed", "blind", "mode"} <= set(found)
+    assert (found["n"], found["seed"], found["split"], found["recipe"]) == (50, 0, "val", "tiny")
+
+
+def test_eval_renders_fresh_scenes_where_no_data_is_named(trained, tmp_path, capsys):
+    given = ("--scenes", 3, "--seed", 5, "--out", tmp_path / "figures", "--json")
+    assert run("eval", "visual_reasoning", trained, *given) == 0
+    said = capsys.readouterr()
+    assert "rendering 3 fresh scenes, seed 5" in said.err
+    assert json.loads(said.out)["scenes"] == 3
+    assert (tmp_path / "figures" / "report.json").is_file()
+
+
+@pytest.mark.parametrize("experiment", ["means", "noise"])
+def test_eval_changes_gamma_and_beta(experiment, data, trained, capsys):
+    given = ("visual_reasoning", trained, "--data", data, "--experiment", experiment)
+    assert run("eval", *given) == 0
+    assert ("γ = 1" in capsys.readouterr().out) == (experiment == "means")
+    assert run("eval", *given, "--json") == 0
+    found = only_json(capsys)
+    assert found["experiment"] == experiment
+    assert found["noise_gamma"][0] == found["accuracy"]
+    assert len(found["noise"]) == (1 if experiment == "means" else 10)
+
+
+def test_eval_trains_ablations_and_the_data_size_curve(data, eyes, tmp_path, capsys):
+    given = ("--data", data, "--recipe", "tiny", "--steps", 2, "--perception", eyes, "--json")
+    for experiment, only, names in (
+        ("ablations", "gamma_one", {"unchanged", "gamma_one"}),
+        ("data_size", 7, {"scenes_7"}),
+    ):
+        out = tmp_path / experiment
+        assert run("eval", "--experiment", experiment, "--only", only, "--out", out, *given) == 0
+        found = only_json(capsys)
+        assert set(found["settings"]) == names
+        assert (out / f"{experiment}.png").is_file()
+
+
+def test_ask_answers(data, trained, capsys):
+    image = data / "images" / "val" / "CLEVR_val_000002.png"
+    question = next(ClevrFolder(data).questions("train"))["question"]
+    assert run("ask", image, question, "--model", trained) == 0
+    assert re.fullmatch(r"\S+  [\d.]+ %  \(else \S+, [\d.]+ %\)\n", capsys.readouterr().out)
+    assert run("ask", image, question, "--model", trained, "--json") == 0
+    told = only_json(capsys)
+    assert told["probabilities"][told["answer"]] == told["probability"] == max(told["probabilities"].values())
+
+
+def test_inspect_draws(data, trained, tmp_path, capsys):
+    given = ("--data", data, "--split", "val", "--out", tmp_path / "figures", "--points", 40, "--json")
+    assert run("inspect", "visual_reasoning", trained, *given) == 0
+    files = only_json(capsys)["files"]
+    names = {Path(file).name for file in files}
+    assert {"histograms.png", "embedding.png", "pool.png", "planes_block1.png"} <= names
+    assert all(Path(file).is_file() for file in files)
+
+
+def test_perception_is_trained_on_objects_alone(data, tmp_path, capsys, monkeypatch):
+    small = TrainConfig(steps=1, batch_size=7, checkpoint_seconds=None)
+    monkeypatch.setattr(sights, "PERCEPTION_TRAINING", small)
+    out = tmp_path / "sight"
+    given = ("--recipe", "perception", "--data", data, "--out", out, "--steps", 2)
+    assert run("train", *given, "--train-split", "val", "--json") == 0
+    told = only_json(capsys)
+    assert {"shape", "color", "all_four"} <= set(told)
+    given = ("--recipe", "tiny", "--data", data, "--out", tmp_path / "run", "--steps", 1)
+    assert run("train", *given, "--perception", out) == 0
+
+
+# ---------------------------------------------------------------- what was promised
+
+
+def test_the_options_are_the_frozen_list(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    found = {}
+    for name in cli.COMMANDS:
+        assert run(name, "--help") == 0
+        shown = capsys.readouterr().out
+        assert f"Example: torchfilm {name}" in shown
+        lines = re.findall(r"^[│ ] (--[a-z-]+|[A-Z]+)\b", shown, flags=re.MULTILINE)
+        found[name] = " ".join(line for line in lines if line != "-h")
+    assert found == OPTIONS
+
+
+def test_help_lists_the_commands_with_examples(capsys):
+    for arguments in ([], ["--help"]):
+        assert cli.main(arguments) == 0
+        shown = capsys.readouterr().out
+        assert all(f"\n  {name} " in shown for name in cli.COMMANDS)
+        assert shown.count("\n  torchfilm ") == 5
+
+
+def test_errors_are_one_line_and_exit_code_2(data, trained, tmp_path, capsys):
+    image = data / "images" / "val" / "CLEVR_val_000000.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "small.png")
+    tiny = ["train", "--recipe", "tiny", "--data", data]
+    new = tmp_path / "new"
+    for arguments, pattern in (
+        (["evil"], "unknown command 'evil'; nearest: eval"),
+        (["eval", "visual"], "unknown system 'visual'; nearest: visual_reasoning"),
+        (["data", "clever"], "unknown world 'clever'; nearest: clevr"),
+        (["train", "--recipe", "labtop"], "unknown recipe 'labtop'; nearest: laptop, laptop_"),
+        (["eval", "--experiment", "x"], "invalid choice 'x'.* Help: torchfilm eval --help"),
+        (["ask"], "Missing .*IMAGE.*QUESTION"),
+        (["eval", "--unheard-of"], "Unrecognized options: --unheard-of"),
+        (["ask", image, "What is a zorp?", "--model", trained], "unknown word 'zorp'; the nearest"),
+        (["ask", tmp_path / "no.png", "Is it?", "--model", trained], "no such image"),
+        (["ask", tmp_path / "small.png", "What", "--model", trained], "at least 16"),
+        (["ask", image, "What", "--model", tmp_path], "found no config.json"),
+        (["eval", "visual_reasoning", trained, "--data", tmp_path / "no"], "expected a CLEVR folder"),
+        (["eval", "visual_reasoning", trained, "--data", data, "--split", "z"], "Splits there: train, val"),
+        (["eval", "--experiment", "ablations"], "expected --data"),
+        ([*tiny, "--out", trained, "--perception", trained], "with resume"),
+        ([*tiny, "--out", new, "--perception", data], "expected a trained perception"),
+        (["train", "--recipe", "paper", "--data", data, "--out", new], "train_features.h5"),
+        (["data", "clevr", data, "--split", "val", "--scenes", 10], "Nothing was changed"),
+        (["serve", "--model", trained, "--port", 70000], "cannot listen on port 70000"),
+    ):
+        assert run(*arguments) == 2, arguments
+        assert re.search(pattern, complaint_after_notes(capsys)), arguments
+    assert not new.exists()
+
+
+def complaint_after_notes(capsys) -> str:
+    """The last line on stderr; notes about progress may come before."""
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    *notes, last = said.err.splitlines()
+    assert last.startswith("torchfilm: ")
+    assert not any(line.startswith("torchfilm: ") for line in notes)
+    return last
+
+
+def test_an_interrupt_exits_130(monkeypatch, capsys):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parse", interrupt)
+    assert run("ask") == 130
+    assert complaint(capsys) == "torchfilm: stopped"
