@@ -9,7 +9,6 @@ scene), forward, backward and AdamW.
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
@@ -69,7 +68,7 @@ def stepping(*, as_recipe: bool) -> Callable[[], None]:
         optimiser.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             found = loss(model, batch)
-        found.loss.backward()
+        found.value.backward()
         optimiser.step()
 
     return step
@@ -84,7 +83,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     recipe = RECIPES["laptop"]
-    model = build(replace(recipe.config)).eval()
+    model = build(recipe.config).eval()
     answers = {}
     for batch in (1, 64):
         seconds = answering(model, batch, 3 * given.rounds if batch == 1 else given.rounds)

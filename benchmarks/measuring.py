@@ -47,8 +47,11 @@ def machine() -> str:
     return f"{os.cpu_count()} shared cores, {platform.machine()} with {capability}; one thread"
 
 
-def save(name: str, numbers: Mapping[str, Any]) -> None:
-    """Write results/NAME.json: when, with what, on what, by which command; then the numbers."""
+def save(name: str, numbers: Mapping[str, Any], command: str = "") -> None:
+    """Write results/NAME.json: when, with what, on what, by which command; then the numbers.
+
+    command: what stands after "python benchmarks/", where paths are to be left out; else what was typed.
+    """
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -57,7 +60,7 @@ def save(name: str, numbers: Mapping[str, Any]) -> None:
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
         "machine": machine(),
-        "command": " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/{command or ' '.join([f'{name}.py', *sys.argv[1:]])}",
         **numbers,
     }
     text = json.dumps(content, indent=2) + "\n"

@@ -45,9 +45,9 @@ def load(folder: Path = RESULTS) -> Results:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A Markdown table; the first columns, so many, are text, the others are numbers."""
+    rule = [*["---"] * texts, *["---:"] * (len(head) - texts)]
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
 
 
@@ -203,7 +203,7 @@ def systems(results: Results) -> str:
         reached,
         f"{PAPER['overall']} % (full CLEVR)",
     ]
-    return table(["system", "paper", "what it does", "reached here", "the paper"], [line])
+    return table(["system", "paper", "what it does", "reached here", "the paper"], [line], texts=5)
 
 
 # Speed.

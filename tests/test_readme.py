@@ -2,11 +2,15 @@
 
 import importlib.util
 import re
+import shlex
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from torchfilm.app.cli import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("src/torchfilm/systems/*/README.md")]
@@ -104,6 +108,31 @@ def test_the_code_in_the_readme_runs():
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+
+
+def commands(text: str) -> list[str]:
+    """Lines that are a `torchfilm` command, without what a comment says."""
+    return re.findall(r"^ +(torchfilm .*?)(?: +#.*)?$", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_every_command_can_be_understood(page: Path):
+    for line in commands(page.read_text(encoding="utf-8")):
+        assert parse(shlex.split(line)[1:]) is not None, line
+
+
+def test_a_command_that_is_misspelt_is_found():
+    (line,) = commands("text\n    torchfilm eval --splitt test   # comment\n")
+    with pytest.raises(ValueError, match="splitt"):
+        parse(shlex.split(line)[1:])
+
+
+def test_every_dependency_is_named_with_its_reason():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*extras["dependencies"], *extras["optional-dependencies"]["systems"]]
+    names = [re.split("[<>=]", line)[0] for line in (*lines, *extras["optional-dependencies"]["serve"])]
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert [name for name in names if not re.search(rf"`{name}` \(", text)] == []
 
 
 def test_the_glossary_says_each_word_once():
