@@ -1,0 +1,206 @@
+"""From a folder to a trained bundle: what is seen, what is written, what is read again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torchfilm.data.clevr.catalogue import KINDS
+from torchfilm.data.clevr.features import write_features
+from torchfilm.data.clevr.files import ClevrFolder
+from torchfilm.data.clevr.generate import generate_dataset
+from torchfilm.systems.visual_reasoning import BaselineConfig, build
+from torchfilm.systems.visual_reasoning.answering import Answerer
+from torchfilm.systems.visual_reasoning.bundle import (
+    Bundle,
+    Sight,
+    find_bundle,
+    load_blind,
+    load_bundle,
+    load_sight,
+    save_sight,
+)
+from torchfilm.systems.visual_reasoning.perception import Perception, PerceptionConfig, object_labels
+from torchfilm.systems.visual_reasoning.recipe import RECIPES, TINY, Recipe
+from torchfilm.systems.visual_reasoning.running import Material, budgeted, fitted, train_bundle
+from torchfilm.systems.visual_reasoning.sights import Labelled, LabelledBatches, split_maps
+from torchfilm.training import Draw, TrainConfig
+
+SMALL = PerceptionConfig((4, 6, 8), num_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> ClevrFolder:
+    out = tmp_path_factory.mktemp("running") / "data"
+    for split, scenes in (("train", 11), ("val", 5)):
+        generate_dataset(out, split, scenes, seed=2, workers=1, questions_per_scene=7)
+    return ClevrFolder(out)
+
+
+@pytest.fixture
+def sight() -> Sight:
+    torch.manual_seed(1)
+    return Sight(SMALL, Perception(SMALL).eval())
+
+
+@pytest.fixture
+def material(folder, sight) -> Material:
+    return Material(folder, folder.vocabulary("train"), sight)
+
+
+def tiny(**training) -> Recipe:
+    given = {"steps": 3, "batch_size": 8, "checkpoint_seconds": None, "tensorboard": False} | training
+    return replace(RECIPES["tiny"], training=TrainConfig(**given))
+
+
+def logits(bundle: Bundle, material: Material) -> torch.Tensor:
+    exam = material.exam(bundle.network.config, "val")
+    asked = exam.questions
+    with torch.no_grad():
+        return bundle.network(
+            torch.from_numpy(exam.pictures[asked.image_index]),
+            torch.from_numpy(asked.tokens.astype(np.int64)),
+            torch.from_numpy(asked.lengths.astype(np.int64)),
+        )
+
+
+def test_a_trained_bundle_answers_alike_when_read_again(material, tmp_path):
+    outcome = train_bundle("tiny", tiny(), material, tmp_path)
+    again = load_bundle(tmp_path)
+    assert again.recipe == "tiny"
+    assert again.vocabulary == material.vocabulary
+    assert again.sight is not None
+    assert material.sight is not None
+    assert again.sight.digest == material.sight.digest
+    torch.testing.assert_close(logits(again, material), logits(outcome.bundle, material))
+    told = outcome.to_json()
+    assert told["steps"] == 3
+    assert told["n"] == len(material.exam(again.network.config, "val"))
+    assert set(told["by_kind"]) <= set(KINDS)
+    assert Answerer.load(find_bundle(tmp_path)).height == 64
+
+
+def test_a_run_resumed_after_its_end_trains_no_further(material, tmp_path):
+    first = train_bundle("tiny", tiny(), material, tmp_path)
+    second = train_bundle("tiny", tiny(), material, tmp_path, resume=True)
+    assert second.result.steps == first.result.steps
+    torch.testing.assert_close(
+        logits(second.bundle, material), logits(first.bundle, material), rtol=0, atol=0
+    )
+
+
+def test_fine_tuning_starts_from_the_given_weights(material, tmp_path):
+    start = train_bundle("tiny", tiny(), material, tmp_path / "first").bundle
+    still = tiny(lr=1e-12, weight_decay=0.0, steps=1, ema=None)
+    tuned = train_bundle("tiny", still, material, tmp_path / "second", start=start.network).bundle
+    for (name, before), after in zip(
+        start.network.named_parameters(), tuned.network.parameters(), strict=True
+    ):
+        torch.testing.assert_close(after, before, msg=name, rtol=1e-5, atol=1e-7)
+
+
+def test_only_the_first_scenes_are_asked_about(material):
+    questions = replace(material, scenes=4).training_questions()
+    assert set(questions.image_index.tolist()) == {0, 1, 2, 3}
+
+
+def test_maps_are_what_the_perception_sees_and_are_kept(material, folder, sight):
+    images = folder.images("val", 64, 96)
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = sight.network.maps(pixels).numpy()
+    np.testing.assert_allclose(material.pictures(TINY, "val")[np.arange(5)], expected, atol=2e-3)
+    assert Path(str(split_maps(sight, images).filename)).parent == folder.root / ".cache"
+    other = Sight(SMALL, Perception(SMALL).eval())
+    assert other.digest != sight.digest
+    assert not np.allclose(split_maps(other, images), expected, atol=2e-3)
+
+
+def test_pixels_come_in_0_to_1_and_channels_first(material, folder):
+    config = replace(TINY, input="pixels", input_channels=3, input_height=64, input_width=96)
+    seen = material.pictures(config, "val")[np.array([3, 1])]
+    expected = np.stack([folder.image("val", 3), folder.image("val", 1)]).transpose(0, 3, 1, 2) / 255
+    np.testing.assert_allclose(seen, expected, atol=1e-6)
+    assert seen.dtype == np.float32
+
+
+def test_features_are_read_where_the_original_writes_them(material, folder):
+    config = replace(TINY, input="features", input_channels=2, input_height=3, input_width=5)
+    with pytest.raises(ValueError, match=r"expected the features of the split 'val' in .*val_features.h5"):
+        material.pictures(config, "val")
+    features = np.random.default_rng(0).normal(size=(5, 2, 3, 5)).astype(np.float32)
+    write_features(folder.root / "val_features.h5", features)
+    np.testing.assert_array_equal(material.pictures(config, "val")[np.array([4, 0])], features[[4, 0]])
+
+
+def test_maps_need_a_perception(material):
+    with pytest.raises(ValueError, match="--recipe perception"):
+        replace(material, sight=None).pictures(TINY, "val")
+
+
+def test_a_budget_replaces_the_recipes(material):
+    training = TrainConfig(minutes=15)
+    assert (budgeted(training, steps=7).steps, budgeted(training, steps=7).minutes) == (7, None)
+    assert budgeted(TrainConfig(steps=5), minutes=0.5, seed=3) == TrainConfig(minutes=0.5, seed=3)
+    assert budgeted(training) == training
+    with pytest.raises(ValueError, match="expected one budget, got minutes=2 and steps=3"):
+        budgeted(training, minutes=2, steps=3)
+
+
+def test_the_config_gets_the_vocabularys_sizes(material):
+    config = fitted(TINY, material.vocabulary)
+    assert config.vocabulary == len(material.vocabulary.questions)
+    assert config.answers == len(material.vocabulary.answers)
+
+
+def test_a_blind_network_is_found_beside_its_bundle(material, tmp_path):
+    sizes = {"vocabulary": len(material.vocabulary.questions), "answers": len(material.vocabulary.answers)}
+    lstm = BaselineConfig("lstm", word_dim=3, encoder_width=5, hidden=7, **sizes)
+    seeing = Bundle("tiny", build(replace(TINY, **sizes)), material.vocabulary, material.sight)
+    seeing.save(tmp_path / "model")
+    assert load_blind(None, tmp_path) is None
+    Bundle("laptop_lstm", build(lstm), material.vocabulary, None).save(tmp_path / "model" / "blind")
+    found = load_blind(None, tmp_path)
+    assert found is not None
+    assert found.config == lstm
+
+
+def test_what_is_no_bundle_is_refused(material, sight, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a trained perception in .*, found no config.json"):
+        load_sight(tmp_path)
+    save_sight(tmp_path / "sight", sight)
+    assert load_sight(tmp_path / "sight").digest == sight.digest
+    with pytest.raises(ValueError, match=r"found no weights\.safetensors\. Has its training finished"):
+        load_bundle(tmp_path / "sight")
+    (tmp_path / "sight" / "config.json").write_text("[")
+    with pytest.raises(ValueError, match="expected a bundle's config"):
+        load_sight(tmp_path / "sight")
+
+
+def test_batches_for_the_perception_mirror_picture_and_labels_together(folder):
+    labelled = Labelled.of(folder, "train")
+    np.testing.assert_array_equal(labelled.attributes, object_labels(folder.scenes("train"), 64, 96)[0])
+    images, attributes, _ = LabelledBatches(labelled)(Draw(step=0, seed=4, progress=0.0, batch_size=11))
+    mirrored = 0
+    for image, attribute in zip(images.numpy(), attributes.numpy(), strict=True):
+        plain = [i for i in range(11) if np.array_equal(labelled.images[i].transpose(2, 0, 1), image)]
+        turned = [
+            i for i in range(11) if np.array_equal(labelled.images[i].transpose(2, 0, 1)[..., ::-1], image)
+        ]
+        assert len(plain + turned) == 1
+        expected = labelled.attributes[(plain + turned)[0]]
+        np.testing.assert_array_equal(attribute, expected[..., ::-1] if turned else expected)
+        mirrored += len(turned)
+    assert 0 < mirrored < 11
+
+
+def test_the_vocabulary_is_kept_until_the_questions_change(folder):
+    first = folder.vocabulary("train")
+    kept = list((folder.root / ".cache").glob("vocabulary-train-*.json"))
+    assert len(kept) == 1
+    assert folder.vocabulary("train") == first
+    assert {word for question in folder.questions("train") for word in [question["answer"]]} <= set(
+        first.answers
+    )
