@@ -22,8 +22,8 @@ PAGES = (ROOT / "README.md", ROOT / "src/torchfilm/systems/visual_reasoning/READ
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 PENDING = "Not measured yet.\n"
 
-KINDS = ("exist", "count", "query", "compare_number", "compare_attribute")
-PAPER = {"overall": 97.7, "exist": 99.1, "count": 94.3, "query": 99.1} | {
+KINDS = ("exist", "count", "query_attribute", "compare_number", "compare_attribute")
+PAPER = {"overall": 97.7, "exist": 99.1, "count": 94.3, "query_attribute": 99.1} | {
     "compare_number": 96.8,
     "compare_attribute": 99.1,
 }
@@ -153,8 +153,9 @@ def families(results: Results) -> str:
         return PENDING
     ranked = sorted(found.items(), key=lambda item: item[1])
     rows = [[family, f"{100 * share:.1f}"] for family, share in (*ranked[:5], *ranked[-5:])]
-    return f"{len(found)} families; the five hardest and the five easiest, by index:\n\n" + table(
-        ["family", next(iter(columns)) + ", %"], rows
+    return (
+        f"{len(found)} families, all in the results file; the hardest and the easiest five, by index:\n\n"
+        + table(["family", next(iter(columns)) + ", %"], rows)
     )
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from torchfilm.app.cli import parse
+from torchfilm.data.clevr.catalogue import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("src/torchfilm/systems/*/README.md")]
@@ -54,6 +55,10 @@ def test_an_unknown_table_is_an_error():
 def test_every_table_says_when_it_is_not_measured():
     for name, make in tables.TABLES.items():
         assert re.search("(?i)not measured yet", make({})), name
+
+
+def test_the_kinds_are_those_of_an_evaluation():
+    assert set(tables.KINDS) == set(KINDS) == set(tables.PAPER) - {"overall"}
 
 
 def test_recipes_stand_side_by_side_and_film_comes_first():
