@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from measuring import in_turn, questions, save
-from torchfilm.systems.visual_reasoning import RECIPES, Batch, build, loss
+from torchfilm.systems.visual_reasoning import RECIPES, Batch, VisualReasoner, build, loss
 from torchfilm.systems.visual_reasoning.perception import STRIDE, Perception, PerceptionConfig
 from torchfilm.training.optimisers import build_optimiser
 
@@ -27,7 +27,7 @@ def drawn(number: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(encoded.tokens).long()[rows, : int(lengths.max())], lengths
 
 
-def answering(model: torch.nn.Module, batch: int, rounds: int) -> dict[str, float]:
+def answering(model: VisualReasoner, batch: int, rounds: int) -> dict[str, float]:
     config = RECIPES["laptop"].config
     perception = Perception(PerceptionConfig()).eval()
     images = torch.rand(batch, 3, STRIDE * config.input_height, STRIDE * config.input_width)
@@ -84,6 +84,7 @@ def main() -> None:
     torch.manual_seed(0)
     recipe = RECIPES["laptop"]
     model = build(recipe.config).eval()
+    assert isinstance(model, VisualReasoner)
     answers = {}
     for batch in (1, 64):
         seconds = answering(model, batch, 3 * given.rounds if batch == 1 else given.rounds)

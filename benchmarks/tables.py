@@ -72,7 +72,7 @@ def runs(results: Results) -> dict[str, list[Result]]:
 
 
 def _column(result: Result) -> str:
-    name = result.get("label") or NAMES.get(result["recipe"], result["recipe"])
+    name = str(result.get("label") or NAMES.get(result["recipe"], result["recipe"]))
     minutes = result.get("minutes")
     return name if minutes is None or result.get("label") else f"{name}, {_time(minutes)}"
 
@@ -280,8 +280,9 @@ def generation_speed(results: Results) -> str:
         ]
         for size, one in found["by_size"].items()
     ]
-    asked = ", ".join(
-        f"{rate:,.0f} a second ({recipe} scenes)" for recipe, rate in found["questions_per_second"].items()
+    asked = "; ".join(
+        f"{rate['median']:,.0f} a second, {rate['slowest']:,.0f} to {rate['fastest']:,.0f} ({recipe} scenes)"
+        for recipe, rate in found["questions_per_second"].items()
     )
     head = ["image", "objects", "scene, ms", "rendering, ms", "images a second"]
     return table(head, rows) + f"\nQuestions: {asked}. " + _machine(found)

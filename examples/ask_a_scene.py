@@ -15,7 +15,7 @@ from torchfilm.data.clevr.questions import QuestionConfig, QuestionGenerator
 from torchfilm.data.clevr.render import render
 from torchfilm.data.clevr.scenes import SceneConfig, sample_scene
 from torchfilm.data.clevr.vocabulary import Vocabulary
-from torchfilm.systems.visual_reasoning import RECIPES, SHIPPED, build
+from torchfilm.systems.visual_reasoning import RECIPES, SHIPPED, VisualReasoner, build
 from torchfilm.systems.visual_reasoning.answering import Answerer
 from torchfilm.systems.visual_reasoning.perception import Perception, PerceptionConfig
 
@@ -26,6 +26,7 @@ def answerer(run: Path | None, vocabulary: Vocabulary) -> Answerer:
     print("No trained network here: these answers are guesses.")
     words, answers = len(vocabulary.questions), len(vocabulary.answers)
     network = build(replace(RECIPES["tiny"].config, vocabulary=words, answers=answers))
+    assert isinstance(network, VisualReasoner)
     return Answerer(network, vocabulary, Perception(PerceptionConfig()))
 
 
