@@ -7,6 +7,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- /table -->`; what has no
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import statistics
@@ -15,6 +16,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torchfilm.systems.visual_reasoning import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -326,6 +329,16 @@ def executor_agreement(results: Results) -> str:
     return table(["who answers what", "scenes", "questions", "families", "disagreements"], rows)
 
 
+def choices(results: Results) -> str:
+    """Fields of network and training in which the laptop's recipe is not the paper's; from code."""
+    paper, laptop = RECIPES["paper"], RECIPES["laptop"]
+    rows = []
+    for one, other in ((paper.config, laptop.config), (paper.training, laptop.training)):
+        theirs, ours = dataclasses.asdict(one), dataclasses.asdict(other)
+        rows += [[f"`{n}`", f"{v}", f"{ours[n]}"] for n, v in theirs.items() if ours[n] != v]
+    return table(["field", "paper", "laptop"], rows, texts=3)
+
+
 def _machine(found: Result) -> str:
     return f"CPU time on {found['machine']}; torch {found['torch']}; {found['date']}: `{found['command']}`.\n"
 
@@ -344,6 +357,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         seeing_speed,
         gru_speed,
         executor_agreement,
+        choices,
     )
 }
 

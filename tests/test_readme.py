@@ -54,6 +54,8 @@ def test_an_unknown_table_is_an_error():
 
 def test_every_table_says_when_it_is_not_measured():
     for name, make in tables.TABLES.items():
+        if name == "choices":  # comes from the recipes
+            continue
         assert re.search("(?i)not measured yet", make({})), name
 
 
