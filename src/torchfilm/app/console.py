@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ QUIET_SECONDS = 15.0
 
 
 def note(text: str) -> None:
-    """One line on stderr, at once."""
-    print(text, file=sys.stderr, flush=True)
+    """One line on stderr, at once; under torchrun from rank 0 alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def emit(content: dict[str, Any]) -> None:

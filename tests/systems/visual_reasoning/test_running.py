@@ -11,6 +11,7 @@ from torchfilm.data.clevr.catalogue import KINDS
 from torchfilm.data.clevr.features import write_features
 from torchfilm.data.clevr.files import ClevrFolder
 from torchfilm.data.clevr.generate import generate_dataset
+from torchfilm.data.clevr.vocabulary import Vocabulary
 from torchfilm.systems.visual_reasoning import BaselineConfig, build
 from torchfilm.systems.visual_reasoning.answering import Answerer
 from torchfilm.systems.visual_reasoning.bundle import (
@@ -160,11 +161,14 @@ def test_a_blind_network_is_found_beside_its_bundle(material, tmp_path):
     lstm = BaselineConfig("lstm", word_dim=3, encoder_width=5, hidden=7, **sizes)
     seeing = Bundle("tiny", build(replace(TINY, **sizes)), material.vocabulary, material.sight)
     seeing.save(tmp_path / "model")
-    assert load_blind(None, tmp_path) is None
+    assert load_blind(None, tmp_path, material.vocabulary) is None
     Bundle("laptop_lstm", build(lstm), material.vocabulary, None).save(tmp_path / "model" / "blind")
-    found = load_blind(None, tmp_path)
+    found = load_blind(None, tmp_path, material.vocabulary)
     assert found is not None
     assert found.config == lstm
+    other = Vocabulary.build([{"question": "What?", "answer": "red"}])
+    with pytest.raises(ValueError, match="expected a blind network with the same vocabulary"):
+        load_blind(tmp_path / "model" / "blind", tmp_path, other)
 
 
 def test_what_is_no_bundle_is_refused(material, sight, tmp_path):

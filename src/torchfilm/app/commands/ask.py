@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from torchfilm.app.console import emit, percent
+from torchfilm.app.options import OptionalPath
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Ask:
     """a PNG or JPEG file"""
     question: Annotated[Positional[str], arg(metavar="QUESTION")]
     """in CLEVR's words"""
-    model: Path | None = None
+    model: OptionalPath = None
     """run or bundle; default: the shipped checkpoint"""
     json: bool = False
     """print one JSON object"""

@@ -8,12 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from tyro.conf import Positional, arg
+from typing import TYPE_CHECKING, Any, Literal
 
 from torchfilm.app.commands.train import known_system
 from torchfilm.app.console import Bar, emit, note, percent, table
+from torchfilm.app.options import OptionalFloat, OptionalInt, OptionalPath, OptionalText, RunPath, SystemName
 
 if TYPE_CHECKING:
     from torchfilm.data.clevr.encoding import EncodedQuestions
@@ -39,43 +38,44 @@ class Evaluate:
     Example: torchfilm eval visual_reasoning runs/first --data data-clevr --split val --families
     """
 
-    system: Annotated[Positional[str], arg(metavar="SYSTEM")] = "visual_reasoning"
+    system: SystemName = "visual_reasoning"
     """the system"""
-    run: Annotated[Positional[Path | None], arg(metavar="RUN")] = None
+    run: RunPath = None
     """run or bundle; default: the shipped checkpoint"""
-    data: Path | None = None
+    data: OptionalPath = None
     """the data folder; default: fresh scenes"""
-    split: str | None = None
+    split: OptionalText = None
     """default: test, else val"""
     experiment: Literal["accuracy", "means", "noise", "arithmetic", "ablations", "data_size", "cogent"] = (
         "accuracy"
     )
     """what to measure"""
-    blind: Path | None = None
-    """run or bundle of a network that does not see, reported beside; default: the shipped one's"""
+    blind: OptionalPath = None
+    """run or bundle of a network that does not see, reported beside; default: the bundle's own, in its
+    folder blind, where there is one"""
     families: bool = False
     """a line for each of the 90 families too"""
-    limit: int | None = None
+    limit: OptionalInt = None
     """at most so many questions, drawn at random"""
     scenes: int = 200
     """how many fresh scenes"""
-    seed: int | None = None
+    seed: OptionalInt = None
     """of fresh scenes and of what is drawn; default: 0, and another one each time for fresh scenes"""
-    out: Path | None = None
+    out: OptionalPath = None
     """folder for figures and the numbers behind them; default: none, runs/EXPERIMENT for those that train"""
     recipe: str = "laptop"
     """what the experiments that train, train"""
-    minutes: float | None = None
+    minutes: OptionalFloat = None
     """their budget for each training; default: the recipe's"""
-    steps: int | None = None
+    steps: OptionalInt = None
     """their budget in steps, instead of minutes"""
     seeds: int = 1
     """how often they train each setting"""
     only: tuple[str, ...] = ()
     """ablations: these names; data_size: these numbers of scenes; cogent: these numbers of questions"""
-    perception: Path | None = None
+    perception: OptionalPath = None
     """what they see with: run or bundle; default: the shipped one"""
-    cache: Path | None = None
+    cache: OptionalPath = None
     """where derived files are kept; default: .cache in the data folder"""
     json: bool = False
     """print one JSON object"""
@@ -107,7 +107,7 @@ class Evaluate:
         from torchfilm.systems.visual_reasoning.evaluate import evaluate
         from torchfilm.systems.visual_reasoning.report_figures import write_report
 
-        blind = load_blind(self.blind, self.run)
+        blind = load_blind(self.blind, self.run, bundle.vocabulary)
         known = training_questions(folder, exam)
         report = evaluate(bundle.network, exam, blind=blind, train=known, seed=seed)
         if self.out is not None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tyro.conf import Positional, arg
 
 from torchfilm.app.commands.evaluate import bundle_exam, data_folder, film_network, usual_split
 from torchfilm.app.commands.train import known_system
 from torchfilm.app.console import emit
+from torchfilm.app.options import OptionalPath, OptionalText, RunPath, SystemName
 
 if TYPE_CHECKING:
     from torchfilm.data.clevr.files import ClevrFolder
@@ -41,13 +41,13 @@ class Inspect:
     Example: torchfilm inspect visual_reasoning runs/first --data data-clevr --split val --out figures
     """
 
-    system: Annotated[Positional[str], arg(metavar="SYSTEM")] = "visual_reasoning"
+    system: SystemName = "visual_reasoning"
     """the system"""
-    run: Annotated[Positional[Path | None], arg(metavar="RUN")] = None
+    run: RunPath = None
     """run or bundle; default: the shipped checkpoint"""
-    data: Path | None = None
+    data: OptionalPath = None
     """the data folder; default: fresh scenes"""
-    split: str | None = None
+    split: OptionalText = None
     """default: test, else val"""
     out: Path = Path("figures")
     """folder for the figures and the numbers behind them"""
@@ -57,7 +57,7 @@ class Inspect:
     """how many fresh scenes"""
     seed: int = 0
     """of what is drawn"""
-    cache: Path | None = None
+    cache: OptionalPath = None
     """where derived files are kept; default: .cache in the data folder"""
     json: bool = False
     """print one JSON object"""

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from torchfilm.app.cli import nearest
 from torchfilm.app.console import Bar, emit
+from torchfilm.app.options import OptionalInt
 
 WORLDS = ("clevr",)
 
@@ -35,15 +36,15 @@ class MakeData:
     """what the scenes and questions follow from"""
     recipe: str = "laptop"
     """laptop: 96x64 pixels, 3 to 6 objects, 40 questions each; full: 480x320, 3 to 10, 10"""
-    workers: int | None = None
+    workers: OptionalInt = None
     """processes; default: one per core"""
-    questions_per_scene: int | None = None
+    questions_per_scene: OptionalInt = None
     """0 makes none; default: the recipe's"""
     condition: Literal["A", "B"] | None = None
     """CoGenT's condition; default: the split's"""
-    width: int | None = None
+    width: OptionalInt = None
     """pixels; default: the recipe's"""
-    height: int | None = None
+    height: OptionalInt = None
     """pixels; default: the recipe's"""
     json: bool = False
     """print one JSON object"""

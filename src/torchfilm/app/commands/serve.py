@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from torchfilm.app.console import emit, note
+from torchfilm.app.options import OptionalInt, OptionalPath
 
 USUAL_PORT = 8000
 
@@ -17,11 +17,11 @@ class Serve:
     Example: torchfilm serve --model runs/first --port 8080
     """
 
-    model: Path | None = None
+    model: OptionalPath = None
     """run or bundle; default: the shipped checkpoint"""
     host: str = "127.0.0.1"
     """address to listen on; 0.0.0.0 for all of the machine's"""
-    port: int | None = None
+    port: OptionalInt = None
     """0 for any free one; default: 8000, or any free one if that is taken"""
     json: bool = False
     """print the address as one JSON object"""

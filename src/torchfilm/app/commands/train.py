@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
-
-from tyro.conf import Positional, arg
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torchfilm.app.cli import nearest
 from torchfilm.app.console import Bar, emit, note, percent
+from torchfilm.app.options import OptionalFloat, OptionalInt, OptionalPath, OptionalText, SystemName
 
 if TYPE_CHECKING:
     from torchfilm.data.clevr.files import ClevrFolder
@@ -30,31 +29,31 @@ class Train:
     Example: torchfilm train visual_reasoning --recipe laptop --data data-clevr --out runs/first --minutes 15
     """
 
-    system: Annotated[Positional[str], arg(metavar="SYSTEM")] = "visual_reasoning"
+    system: SystemName = "visual_reasoning"
     """the system"""
     recipe: str = "laptop"
     """laptop, tiny, paper, paper_pixels, baselines as laptop_lstm, or perception"""
     data: Path = Path("data-clevr")
     """the data folder: generated, or a released CLEVR_v1.0 or CLEVR-CoGenT"""
-    out: Path | None = None
+    out: OptionalPath = None
     """the run's folder; default: runs/RECIPE"""
-    minutes: float | None = None
+    minutes: OptionalFloat = None
     """budget by the clock; default: the recipe's"""
-    steps: int | None = None
+    steps: OptionalInt = None
     """budget in steps, instead of minutes"""
     seed: int = 0
     """of weights and order"""
     resume: bool = False
     """go on with the run in OUT"""
-    train_split: str | None = None
+    train_split: OptionalText = None
     """what to learn from; default: train, or stem for the recipe perception"""
-    val_split: str | None = None
+    val_split: OptionalText = None
     """what to measure on; default: val where there is one"""
-    scenes: int | None = None
+    scenes: OptionalInt = None
     """learn from the first so many scenes; default: all"""
-    perception: Path | None = None
+    perception: OptionalPath = None
     """run or bundle with a trained perception; default: the shipped one"""
-    cache: Path | None = None
+    cache: OptionalPath = None
     """where derived files are kept; default: .cache in the data folder"""
     json: bool = False
     """print one JSON object"""

@@ -101,12 +101,23 @@ def load_bundle(path: Path | None = None) -> Bundle:
     return Bundle(recipe, network, Vocabulary.load(folder / "vocab.json"), sight)
 
 
-def load_blind(path: Path | None, beside: Path | None) -> VisualReasoner | Baseline | None:
-    """The blind network in `path`, or the one in the folder `blind` of the bundle `beside`; None without."""
-    if path is not None:
-        return load(find_bundle(path))
-    folder = find_bundle(beside) / "blind"
-    return load(folder) if (folder / "config.json").is_file() else None
+def load_blind(
+    path: Path | None, beside: Path | None, vocabulary: Vocabulary
+) -> VisualReasoner | Baseline | None:
+    """The blind network in `path`, or the one in the folder `blind` of the bundle `beside`; None without.
+
+    Raises ValueError if it was trained with other words than `vocabulary`.
+    """
+    folder = find_bundle(beside) / "blind" if path is None else find_bundle(path)
+    if path is None and not (folder / "config.json").is_file():
+        return None
+    words = folder / "vocab.json"
+    if words.is_file() and Vocabulary.load(words) != vocabulary:
+        raise ValueError(
+            f"{folder}: expected a blind network with the same vocabulary, got another one. "
+            "Train both on the same split."
+        )
+    return load(folder)
 
 
 def save_sight(folder: Path, sight: Sight) -> None:
