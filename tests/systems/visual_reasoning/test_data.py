@@ -76,17 +76,21 @@ def test_the_shares_of_two_processes_are_the_whole_batch():
     assert torch.equal(torch.cat([part.lengths for part in parts]), whole.lengths)
 
 
-def test_the_curriculum_starts_with_the_shortest_of_each_scene():
+def test_the_curriculum_starts_with_the_easiest_of_all_questions():
     questions = encoded()
+    difficulty = np.arange(len(questions)) % 7
+    curriculum = Curriculum(start=2 / 7, hold=0.1, until=0.5)
     batches = QuestionBatches(
-        pictures(), questions, questions_per_scene=2, curriculum=Curriculum(start=0.4, hold=0.1, until=0.5)
+        pictures(), questions, questions_per_scene=1, curriculum=curriculum, difficulty=difficulty
     )
-    for step in range(20):
-        batch = batches(draw(step, progress=0.0))
-        for row in range(6):
-            number = int(batch.questions[row, 1])
-            rivals = np.sort(questions.lengths[questions.image_index == questions.image_index[number]])
-            assert questions.lengths[number] <= rivals[1]
+    asked = [int(n) for step in range(60) for n in batches(draw(step, progress=0.0)).questions[:, 1]]
+    for scene in range(SCENES):
+        mine = [n for n in asked if questions.image_index[n] == scene]
+        easy = [n for n in range(len(questions)) if questions.image_index[n] == scene and difficulty[n] < 2]
+        if easy:
+            assert set(mine) == set(easy)
+        else:
+            assert {difficulty[n] for n in mine} == {difficulty[questions.image_index == scene].min()}
     growing = Curriculum(start=0.4, hold=0.1, until=0.5)
     assert [growing.share(p) for p in (0.0, 0.1, 0.3, 0.5, 0.9)] == pytest.approx([0.4, 0.4, 0.7, 1.0, 1.0])
 

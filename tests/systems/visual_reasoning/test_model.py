@@ -355,3 +355,36 @@ def test_wrong_sizes_are_named():
         replace(SMALL, kernel_size=2)
     with pytest.raises(ValueError, match="sides divisible by 16"):
         replace(PIXELS, input_width=40)
+
+
+def perturbed(model, images, cell):
+    """How much each cell of the maps before the pool changes when one cell of the input does."""
+    questions = torch.ones(1, 3, dtype=torch.long)
+    model.eval()
+    modulations = model.modulations(model.encode(questions, torch.tensor([3])))
+    other = images.clone()
+    other[:, :, cell[0], cell[1]] += 1
+    before, after = (model.reason(model.features(x), modulations).pooled_from for x in (images, other))
+    return (before - after).abs().sum(dim=(0, 1))
+
+
+def test_a_local_start_keeps_each_cell_to_itself_and_off_its_place():
+    model = network(local_start=True, stem_kernel=1, coordinates_in_stem=False, context=True)
+    images = maps()[:1]
+    change = perturbed(model, images, (1, 2))
+    assert change[1, 2] > 0
+    change[1, 2] = 0
+    assert change.max() == 0
+    everywhere = images[:, :, :1, :1].expand_as(images)
+    modulations = model.modulations(torch.rand(1, 5).double())
+    seen = model.reason(model.features(everywhere), modulations).pooled_from.flatten(2)
+    torch.testing.assert_close(seen, seen[:, :, :1].expand_as(seen))
+
+
+def test_context_lets_every_cell_see_the_strongest():
+    model = network(context=True, stem_kernel=1, kernel_size=1, dilations=(1,))
+    images = maps()[:1]
+    images[:, :, 1, 2] = 9.0
+    assert (perturbed(model, images, (1, 2)) > 0).all()
+    blind = network(context=False, stem_kernel=1, kernel_size=1, dilations=(1,))
+    assert (perturbed(blind, images, (1, 2)) > 0).sum() == 1

@@ -36,7 +36,7 @@ class Batch:
 class Curriculum:
     """Easiest questions first: only those until the network has found out what the words mean, then more.
 
-    start: share of each scene's questions that is asked at first, in (0, 1]; 1 is no curriculum.
+    start: share of all questions that is asked at first, in (0, 1]; 1 is no curriculum.
     hold: share of the run for which it stays so, in [0, 1).
     until: share of the run after which all questions are asked, the number growing evenly; in (hold, 1].
     """
@@ -46,7 +46,7 @@ class Curriculum:
     until: float = 0.15
 
     def share(self, progress: float) -> float:
-        """Return the share of each scene's questions that may be asked at this progress in [0, 1]."""
+        """Return the share of all questions, the easiest, that may be asked at this progress in [0, 1]."""
         grown = min(max((progress - self.hold) / (self.until - self.hold), 0.0), 1.0)
         return self.start + (1 - self.start) * grown
 
@@ -75,7 +75,10 @@ class QuestionBatches:
         """
         harder = questions.lengths if difficulty is None else difficulty
         order = np.lexsort((questions.lengths, harder, questions.image_index))
-        self.questions = questions.select(order[questions.answered[order]])
+        order = order[questions.answered[order]]
+        self.questions = questions.select(order)
+        self._difficulty = harder[order]
+        self._ranked = np.sort(self._difficulty)
         self.images = images
         self.questions_per_scene = questions_per_scene
         self.curriculum = curriculum or Curriculum()
@@ -116,12 +119,18 @@ class QuestionBatches:
 
     def _rows_of(self, picked: np.ndarray, draw: Draw) -> np.ndarray:
         """Question rows [scenes, questions_per_scene], without repeats where a scene has enough."""
-        allowed = np.ceil(self.count[picked] * self.curriculum.share(draw.progress)).astype(np.int64)
+        allowed = self._allowed(self.curriculum.share(draw.progress))[picked]
         keys = draw.rng().random((len(picked), int(self.count.max())))
         keys[np.arange(keys.shape[1])[None] >= allowed[:, None]] = 2.0
         order = keys.argsort(axis=1)
         columns = np.arange(self.questions_per_scene)[None] % allowed[:, None]
         return self.first[picked][:, None] + np.take_along_axis(order, columns, axis=1)
+
+    def _allowed(self, share: float) -> np.ndarray:
+        """How many questions of each scene are among the easiest `share` of all; at least one."""
+        hardest = self._ranked[max(int(share * len(self._ranked)) - 1, 0)]
+        below = np.concatenate([[0], np.cumsum(self._difficulty <= hardest)])
+        return np.maximum(below[self.first + self.count] - below[self.first], 1)
 
     def _batch(self, picked: np.ndarray, rows: np.ndarray) -> Batch:
         flat = rows.reshape(-1)

@@ -26,7 +26,7 @@ class ReasonerConfig:
 
     The paper's ablations (table 2) are single fields: `emit`, `bound`, `placement`, `filmed_blocks`,
     `residual`, `batch_norm`, `kernel_size`, `coordinates_in_*`.
-    The laptop recipe's identity-like start is three: `identity_noise`, `gamma_offset`, `generator_std`.
+    The laptop recipe's start is four: `identity_noise`, `local_start`, `gamma_offset`, `generator_std`.
     """
 
     vocabulary: int = 93
@@ -78,6 +78,8 @@ class ReasonerConfig:
     """Start of convolutions and linear layers: kaiming uniform as the original, or PyTorch's default."""
     identity_noise: float | None = None
     """None: the blocks' 1x1 convolutions start as the others. A number: identity + noise x that, bias 0."""
+    local_start: bool = False
+    """Start as a network of single cells: outer taps, weights of coordinates and of context at 0."""
     gamma_offset: float | None = None
     """What is added to the generator's (bounded) gamma; None: 1 without a bound and 0 with one."""
     generator_std: float | None = None
@@ -281,6 +283,23 @@ class VisualReasoner(nn.Module):
         if config.identity_noise is not None:
             for block in self.blocks.values():
                 _start_near_identity(block, config.identity_noise)
+        if config.local_start:
+            _start_local(self)
+
+
+def _start_local(model: VisualReasoner) -> None:
+    """Make every cell mind its own: zero where a convolution looks beside it or at where it is."""
+    for block in model.blocks.values():
+        assert isinstance(block, ListeningBlock)
+        block.project.conv.weight[:, block.project.channels :].zero_()
+        taps = block.conv.conv.weight
+        height, width = taps.shape[2:]
+        own = taps[:, :, height // 2, width // 2] * math.sqrt(height * width)
+        taps.zero_()
+        taps[:, :, height // 2, width // 2] = own
+        if block.context is not None:
+            block.context.weight.zero_()
+    model.classifier.project.conv.weight[:, model.classifier.project.channels :].zero_()
 
 
 def _build_stem(config: ReasonerConfig) -> nn.Module:
@@ -305,3 +324,5 @@ def _start_near_identity(block: nn.Module, noise: float) -> None:
     conv.weight[channels, channels, 0, 0] += 1
     if conv.bias is not None:
         conv.bias.zero_()
+    if block.context is not None:
+        block.context.weight.mul_(noise)
