@@ -44,7 +44,9 @@ def main() -> None:
     if given.train_split in folder.splits():
         known = folder.encoded(given.train_split, exam.vocabulary)
     start = time.process_time()
-    report = evaluate(bundle.network, exam, blind=load_blind(given.blind, given.run), train=known)
+    report = evaluate(
+        bundle.network, exam, blind=load_blind(given.blind, given.run, bundle.vocabulary), train=known
+    )
     save(
         f"visual_reasoning_{given.name}",
         {
