@@ -77,6 +77,15 @@ def test_either_signal_stops_and_the_handlers_are_put_back(
     assert told(tmp_path) == told(uninterrupted)
 
 
+@pytest.fixture
+def ctrl_c_interrupts():
+    """Python's own handler: a shell that starts the tests in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_a_second_ctrl_c_breaks_at_once_unless_it_is_the_first_one_arriving_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
