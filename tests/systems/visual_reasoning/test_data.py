@@ -36,8 +36,8 @@ def pictures() -> torch.Tensor:
     return torch.arange(SCENES, dtype=torch.float32)[:, None, None, None].expand(-1, 2, 3, 5).contiguous()
 
 
-def draw(step: int = 0, *, progress: float = 1.0, batch_size: int = 6, rank: int = 0, of: int = 1) -> Draw:
-    return Draw(step, 3, progress, batch_size, rank, of)
+def draw(step: int = 0, *, batch_size: int = 6, rank: int = 0, of: int = 1) -> Draw:
+    return Draw(step, 3, 0.0, batch_size, rank, of)
 
 
 def test_a_question_keeps_its_scene_length_and_answer():
@@ -79,11 +79,11 @@ def test_the_shares_of_two_processes_are_the_whole_batch():
 def test_the_curriculum_starts_with_the_easiest_of_all_questions():
     questions = encoded()
     difficulty = np.arange(len(questions)) % 7
-    curriculum = Curriculum(start=2 / 7, hold=0.1, until=0.5)
+    curriculum = Curriculum(start=2 / 7, hold=6 * 60, until=6 * 90)
     batches = QuestionBatches(
         pictures(), questions, questions_per_scene=1, curriculum=curriculum, difficulty=difficulty
     )
-    asked = [int(n) for step in range(60) for n in batches(draw(step, progress=0.0)).questions[:, 1]]
+    asked = [int(n) for step in range(60) for n in batches(draw(step)).questions[:, 1]]
     for scene in range(SCENES):
         mine = [n for n in asked if questions.image_index[n] == scene]
         easy = [n for n in range(len(questions)) if questions.image_index[n] == scene and difficulty[n] < 2]
@@ -91,8 +91,8 @@ def test_the_curriculum_starts_with_the_easiest_of_all_questions():
             assert set(mine) == set(easy)
         else:
             assert {difficulty[n] for n in mine} == {difficulty[questions.image_index == scene].min()}
-    growing = Curriculum(start=0.4, hold=0.1, until=0.5)
-    assert [growing.share(p) for p in (0.0, 0.1, 0.3, 0.5, 0.9)] == pytest.approx([0.4, 0.4, 0.7, 1.0, 1.0])
+    growing = Curriculum(start=0.4, hold=100, until=500)
+    assert [growing.share(n) for n in (0, 100, 300, 500, 900)] == pytest.approx([0.4, 0.4, 0.7, 1.0, 1.0])
 
 
 def test_questions_without_a_known_answer_are_never_asked():

@@ -37,17 +37,19 @@ class Curriculum:
     """Easiest questions first: only those until the network has found out what the words mean, then more.
 
     start: share of all questions that is asked at first, in (0, 1]; 1 is no curriculum.
-    hold: share of the run for which it stays so, in [0, 1).
-    until: share of the run after which all questions are asked, the number growing evenly; in (hold, 1].
+    hold: number of questions asked before it grows, 0 or more.
+    until: number of questions asked when all may come, the share growing evenly; above hold.
+
+    Counted in questions and not in time, so that a slow machine learns in the same order.
     """
 
     start: float = 1.0
-    hold: float = 0.06
-    until: float = 0.15
+    hold: int = 120_000
+    until: int = 400_000
 
-    def share(self, progress: float) -> float:
-        """Return the share of all questions, the easiest, that may be asked at this progress in [0, 1]."""
-        grown = min(max((progress - self.hold) / (self.until - self.hold), 0.0), 1.0)
+    def share(self, asked: int) -> float:
+        """Return the share of all questions, the easiest, that may come after `asked` questions."""
+        grown = min(max((asked - self.hold) / (self.until - self.hold), 0.0), 1.0)
         return self.start + (1 - self.start) * grown
 
 
@@ -55,7 +57,7 @@ class QuestionBatches:
     """Batches for `torchfilm.training.train`: each scene in turn, some of its questions at a time.
 
     Every scene comes once per epoch, epochs in random order, and asks `questions_per_scene` different ones
-    of its questions. The batch is a function of (seed, step, progress) alone. Its size is that of the draw,
+    of its questions. The batch is a function of (seed, step) alone. Its size is that of the draw,
     which must be a multiple of `questions_per_scene`.
     """
 
@@ -119,7 +121,7 @@ class QuestionBatches:
 
     def _rows_of(self, picked: np.ndarray, draw: Draw) -> np.ndarray:
         """Question rows [scenes, questions_per_scene], without repeats where a scene has enough."""
-        allowed = self._allowed(self.curriculum.share(draw.progress))[picked]
+        allowed = self._allowed(self.curriculum.share(draw.step * draw.batch_size))[picked]
         keys = draw.rng().random((len(picked), int(self.count.max())))
         keys[np.arange(keys.shape[1])[None] >= allowed[:, None]] = 2.0
         order = keys.argsort(axis=1)

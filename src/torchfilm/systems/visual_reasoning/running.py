@@ -40,7 +40,7 @@ class Feed:
     curriculum: Curriculum
 
 
-FEEDS = {"maps": Feed(2, Curriculum(start=0.067, hold=0.05, until=0.18))}
+FEEDS = {"maps": Feed(2, Curriculum(start=0.067))}
 """By what comes in; the paper's inputs ask each scene once per epoch, without a curriculum."""
 
 ONE_BY_ONE = Feed(1, Curriculum())
