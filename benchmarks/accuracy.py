@@ -32,6 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--blind", type=Path, help="a run that does not see, reported beside")
     parser.add_argument("--minutes", type=float, help="what the training took, of all cores")
+    parser.add_argument("--label", help="the column's name in the tables, instead of recipe and minutes")
     parser.add_argument("--seed", type=int, default=0, help="the training's")
     given = parser.parse_args()
     if given.name is None or given.data is None:  # `make bench` runs every benchmark; this one needs a run
@@ -54,6 +55,7 @@ def main() -> None:
             "recipe": bundle.recipe,
             "seed": given.seed,
             "minutes": given.minutes,
+            **({"label": given.label} if given.label else {}),
             "answering_seconds": time.process_time() - start,
         },
         command=f"accuracy.py {given.name} RUN --data DIR --split {given.split}",
