@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .catalogue import ATTRIBUTES, PRIMITIVES, VALUES, Primitive, function_name, node_values
+from .vocabulary import answer_text
 
 Value = tuple[int, ...] | int | bool | str
 """What a node gives: a set's objects in ascending order, an object, a number, a truth or a value."""
@@ -33,13 +34,6 @@ def execute(program: Sequence[Node], scene: Scene) -> str:
             f"Program node {len(program) - 1} ({last}) cannot end a program; expected one of {terminals}."
         )
     return answer_text(values[-1])
-
-
-def answer_text(value: Value) -> str:
-    """A terminal's value as the released data write answers: truth as yes or no, integers in digits."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
 
 
 def trace(program: Sequence[Node], scene: Scene) -> list[Value]:

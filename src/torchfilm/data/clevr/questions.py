@@ -15,10 +15,10 @@ import numpy as np
 
 from .balancing import AnswerBalance
 from .catalogue import ATTRIBUTES
-from .executor import answer_text
 from .masks import SceneMasks
 from .sampling import Draft, Sampler
 from .templates import FAMILIES, Family
+from .vocabulary import answer_text
 from .wording import Phrase, say
 
 _FILTERS = tuple(f"filter_{name}" for name in ATTRIBUTES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from torchfilm import Modulation
 from torchfilm.data.clevr.vocabulary import END, SPECIALS, START, Vocabulary, tokenize
-from torchfilm.systems.visual_reasoning import SHIPPED, load
+from torchfilm.systems.visual_reasoning import load
+from torchfilm.systems.visual_reasoning.bundle import find_bundle, load_sight
 from torchfilm.systems.visual_reasoning.model import VisualReasoner
-from torchfilm.systems.visual_reasoning.perception import STRIDE, Perception, PerceptionConfig
+from torchfilm.systems.visual_reasoning.perception import STRIDE, Perception
 from torchfilm.systems.visual_reasoning.pictures import Picture, frame
-from torchfilm.training import load_weights
 
 MAX_QUESTION_CHARACTERS = 500
 MAX_EDIT = 1000.0
@@ -234,21 +233,12 @@ def _lists(modulation: Modulation) -> dict[str, list[float]]:
 
 
 def _load(path: str | Path | None) -> tuple[VisualReasoner, Vocabulary, Perception | None]:
-    """Read a checkpoint folder: the network, vocab.json and, for a network over maps, its perception."""
-    folder = SHIPPED if path is None else Path(path)
+    """Read a bundle or a run's folder; None: the shipped one. Raises ValueError for a baseline."""
+    folder = find_bundle(None if path is None else Path(path))
     model = load(folder)
     if not isinstance(model, VisualReasoner):
         raise ValueError(
             f"{folder} holds a baseline, which has no gamma and beta: give a FiLM network's folder"
         )
-    vocabulary = Vocabulary.load(folder / "vocab.json")
-    if model.config.input != "maps":
-        return model, vocabulary, None
-    fields = json.loads((folder / "config.json").read_text()).get("perception", {})
-    perception = Perception(PerceptionConfig(**{name: _tuple(value) for name, value in fields.items()}))
-    load_weights(folder / "perception.safetensors", perception)
-    return model, vocabulary, perception
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    perception = load_sight(folder).network if model.config.input == "maps" else None
+    return model, Vocabulary.load(folder / "vocab.json"), perception
