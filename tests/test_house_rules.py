@@ -159,9 +159,11 @@ LIBRARY = (
     ("layers",),
     ("conditions",),
     ("generator",),
+    ("mixing",),
+    ("fusion",),
     ("injection",),
     ("folding",),
-    ("inspection", "fusion", "guidance", "plot"),
+    ("inspection", "comparison", "converters", "guidance", "plot"),
 )
 RANK = {name: rank for rank, names in enumerate(LIBRARY) for name in names}
 FACE, SHARED, SYSTEMS, APP = len(LIBRARY), len(LIBRARY) + 1, len(LIBRARY) + 2, len(LIBRARY) + 3

@@ -42,7 +42,10 @@ def test_every_public_module_is_in_the_catalogue():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize("name", ["conditions", "functional", "generator", "layers", "modulation"])
+@pytest.mark.parametrize(
+    "name",
+    ["conditions", "functional", "fusion", "generator", "layers", "mixing", "modulation"],
+)
 def test_the_examples_in_the_docstrings_run(name: str):
     result = doctest.testmod(importlib.import_module(f"torchfilm.{name}"))
     assert result.attempted > 0

@@ -3,6 +3,7 @@
 from .conditions import Classes as Classes
 from .conditions import Tokens as Tokens
 from .conditions import Vector as Vector
+from .fusion import Fusion as Fusion
 from .generator import Generator as Generator
 from .layers import ConditionalBatchNorm2d as ConditionalBatchNorm2d
 from .layers import DenseFiLM as DenseFiLM

@@ -1,0 +1,332 @@
+"""Fusions that mix channels or positions, so that their weights travel with their values.
+
+Each is the identity at the start, to the bit: what is added to the features has a factor that is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from torchfilm.functional import film
+from torchfilm.layers import Head
+
+
+@dataclass(frozen=True, eq=False)
+class Mixing:
+    """The value of `Concat`: y = x + up (weight x + shift) for each position.
+
+    Args:
+        weight: [C, C], or [W, C] where there is an `up`.
+        shift: what the condition adds, [*batch, C] or [*batch, W].
+        up: [C, W]; None for the identity.
+    """
+
+    weight: Tensor
+    shift: Tensor
+    up: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Bilinear:
+    """The value of `LowRank`: y = x + up (factor * (down x + offset)) for each position.
+
+    Args:
+        down: [R, C].
+        offset: [R].
+        factor: what the condition generates, [*batch, R].
+        up: [C, R].
+    """
+
+    down: Tensor
+    offset: Tensor
+    factor: Tensor
+    up: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Attending:
+    """The value of `CrossAttention`: y = x + output softmax((query x) keys^T / sqrt(d)) values.
+
+    Args:
+        query: [W, C].
+        keys: [B, heads, T, W / heads].
+        values: as keys.
+        output: [C, W].
+        mask: [B, T], True where a token is real; None where all are.
+    """
+
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    output: Tensor
+    mask: Tensor | None = None
+
+
+for _value in (Mixing, Bilinear, Attending):
+    torch.export.register_dataclass(_value, serialized_type_name=f"torchfilm.{_value.__name__}")
+
+
+class Concat:
+    """Concatenate the tiled condition to the channels, project back: y = x + W [x; tile(z)] + c.
+
+    Written as what it is: the half of W that meets the tiled condition makes the same shift at every
+    position, so y = x + W_x x + (W_z z + c), and nothing is tiled. Behind FiLM's eyes: a shift (beta) and an
+    unconditioned 1x1 convolution. W and c are zero at the start.
+
+    Args:
+        width: go through an inner layer of this many channels, y = x + A (B [x; tile(z)] + c), with A zero at
+            the start; None for W itself.
+
+    Example:
+        >>> fusion = Concat()
+        >>> value = fusion.build(7, {"here": 3})(torch.rand(2, 7))["here"]
+        >>> y = fusion.apply(torch.rand(2, 3, 5), value, 1, "here")
+    """
+
+    def __init__(self, width: int | None = None) -> None:
+        self.width = width
+
+    def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
+        """Return a generator of `Mixing` values."""
+        return Concatenations(cond_dim, sites, self.width)
+
+    def apply(self, x: Tensor, value: Mixing, dim: int, site: str) -> Tensor:
+        """Return the sum of the features, their mixture and the shift."""
+        mixed = _project(x, value.weight, dim, site)
+        if value.up is None:
+            return _shifted(x + mixed, value.shift, dim, site)
+        return x + _project(_shifted(mixed, value.shift, dim, site), value.up, dim, site)
+
+    def fold(self, value: Mixing) -> Mixing:
+        """Return the same map without an inner layer."""
+        if value.up is None:
+            return value
+        return Mixing(value.up @ value.weight, value.shift @ value.up.T.to(value.shift.dtype))
+
+    def sized(self, width: int) -> Concat:
+        """Return the same fusion with an inner layer of `width` channels."""
+        return Concat(width)
+
+
+class Concatenations(nn.Module):
+    """The weights of `Concat` at each site, and the shifts of all from one product."""
+
+    def __init__(self, cond_dim: int, sites: Mapping[str, int], width: int | None) -> None:
+        super().__init__()
+        self.sites = dict(sites)
+        self.widths = [width or channels for channels in self.sites.values()]
+        pairs = list(zip(self.widths, self.sites.values(), strict=True))
+        if width is None:
+            self.shift = Head(cond_dim, sum(self.widths))
+            self.weights = nn.ParameterList(torch.zeros(w, c) for w, c in pairs)
+            self.ups = None
+        else:
+            self.shift = nn.Linear(cond_dim, sum(self.widths))
+            self.weights = nn.ParameterList(_uniform(w, c) for w, c in pairs)
+            self.ups = nn.ParameterList(torch.zeros(c, w) for w, c in pairs)
+
+    def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Mixing]:
+        """Return the value of each site, in order."""
+        shifts = self.shift(condition).split(self.widths, dim=-1)
+        ups = self.ups if self.ups is not None else [None] * len(self.widths)
+        return {
+            name: Mixing(weight, shift, up)
+            for name, weight, shift, up in zip(self.sites, self.weights, shifts, ups, strict=True)
+        }
+
+
+class LowRank:
+    """A few mixtures of channels, each weighted by the condition: y = x + P (a(z) * (U x + u)).
+
+    Low-rank bilinear pooling (Kim et al. 2017, arXiv 1610.04325, eq. 6) as a residual: the condition chooses
+    among `width` rank-one maps, so it can move one channel into another, which FiLM cannot. a is zero at the
+    start.
+
+    Args:
+        width: the rank, how many maps there are.
+
+    Example:
+        >>> fusion = LowRank(4)
+        >>> value = fusion.build(7, {"here": 3})(torch.rand(2, 7))["here"]
+        >>> y = fusion.apply(torch.rand(2, 3, 5), value, 1, "here")
+    """
+
+    def __init__(self, width: int = 16) -> None:
+        self.width = width
+
+    def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
+        """Return a generator of `Bilinear` values."""
+        return Bilinears(cond_dim, sites, self.width)
+
+    def apply(self, x: Tensor, value: Bilinear, dim: int, site: str) -> Tensor:
+        """Return the sum of the features and their weighted mixtures."""
+        inner = _project(x, value.down, dim, site)
+        factor = value.factor
+        chosen = film(inner, factor, factor * value.offset, dim, modulation_dim=-1, site=site)
+        return x + _project(chosen, value.up, dim, site)
+
+    def fold(self, value: Bilinear) -> Mixing:
+        """Return the same map as one matrix per sample and a shift: weight [*batch, C, C]."""
+        up = value.up.to(value.factor.dtype)
+        chosen = up * value.factor[..., None, :]
+        return Mixing(chosen @ value.down.to(up.dtype), (chosen @ value.offset.to(up.dtype)))
+
+    def sized(self, width: int) -> LowRank:
+        """Return the same fusion with another rank."""
+        return LowRank(width)
+
+
+class Bilinears(nn.Module):
+    """The rank-one maps of `LowRank` at each site, and the factors of all from one product."""
+
+    def __init__(self, cond_dim: int, sites: Mapping[str, int], rank: int) -> None:
+        super().__init__()
+        self.sites = dict(sites)
+        self.rank = rank
+        self.factor = Head(cond_dim, rank * len(self.sites))
+        self.downs = nn.ParameterList(_uniform(rank, c) for c in self.sites.values())
+        self.offsets = nn.ParameterList(torch.randn(rank) for _ in self.sites)
+        self.ups = nn.ParameterList(_uniform(c, rank) for c in self.sites.values())
+
+    def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Bilinear]:
+        """Return the value of each site, in order."""
+        factors = self.factor(condition).split(self.rank, dim=-1)
+        parts = zip(self.sites, self.downs, self.offsets, factors, self.ups, strict=True)
+        return {name: Bilinear(*values) for name, *values in parts}
+
+
+class CrossAttention:
+    """Let every position look at the condition's tokens: y = x + O softmax(Q x (K z)^T / sqrt(d)) V z.
+
+    Vaswani et al. 2017 (arXiv 1706.03762, eq. 1), without a norm of its own. It reads tokens and which of
+    them are real, ([B, T, D], mask [B, T]), as `Tokens(dim, pooling=None)` gives them; a vector [B, D]
+    counts as a single token, and then every position gets the same, as in `Bias`. What padding holds does
+    not matter; a sequence without a real token adds nothing. O is zero at the start.
+
+    Args:
+        width: size of queries, keys and values of all heads together; None for the channels of each site.
+        heads: number of heads; the width is divisible by it.
+
+    Raises:
+        ValueError: where a width is not divisible by the heads.
+
+    Example:
+        >>> fusion = CrossAttention(heads=3)
+        >>> tokens, mask = torch.rand(2, 5, 7), torch.ones(2, 5, dtype=torch.bool)
+        >>> value = fusion.build(7, {"here": 3})((tokens, mask))["here"]
+        >>> y = fusion.apply(torch.rand(2, 3, 11), value, 1, "here")
+    """
+
+    def __init__(self, width: int | None = None, heads: int = 1) -> None:
+        self.width = width
+        self.heads = heads
+
+    def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
+        """Return a generator of `Attending` values."""
+        for name, channels in sites.items():
+            width = self.width or channels
+            if width % self.heads:
+                raise ValueError(
+                    f"CrossAttention site '{name}': expected a width divisible by heads={self.heads}, "
+                    f"got {width}.\nGive a width that all heads share evenly."
+                )
+        return Attentions(cond_dim, sites, self.width, self.heads)
+
+    def apply(self, x: Tensor, value: Attending, dim: int, site: str) -> Tensor:
+        """Return the sum of the features and what each position has read."""
+        rows = x.movedim(dim, -1)
+        flat = rows.reshape(rows.shape[0], -1, rows.shape[-1])
+        _check_channels(x, value.query, dim, site)
+        query = functional.linear(flat, value.query.to(x.dtype))
+        heads, size = value.keys.shape[1], value.keys.shape[-1]
+        split = query.unflatten(-1, (heads, size)).transpose(1, 2)
+        keep = None if value.mask is None else value.mask[:, None, None, :]
+        keys, values = value.keys.to(split.dtype), value.values.to(split.dtype)
+        read = functional.scaled_dot_product_attention(split, keys, values, attn_mask=keep)
+        added = functional.linear(read.transpose(1, 2).flatten(2), value.output.to(read.dtype))
+        return x + added.reshape(rows.shape).movedim(-1, dim).to(x.dtype)
+
+    def sized(self, width: int) -> CrossAttention:
+        """Return the same fusion with `width` numbers a head."""
+        return CrossAttention(width * self.heads, self.heads)
+
+
+class Attentions(nn.Module):
+    """The projections of `CrossAttention` at each site; keys and values of all sites from one product."""
+
+    def __init__(self, cond_dim: int, sites: Mapping[str, int], width: int | None, heads: int) -> None:
+        super().__init__()
+        self.sites = dict(sites)
+        self.heads = heads
+        self.cond_dim = cond_dim
+        self.widths = [width or channels for channels in self.sites.values()]
+        self.read = nn.Linear(cond_dim, 2 * sum(self.widths))
+        pairs = list(zip(self.widths, self.sites.values(), strict=True))
+        self.queries = nn.ParameterList(_uniform(w, c) for w, c in pairs)
+        self.outputs = nn.ParameterList(torch.zeros(c, w) for w, c in pairs)
+
+    def forward(
+        self,
+        condition: Float[Tensor, "batch time cond"]
+        | Float[Tensor, "batch cond"]
+        | tuple[Float[Tensor, "batch time cond"], Bool[Tensor, "batch time"] | None],
+    ) -> dict[str, Attending]:
+        """Return the value of each site, in order.
+
+        Raises:
+            ValueError: where the tokens are not [B, T, cond_dim].
+        """
+        tokens, mask = condition if isinstance(condition, tuple) else (condition, None)
+        tokens = tokens[:, None] if tokens.ndim == 2 and mask is None else tokens
+        if tokens.ndim != 3 or tokens.shape[-1] != self.cond_dim:
+            raise ValueError(
+                f"CrossAttention: expected tokens [B, T, {self.cond_dim}], got {tuple(tokens.shape)}.\n"
+                f"Give tokens without pooling, as Tokens({self.cond_dim}, pooling=None) does."
+            )
+        if mask is not None:
+            tokens = torch.where(mask[..., None], tokens, 0)
+        both = self.read(tokens).split([2 * width for width in self.widths], dim=-1)
+        parts = zip(self.sites, self.queries, both, self.outputs, strict=True)
+        return {
+            name: Attending(query, *self._heads(pair), output, mask) for name, query, pair, output in parts
+        }
+
+    def _heads(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = pair.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return keys, values
+
+
+def _uniform(rows: int, columns: int) -> Tensor:
+    """Return random weights, uniform as `nn.Linear` starts with."""
+    limit = columns**-0.5
+    return torch.empty(rows, columns).uniform_(-limit, limit)
+
+
+def _project(x: Tensor, weight: Tensor, dim: int, site: str) -> Tensor:
+    """Apply [out, in] weights to the channels of each position."""
+    _check_channels(x, weight, dim, site)
+    weight = weight.to(x.dtype)
+    axis = dim % x.ndim
+    if axis == 1 and x.ndim == 4:
+        return functional.conv2d(x, weight[:, :, None, None])
+    return functional.linear(x.movedim(axis, -1), weight).movedim(-1, axis)
+
+
+def _shifted(x: Tensor, shift: Tensor, dim: int, site: str) -> Tensor:
+    one = torch.ones(1, device=shift.device, dtype=shift.dtype).expand(shift.shape[-1])
+    return film(x, one, shift, dim, modulation_dim=-1, site=site)
+
+
+def _check_channels(x: Tensor, weight: Tensor, dim: int, site: str) -> None:
+    if x.shape[dim] != weight.shape[1]:
+        raise ValueError(
+            f"site '{site}': the weights are for {weight.shape[1]} channels, but x has size {x.shape[dim]} "
+            f"on its channel axis (dim={dim}).\n  x  {tuple(x.shape)}\n"
+            f"Build the fusion with the site's channels, or give the axis that holds them."
+        )
