@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 import oracles
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm.fusion import FUSIONS, Fusion, resolve
+from torchfilm.fusion import FUSIONS, Fusion, Matched, resolve
 
 COND, SITES, TOKENS = 7, {"a": 3, "b.c": 5}, 4
 OPTIONS = {
@@ -316,3 +316,54 @@ def test_attention_refuses_heads_that_do_not_share_evenly_and_pooled_tokens():
         resolve("cross_attention", heads=2).build(COND, SITES)
     with pytest.raises(ValueError, match=r"expected tokens \[B, T, 7\], got \(2, 5, 6\)"):
         resolve("cross_attention").build(COND, SITES)(torch.randn(2, 5, 6))
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("target", [2_000, 30_000])
+def test_a_match_reaches_the_target_within_its_tolerance_and_says_so(name: str, target: int):
+    sites, fusion = {"a": 13, "b.c": 29}, resolve(name, match_params=target)
+    assert isinstance(fusion, Matched)
+    match, generator = fusion.choose(41, sites), fusion.build(41, sites)
+    reached = sum(parameter.numel() for parameter in generator.parameters())
+    assert match.parameters == reached
+    assert abs(reached - target) <= 0.05 * target
+    assert f"{reached:,} parameters for {target:,}" in str(match)
+    x = torch.randn(2, 13, 5)
+    assert torch.equal(fusion.apply(x, generator(torch.randn(2, 41))["a"], 1, "a"), x)
+
+
+def test_no_other_width_is_nearer_to_the_target():
+    sites, fusion = {"a": 13, "b.c": 29}, Matched("low_rank", 5_000)
+    match = fusion.choose(41, sites)
+    distances = {
+        width: abs(
+            sum(p.numel() for p in resolve("low_rank", width=width).build(41, sites).parameters()) - 5_000
+        )
+        for width in range(1, 64)
+    }
+    assert match.width == min(distances, key=lambda width: distances[width])
+
+
+def test_a_conditioned_model_is_a_target():
+    model = nn.Linear(3, 3)
+    model.film = nn.Module()
+    model.film.generator = resolve("film").build(41, {"a": 13})
+    assert Matched("low_rank", model).choose(41, {"a": 13}).target == 26 * 42
+    with pytest.raises(ValueError, match=r"expected a number or a conditioned model, got Linear without"):
+        Matched("low_rank", nn.Linear(3, 3))
+
+
+def test_a_match_that_no_width_reaches_says_what_is_nearest():
+    with pytest.raises(
+        ValueError, match=r"expected 40 parameters within 5%.*\n  LowRank: width 1, \d+ param"
+    ):
+        Matched("low_rank", 40).build(41, {"a": 13})
+
+
+def test_a_matched_fusion_folds_where_its_own_does():
+    assert [hasattr(Matched(name, 2_000), "fold") for name in ("film", "cross_attention")] == [True, False]
+
+
+def test_a_fusion_that_cannot_be_sized_is_refused():
+    with pytest.raises(ValueError, match=r"expected a fusion with sized\(width\), got Swap"):
+        resolve(Swap(), match_params=100)

@@ -18,9 +18,11 @@ Each is the identity, to the bit, until it is trained.
 
 from __future__ import annotations
 
+import bisect
 import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -178,17 +180,25 @@ FUSIONS: dict[str, type[Fusion]] = {
 }
 
 
-def resolve(fusion: str | Fusion, **options: Any) -> Fusion:
+def resolve(fusion: str | Fusion, *, match_params: int | nn.Module | None = None, **options: Any) -> Fusion:
     """Return the fusion of that name, built with the options; one that is given as an object, as it is.
 
+    Args:
+        fusion: a name of `FUSIONS`, or an object.
+        match_params: choose the inner width so that the fusion adds as many parameters as this number, or as
+            the generator of this conditioned model has: see `Matched`.
+        options: what the fusion of that name takes.
+
     Raises:
-        ValueError: for an unknown name, for an object without `build` and `apply`, and for options beside an
-            object, which has its own.
+        ValueError: for an unknown name, for an object without `build` and `apply`, for options beside an
+            object, which has its own, and for a match that is impossible.
 
     Example:
         >>> resolve("film", bound="tanh", init="default").options["bound"]
         'tanh'
     """
+    if match_params is not None:
+        return Matched(resolve(fusion, **options), match_params)
     if not isinstance(fusion, str):
         if not isinstance(fusion, Fusion):
             raise ValueError(
@@ -210,5 +220,111 @@ def resolve(fusion: str | Fusion, **options: Any) -> Fusion:
     return FUSIONS[fusion](**options)
 
 
-def _listed(names: Mapping[str, object] | Sequence[str]) -> str:
+@dataclass(frozen=True)
+class Match:
+    """What `Matched.choose` found: the fusion, its inner width (None for its own), and both numbers."""
+
+    fusion: Fusion
+    width: int | None
+    parameters: int
+    target: int
+
+    def __str__(self) -> str:
+        """Say in one line what was reached."""
+        name, away = type(self.fusion).__name__, self.parameters / self.target - 1
+        size = "its own width" if self.width is None else f"width {self.width}"
+        return f"{name}: {size}, {self.parameters:,} parameters for {self.target:,} ({away:+.2%})"
+
+
+class Matched:
+    """A fusion that adds a given number of parameters: its inner width is chosen once the sites are known.
+
+    Comparing fusions of different sizes compares sizes. Which number is reached, and how far it is from the
+    target, is what `choose` says.
+
+    Args:
+        fusion: what is sized, a name or an object with `sized`.
+        target: the number of parameters, or a conditioned model: the number its generator has. Those of the
+            condition itself (an embedding, a pooling) do not count: both models have the same.
+        tolerance: how far the number reached may be from the target, as a part of it.
+
+    Raises:
+        ValueError: for a fusion that cannot be sized, a model that is not conditioned, and where no width
+            comes close enough.
+
+    Example:
+        >>> fusion = Matched("concat", 20_000)
+        >>> print(fusion.choose(512, {"block1": 64, "block2": 128}))
+        Concat: width 14, 19,740 parameters for 20,000 (-1.30%)
+    """
+
+    def __init__(
+        self, fusion: str | Fusion, target: int | nn.Module, *, tolerance: float = 0.05, **options: Any
+    ) -> None:
+        self.fusion: Any = resolve(fusion, **options)
+        self.target = target if isinstance(target, int) else _generator_parameters(target)
+        self.tolerance = tolerance
+        if not hasattr(self.fusion, "sized"):
+            raise ValueError(
+                f"match_params: expected a fusion with sized(width), got {type(self.fusion).__name__}.\n"
+                f"Give it a method that returns the same fusion with another inner width."
+            )
+
+    def choose(self, cond_dim: int, sites: Mapping[str, int]) -> Match:
+        """Return the fusion whose number of parameters is nearest to the target.
+
+        Raises:
+            ValueError: where that is further away than the tolerance.
+        """
+
+        def built(width: int | None) -> Match:
+            fusion = self.fusion if width is None else self.fusion.sized(width)
+            with torch.device("meta"):
+                return Match(fusion, width, _count(fusion.build(cond_dim, sites)), self.target)
+
+        high = 1
+        while built(high).parameters < self.target:
+            high *= 2
+        widths = range(max(high // 2, 1), high + 1)
+        above = bisect.bisect_left(widths, self.target, key=lambda width: built(width).parameters)
+        near = [built(widths[i]) for i in (above - 1, above) if 0 <= i < len(widths)]
+        best = min([*near, built(None)], key=lambda match: abs(match.parameters - self.target))
+        if abs(best.parameters - self.target) > self.tolerance * self.target:
+            raise ValueError(
+                f"match_params: expected {self.target:,} parameters within {self.tolerance:.0%}, "
+                f"got no width that comes so close.\n"
+                f"  {best}\n"
+                f"Give another target, a wider tolerance, or other options of the fusion."
+            )
+        return best
+
+    def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
+        """Return the generator of the fusion that was chosen for these sites."""
+        return self.choose(cond_dim, sites).fusion.build(cond_dim, sites)
+
+    def apply(self, x: Tensor, value: Any, dim: int, site: str) -> Tensor:
+        """Return what the fusion gives; its width is in the value."""
+        return self.fusion.apply(x, value, dim, site)
+
+    @property
+    def fold(self) -> Callable[[Any], Any]:
+        """The method of the fusion; missing where that has none."""
+        return self.fusion.fold
+
+
+def _generator_parameters(model: nn.Module) -> int:
+    generators = [module for name, module in model.named_modules() if name == "film.generator"]
+    if not generators:
+        raise ValueError(
+            f"match_params: expected a number or a conditioned model, got {type(model).__name__} without a "
+            f"film.generator.\nCondition it first, or give the number of parameters."
+        )
+    return _count(generators[0])
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
