@@ -156,14 +156,18 @@ def test_an_unread_field_is_found():
 LIBRARY = (
     ("modulation",),
     ("functional",),
-    ("layers",),
-    ("conditions",),
+    ("absorption", "layers"),
+    ("norms",),
+    ("adaptive", "conditions", "heads"),
+    ("several",),
     ("generator",),
+    ("tables",),
     ("mixing",),
     ("fusion",),
     ("injection",),
     ("folding",),
-    ("inspection", "comparison", "converters", "guidance", "plot"),
+    ("counterfactual", "inspection"),
+    ("comparison", "converters", "doctor", "guidance", "heard", "plot"),
 )
 RANK = {name: rank for rank, names in enumerate(LIBRARY) for name in names}
 FACE, SHARED, SYSTEMS, APP = len(LIBRARY), len(LIBRARY) + 1, len(LIBRARY) + 2, len(LIBRARY) + 3

@@ -1,13 +1,20 @@
-"""What a condition can be: a vector, one of some classes, or tokens; each becomes what a generator reads.
+"""What a condition can be: a vector, a class, numbers, or tokens; each becomes what a generator reads.
 
 Every class has `dim`, the size of the vector it gives; a `Generator` or a layer takes it as its `cond_dim`.
+Several at once, and conditions that may be missing, are in `several.py`.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Literal, get_args
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
+
+Pooling = Literal["mean", "attention"]
 
 
 class Vector(nn.Module):
@@ -42,24 +49,29 @@ class Classes(nn.Module):
     """A condition that is one of some classes: z = E[k], a learned row for each class.
 
     Conditional instance normalisation for styles (Dumoulin et al. 2017, arXiv 1610.07629) is this in front of
-    a layer.
+    a layer. With dim=None the class itself goes on, to a generator with head="table" that has a row of gamma
+    and beta for each class and no matrix product at all; `dim` is then the number of classes, which is what
+    that generator takes as its `cond_dim`.
 
     Args:
         num_classes: how many classes there are; k is from 0 to num_classes - 1.
-        dim: size of the vector of each class.
+        dim: size of the vector of each class; None to hand on the class itself.
         device: where the table lives.
 
     Example:
         >>> z = Classes(10, dim=64)(torch.tensor([3, 0]))
     """
 
-    def __init__(self, num_classes: int, dim: int, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, num_classes: int, dim: int | None = None, *, device: torch.device | str | None = None
+    ) -> None:
         super().__init__()
-        self.dim = dim
-        self.table = nn.Embedding(num_classes, dim, device=device)
+        self.num_classes = num_classes
+        self.dim = num_classes if dim is None else dim
+        self.table = None if dim is None else nn.Embedding(num_classes, dim, device=device)
 
-    def forward(self, classes: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
-        """Return the rows of the classes.
+    def forward(self, classes: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"] | Int[Tensor, "*batch"]:
+        """Return the rows of the classes, or the classes themselves with dim=None.
 
         Raises:
             ValueError: for numbers that are no integers.
@@ -70,58 +82,239 @@ class Classes(nn.Module):
                 f"Classes: expected int64 or int32 numbers, got {classes.dtype} {tuple(classes.shape)}.\n"
                 f"Give indices, not one-hot rows: one_hot.argmax(dim=-1)."
             )
-        return self.table(classes)
+        return classes if self.table is None else self.table(classes)
+
+    def extra_repr(self) -> str:
+        """Show the number of classes in `repr`."""
+        return f"{self.num_classes}, dim={self.dim if self.table is not None else None}"
+
+
+class Scalars(nn.Module):
+    """A condition of n numbers (a time step, a noise level, an angle): z = [sin(2 pi s f), cos(2 pi s f)].
+
+    Every number gets the same dim / (2 n) frequencies, whose periods go in equal ratios from `min_period` to
+    `max_period`, in the numbers' own unit; its sines come first, then its cosines, then the next number.
+    Vaswani et al. 2017, section 3.5 (arXiv 1706.03762). Two numbers are told apart where they differ by a
+    good part of the shortest period, and are confused once they are the longest apart:
+
+    - a time in [0, 1], as of flow matching: the defaults;
+    - time steps 0, 1, ..., 999 of a diffusion: min_period=2 * math.pi, max_period=2e4 * math.pi.
+
+    The features are computed in float32 or wider, and fixed frequencies are no state: neither `.to(bfloat16)`
+    nor a checkpoint changes them.
+
+    Args:
+        n: how many numbers, the size of the last axis.
+        dim: size of z; a multiple of 2 n.
+        min_period: the shortest period.
+        max_period: the longest.
+        learned: make the frequencies a parameter that starts there (Li et al. 2021, arXiv 2106.02795).
+        device: where learned frequencies live.
+
+    Raises:
+        ValueError: where dim is no multiple of 2 n, or the periods are not 0 < min_period < max_period.
+
+    Example:
+        >>> z = Scalars(2, dim=64)(torch.rand(3, 2))
+    """
+
+    def __init__(
+        self,
+        n: int,
+        dim: int,
+        *,
+        min_period: float = 4e-3,
+        max_period: float = 4.0,
+        learned: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if n < 1 or dim < 1 or dim % (2 * n):
+            raise ValueError(
+                f"Scalars: expected n from 1 on and a sine and a cosine for each of the n numbers, "
+                f"got n={n} with dim={dim}.\n"
+                f"dim is a multiple of 2 n = {2 * n}."
+            )
+        if not 0 < min_period < max_period:
+            raise ValueError(
+                f"Scalars: expected 0 < min_period < max_period, got {min_period} and {max_period}.\n"
+                f"They are in the unit of the numbers: about the smallest difference that matters, and "
+                f"more than the largest."
+            )
+        self.n = n
+        self.dim = dim
+        self.min_period = min_period
+        self.max_period = max_period
+        self.frequencies = nn.Parameter(torch.empty(dim // (2 * n), device=device)) if learned else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give learned frequencies their start again."""
+        if self.frequencies is not None:
+            with torch.no_grad():
+                self.frequencies.copy_(self._spaced(self.frequencies))
+
+    def forward(
+        self, numbers: Float[Tensor, "*batch n"] | Int[Tensor, "*batch n"]
+    ) -> Float[Tensor, "*batch dim"]:
+        """Return the features of the numbers, whole ones included.
+
+        Raises:
+            ValueError: where the last axis is not n.
+        """
+        if numbers.ndim == 0 or numbers.shape[-1] != self.n or numbers.is_complex():
+            raise ValueError(
+                f"Scalars: expected {self.n} real numbers on the last axis, "
+                f"got {numbers.dtype} of shape {tuple(numbers.shape)}.\n"
+                f"One number per sample is [B, 1]: steps[:, None]."
+            )
+        real = numbers if numbers.is_floating_point() else numbers.float()
+        wide = real.to(torch.promote_types(real.dtype, torch.float32))
+        frequencies = self._spaced(wide) if self.frequencies is None else self.frequencies.to(wide.dtype)
+        angles = 2 * math.pi * wide[..., None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+    def extra_repr(self) -> str:
+        """Show the options in `repr`."""
+        periods = f"min_period={self.min_period:g}, max_period={self.max_period:g}"
+        return f"{self.n}, {self.dim}, {periods}, learned={self.frequencies is not None}"
+
+    def _spaced(self, like: Tensor) -> Tensor:
+        """Return the frequencies, from high to low, in the precision and on the device of a tensor."""
+        high, low = -math.log(self.min_period), -math.log(self.max_period)
+        number = self.dim // (2 * self.n)
+        return torch.linspace(high, low, number, dtype=like.dtype, device=like.device).exp()
 
 
 class Tokens(nn.Module):
-    """A condition that is a sequence: z = the mean of its real tokens, sum_t m_t x_t / sum_t m_t.
+    """A condition that is a sequence: z = sum_t a_t x_t / sum_t a_t over its real tokens.
 
-    Padding does not count, whatever it holds (NaN included), so z depends neither on how far a batch is
-    padded nor on the other sequences in it. A sequence without a single real token gives zero.
+    - "mean": a_t = 1.
+    - "attention": each of `heads` equal slices of the channels has learned weights w of its own, and pools
+      itself with a_t = exp(w . x_t / sqrt(dim / heads)). w is zero at the start, where this is the mean.
+    - None: the tokens go on as they are with their mask, for cross-attention.
+
+    Padding does not count, whatever it holds (NaN included). In eager mode z depends neither on how far a
+    batch is padded nor on the other sequences in it, to the bit: sums are taken pair by pair, and 0 added
+    changes nothing. Compiled or exported, they are plain sums, and the last bit may differ. A sequence
+    without a single real token gives zero.
 
     Args:
         dim: size of each token.
+        pooling: as above.
+        heads: number of slices of "attention"; divides dim.
+        device: where the weights live.
+
+    Raises:
+        ValueError: for an unknown pooling, or heads that do not divide dim.
 
     Example:
         >>> mask = torch.tensor([[True, True, False], [True, True, True]])
-        >>> z = Tokens(512)(torch.rand(2, 3, 512), mask)
+        >>> z = Tokens(512)((torch.rand(2, 3, 512), mask))
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        pooling: Pooling | None = "mean",
+        *,
+        heads: int = 1,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
+        if pooling not in (None, *get_args(Pooling)):
+            raise ValueError(
+                f"Tokens: expected pooling 'mean', 'attention' or None, got {pooling!r}.\n"
+                f"For the last token's state index it, and give it to Vector."
+            )
+        if heads < 1 or dim % heads or (heads > 1 and pooling != "attention"):
+            raise ValueError(
+                f"Tokens: expected heads that divide dim={dim}, and 1 without attention, "
+                f"got heads={heads} with pooling={pooling!r}.\n"
+                f"Each head pools dim / heads channels."
+            )
         self.dim = dim
+        self.pooling = pooling
+        self.heads = heads
+        attends = pooling == "attention"
+        self.query = nn.Parameter(torch.empty(heads, dim // heads, device=device)) if attends else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the weights of attention to zero: the mean."""
+        if self.query is not None:
+            nn.init.zeros_(self.query)
 
     def forward(
-        self, tokens: Float[Tensor, "batch time dim"], mask: Bool[Tensor, "batch time"] | None = None
-    ) -> Float[Tensor, "batch dim"]:
-        """Return the mean over the real tokens, in float32 or wider.
+        self,
+        tokens: Float[Tensor, "*batch time dim"] | tuple[Tensor, Tensor | None],
+        mask: Bool[Tensor, "*batch time"] | None = None,
+    ) -> Float[Tensor, "*batch dim"] | tuple[Tensor, Tensor]:
+        """Return the pooled tokens, in float32 or wider; without pooling, the tokens and their mask.
 
         Args:
-            tokens: [B, T, dim].
+            tokens: [B, T, dim]; or the pair of tokens and mask.
             mask: [B, T], True where a token is real; None where all are.
 
         Raises:
             ValueError: where sizes do not fit, or the mask is not boolean (attention masks of other libraries
-            are
-                floats, with 0 for real tokens in some and for padding in others).
+                are floats, with 0 for real tokens in some and for padding in others).
         """
+        if isinstance(tokens, tuple):
+            tokens, mask = tokens
         _check_floats("Tokens", tokens, self.dim)
-        wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         if mask is None:
-            return wide.mean(dim=-2)
-        if mask.dtype != torch.bool or mask.shape != tokens.shape[:-1]:
-            raise ValueError(
-                f"Tokens: expected a boolean mask {tuple(tokens.shape[:-1])}, True where a token is real, "
-                f"got {mask.dtype} {tuple(mask.shape)}.\n"
-                f"For 0 and 1 with 1 for real tokens use mask.bool(); for lengths use "
-                f"torch.arange(T) < lengths[:, None]."
-            )
-        kept = torch.where(mask[..., None], wide, 0)
-        return kept.sum(dim=-2) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+            mask = torch.ones(tokens.shape[:-1], dtype=torch.bool, device=tokens.device)
+        _check_mask(mask, tokens)
+        real = torch.where(mask[..., None], tokens, 0)
+        if self.pooling is None:
+            return real, mask
+        wide = real.to(torch.promote_types(tokens.dtype, torch.float32))
+        if self.query is None:
+            return _total(wide) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+        slices = wide.unflatten(-1, (self.heads, -1))
+        weights = self._weights(slices, mask)
+        pooled = _total((weights[..., None] * slices).flatten(-2)).unflatten(-1, (self.heads, -1))
+        return (pooled / _total(weights).clamp(min=1)[..., None]).flatten(-2)
 
     def extra_repr(self) -> str:
-        """Show the size in `repr`."""
-        return f"{self.dim}"
+        """Show the options in `repr`."""
+        heads = f", heads={self.heads}" if self.heads > 1 else ""
+        return f"{self.dim}, pooling={self.pooling!r}{heads}"
+
+    def _weights(self, slices: Tensor, mask: Tensor) -> Tensor:
+        """Return the weights of attention [..., T, heads]: the largest real one is 1, padding has 0."""
+        assert self.query is not None
+        scale = slices.shape[-1] ** -0.5
+        scores = _total((slices * self.query.to(slices.dtype)).transpose(-1, -2)) * scale
+        largest = scores.detach().masked_fill(~mask[..., None], -math.inf).amax(dim=-2, keepdim=True)
+        finite = torch.where(largest.isfinite(), largest, 0)
+        return torch.where(mask[..., None], (scores - finite).clamp(max=0).exp(), 0)
+
+
+def _total(x: Tensor) -> Tensor:
+    """Return the sum over the last axis but one: neighbours first, then neighbours of those, and so on.
+
+    Zeros behind the last token change no bit of it, and no row depends on how many there are: a sum over a
+    whole axis promises neither.
+    """
+    if torch.compiler.is_compiling() or x.shape[-2] == 0:
+        return x.sum(dim=-2)
+    while x.shape[-2] > 1:
+        if x.shape[-2] % 2:
+            x = functional.pad(x, (0, 0, 0, 1))
+        x = x[..., 0::2, :] + x[..., 1::2, :]
+    return x[..., 0, :]
+
+
+def _check_mask(mask: Tensor, tokens: Tensor) -> None:
+    if mask.dtype != torch.bool or mask.shape != tokens.shape[:-1]:
+        raise ValueError(
+            f"Tokens: expected a boolean mask {tuple(tokens.shape[:-1])}, True where a token is real, "
+            f"got {mask.dtype} {tuple(mask.shape)}.\n"
+            f"For 0 and 1 with 1 for real tokens use mask.bool(); for lengths use "
+            f"torch.arange(T) < lengths[:, None]."
+        )
 
 
 def _check_floats(kind: str, value: Tensor, dim: int) -> None:

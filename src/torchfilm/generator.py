@@ -1,4 +1,4 @@
-"""From a condition to one Modulation per site: one fused head for all sites.
+"""From a condition to one Modulation per site: a trunk once, one fused head for all sites.
 
 One matrix product and views of its result, where a Linear per site would launch as many products: faster
 where launches decide (small conditions, batch 1), and no slower where the weights' bandwidth does.
@@ -6,53 +6,149 @@ where launches decide (small conditions, batch 1), and no slower where the weigh
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torchfilm.layers import Head
+from torchfilm.heads import build_head, fill, own_parameters
 from torchfilm.modulation import Modulation
 
 Bound = Literal["sigmoid", "tanh", "exp"]
-Emitted = Literal["gamma", "beta"]
+Emitted = Literal["gamma", "beta", "gate"]
 Init = Literal["identity", "default"]
+Activation = Literal["relu", "gelu", "silu", "mish", "tanh"]
 
 _BOUNDS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp}
+_SCALE_STD = 1e-3  # the learned scale's with init="default", as in CNAPs
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish, "tanh": nn.Tanh}
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """How a generator makes modulations; the keyword arguments of `Generator`, and what is saved of them.
+
+    Args:
+        head: "linear"; "shared" (adaLN-single: one projection for all sites of one width, an offset per
+            site); "lowrank:R" (through R numbers); "table" (a row for each of cond_dim classes).
+        trunk: layers between the condition and the head, computed once: a number is an `nn.Linear` of that
+            many outputs, a word an activation. (256, "silu") is a perceptron, ("mish",) the activation of
+            DenseFiLM.
+        emit: what is predicted, in the order gamma, beta, gate; gamma and beta are otherwise constant (1, 0).
+        bound: f, applied to gamma only: "sigmoid" in (0, 1), "tanh" in (-1, 1), "exp" in (0, inf), which give
+            the final gamma; or "tanh:R", which gives 1 + R tanh, in (1 - R, 1 + R). None leaves gamma free.
+        init: "identity" (last layer zero) or "default" (uniform, as `nn.Linear`).
+        gamma_offset: what is added to f; None for 1 without a bound and with "tanh:R", and 0 with the others.
+            A start well below 1 is a choice of small training runs.
+        init_std: standard deviation of the weights with init="default", biases zero; None for `nn.Linear`'s
+            own start.
+        gate_start: what is added to the gate: 0 starts with the branch switched off (adaLN-Zero, from
+            scratch), 1 with the plain residual connection (on a branch that is trained already).
+        learned_scale: multiply each predicted number by one that is learned and starts at zero, in front of a
+            head with a random start: gamma = 1 + r f(z) (Requeima et al. 2019, arXiv 1906.07697, whose r
+            starts at random near zero). `Generator.penalty` then is the size of r.
+    """
+
+    head: str = "linear"
+    trunk: Sequence[int | str] = ()
+    emit: Sequence[Emitted] = ("gamma", "beta")
+    bound: str | None = None
+    init: Init = "identity"
+    gamma_offset: float | None = None
+    init_std: float | None = None
+    gate_start: float = 0.0
+    learned_scale: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the sizes; ValueError for what cannot be meant."""
+        _check_choice("init", self.init, get_args(Init))
+        for name in self.emit:
+            _check_choice("emit", name, get_args(Emitted))
+        if not self.emit or list(self.emit) != [name for name in get_args(Emitted) if name in self.emit]:
+            raise ValueError(
+                f"Generator: expected emit some of ('gamma', 'beta', 'gate'), each once, "
+                f"got {tuple(self.emit)}.\n"
+                f"The order is always gamma, beta, gate."
+            )
+        if self.spread is None:
+            _check_choice("bound", self.bound, (None, *get_args(Bound)))
+        for layer in self.trunk:
+            if isinstance(layer, int) and layer < 1:
+                raise ValueError(f"Generator: trunk expected sizes from 1 on, got {layer} in {self.trunk}.")
+            if not isinstance(layer, int):
+                _check_choice("trunk", layer, get_args(Activation))
+        self._check_start()
+
+    @property
+    def spread(self) -> float | None:
+        """R of the bound "tanh:R", or None."""
+        name, _, number = (self.bound or "").partition(":")
+        try:
+            return float(number) if name == "tanh" and float(number) > 0 else None
+        except ValueError:
+            return None
+
+    @property
+    def offset(self) -> float:
+        """What is added to f(raw) to give gamma."""
+        if self.gamma_offset is not None:
+            return self.gamma_offset
+        return 1.0 if self.bound is None or self.spread is not None else 0.0
+
+    def gamma(self, raw: Tensor) -> Tensor:
+        """Return the final gamma of what the head predicts for it."""
+        if self.spread is not None:
+            return self.spread * raw.tanh() + self.offset
+        return (raw if self.bound is None else _BOUNDS[self.bound](raw)) + self.offset
+
+    def _check_start(self) -> None:
+        starts_at_zero = self.init == "identity" and not self.learned_scale
+        if self.init_std is not None and starts_at_zero:
+            raise ValueError(
+                f"Generator: init='identity' has zero weights, got init_std={self.init_std} beside it.\n"
+                f"Use init='default' with init_std, or leave init_std out."
+            )
+        start = self.offset + {"sigmoid": 0.5, "exp": 1.0}.get(self.bound or "", 0.0)
+        if self.init == "identity" and "gamma" in self.emit and start != 1.0:
+            raise ValueError(
+                f"Generator: init='identity' needs gamma = 1 at the start, but bound={self.bound!r} with "
+                f"gamma_offset={self.offset} starts at {start}.\n"
+                f"Use init='default', or another gamma_offset."
+            )
+        if self.gate_start != 0 and "gate" not in self.emit:
+            raise ValueError(
+                f"Generator: gate_start={self.gate_start} needs a gate, got emit={tuple(self.emit)}.\n"
+                f"Use emit=('gamma', 'beta', 'gate'), or leave gate_start out."
+            )
 
 
 class Generator(nn.Module):
-    """Predict the modulation of every site from one condition: gamma = offset + f(W z + b), beta = V z + c.
+    """Predict the modulation of every site: gamma = offset + f(W h(z) + b), beta = V h(z) + c, h the trunk.
 
     Perez et al. 2018, eq. 1 (arXiv 1709.07871). Unbounded, gamma = 1 + delta, and the network starts as if it
-    were not conditioned. The bounds are those of the paper's ablations and give the final gamma: sigmoid in
-    (0, 1), tanh in (-1, 1), exp in (0, inf), without the one (table 2: 95.9, 96.3 and 96.3 % against 97.4 %
-    unbounded).
+    were not conditioned. The bounds "sigmoid", "tanh" and "exp" are those of the paper's ablations and give
+    the final gamma without the one (table 2: 95.9, 96.3 and 96.3 % against 97.4 % unbounded).
 
-    The rows of the head are [gamma of C, beta of C] for each site in order, as in the paper's own system, so
-    that its checkpoints convert by renaming. Modulations come out in float32 also under autocast, which may
-    take the matrix product in bfloat16; the one is added after.
+    The rows of the head are [gamma of C, beta of C, gate of C] for each site in order, as in the paper's own
+    system, so that its checkpoints convert by renaming. Modulations come out in float32 also under autocast,
+    which may take the matrix product in bfloat16; the one is added after.
 
     Args:
-        cond_dim: size of the condition's last axis.
+        cond_dim: size of the condition's last axis; for head="table" the number of classes.
         sites: name and number of channels of each site, in order.
-        bound: f, applied to gamma only; None leaves gamma free.
-        emit: what is predicted; the other is constant (beta = 0, or gamma = 1).
-        init: "identity" (weight and bias zero) or "default" (uniform, as `nn.Linear`).
-        gamma_offset: what is added to f; None for 1 without a bound and 0 with one. A start well below 1 is a
-            choice of small training runs.
-        init_std: standard deviation of the weights with init="default", biases zero; None for `nn.Linear`'s
-            own start.
         device: where the parameters live.
+        options: fields of `GeneratorOptions`.
 
     Raises:
         ValueError: for no sites, unknown options, or an "identity" that the bound makes impossible.
 
     Example:
-        >>> generator = Generator(512, {"block1": 64, "block2": 128})
+        >>> generator = Generator(512, {"block1": 64, "block2": 128}, trunk=(256, "silu"))
         >>> generator(torch.rand(2, 512))["block2"].gamma.shape
         torch.Size([2, 128])
     """
@@ -62,49 +158,95 @@ class Generator(nn.Module):
         cond_dim: int,
         sites: Mapping[str, int],
         *,
-        bound: Bound | None = None,
-        emit: Sequence[Emitted] = ("gamma", "beta"),
-        init: Init = "identity",
-        gamma_offset: float | None = None,
-        init_std: float | None = None,
         device: torch.device | str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        _check(sites, bound, emit, init)
+        self.options = _read(options)
+        _check_sites(sites)
         self.sites = dict(sites)
-        self.bound = bound
-        self.emit = tuple(emit)
-        self.init = init
-        self.init_std = init_std
-        self.gamma_offset = gamma_offset if gamma_offset is not None else (1.0 if bound is None else 0.0)
-        self._check_start()
-        self.head = Head(cond_dim, sum(self.sites.values()) * len(self.emit), device=device)
+        self.cond_dim = cond_dim
+        self.bound = self.options.bound
+        self.emit = tuple(self.options.emit)
+        self.gamma_offset = self.options.offset
+        widths = [channels * len(self.emit) for channels in self.sites.values()]
+        self.trunk = _build_trunk(cond_dim, self.options.trunk, device)
+        numbers = [layer for layer in self.options.trunk if isinstance(layer, int)]
+        self.head = build_head(self.options.head, numbers[-1] if numbers else cond_dim, widths, device)
+        learned = self.options.learned_scale
+        self.scale = nn.Parameter(torch.empty(sum(widths), device=device)) if learned else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Give the head its start again: the identity, or random weights with init="default"."""
         self.head.reset_parameters()
-        if self.init == "default" and self.init_std is not None:
-            nn.init.normal_(self.head.weight, std=self.init_std)
-        elif self.init == "default":
-            limit = self.head.cond_dim**-0.5
-            nn.init.uniform_(self.head.weight, -limit, limit)
-            nn.init.uniform_(self.head.bias, -limit, limit)
+        if self.options.init == "default" or self.scale is not None:
+            fill(self.head, self.options.init_std)
+        if self.scale is not None:
+            nn.init.normal_(self.scale, std=_SCALE_STD if self.options.init == "default" else 0.0)
 
-    def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Modulation]:
-        """Return the modulation of each site by name, in the order of `sites`; gamma, beta: [*batch, C]."""
+    def forward(
+        self, condition: Float[Tensor, "*batch cond"] | Int[Tensor, "*batch"]
+    ) -> dict[str, Modulation]:
+        """Return the modulation of each site by name, in the order of `sites`; gamma, beta: [*batch, C].
+
+        Raises:
+            ValueError: where the condition's last axis is not `cond_dim`.
+        """
+        return self.modulations(self.raw(condition))
+
+    def raw(
+        self, condition: Float[Tensor, "*batch cond"] | Int[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch rows"]:
+        """Return what the head predicts, all rows of all sites, before bounds and offsets."""
+        if len(self.trunk) > 0:
+            if condition.ndim == 0 or condition.shape[-1] != self.cond_dim:
+                raise ValueError(
+                    f"Generator: expected {self.cond_dim} numbers on the condition's last axis (cond_dim), "
+                    f"got shape {tuple(condition.shape)}.\n"
+                    f"Build the generator with the condition's size, or project the condition first."
+                )
+            condition = self.trunk(condition)
         raw = self.head(condition)
-        widths = [features * len(self.emit) for features in self.sites.values()]
-        parts = raw.split(widths, dim=-1)
-        return {name: self._modulation(part) for name, part in zip(self.sites, parts, strict=True)}
+        return raw if self.scale is None else raw * self.scale
+
+    def modulations(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
+        """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""
+        fields = len(self.emit)
+        parts = iter(raw.split([width for width in self.sites.values() for _ in range(fields)], dim=-1))
+        return {name: self._modulation([next(parts) for _ in range(fields)]) for name in self.sites}
+
+    def penalty(self, modulations: Mapping[str, Modulation] | None = None) -> Tensor:
+        """Return how far the modulations are from the identity, to be added to the loss with a small weight.
+
+        With modulations: the sum over sites and channels of (gamma - 1)^2 + beta^2 + (gate - gate_start)^2,
+        in the mean over samples. Without: the sum of r^2 of the learned scale, which needs no condition, as
+        the regulariser of CNAPs (Requeima et al. 2019, arXiv 1906.07697).
+
+        Raises:
+            ValueError: without modulations where there is no learned scale.
+        """
+        if modulations is not None:
+            return torch.stack([self._distance(m) for m in modulations.values()]).sum()
+        if self.scale is None:
+            raise ValueError(
+                "Generator.penalty: expected modulations, got none, and there is no learned scale either.\n"
+                "Give those of the batch, generator.penalty(generator(z)), or build with learned_scale=True."
+            )
+        return self.scale.square().sum()
 
     def describe(self) -> str:
-        """Return a table of what each site costs: channels, parameters of its rows, share of the head."""
+        """Return a table of what each site costs: channels, parameters of its rows, share of the generator.
+
+        What all sites use alike, a trunk or a shared or low-rank projection, has a line of its own.
+        """
+        total = sum(parameter.numel() for parameter in self.parameters())
         rows = [("site", "channels", "parameters", "share")]
-        total = self.head.weight.numel() + self.head.bias.numel()
-        for name, features in self.sites.items():
-            cost = features * len(self.emit) * (self.head.cond_dim + 1)
-            rows.append((name, str(features), f"{cost:,}", f"{cost / total:.1%}"))
+        own = {name: self._own_parameters(channels) for name, channels in self.sites.items()}
+        rows += [(name, str(self.sites[name]), f"{n:,}", f"{n / total:.1%}") for name, n in own.items()]
+        shared = total - sum(own.values())
+        if shared:
+            rows.append(("(all sites)", "", f"{shared:,}", f"{shared / total:.1%}"))
         rows.append(("total", str(sum(self.sites.values())), f"{total:,}", f"{1:.1%}"))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(
@@ -117,29 +259,113 @@ class Generator(nn.Module):
         options = f"bound={self.bound!r}, emit={self.emit}, gamma_offset={self.gamma_offset}"
         return f"sites={len(self.sites)}, {options}"
 
-    def _modulation(self, raw: Tensor) -> Modulation:
-        if self.emit == ("beta",):
-            return Modulation(torch.ones_like(raw), raw)
-        raw_gamma, beta = raw.chunk(2, dim=-1) if len(self.emit) == 2 else (raw, torch.zeros_like(raw))
-        gamma = raw_gamma if self.bound is None else _BOUNDS[self.bound](raw_gamma)
-        return Modulation(gamma + self.gamma_offset, beta)
+    def _modulation(self, raw: Sequence[Tensor]) -> Modulation:
+        fields = dict(zip(self.emit, raw, strict=True))
+        gamma, beta, gate = (fields.get(name) for name in get_args(Emitted))
+        return Modulation(
+            torch.ones_like(raw[0]) if gamma is None else self.options.gamma(gamma),
+            torch.zeros_like(raw[0]) if beta is None else beta,
+            None if gate is None else gate + self.options.gate_start,
+        )
 
-    def _check_start(self) -> None:
-        if self.init_std is not None and self.init == "identity":
+    def _distance(self, modulation: Modulation) -> Tensor:
+        squares = (modulation.gamma - 1).square() + modulation.beta.square()
+        if modulation.gate is not None:
+            squares = squares + (modulation.gate - self.options.gate_start).square()
+        return squares.sum(dim=-1).mean()
+
+    def _own_parameters(self, channels: int) -> int:
+        rows = channels * len(self.emit)
+        return own_parameters(self.head, rows) + (rows if self.scale is not None else 0)
+
+
+class ComposedGenerator(nn.Module):
+    """Several generators, each on its slice of the condition; their modulations are applied in order.
+
+    gamma = gamma_2 gamma_1 and beta = gamma_2 beta_1 + beta_2, for `Several(..., combine="compose")`.
+
+    Args:
+        cond_dims: size of each slice, in order: the `dim` of that `Several`.
+        sites: as of `Generator`.
+        device: where the parameters live.
+        options: fields of `GeneratorOptions`, for each of them.
+
+    Raises:
+        ValueError: as `Generator`, and for no slices.
+
+    Example:
+        >>> generator = ComposedGenerator((3, 4), {"block": 64})
+        >>> gamma = generator(torch.rand(2, 7))["block"].gamma
+    """
+
+    def __init__(
+        self,
+        cond_dims: Sequence[int],
+        sites: Mapping[str, int],
+        *,
+        device: torch.device | str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not cond_dims:
+            raise ValueError("ComposedGenerator: expected the sizes of the conditions, got none.")
+        self.cond_dims = tuple(cond_dims)
+        self.sites = dict(sites)
+        self.parts = nn.ModuleList(Generator(dim, sites, device=device, **options) for dim in cond_dims)
+
+    def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Modulation]:
+        """Return the composed modulation of each site; ValueError where the last axis has another size."""
+        if condition.ndim == 0 or condition.shape[-1] != sum(self.cond_dims):
             raise ValueError(
-                f"Generator: init='identity' has zero weights, got init_std={self.init_std} beside it.\n"
-                f"Use init='default' with init_std, or leave init_std out."
+                f"ComposedGenerator: expected {sum(self.cond_dims)} numbers on the condition's last axis, "
+                f"{self.cond_dims} of each, got shape {tuple(condition.shape)}.\n"
+                f"Use Several(..., combine='compose') in front of it."
             )
-        start = self.gamma_offset + {None: 0.0, "sigmoid": 0.5, "tanh": 0.0, "exp": 1.0}[self.bound]
-        if self.init == "identity" and "gamma" in self.emit and start != 1.0:
-            raise ValueError(
-                f"Generator: init='identity' needs gamma = 1 at the start, but bound={self.bound!r} with "
-                f"gamma_offset={self.gamma_offset} starts at {start}.\n"
-                f"Use init='default', or another gamma_offset."
-            )
+        slices = condition.split(self.cond_dims, dim=-1)
+        composed: dict[str, Modulation] = {}
+        for part, z in zip(self.parts, slices, strict=True):
+            composed = {name: m.compose(composed[name]) if composed else m for name, m in part(z).items()}
+        return composed
+
+    def describe(self) -> str:
+        """Return the tables of the generators, one below the other."""
+        return "\n\n".join(part.describe() for part in self.parts if isinstance(part, Generator))
 
 
-def _check(sites: Mapping[str, int], bound: str | None, emit: Sequence[str], init: str) -> None:
+def build_generator(
+    cond_dim: int | Sequence[int],
+    sites: Mapping[str, int],
+    *,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> Generator | ComposedGenerator:
+    """Return the generator for the `dim` of any condition: one size, or the sizes of a composition."""
+    if isinstance(cond_dim, int):
+        return Generator(cond_dim, sites, device=device, **options)
+    return ComposedGenerator(cond_dim, sites, device=device, **options)
+
+
+def _build_trunk(
+    cond_dim: int, layers: Sequence[int | str], device: torch.device | str | None
+) -> nn.Sequential:
+    trunk, width = nn.Sequential(), cond_dim
+    for layer in layers:
+        if isinstance(layer, int):
+            trunk.append(nn.Linear(width, layer, device=device))
+            width = layer
+        else:
+            trunk.append(_ACTIVATIONS[layer]())
+    return trunk
+
+
+def _read(options: Mapping[str, Any]) -> GeneratorOptions:
+    known = [field.name for field in dataclasses.fields(GeneratorOptions)]
+    for name in options:
+        _check_choice("options", name, known)
+    return GeneratorOptions(**options)
+
+
+def _check_sites(sites: Mapping[str, int]) -> None:
     if not sites:
         raise ValueError(
             "Generator: expected at least one site, got none.\n"
@@ -151,15 +377,6 @@ def _check(sites: Mapping[str, int], bound: str | None, emit: Sequence[str], ini
                 f"Generator site '{name}': expected at least 1 channel, got {features}.\n"
                 f"Give the size of the channel axis that is modulated there."
             )
-    _check_choice("bound", bound, (None, *get_args(Bound)))
-    _check_choice("init", init, get_args(Init))
-    for name in emit:
-        _check_choice("emit", name, get_args(Emitted))
-    if tuple(emit) not in {("gamma", "beta"), ("gamma",), ("beta",)}:
-        raise ValueError(
-            f"Generator: expected emit ('gamma', 'beta'), ('gamma',) or ('beta',), got {tuple(emit)}.\n"
-            f"The order is always gamma, beta."
-        )
 
 
 def _check_choice(option: str, value: str | None, choices: Sequence[str | None]) -> None:

@@ -1,0 +1,334 @@
+"""Conditions that may be missing, and several conditions at once.
+
+What is missing is replaced by a learned null through `torch.where`, never by another path through the code:
+so every sample of a batch may miss something else, every process of a DDP group too, and gradients agree.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from torchfilm.conditions import Classes, Tokens
+
+Null = Literal["learned", "zero"]
+Combine = Literal["sum", "concat", "compose"]
+Encoded = Tensor | tuple[Tensor, Tensor]
+
+
+class Masked(NamedTuple):
+    """A condition that only some samples have: `Masked(labels, present)`.
+
+    Where `present` is False the value is not heard, but it must be one that the condition takes (any class,
+    any finite numbers). An explicit mask is final: no dropout is drawn on top of it.
+
+    Args:
+        value: what the condition takes.
+        present: booleans, one per sample, or one for all.
+    """
+
+    value: Any
+    present: Bool[Tensor, "*batch"]
+
+
+class Maybe(nn.Module):
+    """A condition that may be missing: z = c(v) where it is present, and a null vector where it is not.
+
+    Missing for a whole batch is None; for some samples, `Masked(v, present)`. In training a share of the
+    samples loses it by chance, so that the network learns to do without, as classifier-free guidance needs
+    (Ho and Salimans 2022, section 3.2, arXiv 2207.12598; `torchfilm.guide`).
+
+    None on one process of a DDP group and not on another is safe: in training all parameters take part in any
+    case, with a gradient of zero where they had nothing to say.
+
+    Args:
+        condition: the condition; with Tokens(pooling=None) the null is one learned token.
+        dropout: probability per sample to lose it in training, 0 to 1.
+        null: "learned" (zero at the start) or "zero".
+        device: where the null lives.
+
+    Raises:
+        ValueError: for a probability outside 0 to 1, an unknown null, or Classes without vectors.
+
+    Example:
+        >>> labels = Maybe(Classes(10, 64), dropout=0.1)
+        >>> z = labels(torch.tensor([3, 0]))
+        >>> z = labels(Masked(torch.tensor([3, 0]), torch.tensor([True, False])))
+        >>> z = labels(None)
+    """
+
+    def __init__(
+        self,
+        condition: nn.Module,
+        dropout: float = 0.0,
+        *,
+        null: Null = "learned",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(condition, Classes) and condition.table is None:
+            raise ValueError(
+                f"Maybe: expected a condition that gives vectors, got {condition}, which gives classes.\n"
+                f"Use Classes({condition.num_classes}, dim), or count 'missing' as a class of its own: "
+                f"Classes({condition.num_classes + 1})."
+            )
+        _check_probability("Maybe: dropout", dropout)
+        _check_choice("Maybe: null", null, get_args(Null))
+        self.condition = condition
+        self.dim = _size(condition)
+        self.dropout = dropout
+        self.null = nn.Parameter(torch.zeros(self.dim, device=device)) if null == "learned" else None
+
+    def reset_parameters(self) -> None:
+        """Set a learned null to zero."""
+        if self.null is not None:
+            nn.init.zeros_(self.null)
+
+    def forward(self, value: Any, *, generator: torch.Generator | None = None) -> Encoded:
+        """Return z, [*batch, dim], or [dim] for None, which is the same for every sample.
+
+        Args:
+            value: what the condition takes, None, or `Masked`.
+            generator: where dropout draws from; only in training, and never where an explicit mask is given.
+
+        Raises:
+            ValueError: where the mask is not boolean, or has other sizes than the batch.
+        """
+        z, present = self.encode(value)
+        if present is None and z is not None and self.training and self.dropout > 0:
+            present = drawn(z, self.dropout, generator)
+        return self.choose(z, present)
+
+    def encode(self, value: Any) -> tuple[Encoded | None, Tensor | None]:
+        """Return c(v), or None where it is missing for the batch, and the mask that was given, if any."""
+        value, present = value if isinstance(value, Masked) else (value, None)
+        return (None, None) if value is None else (self.condition(value), present)
+
+    def choose(self, z: Encoded | None, present: Tensor | None) -> Encoded:
+        """Return z where it is present and the null elsewhere."""
+        if z is None:
+            return self._missing()
+        tokens = z[0] if isinstance(z, tuple) else z
+        null = tokens.new_zeros(self.dim) if self.null is None else self.null.to(tokens.dtype)
+        if present is None:
+            present = torch.ones((), dtype=torch.bool, device=tokens.device)
+        _check_present(present, tokens, 2 if isinstance(z, tuple) else 1)
+        chosen = torch.where(_like(present, tokens.ndim), tokens, null)
+        if not isinstance(z, tuple):
+            return chosen
+        first = torch.zeros_like(z[1])
+        first[..., :1] = True
+        return chosen, torch.where(_like(present, z[1].ndim), z[1], first)
+
+    def extra_repr(self) -> str:
+        """Show the options in `repr`."""
+        return f"dropout={self.dropout:g}, null={'zero' if self.null is None else 'learned'!r}"
+
+    def _missing(self) -> Encoded:
+        """Return the null alone, with a gradient of zero to everything that is not read."""
+        null = self.null
+        if null is None:
+            some = next(self.condition.parameters(), None)
+            null = torch.zeros(self.dim, device=None if some is None else some.device)
+        if self.training and torch.is_grad_enabled():
+            for parameter in self.condition.parameters():
+                null = null + torch.where(torch.zeros_like(null, dtype=torch.bool), parameter.sum(), 0)
+        if isinstance(self.condition, Tokens) and self.condition.pooling is None:
+            return null.view(1, 1, -1), torch.ones(1, 1, dtype=torch.bool, device=null.device)
+        return null
+
+
+class Several(nn.Module):
+    """Several conditions at once, by name: {"time": t, "text": (tokens, mask)}.
+
+    - "concat": z = [z_1, z_2, ...]. With a linear head, the deltas of the conditions are added.
+    - "sum": z = z_1 + z_2 + ..., all of one size: one head for all of them.
+    - "compose": each condition has a generator of its own, and its modulations are applied one after the
+      other, in order. `dim` is then a tuple of sizes, which `build_generator` takes as its `cond_dim`.
+
+    A condition that is None or absent, and one that is `Masked`, is replaced as in `Maybe`; those that are
+    not `Maybe` are made so, without dropout. Conditions [B, d] and [B, T, d] go together, aligned from the
+    left.
+
+    Args:
+        conditions: the conditions by name, in the order of their concatenation or application.
+        combine: as above.
+        joint_dropout: probability per sample to lose all of them at once in training, on top of their own.
+
+    Raises:
+        ValueError: for no conditions, unpooled tokens, sizes that do not sum, or a probability outside 0 to
+            1.
+
+    Example:
+        >>> from torchfilm.conditions import Scalars, Vector
+        >>> both = Several({"time": Scalars(1, 64), "text": Maybe(Vector(512), dropout=0.1)}, "concat")
+        >>> z = both({"time": torch.rand(2, 1), "text": torch.rand(2, 512)})
+        >>> z = both({"time": torch.rand(2, 1)})
+    """
+
+    def __init__(
+        self, conditions: Mapping[str, nn.Module], combine: Combine = "concat", *, joint_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        _check_choice("Several: combine", combine, get_args(Combine))
+        _check_probability("Several: joint_dropout", joint_dropout)
+        parts = {name: c if isinstance(c, Maybe) else Maybe(c) for name, c in conditions.items()}
+        _check_parts(parts, combine)
+        self.combine = combine
+        self.joint_dropout = joint_dropout
+        self.parts = nn.ModuleDict(parts)
+        self.sizes = {name: part.dim for name, part in parts.items()}
+        self.dim = _joined_size(tuple(self.sizes.values()), combine)
+
+    def forward(
+        self, conditions: Mapping[str, Any], *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "*batch dim"]:
+        """Return z; for "compose" the concatenation, which the generator takes apart again.
+
+        Args:
+            conditions: what each takes, None, or `Masked`, by name.
+            generator: where dropout draws from, in training.
+
+        Raises:
+            ValueError: for names that are not among the conditions, and batches of different sizes.
+        """
+        return self.join(self.encode(conditions, generator=generator))
+
+    def encode(
+        self, conditions: Mapping[str, Any], *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Return the vector of each condition by name, nulls in place, before they are combined."""
+        self._check_names(conditions)
+        encoded = {name: part.encode(conditions.get(name)) for name, part in self._named()}
+        kept = self._kept(encoded, generator)
+        chosen = {}
+        for name, part in self._named():
+            z, present = encoded[name]
+            if present is None and z is not None and self.training:
+                present = kept
+                if part.dropout > 0:
+                    own = drawn(z, part.dropout, generator)
+                    present = own if kept is None else own & kept
+            chosen[name] = part.choose(z, present)
+        return chosen
+
+    def join(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum or the concatenation of the vectors, [*batch, d] each, aligned from the left."""
+        rank = max(z.ndim for z in vectors.values())
+        aligned = [z.view(*z.shape[:-1], *[1] * (rank - z.ndim), z.shape[-1]) for z in vectors.values()]
+        try:
+            batch = torch.broadcast_shapes(*(z.shape[:-1] for z in aligned))
+        except RuntimeError as error:
+            lines = "\n".join(f"  {name}  {tuple(z.shape)}" for name, z in vectors.items())
+            raise ValueError(
+                f"Several: expected conditions of one batch, got different sizes.\n{lines}\n"
+                f"Give every condition one row per sample; repeat_interleave what several samples share."
+            ) from error
+        if self.combine != "sum":
+            return torch.cat([z.expand(*batch, -1) for z in aligned], dim=-1)
+        return sum(aligned[1:], start=aligned[0])
+
+    def extra_repr(self) -> str:
+        """Show the options in `repr`."""
+        return f"combine={self.combine!r}, joint_dropout={self.joint_dropout:g}"
+
+    def _named(self) -> list[tuple[str, Maybe]]:
+        return [(name, part) for name, part in self.parts.items() if isinstance(part, Maybe)]
+
+    def _kept(
+        self, encoded: Mapping[str, tuple[Any, Tensor | None]], generator: torch.Generator | None
+    ) -> Tensor | None:
+        """Draw which samples keep their conditions, or return None where nothing is dropped jointly."""
+        if not self.training or self.joint_dropout == 0:
+            return None
+        batched = max((z for z, _ in encoded.values() if z is not None), key=lambda z: z.ndim, default=None)
+        return None if batched is None else drawn(batched, self.joint_dropout, generator)
+
+    def _check_names(self, conditions: Mapping[str, Any]) -> None:
+        expected = list(self.parts)
+        if not isinstance(conditions, Mapping):
+            raise ValueError(
+                f"Several: expected a mapping from names to conditions, got {type(conditions).__name__}.\n"
+                f"Give {{{', '.join(f'{name!r}: ...' for name in expected)}}}."
+            )
+        for name in conditions:
+            if name not in self.parts:
+                near = difflib.get_close_matches(str(name), expected, n=3, cutoff=0.4)
+                hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Leave it out."
+                raise ValueError(f"Several: expected conditions among {expected}, got {name!r}.\n{hint}")
+
+
+def drawn(z: Encoded, dropout: float, generator: torch.Generator | None = None) -> Bool[Tensor, "*batch"]:
+    """Draw which samples keep a condition: True with probability 1 - dropout, one number per row of z."""
+    vectors = z[0] if isinstance(z, tuple) else z
+    shape = vectors.shape[:1] if vectors.ndim > 1 else ()
+    return torch.rand(shape, generator=generator, device=vectors.device) >= dropout
+
+
+def _like(present: Tensor, ndim: int) -> Tensor:
+    """View a mask with axes of size one behind it."""
+    return present.reshape(*present.shape, *[1] * (ndim - present.ndim))
+
+
+def _check_present(present: Tensor, z: Tensor, inner: int) -> None:
+    """Refuse a mask that is not boolean or not as long as the batch; `inner` axes of z are no batch axes."""
+    batch = z.shape[: z.ndim - inner]
+    if present.dtype != torch.bool or present.shape != batch[: present.ndim]:
+        raise ValueError(
+            f"Masked: expected booleans, one per sample {tuple(batch)}, True where it is present, "
+            f"got {present.dtype} {tuple(present.shape)}.\n"
+            f"For 0 and 1 with 1 for present use present.bool()."
+        )
+
+
+def _check_parts(parts: Mapping[str, Maybe], combine: str) -> None:
+    if not parts:
+        raise ValueError("Several: expected conditions by name, got none.\nGive {'text': Vector(512), ...}.")
+    for name, part in parts.items():
+        if isinstance(part.condition, Tokens) and part.condition.pooling is None:
+            raise ValueError(
+                f"Several: expected conditions that give vectors, got '{name}' {part.condition}.\n"
+                f"Pool it with 'mean' or 'attention'; unpooled tokens go alone, to cross-attention."
+            )
+    sizes = {name: part.dim for name, part in parts.items()}
+    if combine == "sum" and len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"Several: expected conditions of one size to sum, got {sizes}.\n"
+            f"Use combine='concat', or give all of them the same dim."
+        )
+
+
+def _joined_size(sizes: tuple[int, ...], combine: str) -> int | tuple[int, ...]:
+    if combine == "compose":
+        return sizes
+    return sizes[0] if combine == "sum" else sum(sizes)
+
+
+def _size(condition: nn.Module) -> int:
+    dim = getattr(condition, "dim", None)
+    if not isinstance(dim, int):
+        raise ValueError(
+            f"condition: expected a module with an integer `dim`, the size of what it gives, "
+            f"got {type(condition).__name__} with dim={dim!r}.\n"
+            f"Set self.dim in its __init__."
+        )
+    return dim
+
+
+def _check_probability(option: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(
+            f"{option} expected a probability from 0 to 1, got {value}.\nFor 10 % of the samples give 0.1."
+        )
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Choose one of {list(choices)}."
+        raise ValueError(f"{option} expected one of {list(choices)}, got {value!r}.\n{hint}")
