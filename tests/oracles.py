@@ -60,14 +60,51 @@ def mish(z: Array) -> Array:
 
 
 def batch_norm(x: Array, eps: float) -> Array:
-    """Each channel of x [B, C, H, W] with mean zero and variance one over the batch and all positions."""
+    """Each channel of x [B, C, ...] with mean zero and variance one over the batch and all positions."""
     y = np.empty_like(x)
     for c in range(x.shape[1]):
-        values = [float(x[b, c, i, j]) for b, i, j in np.ndindex(x.shape[0], *x.shape[2:])]
+        values = [float(x[b, c][at]) for b in range(x.shape[0]) for at in np.ndindex(*x.shape[2:])]
         mean = sum(values) / len(values)
         variance = sum((value - mean) ** 2 for value in values) / len(values)
         y[:, c] = (x[:, c] - mean) / (variance + eps) ** 0.5
     return y
+
+
+def group_norm(x: Array, groups: int, eps: float) -> Array:
+    """Each group of neighbouring channels of each sample [B, C, ...] with mean zero and variance one."""
+    y, size = np.empty_like(x), x.shape[1] // groups
+    for b in range(x.shape[0]):
+        for start in range(0, x.shape[1], size):
+            values = [float(x[b, start + c][at]) for c in range(size) for at in np.ndindex(*x.shape[2:])]
+            mean = sum(values) / len(values)
+            variance = sum((value - mean) ** 2 for value in values) / len(values)
+            for c in range(start, start + size):
+                y[b, c] = (x[b, c] - mean) / (variance + eps) ** 0.5
+    return y
+
+
+def layer_norm(x: Array, eps: float) -> Array:
+    """Each row on the last axis with mean zero and variance one."""
+    y = np.empty_like(x)
+    for at in np.ndindex(*x.shape[:-1]):
+        mean = sum(x[at]) / x.shape[-1]
+        variance = sum((value - mean) ** 2 for value in x[at]) / x.shape[-1]
+        y[at] = [(value - mean) / (variance + eps) ** 0.5 for value in x[at]]
+    return y
+
+
+def rms_norm(x: Array, eps: float) -> Array:
+    """Each row on the last axis over its root mean square."""
+    y = np.empty_like(x)
+    for at in np.ndindex(*x.shape[:-1]):
+        square = sum(value**2 for value in x[at]) / x.shape[-1]
+        y[at] = [value / (square + eps) ** 0.5 for value in x[at]]
+    return y
+
+
+def silu(z: Array) -> Array:
+    """z / (1 + exp -z)."""
+    return z / (1 + np.exp(-z))
 
 
 def masked_mean(tokens: Sequence[Sequence[Array]]) -> Array:
@@ -84,3 +121,11 @@ def paper_generator(
         sites.append((1 + raw[:, start : start + count], raw[:, start + count : start + 2 * count]))
         start += 2 * count
     return sites
+
+
+def relative_change(before: Array, after: Array) -> float:
+    """Root mean square of after - before, over that of each value minus the one in front of it, in a ring."""
+    count = len(before)
+    moved = sum((after[i] - before[i]) ** 2 for i in range(count)) / count
+    apart = sum((before[i] - before[i - 1]) ** 2 for i in range(count)) / count
+    return (moved / apart) ** 0.5

@@ -1,11 +1,31 @@
 """Condition any PyTorch network on anything, with FiLM: gamma * x + beta."""
 
+from .adaptive import AdaLNZero as AdaLNZero
+from .adaptive import AdaRMSNorm as AdaRMSNorm
 from .conditions import Classes as Classes
 from .conditions import Tokens as Tokens
 from .conditions import Vector as Vector
 from .fusion import Fusion as Fusion
 from .generator import Generator as Generator
-from .layers import ConditionalBatchNorm2d as ConditionalBatchNorm2d
+from .heard import heard as heard
+from .injection import condition as condition
+from .injection import conditioning as conditioning
+from .injection import remove as remove
+from .injection import unconditioned as unconditioned
+from .injection import using as using
 from .layers import DenseFiLM as DenseFiLM
 from .layers import FiLM as FiLM
 from .modulation import Modulation as Modulation
+from .norms import ConditionalBatchNorm1d as ConditionalBatchNorm1d
+from .norms import ConditionalBatchNorm2d as ConditionalBatchNorm2d
+from .norms import ConditionalBatchNorm3d as ConditionalBatchNorm3d
+from .norms import ConditionalGroupNorm as ConditionalGroupNorm
+from .norms import ConditionalInstanceNorm1d as ConditionalInstanceNorm1d
+from .norms import ConditionalInstanceNorm2d as ConditionalInstanceNorm2d
+from .norms import ConditionalInstanceNorm3d as ConditionalInstanceNorm3d
+from .norms import ConditionalLayerNorm as ConditionalLayerNorm
+from .norms import ConditionalRMSNorm as ConditionalRMSNorm
+from .sites import Site as Site
+from .sites import Sites as Sites
+from .sites import find as find
+from .sites import preset as preset

@@ -1,0 +1,172 @@
+"""Conditions changed on purpose: another sample's, none, the same in other words.
+
+A condition, an input or an output is a tensor or array with one row per sample, a list of strings, or any
+structure of them: (tokens, mask), a dict. Such a part is called a column here; None and single numbers in a
+structure belong to all samples and stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Paraphrase = Callable[[Any], Any] | Mapping[str, str] | tuple[Any, Any]
+Order = NDArray[np.int64]
+
+
+def is_words(value: Any) -> bool:
+    """Return whether this is a column of texts."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(one, str) for one in value)
+
+
+def columns(value: Any) -> list[Any]:
+    """Return the parts of a structure that have one row per sample, in the order of its leaves."""
+    return [leaf for leaf in pytree.tree_leaves(value, is_leaf=is_words) if _is_column(leaf)]
+
+
+def take(value: Any, order: Order) -> Any:
+    """Return the structure with its rows picked, in this order.
+
+    Example:
+        >>> take({"say": ["up", "down"], "to": torch.tensor([1, 2])}, np.array([1, 0]))
+        {'say': ['down', 'up'], 'to': tensor([2, 1])}
+    """
+
+    def picked(column: Any) -> Any:
+        if isinstance(column, Tensor):
+            return column[torch.from_numpy(order).to(column.device)]
+        return column[order] if isinstance(column, np.ndarray) else type(column)([column[i] for i in order])
+
+    return _mapped(picked, value)
+
+
+def keys(condition: Any) -> list[tuple[Any, ...]]:
+    """Return what each row says: equal keys, equal conditions. What a boolean mask hides does not count.
+
+    Raises:
+        ValueError: for a condition without columns, or with columns of different lengths.
+
+    Example:
+        >>> first, second, third = keys(torch.tensor([3, 1, 3]))
+        >>> first == third, first == second
+        (True, False)
+    """
+    found = [_plain(column) for column in columns(condition)]
+    counts = {len(column) for column in found}
+    if len(counts) != 1:
+        raise ValueError(
+            f"condition: expected one row per sample in every part, got {sorted(counts) or 'no'} rows.\n"
+            f"Give a tensor [B, ...], a list of B strings, or a structure of them."
+        )
+    arrays = [column for column in found if isinstance(column, np.ndarray)]
+    for mask in [array for array in arrays if array.dtype == bool and array.ndim == 2]:
+        found = [_hidden(column, mask) for column in found]
+    return [
+        tuple(row.tobytes() if isinstance(row, np.ndarray | np.generic) else row for row in rows)
+        for rows in zip(*found, strict=True)
+    ]
+
+
+def derange(keys: Sequence[Any], rng: np.random.Generator) -> Order:
+    """Return a random order in which every sample meets another sample's different condition.
+
+    Equal keys are equal conditions. Where one condition has more than half of the samples, as many as can be
+    are exchanged, and the others stay in their place.
+
+    Example:
+        >>> derange(["a", "b"], np.random.default_rng(0)).tolist()
+        [1, 0]
+    """
+    groups: dict[Any, list[int]] = {}
+    for row in rng.permutation(len(keys)).tolist():
+        groups.setdefault(keys[row], []).append(row)
+    lists = list(groups.values())
+    largest = max(lists, key=len)
+    del largest[len(keys) - len(largest) :]  # of a majority, only as many as there are others can go
+    ring = np.array([row for group in lists for row in group], dtype=np.int64)
+    order = np.arange(len(keys))
+    if len(ring):
+        longest = max(len(group) for group in lists)
+        # In the ring equal conditions stand together, so a turn by at least the longest group leaves none.
+        order[ring] = np.roll(ring, int(rng.integers(longest, len(ring) - longest + 1)))
+    return order
+
+
+def blanked(condition: Any) -> Any | None:
+    """Return the condition with zeros for numbers and "" for words; None where zero would be a class.
+
+    Example:
+        >>> blanked(["up", "down"])
+        ['', '']
+    """
+    tensors = [torch.as_tensor(column) for column in columns(condition) if not is_words(column)]
+    if any(not tensor.is_floating_point() and tensor.dtype != torch.bool for tensor in tensors):
+        return None
+
+    def empty(column: Any) -> Any:
+        if is_words(column):
+            return type(column)([""] * len(column))
+        return column if torch.as_tensor(column).dtype == torch.bool else column * 0
+
+    return _mapped(empty, condition)
+
+
+def reworded(condition: Any, paraphrase: Paraphrase) -> tuple[Any, NDArray[np.bool_]]:
+    """Return the condition in other words, and for which rows there are any (the other rows are arbitrary).
+
+    Args:
+        condition: the right one.
+        paraphrase: a function of the condition; texts and their paraphrases; or two conditions, row i of the
+            second saying what row i of the first says.
+
+    Raises:
+        ValueError: for two conditions with different numbers of rows.
+
+    Example:
+        >>> other, known = reworded(["go", "stop"], {"stop": "halt"})
+        >>> other[1], known.tolist()
+        ('halt', [False, True])
+    """
+    if isinstance(paraphrase, Mapping):
+        paraphrase = (list(paraphrase), list(paraphrase.values()))
+    if not isinstance(paraphrase, tuple):
+        return paraphrase(condition), np.ones(len(keys(condition)), dtype=bool)
+    first, second = (keys(side) for side in paraphrase)
+    if len(first) != len(second):
+        raise ValueError(
+            f"paraphrase: expected as many rows as conditions, got {len(second)} for {len(first)}.\n"
+            f"Row i of the second says what row i of the first says."
+        )
+    places = {key: row for row, key in enumerate(first)}
+    wanted = keys(condition)
+    order = np.array([places.get(key, 0) for key in wanted], dtype=np.int64)
+    return take(paraphrase[1], order), np.array([key in places for key in wanted])
+
+
+def _is_column(value: Any) -> bool:
+    return is_words(value) or (isinstance(value, Tensor | np.ndarray) and value.ndim > 0)
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    return pytree.tree_map(lambda one: function(one) if _is_column(one) else one, value, is_leaf=is_words)
+
+
+def _plain(column: Any) -> Any:
+    if not isinstance(column, Tensor):
+        return column
+    wide = column.detach().cpu()
+    return (wide.float() if wide.dtype == torch.bfloat16 else wide).numpy()
+
+
+def _hidden(column: Any, mask: NDArray[np.bool_]) -> Any:
+    """Return the column with zeros where the mask of its rows and positions is False."""
+    if not isinstance(column, np.ndarray) or column.dtype == bool or column.shape[:2] != mask.shape:
+        return column
+    wide = mask.reshape(mask.shape + (1,) * (column.ndim - 2))
+    return np.where(wide, column, np.zeros((), column.dtype))

@@ -1,0 +1,407 @@
+"""Is the condition heard? What happens to output, loss and success when conditions are exchanged.
+
+A network that ignores its condition trains without a complaint: the loss falls, and only an exchange shows
+that the instruction had no part in it. `heard` asks the counterfactual question of anything that is called as
+`model(x, cond=...)`, conditioned by this library or not: a network, or a function that runs a whole episode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from torchfilm.counterfactual import Paraphrase, blanked, columns, derange, is_words, keys, reworded, take
+
+HARDLY = 0.01
+"""An output that changes by less than this share of the difference between samples counts as the same."""
+
+Verdict = Literal["ignored", "unused", "heard"]
+Score = Callable[[Any, Any], Any]
+Numbers = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number over samples with its interval: percentiles 2.5 and 97.5 of bootstrap resamples.
+
+    Args:
+        value: the number.
+        low: where its interval starts.
+        high: where it ends.
+        n: how many samples it is over.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        """Show the number and its interval."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one change of the conditions does.
+
+    Args:
+        output: root mean square change of the outputs, in units of the root mean square difference between
+            the outputs of two samples: 0 for none, 1 for as much as another sample makes. Integers and words
+            count as equal or different.
+        loss: how much the loss rises, in its own unit; None where it was not measured.
+        success: how much the success changes, -1..1; None where it was not measured.
+    """
+
+    output: Estimate
+    loss: Estimate | None
+    success: Estimate | None
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """What `heard` found; `print` shows it in words and numbers.
+
+    Args:
+        effects: by name: "repeat" (the same conditions once more: what chance alone does), "swap", "blank",
+            "paraphrase", those that were measured.
+        loss: the loss with the right conditions.
+        success: the success with the right conditions, 0..1.
+        left_out: how many samples had no different condition to swap with in their batch.
+        notes: what was not measured, and why.
+    """
+
+    effects: dict[str, Effect]
+    loss: Estimate | None
+    success: Estimate | None
+    left_out: int
+    notes: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return "ignored", "unused" or "heard"; `words` states the criterion."""
+        swap, repeat = self.effects["swap"], self.effects["repeat"]
+        by_chance = repeat.output.value > 0 and swap.output.low <= repeat.output.high
+        if swap.output.value <= HARDLY or by_chance:
+            return "ignored"
+        worse = [swap.loss is not None and swap.loss.low > 0]
+        worse.append(swap.success is not None and swap.success.high < 0)
+        measured = swap.loss is not None or swap.success is not None
+        return "heard" if any(worse) or not measured else "unused"
+
+    @property
+    def words(self) -> str:
+        """Return the verdict as sentences, with the criterion."""
+        swap, chance = self.effects["swap"].output, self.effects["repeat"].output
+        change = f"swapping it changes the output by {swap.value:.2g} of the difference between samples"
+        if self.verdict == "ignored":
+            floor = (
+                f"no more than a repetition with the same condition does ({chance.value:.2g})"
+                if swap.value > HARDLY
+                else f"less than {HARDLY}"
+            )
+            return f"The condition is ignored: {change}, {floor}."
+        if self.verdict == "unused":
+            return f"The condition changes the output, but to no advantage: {change}, yet {self._no_worse()}."
+        return f"The condition is heard: {change}{self._harm()}.{self._wording()}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values: all numbers and the verdict."""
+        return asdict(self) | {"verdict": self.verdict, "words": self.words}
+
+    def __str__(self) -> str:
+        """Show the verdict, a table of all numbers with 95 % intervals, and what they mean."""
+        rows = [("condition", "output changes by", "loss", "success", "n")]
+        n = self.effects["repeat"].output.n
+        rows.append(("as it is", "", _shown(self.loss), _shown(self.success), str(n)))
+        for name, effect in self.effects.items():
+            cells = (str(effect.output), _shown(effect.loss, "+"), _shown(effect.success, "+"))
+            rows.append((name, *cells, str(effect.output.n)))
+        kept = [i for i in range(5) if any(row[i] for row in rows[1:])]
+        widths = {i: max(len(row[i]) for row in rows) for i in kept}
+        lines = ["  ".join(row[i].ljust(widths[i]) for i in kept).rstrip() for row in rows]
+        legend = "output: 1 is the difference between two samples; loss, success: change; [95 % intervals]"
+        return "\n".join([self.words, "", *lines, "", legend, *self.notes])
+
+    def _no_worse(self) -> str:
+        swap = self.effects["swap"]
+        if swap.loss is not None and swap.loss.high < 0:
+            return "the loss falls with another sample's condition: are conditions and samples out of step?"
+        parts = [("the loss does not rise", swap.loss), ("the success does not fall", swap.success)]
+        return " and ".join(f"{text} ({found})" for text, found in parts if found is not None)
+
+    def _harm(self) -> str:
+        swap = self.effects["swap"]
+        parts = [("the loss rises by", swap.loss, 1), ("the success falls by", swap.success, -1)]
+        shown = [f"{text} {sign * found.value:.3g}" for text, found, sign in parts if found is not None]
+        return f", {' and '.join(shown)}" if shown else ""
+
+    def _wording(self) -> str:
+        if "paraphrase" not in self.effects:
+            return ""
+        share = self.effects["paraphrase"].output.value / self.effects["swap"].output.value
+        return f" Other words for the same condition change {share:.0%} of what another condition does."
+
+
+def heard(
+    model: Callable[..., Any],
+    batches: Iterable[Sequence[Any]],
+    *,
+    loss: Score | None = None,
+    success: Score | None = None,
+    blank: Callable[[Any], Any] | None = None,
+    paraphrase: Paraphrase | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Hearing:
+    """Measure what conditions do: exchange them between samples, blank them, say them in other words.
+
+    Every sample keeps its x and its target, and gets another sample's condition, always a different one. A
+    network that listens gives another output and a worse loss; one that ignores the condition does not.
+
+        change = sqrt(mean_i |y(x_i, c_p(i)) - y(x_i, c_i)|^2 / mean_i |y(x_i, c_i) - y(x_j, c_j)|^2)
+
+    Every call starts from the same random state, so dropout or sampling noise is the same on both sides; what
+    is left (a simulator's own chance) is measured by the row "repeat". A module is measured as
+    it predicts, in eval mode and without gradients, and gets its own modes back.
+
+    Args:
+        model: called as `model(x, cond=condition)`; any function may stand here, also one that rolls out
+            episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
+        batches: of (x, condition) or (x, condition, target). A condition is a tensor, a list of strings, or
+            any structure of them (tokens and mask, a dict), with one row per sample.
+        loss: loss(output, target) -> [B], one number per sample (reduction="none").
+        success: success(output, target) -> [B], true or false or 0..1.
+        blank: condition -> an empty one. Without it, floating-point conditions become zero, words become "",
+            and conditions of integers are not blanked.
+        paraphrase: condition -> the same in other words; or a dict of texts; or a pair of conditions,
+            row i of the second saying the same as row i of the first.
+        resamples: how many bootstrap resamples make the intervals.
+        seed: of the exchanges, the resamples, and each call.
+
+    Raises:
+        ValueError: for no batches; no batch with two different conditions; outputs, losses or successes
+            without one row per sample, or not finite; a loss without targets.
+
+    Example:
+        >>> x, z = torch.rand(5, 3), torch.rand(5, 3)
+        >>> heard(lambda x, cond: x * cond, [(x, z)]).verdict
+        'heard'
+    """
+    rng = np.random.default_rng(seed)
+    tally = _Tally(loss, success)
+    with _predicting(model), torch.no_grad():
+        for number, batch in enumerate(batches):
+            for change in _changes(model, batch, rng, seed + number, (blank, paraphrase)):
+                tally.add(*change)
+    if "swap" not in tally.found:
+        raise ValueError(_nothing_to_swap(tally.found))
+    effects = {name: tally.effect(name, rng, resamples) for name in tally.found}
+    samples, swapped = effects["repeat"].output.n, effects["swap"].output.n
+    notes = []
+    if "blank" not in effects:
+        notes.append("blank: not measured, since a class has no zero; give blank=.")
+    if swapped < samples:
+        notes.append(f"swap: {samples - swapped} of {samples} samples had no different condition to go to.")
+    before = [tally.before(name, rng, resamples) for name in ("loss", "success")]
+    return Hearing(effects, before[0], before[1], samples - swapped, tuple(notes))
+
+
+def _changes(
+    model: Callable[..., Any],
+    batch: Sequence[Any],
+    rng: np.random.Generator,
+    seed: int,
+    given: tuple[Callable[[Any], Any] | None, Paraphrase | None],
+) -> Iterator[tuple[str, Any, Any, Any, Flags]]:
+    """Yield (name, output, changed output, target, which samples count) for each change of a batch."""
+    x, condition, target = _parts(batch)
+    blank, paraphrase = given
+    said = keys(condition)
+    everyone = np.ones(len(said), dtype=bool)
+
+    def run(with_condition: Any) -> Any:
+        with _seeded(seed):
+            return model(x, cond=with_condition)
+
+    right = run(condition)
+    yield "repeat", right, run(condition), target, everyone
+    order = derange(said, rng)
+    moved = order != np.arange(len(said))
+    if moved.any():
+        yield "swap", right, run(take(condition, order)), target, moved
+    empty = blank(condition) if blank else blanked(condition)
+    if blank or empty is not None:
+        yield "blank", right, run(empty), target, everyone
+    if paraphrase is not None:
+        other, known = reworded(condition, paraphrase)
+        if known.any():
+            yield "paraphrase", right, run(other), target, known
+
+
+class _Tally:
+    """Distances, losses and successes of every sample, for each change of the conditions."""
+
+    def __init__(self, loss: Score | None, success: Score | None) -> None:
+        self.scores = {
+            name: score for name, score in (("loss", loss), ("success", success)) if score is not None
+        }
+        self.found: dict[str, list[dict[str, Numbers]]] = {}
+
+    def add(self, name: str, right: Any, changed: Any, target: Any, kept: Flags) -> None:
+        """Take in one batch's outputs, with the right and with the changed conditions."""
+        first, second = _columns(right, len(kept)), _columns(changed, len(kept))
+        order = np.roll(np.arange(len(kept)), 1)
+        found = {
+            "moved": np.stack([_distance(a, b) for a, b in zip(first, second, strict=True)], axis=1),
+            "apart": np.stack([_distance(a, take(a, order)) for a in first], axis=1),
+        }
+        for score, function in self.scores.items():
+            if target is None:
+                raise ValueError(
+                    f"heard: {score} needs a target, got a batch of (x, condition).\n"
+                    f"Give (x, condition, target)."
+                )
+            before, after = (_scored(score, function, y, target, len(kept)) for y in (right, changed))
+            found |= {f"{score} before": before, score: after - before}
+        rows = {key: values[kept] for key, values in found.items()}
+        self.found.setdefault(name, []).append(rows)
+
+    def effect(self, name: str, rng: np.random.Generator, resamples: int) -> Effect:
+        """Return the estimates of one change."""
+        moved, apart = self._all(name, "moved"), self._all(name, "apart")
+
+        def change(rows: Any) -> float:
+            pairs = zip(moved[rows].mean(axis=0), apart[rows].mean(axis=0), strict=True)
+            return float(np.mean([_ratio(*pair) for pair in pairs]))
+
+        means = [self._mean(name, score, rng, resamples) for score in ("loss", "success")]
+        return Effect(_estimate(change, len(moved), rng, resamples), means[0], means[1])
+
+    def before(self, score: str, rng: np.random.Generator, resamples: int) -> Estimate | None:
+        """Return the mean of a score with the right conditions."""
+        return self._mean("repeat", f"{score} before", rng, resamples)
+
+    def _mean(self, name: str, key: str, rng: np.random.Generator, resamples: int) -> Estimate | None:
+        if key not in self.found[name][0]:
+            return None
+        values = self._all(name, key)
+        return _estimate(lambda rows: float(values[rows].mean()), len(values), rng, resamples)
+
+    def _all(self, name: str, key: str) -> Numbers:
+        return np.concatenate([batch[key] for batch in self.found[name]])
+
+
+def _parts(batch: Sequence[Any]) -> tuple[Any, Any, Any]:
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise ValueError(
+            f"heard: expected batches of (x, condition) or (x, condition, target), "
+            f"got a {type(batch).__name__}{size}.\n"
+            f"Give a list of batches, also for a single one: [(x, condition)]."
+        )
+    return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+
+
+def _nothing_to_swap(found: Mapping[str, object]) -> str:
+    if not found:
+        return "heard: expected at least one batch, got none.\nAn iterator that was used before is empty."
+    return (
+        "heard: expected a batch with two different conditions, got none.\n"
+        "Shuffle the samples, or make the batches larger: conditions are exchanged within a batch."
+    )
+
+
+@contextmanager
+def _predicting(model: Callable[..., Any]) -> Iterator[None]:
+    """Put a module and all below into eval mode, and give each its own mode back."""
+    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _columns(output: Any, count: int) -> list[Any]:
+    """Return the parts of an output that have one row per sample."""
+    found = columns(output)
+    shapes = [(len(column),) if is_words(column) else tuple(column.shape) for column in found]
+    if not found or any(shape[0] != count for shape in shapes):
+        raise ValueError(
+            f"heard: expected outputs with one row for each of {count} samples, got shapes {shapes}.\n"
+            f"Wrap the model in a function that returns what counts, batch first."
+        )
+    return found
+
+
+def _distance(first: Any, second: Any) -> Numbers:
+    """Return the squared distance of each row; integers, booleans and words are equal (0) or not (1)."""
+    if is_words(first):
+        return np.array([float(a != b) for a, b in zip(first, second, strict=True)])
+    a, b = (torch.as_tensor(value).detach().cpu() for value in (first, second))
+    if a.shape != b.shape:
+        raise ValueError(
+            f"heard: expected outputs of one shape whatever the condition, got {tuple(a.shape)} and "
+            f"{tuple(b.shape)}.\nReturn texts as a list of strings, or pad to one length."
+        )
+    if not a.is_floating_point():
+        return (a != b).reshape(len(a), -1).double().mean(dim=1).numpy()
+    found = (a.double() - b.double()).square().reshape(len(a), -1).mean(dim=1).numpy()
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"heard: expected finite outputs, got {int((~np.isfinite(found)).sum())} of {len(found)} "
+            f"samples with NaN or infinity.\nFind them with torch.isfinite(output) first."
+        )
+    return found
+
+
+def _scored(name: str, function: Score, output: Any, target: Any, count: int) -> Numbers:
+    values = torch.as_tensor(function(output, target)).detach().cpu().double()
+    per_sample = values.ndim > 0 and len(values) == count
+    if not per_sample or not values.isfinite().all():
+        raise ValueError(
+            f"heard: expected {name} to give a finite number for each of {count} samples, "
+            f"got {'NaN or infinity' if per_sample else f'shape {tuple(values.shape)}'}.\n"
+            f'Losses of torch give one per sample with reduction="none".'
+        )
+    return values.reshape(count, -1).mean(dim=1).numpy()
+
+
+def _ratio(moved: float, apart: float) -> float:
+    if apart == 0:
+        return 0.0 if moved == 0 else math.inf
+    return math.sqrt(moved / apart)
+
+
+def _estimate(
+    statistic: Callable[[Any], float], n: int, rng: np.random.Generator, resamples: int
+) -> Estimate:
+    drawn = [statistic(rng.integers(0, n, n)) for _ in range(resamples)]
+    low, high = np.percentile(drawn, [2.5, 97.5], method="nearest").tolist()
+    return Estimate(statistic(slice(None)), low, high, n)
+
+
+def _shown(found: Estimate | None, sign: str = "") -> str:
+    if found is None:
+        return ""
+    return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"

@@ -1,0 +1,338 @@
+"""The counterfactual score on functions whose hearing is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import oracles
+from torchfilm.counterfactual import blanked, derange, keys, reworded, take
+from torchfilm.heard import heard
+
+
+def batches(count: int = 3, size: int = 11) -> list:
+    made = []
+    for _ in range(count):
+        x, z = torch.randn(size, 5), torch.randn(size, 7)
+        made.append((x, z, x.sum(1) + z.sum(1)))
+    return made
+
+
+def listens(x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    return x.sum(1) + cond.sum(1)
+
+
+def deaf(x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    return x.sum(1)
+
+
+def squared(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (output - target).square()
+
+
+def test_a_network_that_uses_its_condition_is_heard():
+    found = heard(listens, batches(), loss=squared, success=lambda y, t: (y - t).abs() < 0.1)
+    assert found.verdict == "heard"
+    assert found.loss is not None
+    assert found.loss.value == 0
+    assert found.success is not None
+    assert found.success.value == 1
+    swap = found.effects["swap"]
+    assert swap.loss.low > 1
+    assert swap.success.high < -0.5
+    assert found.words.startswith("The condition is heard: swapping it changes the output by")
+    assert "the loss rises by" in found.words
+    assert "the success falls by" in found.words
+
+
+def test_a_network_that_does_not_use_its_condition_ignores_it():
+    found = heard(deaf, batches(), loss=squared)
+    assert found.verdict == "ignored"
+    assert [effect.output.value for effect in found.effects.values()] == [0, 0, 0]
+    assert "The condition is ignored" in str(found)
+    assert "less than 0.01" in str(found)
+
+
+def test_a_change_of_the_output_that_serves_no_purpose_is_unused():
+    found = heard(
+        lambda x, cond: x.sum(1) + 10 * cond[:, 0], [(x, z, x.sum(1)) for x, z, _ in batches()], loss=squared
+    )
+    assert found.verdict == "unused"
+    assert "to no advantage" in found.words
+    assert "the loss does not rise" in found.words
+
+
+def test_conditions_out_of_step_with_their_samples_are_pointed_out():
+    def crossed(x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        return x.sum(1) - 3 * cond.sum(1)
+
+    z = torch.cat([torch.full((6, 1), 1.0), torch.full((6, 1), -1.0)])
+    x = torch.randn(12, 5)
+    found = heard(crossed, [(x, z, x.sum(1) + z.sum(1))], loss=squared)
+    assert found.verdict == "unused"
+    assert "are conditions and samples out of step?" in found.words
+
+
+def test_the_change_of_the_output_is_what_a_loop_over_samples_finds():
+    x, z, _ = batches(1)[0]
+    found = heard(listens, [(x, z)], seed=3)
+    order = derange(keys(z), np.random.default_rng(3))
+    before, after = listens(x, z).double().numpy(), listens(x, z[order]).double().numpy()
+    expected = oracles.relative_change(before, after)
+    assert found.effects["swap"].output.value == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_output_that_is_nothing_but_the_condition_changes_by_as_much_as_samples_differ():
+    found = heard(lambda x, cond: cond, batches(20, 13))
+    assert found.effects["swap"].output.value == pytest.approx(1, abs=0.1)
+    assert found.effects["swap"].output.low < 1 < found.effects["swap"].output.high
+
+
+def test_noise_of_torch_is_the_same_on_both_sides():
+    class Noisy(nn.Module):
+        def forward(self, x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+            return x + torch.randn_like(x)
+
+    found = heard(Noisy(), batches())
+    assert found.verdict == "ignored"
+    assert found.effects["repeat"].output.value == 0
+
+
+def test_what_a_repetition_changes_as_well_is_not_put_down_to_the_condition():
+    outside = np.random.default_rng(0)
+
+    def noisy(x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_numpy(outside.normal(size=tuple(x.shape))).float()
+
+    found = heard(noisy, batches())
+    assert found.verdict == "ignored"
+    assert found.effects["repeat"].output.value > 0.5
+    assert "no more than a repetition" in found.words
+
+
+def test_a_module_predicts_while_it_is_measured_and_keeps_its_modes_also_after_an_exception():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.norm = nn.Dropout(), nn.BatchNorm1d(5).eval()
+
+        def forward(self, x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+            assert not self.drop.training
+            assert not torch.is_grad_enabled()
+            return self.drop(self.norm(x)) + cond[:, :5]
+
+    net, data = Net(), batches()
+    assert heard(net, data).verdict == "heard"
+    assert (net.training, net.drop.training, net.norm.training) == (True, True, False)
+    net.forward = None
+    with pytest.raises(TypeError):
+        heard(net, data)
+    assert net.drop.training
+
+
+def test_the_random_state_is_left_as_it_was():
+    data, state = batches(), torch.get_rng_state()
+    heard(listens, data)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("groups", ["abcde", "aabbc", "aabb", "ab", "aaabbb", "abcabcabcde"])
+def test_a_swap_gives_every_sample_a_different_condition(groups: str):
+    for seed in range(20):
+        order = derange(groups, np.random.default_rng(seed))
+        assert sorted(order) == list(range(len(groups)))
+        assert all(groups[i] != groups[j] for i, j in enumerate(order))
+
+
+def test_where_one_condition_has_the_majority_as_many_as_possible_are_swapped():
+    for seed in range(20):
+        order = derange("aaaaabc", np.random.default_rng(seed))
+        assert sorted(order) == list(range(7))
+        moved = [(i, j) for i, j in enumerate(order) if i != j]
+        assert len(moved) == 4
+        assert all("aaaaabc"[i] != "aaaaabc"[j] for i, j in moved)
+    assert derange("aaa", np.random.default_rng(0)).tolist() == [0, 1, 2]
+
+
+def test_samples_without_a_different_condition_are_left_out_and_counted():
+    x, z = torch.randn(5, 3), torch.tensor([[1.0], [1.0], [1.0], [1.0], [2.0]])
+    found = heard(lambda x, cond: cond, [(x, z), (x, torch.ones(5, 1))])
+    assert (found.left_out, found.effects["swap"].output.n, found.effects["repeat"].output.n) == (8, 2, 10)
+    assert "8 of 10 samples had no different condition" in str(found)
+
+
+def test_swaps_differ_between_seeds_and_agree_within_one():
+    first, again, other = (heard(listens, batches_of(5), seed=seed).effects for seed in (1, 1, 2))
+    assert first == again
+    assert first["swap"] != other["swap"]
+
+
+def batches_of(seed: int) -> list:
+    torch.manual_seed(seed)
+    return batches()
+
+
+def test_what_padding_holds_makes_no_condition_different():
+    tokens = torch.zeros(3, 2, 5)
+    tokens[:, 0], tokens[0, 1] = 1, 9
+    mask = torch.tensor([[True, False], [True, False], [True, True]])
+    first, second, third = keys((tokens, mask))
+    assert first == second != third
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        torch.tensor([3, 1, 3, 2]),
+        (torch.randn(4, 2, 5), torch.tensor([[True, False]] * 4)),
+        {"say": ["up", "down", "up", "left"], "at": torch.arange(4.0), "scale": 2.0, "none": None},
+        ["up", "down", "up", "left"],
+        np.arange(12.0).reshape(4, 3),
+        torch.randn(4, 3, dtype=torch.bfloat16),
+    ],
+    ids=["classes", "tokens and mask", "dict", "texts", "array", "bfloat16"],
+)
+def test_every_structure_of_conditions_is_swapped_by_rows(condition: object):
+    seen = []
+
+    def model(x: torch.Tensor, cond: object) -> torch.Tensor:
+        seen.append(keys(cond))
+        return x
+
+    heard(model, [(torch.randn(4, 3), condition)], resamples=2)
+    right, again, swapped = seen[:3]
+    assert right == again == keys(condition)
+    assert sorted(swapped) == sorted(right)
+    assert all(a != b for a, b in zip(right, swapped, strict=True))
+
+
+def test_a_blank_is_zero_or_no_words_and_what_has_no_zero_is_left_alone():
+    mask = torch.tensor([[True, False], [True, True]])
+    zeros, kept = blanked((torch.randn(2, 2, 5), mask))
+    assert not zeros.any()
+    assert kept is mask
+    assert blanked({"say": ["up", "down"], "none": None}) == {"say": ["", ""], "none": None}
+    assert blanked(torch.tensor([1, 2])) is None
+    x = torch.randn(2, 3)
+    found = heard(lambda x, cond: x, [(x, torch.tensor([1, 2]))])
+    assert "blank" not in found.effects
+    assert "a class has no zero" in str(found)
+
+
+def test_a_blank_of_ones_own_may_also_be_no_condition_at_all():
+    def model(x: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
+        return x if cond is None else x + cond[:, None]
+
+    found = heard(model, [(torch.randn(2, 3), torch.tensor([1, 2]))], blank=lambda condition: None)
+    assert found.effects["blank"].output.value > 0
+
+
+def length(x: torch.Tensor, cond: list[str]) -> torch.Tensor:
+    return x[:, 0] + torch.tensor([float(len(text)) for text in cond])
+
+
+def test_a_paraphrase_is_a_function_or_a_dict_or_a_pair_of_conditions():
+    texts, x = ["go", "stop", "left"], torch.randn(3, 2)
+    other = {"go": "on", "stop": "cease"}
+    by_dict = heard(length, [(x, texts)], paraphrase=other).effects["paraphrase"]
+    by_pair = heard(length, [(x, texts)], paraphrase=(["go", "stop"], ["on", "cease"])).effects["paraphrase"]
+    assert by_dict == by_pair
+    assert by_dict.output.n == 2
+    function = heard(length, [(x, texts)], paraphrase=lambda words: [w[::-1] for w in words])
+    assert function.effects["paraphrase"].output.value == 0
+    assert "Other words for the same condition change 0%" in function.words
+
+
+def test_rows_without_a_paraphrase_are_told_apart():
+    other, known = reworded(torch.tensor([[1.0], [2.0]]), (torch.tensor([[2.0]]), torch.tensor([[5.0]])))
+    assert known.tolist() == [False, True]
+    assert other[1] == 5
+
+
+def test_outputs_may_be_words_classes_or_several_things():
+    def says(x: torch.Tensor, cond: torch.Tensor) -> dict:
+        return {"text": [str(c) for c in cond.tolist()], "class": cond, "level": x, "loss": x.sum()}
+
+    x, z = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
+    found = heard(says, [(x, z)], blank=torch.zeros_like).effects["swap"].output
+    assert found.value == pytest.approx(2 / 3)
+
+
+def test_an_output_that_never_differs_naturally_can_still_change_without_bound():
+    x = torch.tensor([[0.0], [1.0]])
+    found = heard(lambda x, cond: (x + cond) % 2, [(x, x)])
+    assert math.isinf(found.effects["swap"].output.value)
+    assert found.verdict == "heard"
+
+
+def test_the_interval_covers_the_truth_about_95_times_in_100():
+    hits = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        x, z = torch.randn(30, 1), torch.rand(30, 1)
+        found = heard(
+            lambda x, cond: cond, [(x, z, z[:, 0])], loss=lambda y, t: (y[:, 0] - t).abs(), resamples=100
+        )
+        swap = found.effects["swap"].loss
+        hits += swap.low <= 1 / 3 <= swap.high
+    assert 33 <= hits <= 40
+
+
+def test_all_numbers_come_as_plain_values():
+    found = heard(listens, batches(), loss=squared).to_json()
+    assert found["verdict"] == "heard"
+    assert set(found["effects"]["swap"]["loss"]) == {"value", "low", "high", "n"}
+    assert found["success"] is None
+
+
+def test_the_report_is_a_table_with_a_line_for_each_change():
+    text = str(heard(listens, batches(), loss=squared))
+    names = [line.split("  ")[0] for line in text.splitlines()[2:7]]
+    assert names == ["condition", "as it is", "repeat", "swap", "blank"]
+    assert "success" not in text.splitlines()[2]
+
+
+REFUSED = [
+    ([], {}, "expected at least one batch, got none"),
+    ([(torch.ones(3, 2), torch.ones(3, 2))], {}, "two different conditions, got none"),
+    ([(torch.ones(3, 2), torch.rand(3, 2))], {"loss": squared}, "loss needs a target"),
+    (torch.rand(2, 3), {}, r"got a Tensor"),
+    ([(torch.ones(3, 2),)], {}, r"got a tuple of 1"),
+    ([(torch.ones(3, 2), 5)], {}, r"one row per sample in every part, got no rows"),
+    ([(torch.ones(3, 2), {"a": torch.ones(3), "b": ["x"]})], {}, r"got \[1, 3\] rows"),
+]
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(("given", "options", "message"), REFUSED)
+def test_batches_that_cannot_be_measured_are_refused(given: object, options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        heard(lambda x, cond: x, given, **options)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (lambda x, cond: x.sum(), {}, r"outputs with one row for each of 3 samples, got shapes \[\]"),
+        (lambda x, cond: x[:2], {}, r"got shapes \[\(2, 2\)\]"),
+        (lambda x, cond: x / 0, {}, "got 3 of 3 samples with NaN or infinity"),
+        (lambda x, cond: x, {"loss": lambda y, t: y.sum()}, r"for each of 3 samples, got shape \(\)"),
+        (lambda x, cond: x, {"success": lambda y, t: t * math.nan}, "got NaN or infinity"),
+        (lambda x, cond: x[:, : 1 + int(cond[0] == 0)], {}, "one shape whatever the condition"),
+        (lambda x, cond: x, {"paraphrase": (torch.ones(2), torch.ones(1))}, "got 1 for 2"),
+    ],
+)
+def test_outputs_and_scores_that_cannot_be_compared_are_refused(model, options: dict, message: str):
+    batch = (torch.rand(3, 2), torch.tensor([0.0, 1.0, 2.0]), torch.rand(3))
+    with pytest.raises(ValueError, match=message):
+        heard(model, [batch], **options)
+
+
+def test_taking_rows_keeps_the_kind_of_every_part():
+    taken = take((["a", "b"], np.arange(2), torch.arange(2), None), np.array([1, 1]))
+    assert taken[0] == ["b", "b"]
+    assert taken[1].tolist() == taken[2].tolist() == [1, 1]
+    assert taken[3] is None
