@@ -56,9 +56,48 @@ def sentence(batch: int) -> tuple[Tensor, Tensor]:
     return torch.randn(batch, TIME, COND), mask
 
 
-def plain_norm(x: Tensor) -> Tensor:
-    """Return [B, C, H, W] features normalised over the batch, by torch's own layer."""
-    return nn.BatchNorm2d(CHANNELS, affine=False, dtype=torch.promote_types(x.dtype, torch.float32))(x)
+def sequence(batch: int) -> Tensor:
+    """Return [B, C, T] features."""
+    return torch.randn(batch, CHANNELS, TIME)
+
+
+def volume(batch: int) -> Tensor:
+    """Return [B, C, D, H, W] features."""
+    return torch.randn(batch, CHANNELS, 5, 4, 2)
+
+
+def per_token(batch: int) -> Tensor:
+    """Return a condition for each token."""
+    return torch.randn(batch, TIME, COND)
+
+
+def normed(kind: type[nn.Module], *sizes: int, **options: bool) -> Callable[[Tensor], Tensor]:
+    """Return what torch's own norm without an affine computes."""
+    return lambda x: kind(*sizes, **options, dtype=torch.promote_types(x.dtype, torch.float32))(x)
+
+
+NORMS = (
+    ("ConditionalBatchNorm1d", tf.ConditionalBatchNorm1d, sequence, 1, nn.BatchNorm1d),
+    ("ConditionalBatchNorm2d", tf.ConditionalBatchNorm2d, image, 1, nn.BatchNorm2d),
+    ("ConditionalBatchNorm3d", tf.ConditionalBatchNorm3d, volume, 1, nn.BatchNorm3d),
+    ("ConditionalInstanceNorm1d", tf.ConditionalInstanceNorm1d, sequence, 1, nn.InstanceNorm1d),
+    ("ConditionalInstanceNorm2d", tf.ConditionalInstanceNorm2d, image, 1, nn.InstanceNorm2d),
+    ("ConditionalInstanceNorm3d", tf.ConditionalInstanceNorm3d, volume, 1, nn.InstanceNorm3d),
+    ("ConditionalLayerNorm", tf.ConditionalLayerNorm, tokens, -1, nn.LayerNorm),
+    ("ConditionalRMSNorm", tf.ConditionalRMSNorm, tokens, -1, nn.RMSNorm),
+)
+
+
+def norm_case(name: str, kind: type, features: Callable, dim: int, plain: type) -> Case:
+    """Return the case of a conditional norm, which starts as torch's norm without an affine."""
+    option = "elementwise_affine" if dim == -1 else "affine"
+    return Case(
+        name,
+        lambda: kind(CHANNELS, COND),
+        lambda b: (features(b), vector(b)),
+        dim,
+        normed(plain, CHANNELS, **{option: False}),
+    )
 
 
 CASES = (
@@ -74,12 +113,34 @@ CASES = (
         "DenseFiLM", lambda: tf.DenseFiLM(CHANNELS, COND), lambda b: (tokens(b), vector(b)), -1, lambda x: x
     ),
     Case(
-        "ConditionalBatchNorm2d",
-        lambda: tf.ConditionalBatchNorm2d(CHANNELS, COND),
+        "FiLM/gate one",
+        lambda: tf.FiLM(CHANNELS, COND, gate="one"),
         lambda b: (image(b), vector(b)),
         1,
-        plain_norm,
+        lambda x: x,
     ),
+    Case(
+        "FiLM/gate zero",
+        lambda: tf.FiLM(CHANNELS, COND, gate="zero"),
+        lambda b: (image(b), vector(b)),
+    ),
+    *[norm_case(*entry) for entry in NORMS],
+    Case(
+        "ConditionalLayerNorm/per token",
+        lambda: tf.ConditionalLayerNorm(CHANNELS, COND),
+        lambda b: (tokens(b), per_token(b)),
+        -1,
+        normed(nn.LayerNorm, CHANNELS, elementwise_affine=False),
+    ),
+    Case(
+        "ConditionalGroupNorm",
+        lambda: tf.ConditionalGroupNorm(1, CHANNELS, COND),
+        lambda b: (image(b), vector(b)),
+        1,
+        normed(nn.GroupNorm, 1, CHANNELS),  # torch rounds it otherwise where it has no affine
+    ),
+    Case("AdaLNZero", lambda: tf.AdaLNZero(CHANNELS, COND), lambda b: (tokens(b), vector(b))),
+    Case("AdaRMSNorm", lambda: tf.AdaRMSNorm(CHANNELS, COND), lambda b: (tokens(b), per_token(b))),
     Case("Generator", lambda: tf.Generator(COND, {"a": CHANNELS, "b": 5}), lambda b: (vector(b),)),
     Case("Vector", lambda: tf.Vector(COND), lambda b: (vector(b),)),
     Case("Classes", lambda: tf.Classes(CLASSES, COND), lambda b: (torch.randperm(CLASSES)[:b],)),

@@ -1,4 +1,4 @@
-"""FiLM, DenseFiLM and the conditional norm against loops over single numbers."""
+"""FiLM and DenseFiLM against loops over single numbers; their gates, rows and names."""
 
 import pytest
 import torch
@@ -45,67 +45,80 @@ def test_dense_film_scales_and_shifts_by_a_linear_map_of_mish():
     torch.testing.assert_close(layer(x, z), torch.from_numpy(oracles.film(x.numpy(), gamma, beta, -1)))
 
 
-def test_the_conditional_norm_modulates_normalised_features():
-    layer = randomise(tf.ConditionalBatchNorm2d(3, 7, eps=0.01)).double()
-    x, z = 4 + 3 * torch.randn(2, 3, 5, 4).double(), torch.randn(2, 7).double()
-    ((gamma, beta),) = oracles.paper_generator(z.numpy(), *arrays(layer), channels=[3])
-    expected = oracles.film(oracles.batch_norm(x.numpy(), eps=0.01), gamma, beta, 1)
-    torch.testing.assert_close(layer(x, z), torch.from_numpy(expected))
-
-
-def pretrained_norm() -> nn.BatchNorm2d:
-    norm = randomise(nn.BatchNorm2d(3, eps=0.01, momentum=0.3))
-    norm(2 + torch.randn(11, 3, 5, 4))
-    return norm
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_conditioned_pretrained_norm_starts_as_it_was_to_the_bit(training: bool):
-    norm, x, z = pretrained_norm().train(training), torch.randn(2, 3, 5, 4), torch.randn(2, 7)
-    other = pretrained_norm().train(training)
-    other.load_state_dict(norm.state_dict())
-    layer = tf.ConditionalBatchNorm2d.from_norm(norm, cond_dim=7)
-    assert layer.training == training
-    assert layer.norm is norm
-    assert torch.equal(layer(x, z), other(x))
-    assert torch.equal(norm.running_var, other.running_var)
-
-
-def test_the_condition_of_a_pretrained_norm_acts_on_its_affine_output():
-    norm, x = pretrained_norm().eval(), torch.randn(2, 3, 5, 4)
-    layer = tf.ConditionalBatchNorm2d.from_norm(norm, cond_dim=7)
-    y = layer(x, modulation=tf.Modulation(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([5.0, 0.0, -1.0])))
-    torch.testing.assert_close(y[:, 0], torch.full((2, 5, 4), 5.0))
-    torch.testing.assert_close(y[:, 1], norm(x)[:, 1])
-    torch.testing.assert_close(y[:, 2], 2 * norm(x)[:, 2] - 1)
-
-
-@pytest.mark.plain
-def test_only_a_batch_norm_can_be_conditioned_as_one():
-    with pytest.raises(ValueError, match=r"expected nn.BatchNorm2d, got GroupNorm"):
-        tf.ConditionalBatchNorm2d.from_norm(nn.GroupNorm(1, 3), cond_dim=7)
-
-
-def test_converting_to_a_synchronised_norm_keeps_the_condition():
-    layer = nn.SyncBatchNorm.convert_sync_batchnorm(tf.ConditionalBatchNorm2d(3, 7))
-    assert isinstance(layer, tf.ConditionalBatchNorm2d)
-    assert isinstance(layer.norm, nn.SyncBatchNorm)
-
-
 def test_the_layers_keep_a_plain_layout_of_names_in_the_state_dict():
     assert set(tf.FiLM(3, 7).state_dict()) == {"head.weight", "head.bias"}
     assert set(tf.DenseFiLM(3, 7).state_dict()) == {"film.head.weight", "film.head.bias"}
-    statistics = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
-    names = {"film.head.weight", "film.head.bias"} | statistics
-    assert set(tf.ConditionalBatchNorm2d(3, 7).state_dict()) == names
-    assert set(tf.ConditionalBatchNorm2d(3, 7, affine=True).state_dict()) == names | {
-        "norm.weight",
-        "norm.bias",
-    }
 
 
 def test_the_head_is_no_linear_layer_for_the_hooks_of_others():
     assert not isinstance(Head(7, 6), nn.Linear)
+
+
+def test_a_gate_scales_what_film_gives():
+    layer = randomise(tf.FiLM(3, 7, gate="one")).double()
+    x, z = torch.randn(2, 3, 5, 4).double(), torch.randn(2, 7).double()
+    raw = torch.from_numpy(oracles.linear(z.numpy(), *arrays(layer)))
+    gamma, beta, gate = 1 + raw[:, :3], raw[:, 3:6], 1 + raw[:, 6:]
+    expected = torch.from_numpy(oracles.film(x.numpy(), gamma.numpy(), beta.numpy(), 1))
+    torch.testing.assert_close(layer(x, z), gate[..., None, None] * expected)
+    assert layer.gate == "one"
+    assert "gate='one'" in repr(layer)
+
+
+def test_a_gate_of_zero_starts_closed_and_one_starts_open():
+    x, z = torch.randn(2, 3, 5), torch.randn(2, 7)
+    assert torch.equal(tf.FiLM(3, 7, gate="zero")(x, z), torch.zeros_like(x))
+    assert torch.equal(tf.FiLM(3, 7, gate="one")(x, z), x)
+    dense = tf.DenseFiLM(5, 7, gate="zero")
+    assert torch.equal(dense(x, z), torch.zeros_like(x))
+    assert torch.equal(tf.FiLM(3, 7, gate="zero").modulation(z).gate, torch.zeros(2, 3))
+
+
+def test_a_gate_of_a_ready_modulation_is_not_lost():
+    m = tf.Modulation(torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 3))
+    x, layer = torch.randn(2, 3, 5), tf.FiLM(3, 7)
+    expected = m.gate[..., None] * layer(x, modulation=m.replace(gate=None))
+    torch.testing.assert_close(layer(x, modulation=m), expected)
+
+
+@pytest.mark.plain
+def test_another_start_of_the_gate_is_refused():
+    with pytest.raises(ValueError, match=r"gate expected None, 'zero' or 'one', got 'half'[\s\S]*pretrained"):
+        tf.FiLM(3, 7, gate="half")
+
+
+def test_each_node_of_a_graph_listens_to_its_graph():
+    layer = randomise(tf.FiLM(3, 7))
+    nodes, z, graph = torch.randn(5, 3), torch.randn(2, 7), torch.tensor([1, 0, 0, 1, 1])
+    each = torch.stack([layer(nodes[i : i + 1], z[graph[i] : graph[i] + 1])[0] for i in range(5)])
+    torch.testing.assert_close(layer(nodes, z, rows=graph), each)
+    torch.testing.assert_close(layer(nodes, z, rows=graph.int()), each)
+    assert torch.equal(layer(nodes, modulation=layer.modulation(z), rows=graph), layer(nodes, z, rows=graph))
+
+
+def test_nodes_in_another_order_listen_to_the_same_graphs():
+    layer, order = randomise(tf.FiLM(3, 7)), torch.tensor([4, 2, 0, 1, 3])
+    nodes, z, graph = torch.randn(5, 3), torch.randn(2, 7), torch.tensor([1, 0, 0, 1, 1])
+    moved = layer(nodes[order], z, rows=graph[order])
+    torch.testing.assert_close(moved, layer(nodes, z, rows=graph)[order])
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    "rows", [torch.tensor([0, 1]), torch.zeros(5), torch.zeros(5, 1, dtype=torch.int64)], ids=str
+)
+def test_rows_that_do_not_fit_are_refused(rows: torch.Tensor):
+    with pytest.raises(ValueError, match=r"rows as int64 or int32 numbers, one for each of the 5 rows of x"):
+        tf.FiLM(3, 7)(torch.randn(5, 3), torch.randn(2, 7), rows=rows)
+    with pytest.raises(IndexError, match="out of"):
+        tf.FiLM(3, 7)(torch.randn(1, 3), torch.randn(2, 7), rows=torch.tensor([2]))
+
+
+def test_the_start_returns_on_request():
+    layers = [tf.FiLM(3, 7, gate="zero"), tf.DenseFiLM(3, 7)]
+    for layer in layers:
+        randomise(layer).reset_parameters()
+        assert all(not parameter.any() for parameter in layer.parameters())
 
 
 @pytest.mark.plain

@@ -24,6 +24,7 @@ def film(
     beta: Float[Tensor, "*beta"],
     dim: int = 1,
     *,
+    gate: Float[Tensor, "*gate"] | None = None,
     modulation_dim: int | None = None,
     site: str = "",
 ) -> Float[Tensor, "*shape"]:
@@ -40,6 +41,7 @@ def film(
             channels, 1.
         beta: as gamma; it need not have the same shape.
         dim: the channel axis of x.
+        gate: aligned as gamma; y = gate * (gamma * x + beta), at no more cost than without.
         modulation_dim: the channel axis of gamma and beta, needed only where they have as many axes as x and
             fit both channels last and as a full map (x [B, C, T] where C == T).
         site: the name to put into error messages.
@@ -56,7 +58,11 @@ def film(
     """
     fit = _fit(gamma, x, dim, modulation_dim, "gamma", site)
     beta_fit = fit if beta.shape == gamma.shape else _fit(beta, x, dim, modulation_dim, "beta", site)
-    return _affine(x, _aligned(gamma, fit), _aligned(beta, beta_fit))
+    gamma, beta = _aligned(gamma, fit), _aligned(beta, beta_fit)
+    if gate is not None:
+        gate = _aligned(gate, _fit(gate, x, dim, modulation_dim, "gate", site))
+        gamma, beta = gate * gamma, gate * beta
+    return _affine(x, gamma, beta)
 
 
 def gated_residual(

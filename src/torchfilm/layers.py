@@ -1,18 +1,22 @@
-"""Layers that listen: FiLM, DenseFiLM and conditional normalisation.
+"""Layers that listen: FiLM and DenseFiLM; conditional norms are in `torchfilm.norms`.
 
 Each layer takes features and a condition vector, or a ready `Modulation` by keyword; each is the identity, to
-the bit, until it is trained.
+the bit, until it is trained. `layer.modulation(z)` is what a condition becomes, without applying it.
 """
 
 from __future__ import annotations
 
+from typing import Literal, Protocol, get_args
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from torchfilm.functional import film
 from torchfilm.modulation import Modulation
+
+GateStart = Literal["zero", "one"]
 
 
 class Head(nn.Module):
@@ -68,6 +72,32 @@ class Head(nn.Module):
         return f"{self.cond_dim}, {self.weight.shape[0]}"
 
 
+class Listening(Protocol):
+    """A layer that turns a condition into a modulation."""
+
+    def modulation(self, condition: Tensor) -> Modulation:
+        """Return what the condition becomes."""
+        ...
+
+
+def resolve(layer: Listening, condition: Tensor | None, modulation: Modulation | None) -> Modulation:
+    """Return the modulation that is meant: the one given, or the one that the layer makes of the condition.
+
+    Raises:
+        ValueError: unless exactly one of the two is given; without a condition nothing is silently plain.
+    """
+    if modulation is None and condition is not None:
+        return layer.modulation(condition)
+    if modulation is None or condition is not None:
+        raise ValueError(
+            f"{type(layer).__name__}: expected a condition or a modulation, got "
+            f"{'neither' if modulation is None else 'both'}.\n"
+            f"Call layer(x, condition) or layer(x, modulation=...); for no conditioning at all use "
+            f"Modulation.identity(features)."
+        )
+    return modulation
+
+
 class FiLM(nn.Module):
     """Modulate features by a condition: y = gamma(z) * x + beta(z), with (gamma - 1, beta) = W z + b.
 
@@ -75,16 +105,30 @@ class FiLM(nn.Module):
     on one condition use one `Generator` and hand each site its modulation: one matrix product instead of
     many.
 
+    With a gate, y = gate(z) * (gamma(z) * x + beta(z)), for the end of a residual branch. Its head has a
+    third block of rows; the order is gamma, beta, gate.
+
+    Over time, give a condition per step, [B, T, cond_dim]. Over a batch of graphs, give one condition per
+    graph and `rows`, the graph of each node (GNN-FiLM, Brockschmidt 2020, arXiv 1906.12192, modulates
+    messages by their target node in the same way).
+
     Args:
         features: channels of x, C.
         cond_dim: size of the condition's last axis.
-        dim: the channel axis of x; 1 for convolutions, -1 for tokens.
+        dim: the channel axis of x; 1 for convolutions and for node features [N, C], -1 for tokens.
+        gate: None for none; "zero" starts with the branch switched off, as adaLN-Zero from scratch does;
+            "one" starts with the branch as it is, as a pretrained network needs.
         device: where the parameters live.
         dtype: precision of the parameters; gamma and beta are float32 or wider in any case.
+
+    Raises:
+        ValueError: for another gate.
 
     Example:
         >>> layer = FiLM(64, cond_dim=512)
         >>> y = layer(torch.rand(2, 64, 7, 7), torch.rand(2, 512))
+        >>> nodes, graph = torch.rand(5, 64), torch.tensor([0, 0, 0, 1, 1])
+        >>> y = layer(nodes, torch.rand(2, 512), rows=graph)
     """
 
     def __init__(
@@ -93,13 +137,24 @@ class FiLM(nn.Module):
         cond_dim: int,
         dim: int = 1,
         *,
+        gate: GateStart | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if gate not in (None, *get_args(GateStart)):
+            raise ValueError(
+                f"FiLM: gate expected None, 'zero' or 'one', got {gate!r}.\n"
+                f"'zero' is the start from scratch, 'one' keeps a pretrained branch."
+            )
         self.features = features
         self.dim = dim
-        self.head = Head(cond_dim, 2 * features, device=device, dtype=dtype)
+        self.gate = gate
+        self.head = Head(cond_dim, (2 if gate is None else 3) * features, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Return to the start: gamma = 1, beta = 0 and the gate as it was asked for."""
+        self.head.reset_parameters()
 
     def forward(
         self,
@@ -107,6 +162,7 @@ class FiLM(nn.Module):
         condition: Float[Tensor, "*batch cond"] | None = None,
         *,
         modulation: Modulation | None = None,
+        rows: Int[Tensor, " nodes"] | None = None,
     ) -> Float[Tensor, "*shape"]:
         """Return the modulated features, with the shape, dtype and memory format of x.
 
@@ -115,29 +171,38 @@ class FiLM(nn.Module):
             condition: [B, cond_dim], or [B, T, cond_dim] for one condition per step; its axes besides the
                 last align with those of x besides the channels, from the left.
             modulation: a ready modulation instead of a condition, channels last, aligned in the same way.
+            rows: for each row of x, the row of the condition (or modulation) that it listens to; as the
+                `batch` of torch_geometric. None where row i listens to condition i.
 
         Raises:
             ValueError: unless exactly one of condition and modulation is given, and where sizes do not fit.
+            IndexError: for a row that the condition does not have.
         """
-        if modulation is None and condition is not None:
-            modulation = self.modulation(condition)
-        elif modulation is None or condition is not None:
-            raise ValueError(
-                f"{type(self).__name__}: expected a condition or a modulation, got "
-                f"{'neither' if modulation is None else 'both'}.\n"
-                f"Call layer(x, condition) or layer(x, modulation=...); for no conditioning at all use "
-                f"Modulation.identity({self.features})."
-            )
-        return film(x, modulation.gamma, modulation.beta, self.dim, modulation_dim=-1)
+        chosen = resolve(self, condition, modulation)
+        if rows is not None:
+            chosen = chosen[_checked_rows(rows, x)]
+        return film(x, chosen.gamma, chosen.beta, self.dim, gate=chosen.gate, modulation_dim=-1)
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
-        """Return gamma and beta for a condition, [*batch, C] each, without applying them."""
-        delta, beta = self.head(condition).chunk(2, dim=-1)
-        return Modulation(1 + delta, beta)
+        """Return gamma, beta and the gate for a condition, [*batch, C] each, without applying them."""
+        parts = self.head(condition).split(self.features, dim=-1)
+        gate = None if self.gate is None else parts[2] + (1.0 if self.gate == "one" else 0.0)
+        return Modulation(1 + parts[0], parts[1], gate)
 
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
-        return f"{self.features}, dim={self.dim}"
+        gate = "" if self.gate is None else f", gate={self.gate!r}"
+        return f"{self.features}, dim={self.dim}{gate}"
+
+
+def _checked_rows(rows: Tensor, x: Tensor) -> Tensor:
+    if rows.dtype not in (torch.int64, torch.int32) or rows.shape != x.shape[:1]:
+        raise ValueError(
+            f"FiLM: expected rows as int64 or int32 numbers, one for each of the {x.shape[0]} rows of x, "
+            f"got {rows.dtype} {tuple(rows.shape)}.\n"
+            f"For sizes of graphs use torch.repeat_interleave(torch.arange(len(sizes)), sizes)."
+        )
+    return rows
 
 
 class DenseFiLM(nn.Module):
@@ -145,12 +210,14 @@ class DenseFiLM(nn.Module):
 
     The feature-wise affine of Audio2Photoreal (Ng et al. 2024, arXiv 2401.01885), which FiLMs each sublayer
     of its motion transformer; in this package's words gamma = 1 + scale and beta = shift. Zero at the start,
-    so the identity.
+    so the identity. The rows of the original's Linear are [scale, shift]: its checkpoints load as
+    `film.head`. For a scale and a shift in hand use `torchfilm.functional.featurewise_affine`.
 
     Args:
         features: channels of x, C.
         cond_dim: size of the condition's last axis.
         dim: the channel axis of x; tokens have it last.
+        gate: as in `FiLM`.
         device: where the parameters live.
         dtype: precision of the parameters.
 
@@ -165,11 +232,16 @@ class DenseFiLM(nn.Module):
         cond_dim: int,
         dim: int = -1,
         *,
+        gate: GateStart | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.film = FiLM(features, cond_dim, dim, device=device, dtype=dtype)
+        self.film = FiLM(features, cond_dim, dim, gate=gate, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Return to the start, as `FiLM.reset_parameters`."""
+        self.film.reset_parameters()
 
     def forward(
         self,
@@ -179,76 +251,8 @@ class DenseFiLM(nn.Module):
         modulation: Modulation | None = None,
     ) -> Float[Tensor, "*shape"]:
         """Return the modulated features; arguments and errors as `FiLM.forward`."""
-        active = None if condition is None else functional.mish(condition)
-        return self.film(x, active, modulation=modulation)
+        return self.film(x, modulation=resolve(self, condition, modulation))
 
-
-class ConditionalBatchNorm2d(nn.Module):
-    """Normalise each channel over the batch, then modulate it: y = gamma(z) * BN(x) + beta(z).
-
-    The paper's place for FiLM (Perez et al. 2018, section 3.2, with affine=False) and, with the trained
-    affine of a pretrained norm kept inside BN, conditional batch normalisation (de Vries et al. 2017, arXiv
-    1707.00683), whose change of the affine is read here as a factor on it: at the start the output is BN's
-    own, to the bit.
-
-    The norm is a child named `norm`, so `SyncBatchNorm.convert_sync_batchnorm` and folding find it.
-
-    Args:
-        num_features: channels of x, C.
-        cond_dim: size of the condition's last axis.
-        eps: added to the variance.
-        momentum: weight of the current batch in the running statistics; None for their plain average.
-        affine: give BN learned factors and shifts of its own, which gamma and beta do not need.
-        track_running_stats: keep running statistics for evaluation.
-        device: where parameters and statistics live.
-        dtype: their precision.
-
-    Example:
-        >>> layer = ConditionalBatchNorm2d(64, cond_dim=512)
-        >>> y = layer(torch.rand(2, 64, 7, 7), torch.rand(2, 512))
-    """
-
-    def __init__(
-        self,
-        num_features: int,
-        cond_dim: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = False,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(
-            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
-        )
-        self.film = FiLM(num_features, cond_dim, device=device, dtype=dtype)
-
-    @classmethod
-    def from_norm(cls, norm: nn.BatchNorm2d, cond_dim: int) -> ConditionalBatchNorm2d:
-        """Condition a trained norm; it is kept itself, with its affine, statistics, options and mode.
-
-        Raises:
-            ValueError: for anything that is no `nn.BatchNorm2d`.
-        """
-        if not isinstance(norm, nn.BatchNorm2d):
-            raise ValueError(
-                f"ConditionalBatchNorm2d.from_norm: expected nn.BatchNorm2d, got {type(norm).__name__}.\n"
-                "For other layers put a FiLM(features, cond_dim) behind them."
-            )
-        tensors = [*norm.parameters(), *norm.buffers()]
-        layer = cls(norm.num_features, cond_dim, device=tensors[0].device if tensors else None)
-        layer.norm = norm
-        return layer.train(norm.training)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch channels height width"],
-        condition: Float[Tensor, "*batch cond"] | None = None,
-        *,
-        modulation: Modulation | None = None,
-    ) -> Float[Tensor, "batch channels height width"]:
-        """Return the normalised, modulated features; arguments and errors as `FiLM.forward`."""
-        return self.film(self.norm(x), condition, modulation=modulation)
+    def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
+        """Return gamma = 1 + scale and beta = shift for a condition, without applying them."""
+        return self.film.modulation(functional.mish(condition))

@@ -1,0 +1,116 @@
+"""Multiply a modulation into the affine of a norm, so that it costs no pass over the features.
+
+gamma * (w * n + b) + beta = (gamma * w) * n + (gamma * b + beta), with n the normalised features. An affine
+has one number per channel, a modulation one per sample and channel. But group and instance norms never look
+beyond a sample, so a batch of B samples with G groups is one sample with B * G groups, whose affine has B * C
+numbers: per-sample modulation at any batch, forward and backward, in torch's own kernels.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from torchfilm.modulation import Modulation
+
+
+def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modulation) -> Tensor | None:
+    """Return gamma * norm(x) + beta (times the gate) in one call of the norm, or None where that cannot be.
+
+    It cannot be where gamma and beta differ within a sample, where statistics are kept or used, for features
+    of another precision than gamma's, for channels-last memory of several samples, and in a compiler, which
+    fuses the plain form itself and keeps the batch dynamic.
+
+    Args:
+        kind: which of torch's norms computes: GroupNorm, InstanceNorm1d to 3d, LayerNorm or RMSNorm; others
+            are never absorbed.
+        norm: that norm, or an object with its attributes; its own `forward` is not called.
+        x: features as the norm takes them.
+        modulation: channels last, [C], [B, C] or [B, T, C].
+    """
+    absorb = _ABSORBING.get(kind)
+    if absorb is None or torch.compiler.is_compiling():
+        return None
+    return absorb(norm, x, modulation)
+
+
+def _group(norm: nn.GroupNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
+    reach = _reach(modulation, x, norm.num_channels)
+    if reach is None or x.ndim < 3 or x.shape[1] != norm.num_channels:
+        return None
+    weight, bias = _affine(norm.weight, norm.bias, modulation)
+    if reach == "all":
+        return functional.group_norm(x, norm.num_groups, weight.reshape(-1), bias.reshape(-1), norm.eps)
+    if not x.is_contiguous():
+        return None
+    flat, weight, bias = _as_one_sample(x, weight, bias)
+    return functional.group_norm(flat, len(x) * norm.num_groups, weight, bias, norm.eps).view(x.shape)
+
+
+def _instance(norm: nn.InstanceNorm2d, x: Tensor, modulation: Modulation, axes: int) -> Tensor | None:
+    reach = _reach(modulation, x, norm.num_features)
+    if reach is None or x.ndim != axes or norm.track_running_stats or x.shape[1] != norm.num_features:
+        return None
+    weight, bias = _affine(norm.weight, norm.bias, modulation)
+    if reach == "all":
+        return functional.instance_norm(x, weight=weight.reshape(-1), bias=bias.reshape(-1), eps=norm.eps)
+    if not x.is_contiguous():
+        return None
+    flat, weight, bias = _as_one_sample(x, weight, bias)
+    return functional.instance_norm(flat, weight=weight, bias=bias, eps=norm.eps).view(x.shape)
+
+
+def _layer(norm: nn.LayerNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
+    if _reach(modulation, x, norm.normalized_shape[0]) != "all" or len(norm.normalized_shape) > 1:
+        return None
+    weight, bias = _affine(norm.weight, norm.bias, modulation)
+    return functional.layer_norm(x, norm.normalized_shape, weight.reshape(-1), bias.reshape(-1), norm.eps)
+
+
+def _rms(norm: nn.RMSNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
+    if _reach(modulation, x, norm.normalized_shape[0]) != "all" or len(norm.normalized_shape) > 1:
+        return None
+    weight, bias = _affine(norm.weight, None, modulation)
+    y = functional.rms_norm(x, norm.normalized_shape, weight.reshape(-1), norm.eps)
+    return y + bias.reshape(-1)
+
+
+_ABSORBING = {
+    nn.GroupNorm: _group,
+    nn.InstanceNorm1d: partial(_instance, axes=3),
+    nn.InstanceNorm2d: partial(_instance, axes=4),
+    nn.InstanceNorm3d: partial(_instance, axes=5),
+    nn.LayerNorm: _layer,
+    nn.RMSNorm: _rms,
+}
+
+
+def _reach(modulation: Modulation, x: Tensor, channels: int) -> Literal["all", "sample"] | None:
+    """Say how far one row of gamma and beta reaches: all of x, a sample of it, or neither (None)."""
+    fields = [modulation.gamma, modulation.beta] + ([] if modulation.gate is None else [modulation.gate])
+    if any(field.dtype != x.dtype or field.shape[-1:] != (channels,) for field in fields) or not x.numel():
+        return None
+    if all(field.numel() == channels and field.ndim <= x.ndim for field in fields):
+        return "all"
+    if all(field.ndim <= 2 and field.numel() in (channels, len(x) * channels) for field in fields):
+        return "sample"
+    return None
+
+
+def _affine(weight: Tensor | None, bias: Tensor | None, modulation: Modulation) -> tuple[Tensor, Tensor]:
+    """Return gamma * weight and gamma * bias + beta, times the gate."""
+    gamma, beta, gate = modulation.gamma, modulation.beta, modulation.gate
+    if gate is not None:
+        gamma, beta = gate * gamma, gate * beta
+    return gamma if weight is None else gamma * weight, beta if bias is None else gamma * bias + beta
+
+
+def _as_one_sample(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """View [B, C, ...] as [1, B * C, ...], and give its affine B * C numbers."""
+    rows = x.shape[:2]
+    weight, bias = weight.expand(rows).reshape(-1), bias.expand(rows).reshape(-1)
+    return x.view(1, rows.numel(), *x.shape[2:]), weight, bias

@@ -1,0 +1,396 @@
+"""Norms that listen: conditional batch, instance, group, layer and RMS norms.
+
+y = gamma(z) * norm(x) + beta(z). Each takes the leading arguments of torch's norm, then `cond_dim`, and
+starts as torch's norm, to the bit. `from_norm` conditions a trained norm relative to what it has learned. All
+but the batch norms are subclasses of torch's own and keep its names in the state dict.
+
+Where gamma and beta hold for a whole sample they are multiplied into the affine of the norm, which then costs
+no more than without a condition (`torchfilm.absorption`): for group and instance norms at any batch, in
+training too; for layer and RMS norms where all samples share one modulation.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchfilm.absorption import absorbed
+from torchfilm.functional import film
+from torchfilm.layers import FiLM, GateStart, resolve
+from torchfilm.modulation import Modulation
+
+
+class _ConditionalBatchNorm(nn.Module):
+    """What the conditional batch norms of each number of axes share."""
+
+    _base: ClassVar[type[nn.modules.batchnorm._BatchNorm]]
+
+    def __init__(
+        self,
+        num_features: int,
+        cond_dim: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm = self._base(num_features, eps, momentum, affine, track_running_stats, **options)
+        self.film = FiLM(num_features, cond_dim, **options)
+
+    @classmethod
+    def from_norm(cls, norm: nn.Module, cond_dim: int) -> Self:
+        """Condition a trained norm; it is kept itself, with its affine, statistics, options and mode.
+
+        Raises:
+            ValueError: for anything but torch's batch norm of this number of axes, or its synchronised form.
+        """
+        if not isinstance(norm, cls._base | nn.SyncBatchNorm):
+            raise ValueError(_wrong_norm(cls.__name__, cls._base, norm))
+        tensors = [*norm.parameters(), *norm.buffers()]
+        layer = cls(norm.num_features, cond_dim, device=tensors[0].device if tensors else None)
+        layer.norm = norm
+        return layer.train(norm.training)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels *positions"],
+        condition: Float[Tensor, "*batch cond"] | None = None,
+        *,
+        modulation: Modulation | None = None,
+    ) -> Float[Tensor, "batch channels *positions"]:
+        """Return the normalised, modulated features; arguments and errors as `FiLM.forward`."""
+        chosen = resolve(self, condition, modulation)
+        return self.film(self.norm(x), modulation=chosen)
+
+    def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
+        """Return gamma and beta for a condition, without applying them."""
+        return self.film.modulation(condition)
+
+
+class ConditionalBatchNorm2d(_ConditionalBatchNorm):
+    """Normalise each channel of images over the batch, then modulate it: y = gamma(z) * BN(x) + beta(z).
+
+    The paper's place for FiLM (Perez et al. 2018, section 3.2, with affine=False) and, with the trained
+    affine of a pretrained norm kept inside BN, conditional batch normalisation (de Vries et al. 2017, arXiv
+    1707.00683), whose change of the affine is read here as a factor on it: at the start the output is BN's
+    own, to the bit.
+
+    The norm is a child named `norm` and not a base class: `SyncBatchNorm.convert_sync_batchnorm` replaces
+    whatever is a batch norm, and would drop the condition with it.
+
+    Args:
+        num_features: channels of x, C.
+        cond_dim: size of the condition's last axis.
+        eps: added to the variance.
+        momentum: weight of the current batch in the running statistics; None for their plain average.
+        affine: give BN learned factors and shifts of its own, which gamma and beta do not need.
+        track_running_stats: keep running statistics for evaluation.
+        device: where parameters and statistics live.
+        dtype: their precision.
+
+    Example:
+        >>> layer = ConditionalBatchNorm2d(64, cond_dim=512)
+        >>> y = layer(torch.rand(2, 64, 7, 7), torch.rand(2, 512))
+        >>> pretrained = ConditionalBatchNorm2d.from_norm(nn.BatchNorm2d(64), cond_dim=512)
+    """
+
+    _base = nn.BatchNorm2d
+
+
+class ConditionalBatchNorm1d(_ConditionalBatchNorm):
+    """Conditional batch norm of vectors [B, C] or sequences [B, C, T]; all else as `ConditionalBatchNorm2d`.
+
+    Example:
+        >>> layer = ConditionalBatchNorm1d(64, cond_dim=512)
+        >>> y = layer(torch.rand(2, 64), torch.rand(2, 512))
+    """
+
+    _base = nn.BatchNorm1d
+
+
+class ConditionalBatchNorm3d(_ConditionalBatchNorm):
+    """Conditional batch norm of volumes [B, C, D, H, W]; all else as `ConditionalBatchNorm2d`.
+
+    Example:
+        >>> layer = ConditionalBatchNorm3d(64, cond_dim=512)
+        >>> y = layer(torch.rand(2, 64, 3, 5, 5), torch.rand(2, 512))
+    """
+
+    _base = nn.BatchNorm3d
+
+
+class ListeningNorm(nn.Module):
+    """A norm of torch's, its base class, with a FiLM as the child `film`."""
+
+    _base: ClassVar[type[nn.Module]]
+    film: FiLM
+
+    @classmethod
+    def around(cls, norm: nn.Module, cond_dim: int, dim: int, gate: GateStart | None) -> Self:
+        """Build around the parameters and buffers of a trained norm, with its options and its mode."""
+        if type(norm) is not cls._base:
+            raise ValueError(_wrong_norm(cls.__name__, cls._base, norm))
+        tensors = [*norm.parameters(), *norm.buffers()]
+        device = tensors[0].device if tensors else None
+        film = FiLM(channels_of(cls.__name__, norm), cond_dim, dim, gate=gate, device=device)
+        layer = cls.__new__(cls)
+        layer.__dict__.update(
+            {name: copy.copy(v) if isinstance(v, dict | set) else v for name, v in vars(norm).items()}
+        )
+        layer.film = film.train(norm.training)
+        return layer
+
+    def modulated(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """Return gamma * norm(x) + beta, in one call of the norm where that can be."""
+        y = absorbed(self._base, self, x, modulation)
+        if y is not None:
+            return y
+        y = self._base.forward(self, x)
+        m = modulation
+        return film(y, m.gamma, m.beta, self.film.dim, gate=m.gate, modulation_dim=-1)
+
+
+class _ConditionalNorm(ListeningNorm):
+    """What the conditional instance, group, layer and RMS norms share."""
+
+    _dim: ClassVar[int]
+
+    @classmethod
+    def from_norm(cls, norm: nn.Module, cond_dim: int) -> Self:
+        """Condition a trained norm: its parameters and buffers themselves, its options and its mode.
+
+        gamma and beta act on the trained output, gamma * norm(x) + beta, so that it is kept at the start.
+
+        Raises:
+            ValueError: for anything but torch's norm of this kind. A subclass may compute something else
+            (some
+            normalise channels-first): put a FiLM behind it.
+        """
+        return cls.around(norm, cond_dim, cls._dim, None)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*shape"],
+        condition: Float[Tensor, "*batch cond"] | None = None,
+        *,
+        modulation: Modulation | None = None,
+    ) -> Float[Tensor, "*shape"]:
+        """Return the normalised, modulated features; arguments and errors as `FiLM.forward`."""
+        return self.modulated(x, resolve(self, condition, modulation))
+
+    def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
+        """Return gamma and beta for a condition, without applying them."""
+        return self.film.modulation(condition)
+
+
+class _ConditionalInstanceNorm(_ConditionalNorm):
+    def __init__(
+        self,
+        num_features: int,
+        cond_dim: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._base.__init__(self, num_features, eps, momentum, affine, track_running_stats, **options)
+        self.film = FiLM(num_features, cond_dim, self._dim, **options)
+
+
+class ConditionalInstanceNorm2d(_ConditionalInstanceNorm, nn.InstanceNorm2d):
+    """Normalise each channel of each image, then modulate it: y = gamma(z) * IN(x) + beta(z).
+
+    Conditional instance normalisation, a style per condition (Dumoulin et al. 2017, eq. 5, arXiv 1610.07629);
+    with a predicted condition, AdaIN (Huang and Belongie 2017, arXiv 1703.06868). A mixture of styles is a
+    mixture of their modulations: `layer(x, modulation=0.3 * a + 0.7 * b)`.
+
+    Args:
+        num_features: channels of x, C.
+        cond_dim: size of the condition's last axis.
+        eps: added to the variance.
+        momentum: weight of the current batch in the running statistics, where they are kept.
+        affine: give the norm learned factors and shifts of its own, which gamma and beta do not need.
+        track_running_stats: normalise by running statistics in evaluation.
+        device: where parameters and statistics live.
+        dtype: their precision.
+
+    Example:
+        >>> layer = ConditionalInstanceNorm2d(64, cond_dim=512)
+        >>> y = layer(torch.rand(2, 64, 7, 7), torch.rand(2, 512))
+    """
+
+    _base = nn.InstanceNorm2d
+    _dim = -3
+
+
+class ConditionalInstanceNorm1d(_ConditionalInstanceNorm, nn.InstanceNorm1d):
+    """Conditional instance norm of sequences [B, C, T]; all else as `ConditionalInstanceNorm2d`.
+
+    Example:
+        >>> layer = ConditionalInstanceNorm1d(64, cond_dim=512)
+        >>> y = layer(torch.rand(2, 64, 7), torch.rand(2, 512))
+    """
+
+    _base = nn.InstanceNorm1d
+    _dim = -2
+
+
+class ConditionalInstanceNorm3d(_ConditionalInstanceNorm, nn.InstanceNorm3d):
+    """Conditional instance norm of volumes [B, C, D, H, W]; all else as `ConditionalInstanceNorm2d`.
+
+    Example:
+        >>> layer = ConditionalInstanceNorm3d(64, cond_dim=512)
+        >>> y = layer(torch.rand(2, 64, 3, 5, 5), torch.rand(2, 512))
+    """
+
+    _base = nn.InstanceNorm3d
+    _dim = -4
+
+
+class ConditionalGroupNorm(_ConditionalNorm, nn.GroupNorm):
+    """Normalise groups of channels of each sample, then modulate: y = gamma(z) * GN(x) + beta(z).
+
+    Adaptive group normalisation of diffusion models (Dhariwal and Nichol 2021, section 3, arXiv 2105.05233).
+
+    Args:
+        num_groups: groups that the channels are divided into.
+        num_channels: channels of x, C.
+        cond_dim: size of the condition's last axis.
+        eps: added to the variance.
+        affine: give the norm learned factors and shifts of its own, which gamma and beta do not need.
+        device: where the parameters live.
+        dtype: their precision.
+
+    Example:
+        >>> layer = ConditionalGroupNorm(8, 64, cond_dim=512)
+        >>> y = layer(torch.rand(2, 64, 7, 7), torch.rand(2, 512))
+    """
+
+    _base = nn.GroupNorm
+    _dim = 1
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        cond_dim: int,
+        *,
+        eps: float = 1e-5,
+        affine: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.GroupNorm.__init__(self, num_groups, num_channels, eps, affine, device=device, dtype=dtype)
+        self.film = FiLM(num_channels, cond_dim, device=device, dtype=dtype)
+
+
+class ConditionalLayerNorm(_ConditionalNorm, nn.LayerNorm):
+    """Normalise each token, then modulate each feature: y = gamma(z) * LN(x) + beta(z).
+
+    Args:
+        normalized_shape: features of a token, C, on the last axis of x.
+        cond_dim: size of the condition's last axis; a condition [B, T, cond_dim] has a row for each token.
+        eps: added to the variance.
+        elementwise_affine: give the norm learned factors and shifts of its own, besides gamma and beta.
+        device: where the parameters live.
+        dtype: their precision.
+
+    Raises:
+        ValueError: for a normalized_shape of more than one axis, which has no channel axis.
+
+    Example:
+        >>> layer = ConditionalLayerNorm(64, cond_dim=512)
+        >>> y = layer(torch.rand(2, 7, 64), torch.rand(2, 512))
+    """
+
+    _base = nn.LayerNorm
+    _dim = -1
+
+    def __init__(
+        self,
+        normalized_shape: int,
+        cond_dim: int,
+        *,
+        eps: float = 1e-5,
+        elementwise_affine: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.LayerNorm.__init__(self, normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
+        features = channels_of(type(self).__name__, self)
+        self.film = FiLM(features, cond_dim, dim=-1, device=device, dtype=dtype)
+
+
+class ConditionalRMSNorm(_ConditionalNorm, nn.RMSNorm):
+    """Divide each token by its root mean square, then modulate: y = gamma(z) * RMS(x) + beta(z).
+
+    Args:
+        normalized_shape: features of a token, C, on the last axis of x.
+        cond_dim: size of the condition's last axis; a condition [B, T, cond_dim] has a row for each token.
+        eps: added to the mean square; None for the machine epsilon, as torch does.
+        elementwise_affine: give the norm learned factors of its own, besides gamma.
+        device: where the parameters live.
+        dtype: their precision.
+
+    Raises:
+        ValueError: for a normalized_shape of more than one axis, which has no channel axis.
+
+    Example:
+        >>> layer = ConditionalRMSNorm(64, cond_dim=512)
+        >>> y = layer(torch.rand(2, 7, 64), torch.rand(2, 512))
+    """
+
+    _base = nn.RMSNorm
+    _dim = -1
+
+    def __init__(
+        self,
+        normalized_shape: int,
+        cond_dim: int,
+        *,
+        eps: float | None = None,
+        elementwise_affine: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.RMSNorm.__init__(self, normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
+        features = channels_of(type(self).__name__, self)
+        self.film = FiLM(features, cond_dim, dim=-1, device=device, dtype=dtype)
+
+
+def channels_of(owner: str, norm: nn.Module) -> int:
+    """Return the channels of one of torch's norms.
+
+    Raises:
+        ValueError: for a layer or RMS norm over more than one axis, which has no channel axis.
+    """
+    if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
+        if len(norm.normalized_shape) != 1:
+            raise ValueError(
+                f"{owner}: expected a normalized_shape of one axis, the channels, "
+                f"got {tuple(norm.normalized_shape)}.\n"
+                f"Put a FiLM(features, cond_dim, dim=...) behind the norm: its dim is the axis modulated."
+            )
+        return norm.normalized_shape[0]
+    return norm.num_channels if isinstance(norm, nn.GroupNorm) else int(norm.num_features)  # type: ignore
+
+
+def _wrong_norm(owner: str, wanted: type, norm: nn.Module) -> str:
+    kind = type(norm).__name__ if type(norm) is not wanted else "something else"
+    return (
+        f"{owner}.from_norm: expected nn.{wanted.__name__}, got {kind}.\n"
+        f"For other layers put a FiLM(features, cond_dim) behind them."
+    )
