@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torchfilm.heads import build_head, fill, own_parameters
+from torchfilm.heads import AnyHead, Start, build_head
 from torchfilm.modulation import Modulation
 
 Bound = Literal["sigmoid", "tanh", "exp"]
@@ -100,6 +100,13 @@ class GeneratorOptions:
             return self.gamma_offset
         return 1.0 if self.bound is None or self.spread is not None else 0.0
 
+    @property
+    def start(self) -> Start:
+        """How the last layer starts."""
+        if self.init == "identity" and not self.learned_scale:
+            return "zero"
+        return "default" if self.init_std is None else self.init_std
+
     def gamma(self, raw: Tensor) -> Tensor:
         """Return the final gamma of what the head predicts for it."""
         if self.spread is not None:
@@ -107,8 +114,7 @@ class GeneratorOptions:
         return (raw if self.bound is None else _BOUNDS[self.bound](raw)) + self.offset
 
     def _check_start(self) -> None:
-        starts_at_zero = self.init == "identity" and not self.learned_scale
-        if self.init_std is not None and starts_at_zero:
+        if self.init_std is not None and self.start == "zero":
             raise ValueError(
                 f"Generator: init='identity' has zero weights, got init_std={self.init_std} beside it.\n"
                 f"Use init='default' with init_std, or leave init_std out."
@@ -172,18 +178,18 @@ class Generator(nn.Module):
         widths = [channels * len(self.emit) for channels in self.sites.values()]
         self.trunk = _build_trunk(cond_dim, self.options.trunk, device)
         numbers = [layer for layer in self.options.trunk if isinstance(layer, int)]
-        self.head = build_head(self.options.head, numbers[-1] if numbers else cond_dim, widths, device)
+        head_dim = numbers[-1] if numbers else cond_dim
+        self.head = build_head(self.options.head, head_dim, widths, self.options.start, device)
         learned = self.options.learned_scale
         self.scale = nn.Parameter(torch.empty(sum(widths), device=device)) if learned else None
-        self.reset_parameters()
+        self._reset_scale()
 
     def reset_parameters(self) -> None:
         """Give the head its start again: the identity, or random weights with init="default"."""
-        self.head.reset_parameters()
-        if self.options.init == "default" or self.scale is not None:
-            fill(self.head, self.options.init_std)
-        if self.scale is not None:
-            nn.init.normal_(self.scale, std=_SCALE_STD if self.options.init == "default" else 0.0)
+        for part in self.head.modules():
+            if isinstance(part, AnyHead):
+                part.reset_parameters()
+        self._reset_scale()
 
     def forward(
         self, condition: Float[Tensor, "*batch cond"] | Int[Tensor, "*batch"]
@@ -259,6 +265,10 @@ class Generator(nn.Module):
         options = f"bound={self.bound!r}, emit={self.emit}, gamma_offset={self.gamma_offset}"
         return f"sites={len(self.sites)}, {options}"
 
+    def _reset_scale(self) -> None:
+        if self.scale is not None:
+            nn.init.normal_(self.scale, std=_SCALE_STD if self.options.init == "default" else 0.0)
+
     def _modulation(self, raw: Sequence[Tensor]) -> Modulation:
         fields = dict(zip(self.emit, raw, strict=True))
         gamma, beta, gate = (fields.get(name) for name in get_args(Emitted))
@@ -276,7 +286,7 @@ class Generator(nn.Module):
 
     def _own_parameters(self, channels: int) -> int:
         rows = channels * len(self.emit)
-        return own_parameters(self.head, rows) + (rows if self.scale is not None else 0)
+        return self.head.own_parameters(rows) + (rows if self.scale is not None else 0)
 
 
 class ComposedGenerator(nn.Module):

@@ -1,51 +1,103 @@
-"""The last layer of a generator: from a condition to all rows of all sites, zero at the start.
+"""The last layer of a generator: from a condition to all rows of all sites.
 
-- `Head` (in `layers.py`): y = W z + b; rows * (cond_dim + 1) parameters.
+- `LinearHead`: y = W z + b; rows * (cond_dim + 1) parameters.
 - `LowRankHead`: y = U (V z) + b; rows * (rank + 1) + rank * cond_dim.
 - `SharedHead`: one projection for all sites of one width, and an offset per site.
 - `TableHead`: y = E[k]; rows * classes, and no product at all.
+
+Each owns its start, "zero" unless told otherwise, so that it finds it again after the meta device. None is an
+`nn.Linear`, which the initialisation hooks of other libraries would refill.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torchfilm.layers import Head
+# "zero", "default" for the start of `nn.Linear`, or the standard deviation of the weights, biases zero.
+Start = Literal["zero", "default"] | float
 
-__all__ = ["AnyHead", "Head", "LowRankHead", "SharedHead", "TableHead", "build_head", "fill"]
+
+class LinearHead(nn.Module):
+    """Predict the rows from the condition: y = W z + b, with the parameter names of `nn.Linear`.
+
+    Args:
+        cond_dim: size of the condition's last axis.
+        rows: how many numbers are predicted.
+        start: how W and b start.
+        device: where the parameters live.
+    """
+
+    def __init__(
+        self, cond_dim: int, rows: int, start: Start = "zero", device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.cond_dim = cond_dim
+        self.start: Start = start
+        self.weight = nn.Parameter(torch.empty(rows, cond_dim, device=device))
+        self.bias = nn.Parameter(torch.empty(rows, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give W and b their start."""
+        _fill(self.weight, self.bias, self.start, self.cond_dim)
+
+    def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
+        """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
+        _check_size(condition, self.cond_dim)
+        return _wide(functional.linear(condition, self.weight, self.bias))
+
+    def own_parameters(self, rows: int) -> int:
+        """Return how many parameters belong to some rows alone."""
+        return rows * (self.cond_dim + 1)
+
+    def extra_repr(self) -> str:
+        """Show the sizes in `repr`."""
+        return f"{self.cond_dim}, {self.weight.shape[0]}"
 
 
 class LowRankHead(nn.Module):
-    """Predict the rows through a bottleneck: y = U (V z) + b, with U and b zero at the start.
+    """Predict the rows through a bottleneck: y = U (V z) + b.
 
     Args:
         cond_dim: size of the condition's last axis.
         rows: how many numbers are predicted.
         rank: size of the bottleneck.
+        start: how U and b start; V starts as the weight of an `nn.Linear`.
         device: where the parameters live.
     """
 
-    def __init__(self, cond_dim: int, rows: int, rank: int, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        cond_dim: int,
+        rows: int,
+        rank: int,
+        start: Start = "zero",
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         self.cond_dim = cond_dim
         self.down = nn.Parameter(torch.empty(rank, cond_dim, device=device))
-        self.up = Head(rank, rows, device=device)
         self.reset_parameters()
+        self.up = LinearHead(rank, rows, start, device=device)
 
     def reset_parameters(self) -> None:
-        """Set U and b to zero and V to the start of `nn.Linear`."""
+        """Give V its start; U and b are those of `up`."""
         nn.init.uniform_(self.down, -(self.cond_dim**-0.5), self.cond_dim**-0.5)
-        self.up.reset_parameters()
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
         _check_size(condition, self.cond_dim)
         return self.up(functional.linear(condition, self.down))
+
+    def own_parameters(self, rows: int) -> int:
+        """Return how many parameters belong to some rows alone."""
+        return self.up.own_parameters(rows)
 
     def extra_repr(self) -> str:
         """Show the sizes in `repr`."""
@@ -56,20 +108,25 @@ class SharedHead(nn.Module):
     """Predict one set of rows for all sites of one width, and learn an offset for each: y_s = W z + b_s.
 
     adaLN-single (Chen et al. 2023, section 2.3, arXiv 2310.00426). Sites of different widths share within
-    their width. Zero at the start. W is shared, so what the sites of one width hear differs by a constant
-    alone.
+    their width. What the sites of one width hear differs by a constant alone.
 
     Args:
         cond_dim: size of the condition's last axis.
         widths: rows of each site, in order.
+        start: how the projection and the offsets start.
         device: where the parameters live.
     """
 
     def __init__(
-        self, cond_dim: int, widths: Sequence[int], device: torch.device | str | None = None
+        self,
+        cond_dim: int,
+        widths: Sequence[int],
+        start: Start = "zero",
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.cond_dim = cond_dim
+        self.start: Start = start
         self.widths = tuple(widths)
         self.groups = tuple(dict.fromkeys(widths))
         self.weight = nn.Parameter(torch.empty(sum(self.groups), cond_dim, device=device))
@@ -77,17 +134,19 @@ class SharedHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the projection and all offsets to zero."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        """Give the projection and the offsets their start."""
+        _fill(self.weight, self.bias, self.start, self.cond_dim)
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
         _check_size(condition, self.cond_dim)
-        raw = functional.linear(condition, self.weight)
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        raw = _wide(functional.linear(condition, self.weight))
         parts = dict(zip(self.groups, raw.split(self.groups, dim=-1), strict=True))
         return torch.cat([parts[width] for width in self.widths], dim=-1) + self.bias
+
+    def own_parameters(self, rows: int) -> int:
+        """Return how many parameters belong to some rows alone: their offsets."""
+        return rows
 
     def extra_repr(self) -> str:
         """Show the sizes in `repr`."""
@@ -95,25 +154,29 @@ class SharedHead(nn.Module):
 
 
 class TableHead(nn.Module):
-    """Look the rows up: y = E[k], zero at the start. Weights over the classes give a mixture: y = w E.
+    """Look the rows up: y = E[k]. Weights over the classes give a mixture: y = w E.
 
     Mixtures of styles are such weights (Dumoulin et al. 2017, section 3.2, arXiv 1610.07629).
 
     Args:
         classes: how many classes there are.
         rows: how many numbers each has.
+        start: how the table starts.
         device: where the table lives.
     """
 
-    def __init__(self, classes: int, rows: int, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, classes: int, rows: int, start: Start = "zero", device: torch.device | str | None = None
+    ) -> None:
         super().__init__()
         self.cond_dim = classes
+        self.start: Start = start
         self.weight = nn.Parameter(torch.empty(classes, rows, device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the table to zero."""
-        nn.init.zeros_(self.weight)
+        """Give the table its start."""
+        _fill(self.weight, None, self.start, self.cond_dim)
 
     def forward(
         self, condition: Int[Tensor, "*batch"] | Float[Tensor, "*batch classes"]
@@ -122,24 +185,31 @@ class TableHead(nn.Module):
 
         Raises:
             ValueError: for weights whose last axis is not the number of classes.
+            IndexError: for a class outside the table (on an accelerator, its own assertion).
         """
-        if condition.is_floating_point():
-            _check_size(condition, self.cond_dim)
-            raw = condition @ self.weight.to(condition.dtype)
-        else:
-            raw = functional.embedding(condition, self.weight)
-        return raw.to(torch.promote_types(raw.dtype, torch.float32))
+        if not condition.is_floating_point():
+            return _wide(functional.embedding(condition, self.weight))
+        _check_size(condition, self.cond_dim)
+        return _wide(functional.linear(condition, self.weight.T))
+
+    def own_parameters(self, rows: int) -> int:
+        """Return how many parameters belong to some rows alone."""
+        return rows * self.cond_dim
 
     def extra_repr(self) -> str:
         """Show the sizes in `repr`."""
         return f"{self.cond_dim}, {self.weight.shape[1]}"
 
 
-AnyHead = Head | LowRankHead | SharedHead | TableHead
+AnyHead = LinearHead | LowRankHead | SharedHead | TableHead
 
 
 def build_head(
-    kind: str, cond_dim: int, widths: Sequence[int], device: torch.device | str | None = None
+    kind: str,
+    cond_dim: int,
+    widths: Sequence[int],
+    start: Start = "zero",
+    device: torch.device | str | None = None,
 ) -> AnyHead:
     """Return the head of a kind: "linear", "shared", "lowrank:R" or "table".
 
@@ -147,39 +217,36 @@ def build_head(
         ValueError: for another kind, or a rank that is no number from 1 on.
     """
     if kind == "linear":
-        return Head(cond_dim, sum(widths), device=device)
+        return LinearHead(cond_dim, sum(widths), start, device=device)
     if kind == "shared":
-        return SharedHead(cond_dim, widths, device=device)
+        return SharedHead(cond_dim, widths, start, device=device)
     if kind == "table":
-        return TableHead(cond_dim, sum(widths), device=device)
+        return TableHead(cond_dim, sum(widths), start, device=device)
     name, _, rank = kind.partition(":")
     if name != "lowrank" or not rank.isdecimal() or int(rank) < 1:
         raise ValueError(
             f"Generator: head expected 'linear', 'shared', 'lowrank:R' or 'table', got {kind!r}.\n"
             f"R is the size of the bottleneck: 'lowrank:16'."
         )
-    return LowRankHead(cond_dim, sum(widths), int(rank), device=device)
+    return LowRankHead(cond_dim, sum(widths), int(rank), start, device=device)
 
 
-def fill(head: AnyHead, std: float | None) -> None:
-    """Give the last layer a random start: weights of this spread, biases left; None for `nn.Linear`'s own."""
-    last = head.up if isinstance(head, LowRankHead) else head
-    fan_in = 1 if isinstance(last, TableHead) else last.cond_dim
-    if std is not None:
-        nn.init.normal_(last.weight, std=std)
-        return
-    nn.init.uniform_(last.weight, -(fan_in**-0.5), fan_in**-0.5)
-    if not isinstance(last, TableHead):
-        nn.init.uniform_(last.bias, -(fan_in**-0.5), fan_in**-0.5)
+def _fill(weight: Tensor, bias: Tensor | None, start: Start, fan_in: int) -> None:
+    if isinstance(start, float | int):
+        nn.init.normal_(weight, std=start)
+    elif start == "zero":
+        nn.init.zeros_(weight)
+    else:
+        nn.init.uniform_(weight, -(fan_in**-0.5), fan_in**-0.5)
+    if bias is not None and start == "default":
+        nn.init.uniform_(bias, -(fan_in**-0.5), fan_in**-0.5)
+    elif bias is not None:
+        nn.init.zeros_(bias)
 
 
-def own_parameters(head: AnyHead, rows: int) -> int:
-    """Return how many parameters belong to some rows alone; the others are shared by all rows."""
-    if isinstance(head, SharedHead):
-        return rows
-    if isinstance(head, TableHead):
-        return rows * head.cond_dim
-    return rows * ((head.up.cond_dim if isinstance(head, LowRankHead) else head.cond_dim) + 1)
+def _wide(raw: Tensor) -> Tensor:
+    """Return what was predicted in float32 or wider, whatever precision autocast took for the product."""
+    return raw.to(torch.promote_types(raw.dtype, torch.float32))
 
 
 def _check_size(condition: Tensor, cond_dim: int) -> None:
