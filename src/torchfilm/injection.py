@@ -1,0 +1,396 @@
+"""Condition a network that others wrote: in place, without touching its code, its keys or its output.
+
+`condition` swaps the classes of the sites (torchfilm.slots says why) and of the network itself, which then
+takes `cond=`, and adds one child, `film`: the condition's encoder and the generator. Until trained, the
+network gives what it gave before, bit for bit. There is no silent identity: without an active condition it
+raises.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.jit import ScriptModule
+from torch.optim.swa_utils import AveragedModel
+
+from torchfilm.channels import Where, lineage
+from torchfilm.fusion import Fusion, resolve
+from torchfilm.sites import Pattern, Site, Sites, find, is_root, is_site
+from torchfilm.slots import PLAIN, Slot, listen, no_condition, swap, swap_back
+
+Transform = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class _Local(threading.local):
+    """What is active in this thread: see `Conditioning`."""
+
+    def __init__(self) -> None:
+        self.active: Any = None
+        self.transforms: list[Transform] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Local, ()
+
+
+class Conditioning(nn.Module):
+    """What `condition` adds to a network, as its child `film`: condition -> z -> one value for each site.
+
+    Attributes:
+        cond: the module that encodes the condition.
+        generator: from the encoded condition to a dict of one value for each site.
+        fusion: how a value meets the features of its site.
+        sites: each `Site` by its name, in the order of the network.
+    """
+
+    def __init__(self, cond: nn.Module, generator: nn.Module, fusion: Fusion, sites: Sites) -> None:
+        super().__init__()
+        self.cond = cond
+        self.generator = generator
+        self.fusion = fusion
+        self.sites: dict[str, Site] = {site.name: site for site in sites}
+        self.slots = {site.name: Slot(site, fusion) for site in sites}
+        self.local = _Local()
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """This thread's functions from the values of all sites to other ones, applied in order."""
+        return self.local.transforms
+
+    def forward(self, cond: Any) -> dict[str, Any]:
+        """Return the value of each site for a condition: a tensor, or a tuple of the encoder's arguments."""
+        return self.generator(self.cond(*cond) if isinstance(cond, tuple) else self.cond(cond))
+
+    def modulations(self, cond: Any) -> dict[str, Any]:
+        """Return the value of each site for a condition, a `Modulation` for FiLM; the network is not run.
+
+        Args:
+            cond: what the encoder takes; a tuple holds several arguments, as (tokens, mask).
+        """
+        return self(cond)
+
+    @contextmanager
+    def transformed(self, transform: Transform) -> Iterator[None]:
+        """Apply a function to the values of all sites between generator and sites, in this thread."""
+        self.transforms.append(transform)
+        try:
+            yield
+        finally:
+            self.transforms.remove(transform)
+
+    def values(self, cond: Any, modulation: Any) -> Any:
+        """Return what the slots get for these arguments: a value for each site, or PLAIN."""
+        active = self.local.active
+        if active is PLAIN:
+            return PLAIN
+        if cond is None and modulation is None:
+            if active is None:
+                raise ValueError(no_condition("Conditioned network"))
+            cond, modulation, ready = active
+            if ready is not None and not torch.is_grad_enabled():
+                modulation = ready
+        elif cond is not None and modulation is not None:
+            raise ValueError(_not_both("got both"))
+        values = self(cond) if modulation is None else modulation
+        for transform in self.transforms:
+            values = transform(values)
+        return self._checked(values)
+
+    def fill(self, values: Any) -> None:
+        """Put its value into the slot of each site; PLAIN or None into all."""
+        for name, slot in self.slots.items():
+            slot.value = values if values is None or values is PLAIN else values[name]
+
+    def held(self) -> dict[str, Any]:
+        """Return what the slots hold now."""
+        return {name: slot.value for name, slot in self.slots.items()}
+
+    def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        missing = [name for name in self.slots if name not in values]
+        unknown = [name for name in values if name not in self.slots]
+        if missing or unknown:
+            raise ValueError(
+                f"Modulations: expected one for each of the {len(self.slots)} sites, got none for {missing} "
+                f"and some for {unknown}.\n"
+                f"Start from conditioning(model).modulations(cond) and replace what you want to change."
+            )
+        return {name: values[name] for name in self.slots}
+
+    def extra_repr(self) -> str:
+        """Show fusion and sites in `repr`."""
+        return f"{type(self.fusion).__name__}, sites={list(self.sites)}"
+
+
+def condition(
+    model: nn.Module,
+    sites: Pattern,
+    cond: nn.Module,
+    *,
+    where: Where = "output",
+    dim: int | None = None,
+    features: int | None = None,
+    fusion: str | Fusion = "film",
+    generator: nn.Module | Callable[[int, Mapping[str, int]], nn.Module] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Condition a network in place: afterwards `model(x, cond=...)`; the same object, output and keys.
+
+    FiLM at each site, y = gamma(z) * x + beta(z) (Perez et al. 2018, arXiv 1709.07871), or another fusion.
+    The network gets one child, `film`; its other state-dict keys stay as they are, and so does its output,
+    bit for bit, until the generator is trained. Everything is checked before anything is changed.
+
+    Args:
+        model: any network; wrap it into DistributedDataParallel or FSDP afterwards.
+        sites: which modules, as in `find`, or what `find` returned.
+        cond: what the condition is: `Vector(512)`, `Classes(10, 64)`, ..., any module with `dim`.
+        where: as in `find`; likewise dim and features.
+        dim: the axis of the channels.
+        features: the number of channels.
+        fusion: "film", another name in `FUSIONS`, or a `Fusion`.
+        generator: instead of the fusion's own: a module from the encoded condition to a dict of one value for
+            each site, or a function of cond_dim and {site: channels} that makes one.
+        options: `field` and `repeat`, as in `find`; all others go to the fusion, which for "film" is
+            `Generator`'s: bound="tanh", head="shared", ...
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: as `find`; for a model that is conditioned already, has a child `film`, or is wrapped.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> y = condition(model, "1", Vector(7))(torch.rand(2, 3, 5, 5), cond=torch.rand(2, 7))
+    """
+    _check_root(model)
+    search = {key: options.pop(key) for key in ("field", "repeat") if key in options}
+    found = find(model, sites, where=where, dim=dim, features=features, **search)
+    _check_unique(found)
+    dimension = _dimension(cond)
+    resolved = resolve(fusion, **({} if generator is not None else options))
+    widths = {site.name: site.features for site in found}
+    if generator is None:
+        generator = resolved.build(dimension, widths)
+    elif options:
+        raise ValueError(
+            f"condition: expected no options beside a generator, got {', '.join(options)}.\n"
+            f"Give them to the generator when it is made."
+        )
+    elif not isinstance(generator, nn.Module):
+        generator = generator(dimension, widths)
+    film = Conditioning(cond, generator, resolved, found)
+    film.to(_device(model, found)).train(model.training)
+    _apply(model, film)
+    return model
+
+
+def conditioning(model: nn.Module) -> Conditioning:
+    """Return what `condition` added; wrappers (compiled, distributed, averaged) are looked through.
+
+    Raises:
+        ValueError: for a model that is not conditioned.
+    """
+    root = _unwrapped(model)
+    if not is_root(root):
+        raise ValueError(
+            f"{type(root).__name__}: expected a conditioned network, got a plain one.\n"
+            f"Condition it first: condition(model, sites, cond=...)."
+        )
+    return root.get_submodule("film")  # type: ignore[return-value]
+
+
+@contextmanager
+def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iterator[None]:
+    """Make a condition active for all calls in the block, also those that others make (`model.generate`).
+
+    With gradients disabled the generator runs once, at the start of the block; with gradients it runs at each
+    call of the network, so that each has a graph of its own. Methods that call parts of the network without
+    the network itself (`vae.encode`) get the values made at the start. A call's own `cond=` wins.
+
+    Args:
+        model: a conditioned network.
+        cond: a condition, or
+        modulation: a ready value for each site.
+
+    Raises:
+        ValueError: unless exactly one of the two is given.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> with using(model, cond=torch.rand(2, 7)):
+        ...     y = model(torch.rand(2, 3))
+    """
+    if (cond is None) == (modulation is None):
+        raise ValueError(_not_both("got neither" if cond is None else "got both"))
+    film = conditioning(model)
+    ready = film(cond) if modulation is None else None
+    with _active(film, (cond, modulation, ready)):
+        film.fill(film.values(None, None) if ready is None or film.transforms else ready)
+        yield
+
+
+@contextmanager
+def unconditioned(model: nn.Module) -> Iterator[None]:
+    """Run the original network in the block, whatever conditions its calls are given.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> with unconditioned(model):
+        ...     y = model(torch.rand(2, 3))
+    """
+    film = conditioning(model)
+    with _active(film, PLAIN):
+        film.fill(PLAIN)
+        yield
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Take everything away that `condition` added; the network is what it was.
+
+    Raises:
+        ValueError: for a model that is not conditioned.
+    """
+    film = conditioning(model)
+    root = _unwrapped(model)
+    _undo(root, film)
+    return model
+
+
+@contextmanager
+def _active(film: Conditioning, entry: Any) -> Iterator[None]:
+    before, held = film.local.active, film.held()
+    film.local.active = entry
+    try:
+        yield
+    finally:
+        film.local.active = before
+        film.fill(held)
+
+
+def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Fill the slots from `cond` or `modulation`, run the original forward, and leave the slots as before."""
+    keys = self._film_keywords
+    film = self._modules["film"]
+    values = film.values(
+        kwargs.pop("cond", None) if "cond" in keys else None,
+        kwargs.pop("modulation", None) if "modulation" in keys else None,
+    )
+    held = film.held()
+    try:
+        film.fill(values)
+        return self._film_base.forward(self, *args, **kwargs)
+    finally:
+        film.fill(held)
+
+
+def marker(module: nn.Module, args: Any) -> None:
+    """Do nothing, as a hook: torch's fast path of transformer layers, which calls no module, fears hooks."""
+
+
+def _apply(model: nn.Module, film: Conditioning) -> None:
+    """Make the changes, each of which was checked before; undo them should one fail all the same."""
+    try:
+        for name, slot in film.slots.items():
+            *above, module = lineage(model, name)
+            listen(module, slot)
+            if any(isinstance(one, nn.TransformerEncoderLayer) for one in above):
+                module.register_forward_pre_hook(marker)
+            for one in above:
+                if isinstance(one, nn.TransformerEncoder) and one.use_nested_tensor:
+                    one.use_nested_tensor = False
+                    one.__dict__["_film_nested"] = True
+        swap(model, root_forward)
+        model.add_module("film", film)
+    except BaseException:
+        _undo(model, film)
+        raise
+
+
+def _undo(model: nn.Module, film: Conditioning) -> None:
+    slots = {id(slot) for slot in film.slots.values()}
+    for module in list(model.modules()):
+        if id(vars(module).get("_film_slot")) in slots:
+            swap_back(module)
+            del module.__dict__["_film_slot"]
+            for key in [key for key, hook in module._forward_pre_hooks.items() if hook is marker]:
+                del module._forward_pre_hooks[key]
+        if isinstance(module, nn.TransformerEncoder) and vars(module).pop("_film_nested", False):
+            module.use_nested_tensor = True
+    if is_root(model):
+        swap_back(model)
+    if model._modules.get("film") is film:
+        del model._modules["film"]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Look through torch.compile, DistributedDataParallel, AveragedModel."""
+    while not is_root(model):
+        inner = model._modules.get("_orig_mod") or model._modules.get("module")
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def _check_root(model: nn.Module) -> None:
+    kind = type(model).__name__
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+        fact, remedy = f"expected the network itself, got it inside of {kind}", "Condition it, then wrap it."
+    elif "_orig_mod" in model._modules:
+        fact = f"expected the network itself, got a compiled one ({kind})"
+        remedy = "Condition the network that was compiled; the compiled one follows by itself."
+    elif any(one.__name__ == "FSDPModule" for one in type(model).__mro__):
+        fact = "expected a network that is not sharded yet, got one after fully_shard"
+        remedy = "Condition it first: parameters that come later are not reduced between the processes."
+    elif is_root(model) or is_site(model):
+        fact = f"expected a plain network, got a {kind} that is conditioned already"
+        remedy = "Give all sites to one condition() (find(...) + find(...) joins them), or remove() first."
+    elif hasattr(model, "film"):
+        fact = f"expected a network without an attribute 'film', got a {kind} that has one"
+        remedy = "Rename it: this name is where the conditioning lives."
+    elif isinstance(model, ScriptModule) or "forward" in vars(model):
+        fact = f"expected the forward of its class, got a {kind} whose forward is compiled or was replaced"
+        remedy = "Condition the network first, and let whoever patches it come after."
+    else:
+        return
+    raise ValueError(f"condition: {fact}.\n{remedy}")
+
+
+def _check_unique(sites: Sites) -> None:
+    names = [site.name for site in sites]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise ValueError(
+            f"condition: expected each module once, got {', '.join(map(repr, double))} more often.\n"
+            f"One module is one site: condition its input or its output."
+        )
+
+
+def _dimension(cond: nn.Module) -> int:
+    dim = getattr(cond, "dim", None)
+    if not isinstance(cond, nn.Module) or not isinstance(dim, int):
+        raise ValueError(
+            f"condition: expected cond to be a module with the size of what it gives as `dim`, got "
+            f"{type(cond).__name__}.\n"
+            f"Use Vector, Classes, Scalars or Tokens, or give your encoder the attribute."
+        )
+    return dim
+
+
+def _device(model: nn.Module, sites: Sites) -> torch.device:
+    """Return where the first site lives, else the network."""
+    for module in (*(model.get_submodule(site.name) for site in sites), model):
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def _not_both(got: str) -> str:
+    return f"expected a condition or a modulation, {got}.\nGive cond=... or modulation=..., not both."

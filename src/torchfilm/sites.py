@@ -1,0 +1,334 @@
+"""Where a network is conditioned: find its modules by name and say what is known about each.
+
+`find` changes nothing: it is the dry run of `condition`, which takes its result as well as a pattern.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, get_args
+
+from torch import nn
+from torch.jit import ScriptModule
+from torch.nn.parameter import is_lazy
+
+from torchfilm.channels import Where, batch_axis, channels, lineage
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a network listens: the output, or the input, of one of its modules.
+
+    Args:
+        name: the module's dotted name, as in `model.named_modules()`.
+        type: the name of its class.
+        features: how many channels there are.
+        dim: the axis of the channels.
+        where: "output" or "input".
+        field: which part is modulated where there are several: an index or a name; None for the first.
+        repeat: rows of features that each condition serves (views, frames, windows).
+        batch: the axis of the batch; 1 in torch's time-first recurrences and transformers.
+        note: what is special about the site, in words.
+    """
+
+    name: str
+    type: str
+    features: int
+    dim: int
+    where: Where = "output"
+    field: int | str | None = None
+    repeat: int = 1
+    batch: int = 0
+    note: str = ""
+
+
+class Sites(tuple[Site, ...]):
+    """The sites that were found, in the order of the model; prints as a table, and `+` joins two searches."""
+
+    __slots__ = ()
+
+    def __add__(self, other: Any) -> Sites:
+        return Sites((*self, *other))
+
+    def __repr__(self) -> str:
+        rows = [("name", "type", "features", "dim", "where", "note")]
+        rows += [(s.name, s.type, str(s.features), str(s.dim), s.where, s.note) for s in self]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The usual sites of a family of networks, by the names that the family's code gives to modules.
+
+    Args:
+        patterns: regular expressions for whole names; the first that matches anything is taken.
+        dim: the axis of the channels, where the type of the modules does not tell.
+    """
+
+    patterns: tuple[str, ...]
+    dim: int | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    # The last norm of each residual block.
+    "resnet": Preset(
+        (
+            r"(.*\.)?layer\d+\.\d+\.bn3",
+            r"(.*\.)?layer\d+\.\d+\.bn2",
+            r"(.*\.)?stages\.\d+\.layers\.\d+\.layer\.2\.normalization",
+            r"(.*\.)?stages\.\d+\.layers\.\d+\.layer\.1\.normalization",
+        )
+    ),
+    # The middle of each block: the norm between attention and MLP.
+    "vit": Preset(
+        (
+            r"(.*\.)?blocks\.\d+\.norm2",
+            r"(.*\.)?layers?\.\d+\.layernorm_after",
+            r"(.*\.)?encoder_layer_\d+\.ln_2",
+        )
+    ),
+    # The norm at the end of each block.
+    "bert": Preset((r"(.*\.)?layer\.\d+\.output\.LayerNorm",)),
+    # The norm that each MLP reads; its class is the family's own, so the axis is said here.
+    "llama": Preset((r"(.*\.)?layers\.\d+\.post_attention_layernorm",), dim=-1),
+    # The second norm of each residual block, where diffusion networks hear their time step.
+    "unet": Preset((r"(.*\.)?resnets\.\d+\.norm2",)),
+}
+
+Pattern = str | Sequence[str] | Callable[[str, nn.Module], bool] | Preset | Sites
+
+
+def preset(name: str) -> Preset:
+    """Return the usual sites of a family of networks: `condition(model, preset("resnet"), ...)`.
+
+    Raises:
+        ValueError: for a name that is not in `PRESETS`.
+
+    Example:
+        >>> preset("llama").dim
+        -1
+    """
+    if name not in PRESETS:
+        raise ValueError(
+            f"preset: expected one of {', '.join(PRESETS)}, got {name!r}.\n"
+            f"For other networks give a regular expression that matches the names of their modules."
+        )
+    return PRESETS[name]
+
+
+def find(
+    model: nn.Module,
+    sites: Pattern,
+    *,
+    where: Where = "output",
+    dim: int | None = None,
+    features: int | None = None,
+    field: int | str | None = None,
+    repeat: int = 1,
+) -> Sites:
+    """Return the modules that `condition` would condition, as a table; nothing is changed.
+
+    Args:
+        model: any network.
+        sites: a regular expression that matches whole names (`re.fullmatch`); a list of such, each of which
+            must match something; a function of name and module that returns True or False; a `preset`; or
+            what `find` returned, whose own options then hold.
+        where: modulate what each module returns ("output") or what it is given ("input").
+        dim: the axis of the channels; needed where the type of a module does not tell.
+        features: how many channels there are; needed where neither type nor a one-dimensional weight tells.
+        field: which of several outputs or inputs, by index or name; None for the first.
+        repeat: rows of features for each condition: [B * repeat, ...], those of one condition in a row.
+
+    Returns:
+        The sites, in the order of the model. A module used under several names is listed once, with a note.
+
+    Raises:
+        ValueError: where nothing matches (with the three nearest names), where channels are unknown, and for
+            modules that cannot be conditioned.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> find(model, r"[01]")
+        name  type         features  dim  where   note
+        0     Conv2d       8         -3   output
+        1     BatchNorm2d  8         1    output
+    """
+    names = aliases(model)
+    if isinstance(sites, Sites):
+        return Sites(
+            _described(model, site.name, names.get(site.name), site, site.dim, site.features)
+            for site in sites
+        )
+    if where not in get_args(Where) or repeat < 1:
+        raise ValueError(
+            f"find: expected where 'output' or 'input' and repeat at least 1, got {where!r} and {repeat}.\n"
+            f"repeat is the number of rows of features for each condition."
+        )
+    if isinstance(sites, Preset) and dim is None:
+        dim = sites.dim
+    plain = Site("", "", 0, 0, where, field, repeat)
+    return Sites(
+        _described(model, name, names[name], plain, dim, features) for name in _matches(model, names, sites)
+    )
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return the three names most like one, for messages."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+    return ", ".join(repr(one) for one in near) or "none, for there is no module"
+
+
+def aliases(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of all modules but the root and what `condition` added, each with its other names.
+
+    Example:
+        >>> layer = nn.Linear(3, 3)
+        >>> aliases(nn.Sequential(layer, nn.ReLU(), layer))
+        {'0': ['2'], '1': []}
+    """
+    ours = [f"{name}.film".lstrip(".") for name, module in model.named_modules() if is_root(module)]
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not name or any(f"{name}.".startswith(f"{own}.") for own in ours):
+            continue
+        canonical = first.setdefault(id(module), name)
+        if canonical == name:
+            names[name] = []
+        else:
+            names[canonical].append(name)
+    return names
+
+
+def is_root(module: nn.Module) -> bool:
+    """Tell whether a module is a conditioned network, one that takes `cond=`."""
+    return getattr(type(module), "_film_root", False)
+
+
+def is_site(module: nn.Module) -> bool:
+    """Tell whether a module is a site of a conditioned network."""
+    return "_film_slot" in module.__dict__
+
+
+def _matches(
+    model: nn.Module, names: dict[str, list[str]], sites: str | Sequence[str] | Callable[..., bool] | Preset
+) -> list[str]:
+    """Return the matching names in the order of the model; each pattern has to match something."""
+    if isinstance(sites, Preset):
+        hits = next((hits for pattern in sites.patterns if (hits := _hits(names, pattern))), [])
+        return hits or _nothing(names, sites.patterns[0])
+    if callable(sites):
+        hits = [name for name in names if sites(name, model.get_submodule(name))]
+        return hits or _nothing(names, getattr(sites, "__name__", "the function"))
+    patterns = [sites] if isinstance(sites, str) else list(sites)
+    found = {name for pattern in patterns for name in _hits(names, pattern) or _nothing(names, pattern)}
+    return [name for name in names if name in found] or _nothing(names, "an empty list")
+
+
+def _hits(names: dict[str, list[str]], pattern: str) -> list[str]:
+    try:
+        matches = re.compile(pattern).fullmatch
+    except re.error as error:
+        raise ValueError(
+            f"find: expected a regular expression, got {pattern!r}: {error}.\n"
+            f"A dot stands for any character; put a backslash before brackets and stars of a name."
+        ) from error
+    return [name for name, others in names.items() if any(matches(one) for one in (name, *others))]
+
+
+def _nothing(names: dict[str, list[str]], pattern: str) -> NoReturn:
+    every = [one for name, others in names.items() for one in (name, *others)]
+    raise ValueError(
+        f"find: {pattern!r} matches the whole name of none of the {len(every)} modules.\n"
+        f"The nearest names are {nearest(pattern, every)}.\n"
+        f"A pattern has to match a name from its start to its end: put '.*' where anything may stand."
+    )
+
+
+def _described(
+    model: nn.Module,
+    name: str,
+    others: list[str] | None,
+    wanted: Site,
+    dim: int | None,
+    features: int | None,
+) -> Site:
+    """Say what is known about one module, or why it cannot be conditioned."""
+    if others is None:
+        _nothing(aliases(model), name)
+    above = lineage(model, name)
+    module = above[-1]
+    _check_module(name, module, above[-2])
+    known_features, known_dim = channels(module, wanted.where)
+    features = known_features if features is None else features
+    dim = known_dim if dim is None else dim
+    if features is None or dim is None:
+        lacking = " and ".join(key for key, value in (("features", features), ("dim", dim)) if value is None)
+        raise ValueError(
+            f"Site '{name}': expected a module whose channels are known, got a {type(module).__name__} "
+            f"(its {wanted.where}).\n"
+            f"Give {lacking}: the number of channels is features=, their axis is dim=. Nothing is guessed "
+            f"from shapes."
+        )
+    return Site(
+        name,
+        type(module).__name__,
+        features,
+        dim,
+        wanted.where,
+        wanted.field,
+        wanted.repeat,
+        batch_axis(model, name),
+        "; ".join(_notes(above, others, wanted)),
+    )
+
+
+def _notes(above: list[nn.Module], others: list[str], wanted: Site) -> list[str]:
+    """Say what a reader of the table should know."""
+    module = above[-1]
+    notes = [f"also used as {', '.join(others)}: the same modulation for each use"] if others else []
+    if wanted.where == "output" and wanted.field is None and isinstance(module, _SEVERAL_OUTPUTS):
+        notes.append("the first of its outputs")
+    elif wanted.field is not None:
+        notes.append(f"{wanted.where} {wanted.field!r}")
+    if wanted.repeat > 1:
+        notes.append(f"{wanted.repeat} rows for each condition")
+    if any(isinstance(one, nn.TransformerEncoderLayer | nn.TransformerEncoder) for one in above[:-1]):
+        notes.append("without torch's fast path")
+    return notes
+
+
+_SEVERAL_OUTPUTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
+
+
+def _check_module(name: str, module: nn.Module, parent: nn.Module) -> None:
+    """Refuse modules that are never called, whose class cannot be swapped, or that somebody else calls."""
+    kind = type(module).__name__
+    if isinstance(parent, nn.MultiheadAttention):
+        fact = "expected a module that is called, but nn.MultiheadAttention reads the weight of its out_proj"
+        remedy = "Condition the attention itself: its output is that of out_proj."
+    elif type(module).forward is nn.Module.forward:
+        fact = f"expected a module that is called, got a {kind}, which has no forward"
+        remedy = "Give the modules inside of it."
+    elif isinstance(module, ScriptModule):
+        fact = "expected a module of Python, got a compiled TorchScript module"
+        remedy = "Condition the network before torch.jit.script or torch.jit.trace."
+    elif any(map(is_lazy, module.parameters(recurse=False))):
+        fact = f"expected a module with its sizes, got a {kind} that was never called"
+        remedy = "Run the network once first."
+    elif "forward" in vars(module):
+        fact = f"expected the forward of its class, got a {kind} whose forward was replaced on the instance"
+        remedy = "Condition the network first, and let accelerate, or whoever patches it, come after."
+    elif is_site(module) or is_root(module):
+        fact = f"expected a plain module, got a {kind} that is conditioned already"
+        remedy = "Give all sites to one condition() (find(...) + find(...) joins them), or remove() first."
+    else:
+        return
+    raise ValueError(f"Site '{name}': {fact}.\n{remedy}")

@@ -1,0 +1,300 @@
+"""How a module of somebody else's network comes to listen: its class is swapped, and a slot tells it to what.
+
+The class of the module becomes a subclass made on the fly, as `torch.nn.utils.parametrize` does it: same
+name, same attributes, same state-dict keys, still an instance of the original class. Forward hooks, wrappers
+and patched forwards each fail silently somewhere: after `torch.compile`, in deep copies, in state dicts.
+
+Each site has a slot of its own, local to the thread, which the root of the network fills for the duration of
+a call. One dictionary by names of sites would give a compiled block a graph for each name, and a value shared
+by threads would mix up their conditions.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import dataclasses
+import enum
+import inspect
+import threading
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
+
+from torchfilm.fusion import Fusion
+from torchfilm.sites import Site
+
+
+class Plain(enum.Enum):
+    """What slots hold where the original network is asked for: `PLAIN`, one object also after a pickle."""
+
+    PLAIN = "plain"
+
+
+PLAIN = Plain.PLAIN
+
+
+class Slot(threading.local):
+    """What one site applies now, in this thread: a value of the fusion, PLAIN, or None without a condition.
+
+    Copies and pickles carry the site and start empty.
+    """
+
+    def __init__(self, site: Site, fusion: Fusion) -> None:
+        self.site = site
+        self.fusion = fusion
+        self.value: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Slot, (self.site, self.fusion)
+
+
+def listen(module: nn.Module, slot: Slot) -> None:
+    """Make a module a site; from now on it applies what the slot holds."""
+    swap(module, site_forward)
+    module.__dict__["_film_slot"] = slot
+
+
+def swap(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Put a subclass with another forward in the place of a module's class.
+
+    Beneath the class of a parametrised module, not on top of it: removing the last parametrisation
+    takes the topmost class off.
+    """
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        module.__class__ = _rebased(kind, (subclass(kind.__bases__[0], forward),))
+    else:
+        module.__class__ = subclass(kind, forward)
+
+
+def swap_back(module: nn.Module) -> None:
+    """Give a module its original class again, and keep what others put on top of ours since."""
+    module.__class__ = _original(type(module))
+
+
+def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
+    """Return the subclass of a module class with that forward; one per pair, so graphs are shared."""
+    made = _SUBCLASSES.get((base, forward))
+    if made is None:
+        signature = inspect.signature(base.forward)
+        own = types.FunctionType(forward.__code__, forward.__globals__, "forward")
+        own.__doc__ = base.forward.__doc__
+        keywords = tuple(key for key in ROOT_KEYWORDS if key not in signature.parameters)
+        is_root = forward is not site_forward
+        own.__dict__["__signature__"] = _with_keywords(signature, keywords) if is_root else signature
+        namespace = {
+            "forward": own,
+            "_film_base": base,
+            "_film_root": is_root,
+            "_film_forward": staticmethod(forward),
+            "_film_keywords": keywords,
+            "_film_inputs": tuple(signature.parameters)[1:],
+            "__reduce_ex__": _reduce_ex,
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+        }
+        if is_root:
+            namespace |= _as_container(base)
+        made = _SUBCLASSES[base, forward] = type(base.__name__, (base,), namespace)
+    return made
+
+
+_SUBCLASSES: dict[tuple[type[nn.Module], Callable[..., Any]], type[nn.Module]] = {}
+
+ROOT_KEYWORDS = ("cond", "modulation")
+
+
+def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the original forward with its input, or its output, modulated by what the slot holds."""
+    slot = self._film_slot
+    if slot.value is None:
+        raise ValueError(no_condition(f"Site '{slot.site.name}'"))
+    if slot.value is PLAIN:
+        return self._film_base.forward(self, *args, **kwargs)
+    if slot.site.where == "input":
+        args, kwargs = _with_input_modulated(slot, self._film_inputs, args, kwargs)
+        return self._film_base.forward(self, *args, **kwargs)
+    return _with_output_modulated(slot, self._film_base.forward(self, *args, **kwargs))
+
+
+def no_condition(where: str) -> str:
+    """Return what to say where a conditioned network runs without a condition."""
+    return (
+        f"{where}: expected an active condition, got none.\n"
+        f"Call model(x, cond=...), or wrap calls that others make in `with using(model, cond=...):`. For the "
+        f"original network use `with unconditioned(model):`. Under activation checkpointing give checkpoint "
+        f"use_reentrant=False and context_fn=checkpoint_context(model)."
+    )
+
+
+def _modulated(slot: Slot, x: Any) -> Tensor:
+    """Apply the slot's value; rows that share a condition get an axis of their own, behind the batch's."""
+    site, value = slot.site, slot.value
+    # The name would become a guard of a compiled block, and each block a graph of its own.
+    name = "" if torch.compiler.is_compiling() else site.name
+    if not isinstance(x, Tensor) or isinstance(x, PackedSequence):
+        raise ValueError(
+            f"Site '{site.name}': expected a tensor at its {site.where}, got {type(x).__name__}.\n"
+            f"Say which part is to be modulated: field=<index or name>."
+        )
+    if site.repeat > 1:
+        return _each_repeated(slot, x, name)
+    if site.batch == 1 and x.ndim == 3:
+        return slot.fusion.apply(x.transpose(0, 1), value, -1, name).transpose(0, 1)
+    return slot.fusion.apply(x, value, site.dim, name)
+
+
+def _each_repeated(slot: Slot, x: Tensor, name: str) -> Tensor:
+    site = slot.site
+    if x.shape[0] % site.repeat:
+        raise ValueError(
+            f"Site '{name}': expected {site.repeat} rows for each condition (repeat), got {x.shape[0]}.\n"
+            f"  x  {tuple(x.shape)}\n"
+            f"Condition the network again with the number of rows that each condition serves."
+        )
+    rows = x.unflatten(0, (x.shape[0] // site.repeat, site.repeat))
+    dim = site.dim + 1 if site.dim >= 0 else site.dim
+    return slot.fusion.apply(rows, slot.value, dim, name).flatten(0, 1)
+
+
+def _with_output_modulated(slot: Slot, output: Any) -> Any:
+    if isinstance(output, Tensor) and slot.site.field is None:
+        return _modulated(slot, output)
+    field = slot.site.field
+    if isinstance(output, tuple | list) and isinstance(field, int | None) and not hasattr(output, "_fields"):
+        return _with_element(slot, output, field or 0)
+    return _with_field(slot, output, field)
+
+
+def _with_element(slot: Slot, output: Sequence[Any], index: int) -> Any:
+    if not -len(output) <= index < len(output):
+        raise ValueError(
+            f"Site '{slot.site.name}': expected an output {index}, got {len(output)} of them.\n"
+            f"Give field= an index below."
+        )
+    parts = list(output)
+    parts[index] = _modulated(slot, parts[index])
+    return parts if isinstance(output, list) else tuple(parts)
+
+
+def _with_field(slot: Slot, output: Any, field: int | str | None) -> Any:
+    """Replace one field of a named tuple, a dataclass (as in transformers and diffusers) or a mapping."""
+    names = _field_names(output)
+    wanted = names[field or 0] if isinstance(field, int | None) and (field or 0) < len(names) else field
+    name = wanted if isinstance(wanted, str) and wanted in names else None
+    if name is None or isinstance(output, PackedSequence):
+        raise ValueError(
+            f"Site '{slot.site.name}': expected an output with the field {field!r}, got a "
+            f"{type(output).__name__} with {', '.join(names) or 'none'}.\n"
+            f"Give field= one of them, or condition a module that returns a tensor."
+        )
+    if isinstance(output, Mapping) and not dataclasses.is_dataclass(output):
+        return {**output, name: _modulated(slot, output[name])}
+    changed = {name: _modulated(slot, getattr(output, name))}
+    if isinstance(output, tuple):
+        return output._replace(**changed)  # type: ignore[attr-defined]
+    return dataclasses.replace(output, **changed)
+
+
+def _field_names(output: Any) -> Sequence[str]:
+    if isinstance(output, tuple):
+        return getattr(output, "_fields", ())
+    if dataclasses.is_dataclass(output):
+        return [field.name for field in dataclasses.fields(output)]
+    return list(output) if isinstance(output, Mapping) else ()
+
+
+def _with_input_modulated(
+    slot: Slot, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    field = slot.site.field or 0
+    index = names.index(field) if isinstance(field, str) and field in names else field
+    name = names[index] if isinstance(index, int) and index < len(names) else field
+    if isinstance(index, int) and index < len(args):
+        parts = list(args)
+        parts[index] = _modulated(slot, parts[index])
+        return tuple(parts), kwargs
+    if name in kwargs:
+        return args, {**kwargs, name: _modulated(slot, kwargs[name])}
+    raise ValueError(
+        f"Site '{slot.site.name}': expected the input {field!r}, got {len(args)} by position and "
+        f"{list(kwargs)} by name.\n"
+        f"Give field= the name of the input that is to be modulated."
+    )
+
+
+def _as_container(base: type[nn.Module]) -> dict[str, Any]:
+    """Keep our child out of what a container runs: a Sequential calls whatever it iterates over."""
+    if issubclass(base, nn.Sequential):
+        return {"__iter__": _layers, "__len__": _num_layers, "__getitem__": _layer}
+    if issubclass(base, nn.ModuleDict):
+        views = {"keys": _keys, "items": _items, "values": _layers}
+        return {"__iter__": _keys, "__len__": _num_layers, **views}
+    return {}
+
+
+def _keys(self: nn.Module) -> Iterator[str]:
+    return iter([name for name in self._modules if name != "film"])
+
+
+def _items(self: nn.Module) -> Iterator[tuple[str, nn.Module | None]]:
+    return iter([(name, module) for name, module in self._modules.items() if name != "film"])
+
+
+def _layers(self: nn.Module) -> Iterator[nn.Module | None]:
+    return iter([module for name, module in self._modules.items() if name != "film"])
+
+
+def _num_layers(self: nn.Module) -> int:
+    return len(self._modules) - ("film" in self._modules)
+
+
+def _layer(self: Any, index: int | slice) -> Any:
+    """Index as the original class does; a slice is a network of that class, without a condition."""
+    if isinstance(index, slice):
+        return self._film_base(OrderedDict(list(_items(self))[index]))
+    return self._film_base.__getitem__(self, index)
+
+
+def _with_keywords(signature: inspect.Signature, keywords: Sequence[str]) -> inspect.Signature:
+    """Add our keywords to a signature: trainers and exporters read it."""
+    ours = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in keywords]
+    theirs = list(signature.parameters.values())
+    last = bool(theirs) and theirs[-1].kind is inspect.Parameter.VAR_KEYWORD
+    return signature.replace(parameters=[*theirs[: len(theirs) - last], *ours, *theirs[len(theirs) - last :]])
+
+
+def _reduce_ex(self: nn.Module, protocol: int) -> Any:
+    """Pickle by the original class and our forward: a class made on the fly has no name to be found by."""
+    kind = type(self)
+    ours = next(one for one in kind.__mro__ if "_film_base" in vars(one))
+    function, arguments, *rest = super(ours, self).__reduce_ex__(protocol)
+    if function is copyreg.__newobj__ and arguments == (ours,):  # type: ignore[attr-defined]
+        return _empty, (ours._film_base, ours._film_forward), *rest
+    return function, arguments, *rest
+
+
+def _empty(base: type[nn.Module], forward: Callable[..., Any]) -> nn.Module:
+    kind = subclass(base, forward)
+    return kind.__new__(kind)
+
+
+def _original(kind: type) -> type:
+    if "_film_base" in vars(kind):
+        return kind._film_base
+    if not hasattr(kind, "_film_base"):
+        return kind
+    return _rebased(kind, tuple(_original(base) for base in kind.__bases__))
+
+
+def _rebased(kind: type, bases: tuple[type, ...]) -> type:
+    """Return the same class, one made on the fly by others, upon other bases."""
+    own = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+    return type(kind.__name__, bases, own)
