@@ -37,15 +37,9 @@ def test_the_gradient_is_that_of_finite_differences():
     )
 
 
-@pytest.mark.parametrize("width", [5, 64])
-def test_autocast_changes_values_only_by_its_precision(width):
-    torch.manual_seed(1)
-    rnn, sequences = nn.GRU(3, width), packed(dtype=torch.float32)
+def test_autocast_changes_nothing():
+    rnn, sequences = nn.GRU(3, 5), packed(dtype=torch.float32)
     sizes = sequences.batch_sizes.tolist()
     exact = last_state(rnn, sequences.data, sizes)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = last_state(rnn, sequences.data, sizes)
-    assert rounded.dtype == torch.float32
-    assert 0 < (rounded - exact).abs().max() < 8 * torch.finfo(torch.bfloat16).eps
-    rounded.sum().backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in rnn.parameters())
+        assert torch.equal(last_state(rnn, sequences.data, sizes), exact)

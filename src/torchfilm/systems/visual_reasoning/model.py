@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as functional
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -145,12 +144,11 @@ class Classifier(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Reasoned:
         """Return the answers' logits and the maps before the pool."""
         maps = self.project_norm(self.project(x)).relu()
-        grid = maps.shape[2:]
         pooled = []
         if self.pooling in ("max", "max_and_mean"):
-            pooled.append(functional.max_pool2d(maps, grid).flatten(1))
+            pooled.append(maps.amax(dim=(2, 3)))
         if self.pooling in ("mean", "max_and_mean"):
-            pooled.append(functional.avg_pool2d(maps, grid).flatten(1) * math.sqrt(grid[0] * grid[1]))
+            pooled.append(maps.mean(dim=(2, 3)) * math.sqrt(maps.shape[2] * maps.shape[3]))
         joined = torch.cat(pooled, dim=1)
         return Reasoned(self.answer(self.hidden_norm(self.hidden(joined)).relu()), maps)
 
@@ -225,6 +223,7 @@ class VisualReasoner(nn.Module):
         """Return one vector per question. questions: word ids; lengths: words, <START> and <END> counted."""
         return self.encoder(questions, lengths)
 
+    @torch.compiler.disable  # compiled with the blocks, it makes them keep ReLU's masks, which costs more
     def modulations(self, z: Float[Tensor, "batch d"]) -> dict[str, Modulation]:
         """Return gamma and beta [batch, channels] of each block that listens: "block1", "block2", ..."""
         return {} if self.generator is None else self.generator(z)

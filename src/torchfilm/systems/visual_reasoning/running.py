@@ -190,6 +190,7 @@ def train_bundle(
     if start is not None:
         network.load_state_dict(start.state_dict())
     network.to("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as its inputs: see model.py
     bundle = Bundle(name, network, material.vocabulary, material.sight)
     feed = FEEDS.get(config.input, ONE_BY_ONE)
     try:
