@@ -1,0 +1,345 @@
+"""FiLM against the alternatives: parameters, FLOPs, latency, memory and the task's score, side by side.
+
+All is measured on the same batch, in one process and in turn, so that a slow moment of the machine meets
+every candidate; and on the network without its conditioning too, which is what the ratios are relative to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchfilm.injection import conditioning, unconditioned
+
+Batch = Sequence[Any] | Mapping[str, Any]
+Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score with its interval, percentiles 2.5 and 97.5 of bootstrap resamples.
+
+    Args:
+        mean: over seeds and samples.
+        low: where its interval starts; equal to the mean where nothing could be resampled.
+        high: where it ends.
+        by_seed: the mean of each seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """Show mean and interval."""
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one network costs and reaches.
+
+    Args:
+        name: its key in what was compared.
+        parameters: how many it has, base included.
+        added: how many of them are the conditioning's, its encoder of the condition included.
+        flops: of one forward pass over the batch. Only products count (matrices, convolutions, attention):
+            what is done number by number, as FiLM itself, is free here and not in milliseconds.
+        milliseconds: median of a forward pass over the batch, in eval mode without gradients.
+        quartiles: of the same.
+        ratio: of the median to that of the network without conditioning.
+        kept: bytes that a forward pass in eval mode keeps for the backward pass, parameters not counted.
+        score: the task's, where it was asked for.
+        gain: score minus that of the first network compared, on the same samples.
+    """
+
+    name: str
+    parameters: int
+    added: int
+    flops: int
+    milliseconds: float
+    quartiles: tuple[float, float]
+    ratio: float
+    kept: int
+    score: Scored | None = None
+    gain: Scored | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; `print` shows a table, `torchfilm.plot.comparison` draws it.
+
+    Args:
+        rows: one for each network; the first is the reference of ratios.
+        rounds: how often each was timed.
+        device: where.
+    """
+
+    rows: tuple[Row, ...]
+    rounds: int
+    device: str
+
+    def __getitem__(self, name: str) -> Row:
+        """Return the row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def added_time(self, name: str, other: str) -> float:
+        """Return the time that one adds to the reference as a part of what the other adds."""
+        base = self.rows[0].milliseconds
+        return (self[name].milliseconds - base) / (self[other].milliseconds - base)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Show the table."""
+        head = ("", "parameters", "added", "GFLOP", "added", "ms", "[middle half]", "time", "kept MB")
+        scored = any(row.score for row in self.rows)
+        lines = [[*head, "score", "gain"] if scored else [*head]]
+        for row in self.rows:
+            scores = ["-" if one is None else str(one) for one in (row.score, row.gain)]
+            lines.append([*self._costs(row), *(scores if scored else [])])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
+        )
+
+    def _costs(self, row: Row) -> list[str]:
+        base, (low, high) = self.rows[0].flops, row.quartiles
+        return [
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.added / max(row.parameters - row.added, 1):+.2%}" if row.added else "-",
+            f"{row.flops / 1e9:.3f}",
+            f"{(row.flops - base) / max(base, 1):+.2%}" if row is not self.rows[0] else "-",
+            f"{row.milliseconds:.2f}",
+            f"[{low:.2f}, {high:.2f}]",
+            f"{row.ratio:.3f}",
+            f"{row.kept / 1e6:.2f}",
+        ]
+
+
+def compare(
+    models: Mapping[str, nn.Module | Sequence[nn.Module]],
+    batch: Batch,
+    *,
+    score: Score | None = None,
+    rounds: int = 30,
+    resamples: int = 1000,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Comparison:
+    """Measure what each network costs and reaches.
+
+    Args:
+        models: name to network; several networks of one name are the same one trained from several seeds:
+            the score is over all of them, the costs are those of the first. Where the first of all is
+            conditioned, the reference of ratios is that network without its conditioning, as a row of its
+            own, "unconditioned"; else the first itself.
+        batch: (x, cond) to call model(x, cond=cond), or a mapping of keyword arguments. The same for all: a
+            condition that each network's own encoder reads, as (tokens, mask) for `Tokens`.
+        score: model -> one number, or one for each sample of a fixed set (which makes gains paired).
+        rounds: how many timed passes each, in turn, after one that is not timed.
+        resamples: how many bootstrap resamples make the intervals: seeds first, then samples.
+        seed: of the resamples.
+        clock: seconds; `time.process_time` where others use the machine.
+
+    Raises:
+        ValueError: for no networks, and for scores of different numbers of samples.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> def network():
+        ...     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> models = {name: condition(network(), "0", Vector(7), fusion=name) for name in ("film", "concat")}
+        >>> comparison = compare(models, (torch.rand(2, 3, 11, 11), torch.rand(2, 7)), rounds=3)
+        >>> comparison["film"].added, comparison["concat"].added
+        (128, 128)
+    """
+    if not models:
+        raise ValueError("compare: expected at least one network, got none.\nGive {'film': model, ...}.")
+    seeds = {name: [one] if isinstance(one, nn.Module) else list(one) for name, one in models.items()}
+    candidates = [_Candidate(name, trained[0], batch) for name, trained in seeds.items()]
+    if candidates[0].conditioned:
+        candidates.insert(0, dataclasses.replace(candidates[0], name="unconditioned", plain=True))
+    with _eval([model for trained in seeds.values() for model in trained]):
+        times = _in_turn(candidates, rounds, clock)
+        scores = {name: _scores(name, trained, score) for name, trained in seeds.items()} if score else {}
+        _check_sizes(scores)
+        first, scored = next(iter(seeds)), {}
+        for name, found in scores.items():
+            rng = np.random.default_rng(seed)
+            scored[name] = {"score": _scored(found, None, rng, resamples)}
+            if name != first:
+                scored[name]["gain"] = _scored(found, scores[first], rng, resamples)
+        base = statistics.median(times[candidates[0].name])
+        rows = tuple(_row(one, times[one.name], base, scored.get(one.name, {})) for one in candidates)
+    return Comparison(rows, rounds, str(next(candidates[0].model.parameters()).device))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A network, or the one inside of a conditioned network, and what it is called with."""
+
+    name: str
+    model: nn.Module
+    batch: Batch
+    plain: bool = False
+
+    @property
+    def conditioned(self) -> bool:
+        try:
+            conditioning(self.model)
+        except ValueError:
+            return False
+        return True
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Return the number of parameters, and how many of them condition."""
+        added = _count(conditioning(self.model)) if self.conditioned else 0
+        total = _count(self.model)
+        return (total - added, 0) if self.plain else (total, added)
+
+    def active(self) -> AbstractContextManager[None]:
+        return unconditioned(self.model) if self.plain else nullcontext()
+
+    def __call__(self) -> Any:
+        if isinstance(self.batch, Mapping):
+            return self.model(**self.batch)
+        return self.model(*self.batch[:-1], cond=self.batch[-1])
+
+
+def _row(candidate: _Candidate, times: Sequence[float], base: float, scored: Mapping[str, Scored]) -> Row:
+    low, median, high = np.quantile(times, [0.25, 0.5, 0.75]).tolist()
+    with candidate.active():
+        return Row(
+            candidate.name,
+            *candidate.parameters,
+            flops=_flops(candidate),
+            milliseconds=1000 * median,
+            quartiles=(1000 * low, 1000 * high),
+            ratio=median / base,
+            kept=_kept(candidate),
+            **scored,
+        )
+
+
+@contextmanager
+def _eval(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Put all modules into eval mode, and each back into its own afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _in_turn(
+    candidates: Sequence[_Candidate], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    for turn in range(rounds + 1):
+        for candidate in candidates:
+            with candidate.active(), torch.no_grad():
+                _wait()
+                start = clock()
+                candidate()
+                _wait()
+                took = clock() - start
+            seconds[candidate.name] += [took] if turn else []
+    return seconds
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _flops(candidate: _Candidate) -> int:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        candidate()
+    return counter.get_total_flops()
+
+
+def _kept(candidate: _Candidate) -> int:
+    """Sum the storages that the graph of a forward pass holds, each once, without those of the model."""
+    model = candidate.model
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        alive.append(storage)  # a freed address would be given to the next tensor
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = candidate()
+    del output
+    return sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+def _scores(name: str, models: Sequence[nn.Module], score: Score) -> Numbers:
+    """Return the scores as [seeds, samples]."""
+    found = []
+    for model in models:
+        value = score(model)
+        value = value.detach().double().cpu().numpy() if isinstance(value, Tensor) else value
+        found.append(np.atleast_1d(np.asarray(value, dtype=np.float64)))
+    if len({numbers.shape for numbers in found}) > 1 or found[0].ndim != 1:
+        shapes = [numbers.shape for numbers in found]
+        raise ValueError(
+            f"compare: expected one score or a list of as many for each seed of '{name}', got {shapes}.\n"
+            f"Score every seed on the same samples."
+        )
+    return np.stack(found)
+
+
+def _check_sizes(scores: Mapping[str, Numbers]) -> None:
+    sizes = {name: numbers.shape[1] for name, numbers in scores.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"compare: expected scores of the same samples for all networks, got {sizes} of them.\n"
+            f"Score every network on the same samples."
+        )
+
+
+def _scored(scores: Numbers, paired: Numbers | None, rng: np.random.Generator, resamples: int) -> Scored:
+    """Return mean and interval of scores, or of their difference to the paired ones on the same samples."""
+    means = []
+    for _ in range(resamples):
+        samples = rng.integers(scores.shape[1], size=scores.shape[1])
+        mean = scores[rng.integers(len(scores), size=len(scores))][:, samples].mean()
+        if paired is not None:
+            mean -= paired[rng.integers(len(paired), size=len(paired))][:, samples].mean()
+        means.append(mean)
+    reference = 0.0 if paired is None else float(paired.mean())
+    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    by_seed = tuple(float(mean) - reference for mean in scores.mean(axis=1))
+    return Scored(float(scores.mean()) - reference, low, high, by_seed)

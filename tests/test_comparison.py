@@ -1,0 +1,169 @@
+"""What a comparison reports: numbers that can be counted by hand, and orders that cannot be otherwise."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from catalogue import randomise
+from torchfilm.comparison import Comparison, Row, Scored, compare
+from torchfilm.conditions import Vector
+from torchfilm.injection import condition
+
+COND = 7
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 1))
+
+
+def models(*fusions: str) -> dict[str, nn.Module]:
+    return {name: condition(network(), "1", Vector(COND), fusion=name) for name in fusions}
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(2, 3, 11, 11), torch.randn(2, COND)
+
+
+def test_parameters_are_those_of_the_base_and_those_that_condition():
+    rows = compare(models("film", "bias", "concat"), batch(), rounds=1).rows
+    base = 3 * 5 * 9 + 2 * 5 + 5 * 2 + 2
+    added = {"unconditioned": 0, "film": 2 * 5 * 8, "bias": 5 * 8, "concat": 5 * 5 + 5 * 8}
+    assert [(row.name, row.parameters, row.added) for row in rows] == [
+        (name, base + extra, extra) for name, extra in added.items()
+    ]
+
+
+def test_flops_are_two_for_each_product():
+    found = compare(models("film", "concat", "cross_attention"), batch(), rounds=1)
+    plain = 2 * 2 * (9 * 9) * (3 * 9 * 5 + 5 * 2)
+    assert found["unconditioned"].flops == plain
+    assert found["film"].flops == plain + 2 * 2 * COND * 10
+    assert found["concat"].flops == plain + 2 * 2 * COND * 5 + 2 * 2 * 81 * 5 * 5
+    attention = 2 * (81 * 5 * 5 + 81 * 5 + 81 * 5 + 81 * 5 * 5)  # queries, scores, sums, output; one token
+    assert found["cross_attention"].flops == plain + 2 * (2 * COND * 10 + attention)
+
+
+def test_latency_is_the_median_of_what_the_clock_says_and_ratios_are_to_the_plain_network():
+    waits = iter([9, 9, 9, 1, 2, 4, 3, 4, 8, 2, 6, 4])  # three rounds, the first of which does not count
+    now = 0.0
+
+    def clock() -> Iterator[float]:
+        nonlocal now
+        for wait in waits:
+            yield now
+            now += wait
+            yield now
+
+    times = clock()
+    found = compare(models("film", "bias"), batch(), rounds=3, clock=lambda: next(times))
+    assert [row.milliseconds for row in found.rows] == [2000, 4000, 4000]
+    assert [row.ratio for row in found.rows] == [1, 2, 2]
+    assert found["film"].quartiles == (3000, 5000)
+    assert found.added_time("film", "bias") == 1
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights():
+    net = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.ReLU())
+    x = torch.randn(2, 3, 7, 7)
+    model = condition(net, "0", Vector(COND), fusion="bias")
+    found = compare({"bias": model}, (x, torch.randn(2, COND)), rounds=1)
+    # The convolution keeps its input, the ReLU its output, which it shares with nobody else.
+    assert found["unconditioned"].kept == 4 * (x.numel() + 2 * 5 * 49)
+    assert found["bias"].kept > found["unconditioned"].kept
+
+
+def test_seeds_are_scored_apart_and_gains_are_on_the_same_samples():
+    samples = torch.arange(20.0) % 2
+
+    def score(model: nn.Module) -> Tensor:
+        return samples + model.film.bonus
+
+    given: dict[str, list[nn.Module]] = {}
+    for name, bonuses in {"film": (0.0, 0.1), "bias": (0.3, 0.5)}.items():
+        given[name] = [models(name)[name] for _ in bonuses]
+        for model, bonus in zip(given[name], bonuses, strict=True):
+            model.film.bonus = bonus
+    found = compare(given, batch(), rounds=1, score=score, resamples=500)
+    assert found["unconditioned"].score is None
+    film, bias, gain = found["film"].score, found["bias"].score, found["bias"].gain
+    assert (film.mean, film.by_seed) == (pytest.approx(0.55), pytest.approx((0.5, 0.6)))
+    assert (bias.mean, gain.mean, gain.by_seed) == (
+        pytest.approx(0.9),
+        pytest.approx(0.35),
+        pytest.approx((0.25, 0.45)),
+    )
+    assert film.low < 0.4 < 0.7 < film.high  # 20 samples of a coin
+    assert 0.199 < gain.low <= gain.high < 0.501  # the coins cancel: only the seeds differ
+    assert found["film"].gain is None
+
+
+def test_a_single_number_of_a_single_seed_has_no_interval():
+    found = compare(models("film"), batch(), rounds=1, score=lambda model: 0.25)
+    assert found["film"].score == Scored(0.25, 0.25, 0.25, (0.25,))
+
+
+def test_a_comparison_leaves_no_trace():
+    given = models("film", "concat")
+    for model in given.values():
+        randomise(model)
+        model.train()
+        model[1].eval()
+    before = {name: {k: v.clone() for k, v in model.state_dict().items()} for name, model in given.items()}
+    compare(given, batch(), rounds=2)
+    for name, model in given.items():
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[name][key])
+        assert [module.training for module in model] == [True, False, True, True]
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Hand(nn.Module):
+    """A network that listens without any help of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return self.layer(x) + cond
+
+
+def test_networks_that_others_conditioned_are_compared_with_the_first():
+    inputs = {"x": torch.randn(2, 3), "cond": torch.randn(2, 5)}
+    found = compare({"one": Hand(), "two": Hand()}, inputs, rounds=1)
+    assert [(row.name, row.added) for row in found.rows] == [("one", 0), ("two", 0)]
+    assert found["one"].ratio == 1
+
+
+def test_the_table_shows_every_number():
+    row = Row("film", 1100, 100, 3_000_000_000, 2.5, (2.0, 3.0), 1.25, 4_000_000)
+    scored = Scored(0.5, 0.25, 0.75, (0.5,))
+    plain = Row("unconditioned", 1000, 0, 2_000_000_000, 2.0, (1.5, 2.5), 1.0, 2_000_000)
+    lines = str(Comparison((plain, row), 3, "cpu")).splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "parameters added GFLOP added ms [middle half] time kept MB",
+        "unconditioned 1,000 - 2.000 - 2.00 [1.50, 2.50] 1.000 2.00",
+        "film 1,100 +10.00% 3.000 +50.00% 2.50 [2.00, 3.00] 1.250 4.00",
+    ]
+    assert len({len(line) for line in lines}) == 1
+    with_score = str(Comparison((plain, Row(*list(vars(row).values())[:8], scored)), 3, "cpu"))
+    assert with_score.splitlines()[2].endswith("0.500 [0.250, 0.750]     -")
+
+
+def test_no_networks_and_scores_of_other_samples_are_refused():
+    with pytest.raises(ValueError, match="expected at least one network, got none"):
+        compare({}, batch())
+    counts = iter([3, 4])
+    with pytest.raises(ValueError, match=r"of the same samples for all networks, got {'film': 3, 'bias': 4}"):
+        compare(models("film", "bias"), batch(), rounds=1, score=lambda model: [1.0] * next(counts))
+    counts = iter([3, 4])
+    with pytest.raises(ValueError, match=r"as many for each seed of 'film', got \[\(3,\), \(4,\)\]"):
+        compare(
+            {"film": [models("film")["film"], models("film")["film"]]},
+            batch(),
+            rounds=1,
+            score=lambda model: [1.0] * next(counts),
+        )
