@@ -100,6 +100,35 @@ def norm_case(name: str, kind: type, features: Callable, dim: int, plain: type) 
     )
 
 
+class Called(nn.Module):
+    """A module that takes one value, called with the two tensors which that value is made of."""
+
+    def __init__(self, module: nn.Module, value: Callable[..., object]) -> None:
+        super().__init__()
+        self.module = module
+        self.value = value
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Make the value and call the module."""
+        return self.module(self.value(first, second))
+
+
+def named(words: Tensor, kind: Tensor) -> dict[str, Tensor]:
+    """Return two conditions by name."""
+    return {"kind": kind, "words": words}
+
+
+def generator(**options: object) -> tf.Generator:
+    """Return a generator with options for sites of different widths."""
+    return tf.Generator(COND, {"a": CHANNELS, "b": 5}, **options)
+
+
+def several(combine: str) -> Called:
+    """Return a class and a vector at once."""
+    parts = {"kind": tf.Classes(CLASSES, COND), "words": tf.Vector(COND)}
+    return Called(tf.Several(parts, combine), named)
+
+
 CASES = (
     Case("FiLM", lambda: tf.FiLM(CHANNELS, COND), lambda b: (image(b), vector(b)), 1, lambda x: x),
     Case(
@@ -142,9 +171,37 @@ CASES = (
     Case("AdaLNZero", lambda: tf.AdaLNZero(CHANNELS, COND), lambda b: (tokens(b), vector(b))),
     Case("AdaRMSNorm", lambda: tf.AdaRMSNorm(CHANNELS, COND), lambda b: (tokens(b), per_token(b))),
     Case("Generator", lambda: tf.Generator(COND, {"a": CHANNELS, "b": 5}), lambda b: (vector(b),)),
+    Case("Generator/shared", lambda: generator(head="shared"), lambda b: (vector(b),)),
+    Case("Generator/low rank", lambda: generator(head="lowrank:2"), lambda b: (vector(b),)),
+    Case(
+        "Generator/table",
+        lambda: tf.Generator(CLASSES, {"a": CHANNELS, "b": 5}, head="table"),
+        lambda b: (torch.randperm(CLASSES)[:b],),
+    ),
+    Case(
+        "Generator/trunk and gate",
+        lambda: generator(trunk=(11, "silu"), emit=("gamma", "beta", "gate"), bound="tanh:0.5"),
+        lambda b: (vector(b),),
+    ),
+    Case("Generator/learned scale", lambda: generator(learned_scale=True), lambda b: (vector(b),)),
+    Case(
+        "ComposedGenerator",
+        lambda: tf.ComposedGenerator((2, COND - 2), {"a": CHANNELS, "b": 5}),
+        lambda b: (vector(b),),
+    ),
     Case("Vector", lambda: tf.Vector(COND), lambda b: (vector(b),)),
+    Case("Scalars", lambda: tf.Scalars(COND, 4 * COND), lambda b: (vector(b),)),
+    Case("Scalars/learned", lambda: tf.Scalars(COND, 4 * COND, learned=True), lambda b: (vector(b),)),
     Case("Classes", lambda: tf.Classes(CLASSES, COND), lambda b: (torch.randperm(CLASSES)[:b],)),
     Case("Tokens", lambda: tf.Tokens(COND), sentence),
+    Case("Tokens/attention", lambda: tf.Tokens(COND, "attention", heads=7), sentence),
+    Case(
+        "Maybe",
+        lambda: Called(tf.Maybe(tf.Vector(COND)), tf.Masked),
+        lambda b: (vector(b), torch.arange(b) != 3),
+    ),
+    Case("Several", lambda: several("concat"), lambda b: (vector(b), torch.randint(CLASSES, (b,)))),
+    Case("Several/sum", lambda: several("sum"), lambda b: (vector(b), torch.randint(CLASSES, (b,)))),
 )
 LAYERS = tuple(case for case in CASES if case.dim is not None)
 

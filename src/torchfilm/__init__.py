@@ -2,11 +2,15 @@
 
 from .adaptive import AdaLNZero as AdaLNZero
 from .adaptive import AdaRMSNorm as AdaRMSNorm
+from .comparison import compare as compare
 from .conditions import Classes as Classes
+from .conditions import Scalars as Scalars
 from .conditions import Tokens as Tokens
 from .conditions import Vector as Vector
 from .fusion import Fusion as Fusion
+from .generator import ComposedGenerator as ComposedGenerator
 from .generator import Generator as Generator
+from .generator import build_generator as build_generator
 from .heard import heard as heard
 from .injection import condition as condition
 from .injection import conditioning as conditioning
@@ -25,6 +29,9 @@ from .norms import ConditionalInstanceNorm2d as ConditionalInstanceNorm2d
 from .norms import ConditionalInstanceNorm3d as ConditionalInstanceNorm3d
 from .norms import ConditionalLayerNorm as ConditionalLayerNorm
 from .norms import ConditionalRMSNorm as ConditionalRMSNorm
+from .several import Masked as Masked
+from .several import Maybe as Maybe
+from .several import Several as Several
 from .sites import Site as Site
 from .sites import Sites as Sites
 from .sites import find as find
