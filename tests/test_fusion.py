@@ -16,9 +16,9 @@ from torchfilm.fusion import FUSIONS, Fusion, Matched, resolve
 COND, SITES, TOKENS = 7, {"a": 3, "b.c": 5}, 4
 OPTIONS = {
     **{name: (name, {}) for name in FUSIONS},
-    "film/narrow": ("film", {"width": 2}),
+    "film/narrow": ("film", {"head": "lowrank:2"}),
     "film/gate": ("film", {"bound": "tanh", "gamma_offset": 1.0}),
-    "gate/narrow": ("gate", {"width": 2}),
+    "gate/narrow": ("gate", {"head": "lowrank:2"}),
     "concat/inner": ("concat", {"width": 2}),
     "low_rank/1": ("low_rank", {"width": 1}),
     "cross_attention/heads": ("cross_attention", {"width": 6, "heads": 3}),
@@ -367,3 +367,49 @@ def test_a_matched_fusion_folds_where_its_own_does():
 def test_a_fusion_that_cannot_be_sized_is_refused():
     with pytest.raises(ValueError, match=r"expected a fusion with sized\(width\), got Swap"):
         resolve(Swap(), match_params=100)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)
+    )
+
+
+@over_fusions
+def test_a_conditioned_network_starts_as_it_was_and_then_hears(name: str):
+    x, z, plain = torch.randn(2, 2, 7, 6), condition(2), network().eval()
+    kind, options = OPTIONS[name]
+    model = tf.condition(network().eval(), r"[14]", tf.Vector(COND), fusion=kind, **options)
+    assert torch.equal(model(x, cond=z), plain(x))
+    randomise(model.film)
+    assert not torch.allclose(model(x, cond=z), model(x, cond=z + 1))
+    assert torch.equal(tf.remove(model)(x), plain(x))
+
+
+@over_fusions
+def test_rows_that_share_a_condition_get_the_same_as_alone(name: str):
+    kind, options = OPTIONS[name]
+    model = tf.condition(network().eval(), r"[14]", tf.Vector(COND), fusion=kind, repeat=3, **options)
+    alone = tf.condition(network().eval(), r"[14]", tf.Vector(COND), fusion=kind, **options)
+    alone.load_state_dict(randomise(model.film) and model.state_dict())
+    x, z = torch.randn(6, 2, 7, 6), condition(2)
+    torch.testing.assert_close(model(x, cond=z), alone(x, cond=z.repeat_interleave(3, dim=0)))
+
+
+def test_attention_in_a_network_reads_tokens_that_are_not_pooled():
+    tokens, mask = torch.randn(2, TOKENS, COND), torch.tensor([[True] * 4, [True, True, False, False]])
+    encoder = tf.Tokens(COND, pooling=None)
+    model = tf.condition(network().eval(), r"[14]", encoder, fusion="cross_attention")
+    randomise(model.film)
+    x = torch.randn(2, 2, 7, 6)
+    shorter = model(x[1:], cond=(tokens[1:, :2], mask[1:, :2]))
+    torch.testing.assert_close(model(x, cond=(tokens, mask))[1:], shorter)
+
+
+def test_networks_are_conditioned_with_as_many_parameters_as_another_has():
+    film = tf.condition(network(), r"[14]", tf.Vector(41))
+    other = tf.condition(network(), r"[14]", tf.Vector(41), fusion="scale", match_params=film)
+    counts = [sum(p.numel() for p in model.film.generator.parameters()) for model in (film, other)]
+    assert counts[0] == 16 * 42
+    assert abs(counts[1] - counts[0]) <= 0.05 * counts[0]

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchfilm.functional import film
-from torchfilm.generator import Generator
+from torchfilm.generator import build_generator
 from torchfilm.mixing import Concat, CrossAttention, LowRank
 from torchfilm.modulation import Modulation
 
@@ -67,28 +67,10 @@ class Fusion(Protocol):
         ...
 
 
-class Narrow(nn.Module):
-    """Make the condition small before it is read: generator(P z), with P of `width` rows.
-
-    With a linear generator behind it this is a head of rank `width`, and costs
-    width * (cond_dim + outputs) parameters instead of cond_dim * outputs.
-    """
-
-    def __init__(self, cond_dim: int, width: int, generator: nn.Module) -> None:
-        super().__init__()
-        self.project = nn.Linear(cond_dim, width, bias=False)
-        self.generator = generator
-
-    def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Any]:
-        """Return what the generator makes of the smaller condition."""
-        return self.generator(self.project(condition))
-
-
 class Film:
     """FiLM: y = gamma(z) * x + beta(z) (Perez et al. 2018), times a gate where one is emitted.
 
     Args:
-        width: make the condition this small first; None for the generator on the condition itself.
         options: what `Generator` takes besides `cond_dim` and `sites`.
 
     Example:
@@ -97,15 +79,12 @@ class Film:
         >>> y = fusion.apply(torch.rand(2, 3, 5), value, 1, "here")
     """
 
-    def __init__(self, width: int | None = None, **options: Any) -> None:
-        self.width = width
+    def __init__(self, **options: Any) -> None:
         self.options = options
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
         """Return a `Generator`; its values are Modulations."""
-        if self.width is None:
-            return Generator(cond_dim, sites, **self.options)
-        return Narrow(cond_dim, self.width, Generator(self.width, sites, **self.options))
+        return build_generator(cond_dim, sites, **self.options)
 
     def apply(self, x: Tensor, value: Modulation, dim: int, site: str) -> Tensor:
         """Return gate * (gamma * x + beta)."""
@@ -119,17 +98,17 @@ class Film:
         return Modulation(value.gate * value.gamma, value.gate * value.beta)
 
     def sized(self, width: int) -> Film:
-        """Return the same fusion behind a condition made `width` numbers small."""
+        """Return the same fusion with a head of this rank."""
         other = copy.copy(self)
-        other.width = width
+        other.options = {**self.options, "head": f"lowrank:{width}"}
         return other
 
 
 class Scale(Film):
     """FiLM without its shift: y = gamma(z) * x (Perez et al. 2018, the ablation beta = 0)."""
 
-    def __init__(self, width: int | None = None, **options: Any) -> None:
-        super().__init__(width, emit=("gamma",), **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emit=("gamma",), **options)
 
 
 class Bias(Film):
@@ -138,15 +117,15 @@ class Bias(Film):
     As concatenating the condition to the features in front of a linear layer: only a shift arrives.
     """
 
-    def __init__(self, width: int | None = None, **options: Any) -> None:
-        super().__init__(width, emit=("beta",), **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emit=("beta",), **options)
 
 
 class Gate(Film):
     """A bounded factor: y = 2 sigmoid(a(z)) * x, between closed (0) and doubled (2), 1 at the start."""
 
-    def __init__(self, width: int | None = None, **options: Any) -> None:
-        super().__init__(width, emit=("beta",), **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emit=("beta",), **options)
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
         """Return a generator whose Modulations have gamma = 2 sigmoid(a(z)) and beta = 0."""
