@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from torchfilm.heads import AnyHead, Start, build_head
 from torchfilm.modulation import Modulation
+from torchfilm.several import Sizes
 
 Bound = Literal["sigmoid", "tanh", "exp"]
 Emitted = Literal["gamma", "beta", "gate"]
@@ -295,7 +296,7 @@ class ComposedGenerator(nn.Module):
     gamma = gamma_2 gamma_1 and beta = gamma_2 beta_1 + beta_2, for `Several(..., combine="compose")`.
 
     Args:
-        cond_dims: size of each slice, in order: the `dim` of that `Several`.
+        cond_dims: size of each slice, in order.
         sites: as of `Generator`.
         device: where the parameters live.
         options: fields of `GeneratorOptions`, for each of them.
@@ -343,16 +344,15 @@ class ComposedGenerator(nn.Module):
 
 
 def build_generator(
-    cond_dim: int | Sequence[int],
-    sites: Mapping[str, int],
-    *,
-    device: torch.device | str | None = None,
-    **options: Any,
+    cond_dim: int, sites: Mapping[str, int], *, device: torch.device | str | None = None, **options: Any
 ) -> Generator | ComposedGenerator:
-    """Return the generator for the `dim` of any condition: one size, or the sizes of a composition."""
-    if isinstance(cond_dim, int):
-        return Generator(cond_dim, sites, device=device, **options)
-    return ComposedGenerator(cond_dim, sites, device=device, **options)
+    """Return the generator for the `dim` of any condition, several that are composed included.
+
+    Args and errors are those of `Generator`.
+    """
+    if isinstance(cond_dim, Sizes):
+        return ComposedGenerator(cond_dim.parts, sites, device=device, **options)
+    return Generator(cond_dim, sites, device=device, **options)
 
 
 def _build_trunk(

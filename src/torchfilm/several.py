@@ -7,8 +7,9 @@ so every sample of a batch may miss something else, every process of a DDP group
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,19 +22,43 @@ Combine = Literal["sum", "concat", "compose"]
 Encoded = Tensor | tuple[Tensor, Tensor]
 
 
-class Masked(NamedTuple):
-    """A condition that only some samples have: `Masked(labels, present)`.
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """A condition that only some samples have: `Masked(labels, present)`; `Masked(None)` where none has it.
 
     Where `present` is False the value is not heard, but it must be one that the condition takes (any class,
-    any finite numbers). An explicit mask is final: no dropout is drawn on top of it.
+    any finite numbers). An explicit mask is final: no dropout is drawn on top of it. A pytree, as
+    `Modulation`.
 
     Args:
-        value: what the condition takes.
-        present: booleans, one per sample, or one for all.
+        value: what the condition takes, or None.
+        present: booleans, one per sample, or one for all; None for all.
     """
 
     value: Any
-    present: Bool[Tensor, "*batch"]
+    present: Bool[Tensor, "*batch"] | None = None
+
+
+torch.export.register_dataclass(Masked, serialized_type_name="torchfilm.Masked")
+
+
+class Sizes(int):
+    """The size of a concatenation, that remembers the sizes of its parts: Sizes((3, 4)) == 7.
+
+    What a generator that composes takes its input apart by; to all others it is a number.
+    """
+
+    parts: tuple[int, ...]
+
+    def __new__(cls, parts: Sequence[int]) -> Sizes:
+        """Return the sum of the sizes."""
+        size = super().__new__(cls, sum(parts))
+        size.parts = tuple(parts)
+        return size
+
+    def __getnewargs__(self) -> tuple[tuple[int, ...]]:  # type: ignore[override]
+        """Copy and pickle by the parts."""
+        return (self.parts,)
 
 
 class Maybe(nn.Module):
@@ -89,24 +114,25 @@ class Maybe(nn.Module):
         if self.null is not None:
             nn.init.zeros_(self.null)
 
-    def forward(self, value: Any, *, generator: torch.Generator | None = None) -> Encoded:
+    def forward(self, value: Any, *more: Any, generator: torch.Generator | None = None) -> Encoded:
         """Return z, [*batch, dim], or [dim] for None, which is the same for every sample.
 
         Args:
             value: what the condition takes, None, or `Masked`.
+            more: further arguments of the condition, as the mask of tokens.
             generator: where dropout draws from; only in training, and never where an explicit mask is given.
 
         Raises:
             ValueError: where the mask is not boolean, or has other sizes than the batch.
         """
-        z, present = self.encode(value)
+        z, present = self.encode((value, *more) if more else value)
         if present is None and z is not None and self.training and self.dropout > 0:
             present = drawn(z, self.dropout, generator)
         return self.choose(z, present)
 
     def encode(self, value: Any) -> tuple[Encoded | None, Tensor | None]:
         """Return c(v), or None where it is missing for the batch, and the mask that was given, if any."""
-        value, present = value if isinstance(value, Masked) else (value, None)
+        value, present = (value.value, value.present) if isinstance(value, Masked) else (value, None)
         return (None, None) if value is None else (self.condition(value), present)
 
     def choose(self, z: Encoded | None, present: Tensor | None) -> Encoded:
@@ -149,7 +175,7 @@ class Several(nn.Module):
     - "concat": z = [z_1, z_2, ...]. With a linear head, the deltas of the conditions are added.
     - "sum": z = z_1 + z_2 + ..., all of one size: one head for all of them.
     - "compose": each condition has a generator of its own, and its modulations are applied one after the
-      other, in order. `dim` is then a tuple of sizes, which `build_generator` takes as its `cond_dim`.
+      other, in order. z is the concatenation, which `build_generator(both.dim, sites)` takes apart again.
 
     A condition that is None or absent, and one that is `Masked`, is replaced as in `Maybe`; those that are
     not `Maybe` are made so, without dropout. Conditions [B, d] and [B, T, d] go together, aligned from the
@@ -188,7 +214,7 @@ class Several(nn.Module):
     def forward(
         self, conditions: Mapping[str, Any], *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "*batch dim"]:
-        """Return z; for "compose" the concatenation, which the generator takes apart again.
+        """Return z.
 
         Args:
             conditions: what each takes, None, or `Masked`, by name.
@@ -303,9 +329,9 @@ def _check_parts(parts: Mapping[str, Maybe], combine: str) -> None:
         )
 
 
-def _joined_size(sizes: tuple[int, ...], combine: str) -> int | tuple[int, ...]:
+def _joined_size(sizes: tuple[int, ...], combine: str) -> int:
     if combine == "compose":
-        return sizes
+        return Sizes(sizes)
     return sizes[0] if combine == "sum" else sum(sizes)
 
 
