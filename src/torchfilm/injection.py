@@ -55,6 +55,9 @@ class Conditioning(nn.Module):
         self.sites: dict[str, Site] = {site.name: site for site in sites}
         self.slots = {site.name: Slot(site, fusion) for site in sites}
         self.local = _Local()
+        self.recipe: dict[str, Any] | None = None
+        self.frozen_parameters: list[str] = []
+        self.frozen_norms: list[str] = []
 
     @property
     def transforms(self) -> list[Transform]:
@@ -63,7 +66,7 @@ class Conditioning(nn.Module):
 
     def forward(self, cond: Any) -> dict[str, Any]:
         """Return the value of each site for a condition: a tensor, or a tuple of the encoder's arguments."""
-        return self.generator(self.cond(*cond) if isinstance(cond, tuple) else self.cond(cond))
+        return self.generator(self.cond(*cond) if type(cond) is tuple else self.cond(cond))
 
     def modulations(self, cond: Any) -> dict[str, Any]:
         """Return the value of each site for a condition, a `Modulation` for FiLM; the network is not run.
@@ -172,7 +175,8 @@ def condition(
     found = find(model, sites, where=where, dim=dim, features=features, **search)
     _check_unique(found)
     dimension = _dimension(cond)
-    resolved = resolve(fusion, **({} if generator is not None else options))
+    given = generator is not None
+    resolved = resolve(fusion, **({} if given else options))
     widths = {site.name: site.features for site in found}
     if generator is None:
         generator = resolved.build(dimension, widths)
@@ -185,6 +189,8 @@ def condition(
         generator = generator(dimension, widths)
     film = Conditioning(cond, generator, resolved, found)
     film.to(_device(model, found)).train(model.training)
+    if isinstance(fusion, str) and not given:
+        film.recipe = {"name": fusion, "options": options}
     _apply(model, film)
     return model
 
@@ -195,7 +201,7 @@ def conditioning(model: nn.Module) -> Conditioning:
     Raises:
         ValueError: for a model that is not conditioned.
     """
-    root = _unwrapped(model)
+    root = unwrapped(model)
     if not is_root(root):
         raise ValueError(
             f"{type(root).__name__}: expected a conditioned network, got a plain one.\n"
@@ -258,7 +264,7 @@ def remove(model: nn.Module) -> nn.Module:
         ValueError: for a model that is not conditioned.
     """
     film = conditioning(model)
-    root = _unwrapped(model)
+    root = unwrapped(model)
     _undo(root, film)
     return model
 
@@ -323,14 +329,18 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
                 del module._forward_pre_hooks[key]
         if isinstance(module, nn.TransformerEncoder) and vars(module).pop("_film_nested", False):
             module.use_nested_tensor = True
+    for name in film.frozen_parameters:
+        model.get_parameter(name).requires_grad = True
     if is_root(model):
         swap_back(model)
+        if film.frozen_norms:
+            model.train(model.training)
     if model._modules.get("film") is film:
         del model._modules["film"]
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Look through torch.compile, DistributedDataParallel, AveragedModel."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the conditioned network inside of torch.compile, DistributedDataParallel, AveragedModel."""
     while not is_root(model):
         inner = model._modules.get("_orig_mod") or model._modules.get("module")
         if inner is None:
@@ -373,9 +383,10 @@ def _check_unique(sites: Sites) -> None:
         )
 
 
-def _dimension(cond: nn.Module) -> int:
+def _dimension(cond: nn.Module) -> Any:
+    """Return the size of the encoded condition; several sizes for a composition."""
     dim = getattr(cond, "dim", None)
-    if not isinstance(cond, nn.Module) or not isinstance(dim, int):
+    if not isinstance(cond, nn.Module) or not isinstance(dim, int | tuple):
         raise ValueError(
             f"condition: expected cond to be a module with the size of what it gives as `dim`, got "
             f"{type(cond).__name__}.\n"

@@ -101,7 +101,7 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
             "__doc__": base.__doc__,
         }
         if is_root:
-            namespace |= _as_container(base)
+            namespace |= {"train": _train, **_as_container(base)}
         made = _SUBCLASSES[base, forward] = type(base.__name__, (base,), namespace)
     return made
 
@@ -228,6 +228,14 @@ def _with_input_modulated(
         f"{list(kwargs)} by name.\n"
         f"Give field= the name of the input that is to be modulated."
     )
+
+
+def _train(self: Any, mode: bool = True) -> Any:  # noqa: FBT001, FBT002 - the signature is torch's
+    """Set the mode as the original class does, but for the norms whose statistics are frozen."""
+    self._film_base.train(self, mode)
+    for name in self._modules["film"].frozen_norms:
+        self.get_submodule(name).eval()
+    return self
 
 
 def _as_container(base: type[nn.Module]) -> dict[str, Any]:

@@ -1,0 +1,296 @@
+"""Train, checkpoint and ship the conditioning of a network apart from the network.
+
+`save` writes a folder with what `condition` added (film.safetensors) and how to add it again (film.json, no
+pickle); `load` puts it on a fresh copy of the same base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from torchfilm.conditions import Classes, Scalars, Tokens, Vector
+from torchfilm.fusion import Fusion
+from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
+from torchfilm.several import Maybe, Several
+from torchfilm.sites import Site, Sites
+
+TENSORS, DESCRIPTION, FORMAT = "film.safetensors", "film.json", 1
+
+# A base that was converted to bfloat16 (8 bits of mantissa) and back still counts as the same.
+_SAME = 2.0**-7
+_SAMPLED_TENSORS, _SAMPLED_VALUES = 16, 8
+
+
+def freeze_base(model: nn.Module) -> nn.Module:
+    """Make only the conditioning trainable, and keep the running statistics of the base's norms as they are.
+
+    The norms that have such statistics stay in evaluation mode, also after `model.train()`. `remove` lets
+    everything train again that did before.
+
+    Raises:
+        ValueError: for a model that is not conditioned.
+
+    Example:
+        >>> model = condition(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "1", Vector(7))
+        >>> [name for name, p in freeze_base(model).named_parameters() if p.requires_grad]
+        ['film.generator.head.weight', 'film.generator.head.bias']
+    """
+    film, root = conditioning(model), unwrapped(model)
+    for name, parameter in root.named_parameters():
+        if not name.startswith("film.") and parameter.requires_grad:
+            parameter.requires_grad = False
+            film.frozen_parameters.append(name)
+    norms = [(name, module) for name, module in root.named_modules() if isinstance(module, _NormBase)]
+    film.frozen_norms = [name for name, module in norms if module.running_mean is not None]
+    root.train(root.training)
+    return model
+
+
+def checkpoint_context(model: nn.Module) -> CheckpointContext:
+    """Return the `context_fn` with which activation checkpointing hears the condition again.
+
+    Checkpointing runs a block a second time in the backward pass, when the call that had the condition is
+    over. The context keeps what the sites had at the first time: `checkpoint(block, x, use_reentrant=False,
+    context_fn=checkpoint_context(model))`, or, with transformers, `model.gradient_checkpointing_enable(
+    {"use_reentrant": False, "context_fn": checkpoint_context(model)})`. Without it a conditioned block
+    raises; the reentrant kind cannot work, for it loses the gradient of the generator.
+
+    Example:
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> with torch.enable_grad():
+        ...     context = checkpoint_context(model)
+    """
+    return CheckpointContext(conditioning(model))
+
+
+class CheckpointContext:
+    """Called by `torch.utils.checkpoint` at each first run of a block; is copied with the network."""
+
+    def __init__(self, film: Conditioning) -> None:
+        self.film = film
+
+    def __call__(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """Return the context of the first run, an empty one, and that of the second."""
+        return nullcontext(), _Again(self.film)
+
+
+class _Again(AbstractContextManager["_Again"]):
+    """Fill the slots as they were when this was made; may be entered more than once."""
+
+    def __init__(self, film: Conditioning) -> None:
+        self.film = film
+        self.values = film.held()
+        self.before: list[dict[str, Any]] = []
+
+    def __enter__(self) -> _Again:
+        self.before.append(self.film.held())
+        self.film.fill(self.values)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.film.fill(self.before.pop())
+
+
+def save(model: nn.Module, folder: str | Path) -> None:
+    """Write the conditioning of a network, and how to add it again, into a folder; the base is not written.
+
+    Args:
+        model: a conditioned network.
+        folder: is made where it does not exist; earlier files of the same names are replaced.
+
+    Raises:
+        ValueError: for a model that is not conditioned.
+    """
+    film, path = conditioning(model), Path(folder)
+    description = {
+        "format": FORMAT,
+        "sites": [dataclasses.asdict(site) for site in film.sites.values()],
+        "cond": _describe(film.cond),
+        "fusion": film.recipe,
+        "base": _fingerprint(unwrapped(model)),
+    }
+    text = json.dumps(description, indent=1)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in film.state_dict().items()}
+    save_file(tensors, path / TENSORS)
+    (path / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+def load(
+    base: nn.Module,
+    folder: str | Path,
+    *,
+    cond: nn.Module | None = None,
+    fusion: str | Fusion | None = None,
+    generator: nn.Module | Callable[[int, Mapping[str, int]], nn.Module] | None = None,
+    any_base: bool = False,
+) -> nn.Module:
+    """Condition a fresh base, in place, as `save` found it; strictly: everything has to fit.
+
+    Args:
+        base: a network like the one that was conditioned, with the same weights, not conditioned yet.
+        folder: what `save` wrote.
+        cond: an encoder like the one that was saved, where it is of a class of your own.
+        fusion: likewise the fusion, where it was given as an object.
+        generator: likewise the generator, where one was given.
+        any_base: accept a base with other weights or other modules beside the sites.
+
+    Returns:
+        The base itself, now conditioned.
+
+    Raises:
+        ValueError: where the folder lacks something, the base is another one, or something does not fit; the
+            base is then as it was.
+    """
+    path = Path(folder)
+    description = _read(path)
+    if not any_base:
+        _check_base(base, description["base"], path)
+    if cond is None:
+        cond = _build(description["cond"])
+    how: dict[str, Any] = {"generator": generator} if generator is not None else {}
+    if fusion is not None:
+        how["fusion"] = fusion
+    elif description["fusion"] is not None:
+        options = {key: _tupled(value) for key, value in description["fusion"]["options"].items()}
+        how |= {"fusion": description["fusion"]["name"], **(options if generator is None else {})}
+    elif generator is None:
+        raise ValueError(
+            f"load: expected fusion= or generator=, for {path} was saved with an object of its own.\n"
+            f"Give one that is made in the same way."
+        )
+    sites = Sites(Site(**{**site, "field": site["field"]}) for site in description["sites"])
+    condition(base, sites, cond, **how)
+    try:
+        _fill(conditioning(base), load_file(path / TENSORS), path)
+    except BaseException:
+        remove(base)
+        raise
+    return base
+
+
+def _read(path: Path) -> dict[str, Any]:
+    for name in (TENSORS, DESCRIPTION):
+        if not (path / name).is_file():
+            raise ValueError(
+                f"load: expected a folder with {TENSORS} and {DESCRIPTION}, got {path} without {name}.\n"
+                f"Give the folder that save(model, folder) wrote."
+            )
+    description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+    if description.get("format") != FORMAT:
+        raise ValueError(
+            f"load: expected format {FORMAT}, got {description.get('format')!r} in {path / DESCRIPTION}.\n"
+            f"Load it with the version of torchfilm that wrote it."
+        )
+    return description
+
+
+def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:
+    expected = {key: tuple(value.shape) for key, value in film.state_dict().items()}
+    got = {key: tuple(value.shape) for key, value in tensors.items()}
+    if expected != got:
+        differing = sorted(key for key in expected | got if expected.get(key) != got.get(key))
+        rows = [f"  {key}  {expected.get(key, 'none')}  {got.get(key, 'none')}" for key in differing]
+        lines = "\n".join(rows)
+        raise ValueError(
+            f"load: expected the tensors of this conditioning, got others in {path} "
+            f"(name, expected, got).\n{lines}\n"
+            f"Give the cond=, fusion= or generator= with the sizes that were saved."
+        )
+    film.load_state_dict(tensors)
+
+
+def _describe(cond: nn.Module) -> dict[str, Any] | None:
+    """Return how to make an encoder of the library again; None for one that holds a class of others."""
+    options: dict[str, Any]
+    if type(cond) is Vector:
+        options = {"dim": cond.dim}
+    elif type(cond) is Classes:
+        options = {"num_classes": cond.num_classes, "dim": None if cond.table is None else cond.dim}
+    elif type(cond) is Scalars:
+        options = {key: getattr(cond, key) for key in ("n", "dim", "min_period", "max_period")}
+        options["learned"] = cond.frequencies is not None
+    elif type(cond) is Tokens:
+        options = {key: getattr(cond, key) for key in ("dim", "pooling", "heads")}
+    elif type(cond) is Maybe:
+        null = "zero" if cond.null is None else "learned"
+        options = {"condition": _describe(cond.condition), "dropout": cond.dropout, "null": null}
+    elif type(cond) is Several:
+        parts = {name: _describe(part) for name, part in cond.parts.items()}
+        options = {"conditions": parts, "combine": cond.combine, "joint_dropout": cond.joint_dropout}
+    else:
+        return None
+    inner = [options.get("condition", {}), *options.get("conditions", {}).values()]
+    return None if None in inner else {"type": type(cond).__name__, "options": options}
+
+
+def _build(description: dict[str, Any] | None) -> nn.Module:
+    if description is None:
+        raise ValueError(
+            "load: expected cond=, for the conditioning was saved with an encoder of a class of its own.\n"
+            "Give an encoder that is made in the same way."
+        )
+    options = dict(description["options"])
+    if description["type"] == "Maybe":
+        options["condition"] = _build(options["condition"])
+    if description["type"] == "Several":
+        options["conditions"] = {name: _build(part) for name, part in options["conditions"].items()}
+    return _ENCODERS[description["type"]](**options)
+
+
+_ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    kind.__name__: kind for kind in (Vector, Classes, Scalars, Tokens, Maybe, Several)
+}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fingerprint(root: nn.Module) -> dict[str, Any]:
+    """Tell one base from another: a hash of all names and shapes, and some values of some of its tensors."""
+    state = {key: value for key, value in root.state_dict().items() if not key.startswith("film.")}
+    shapes = "\n".join(f"{key} {tuple(value.shape)}" for key, value in state.items() if _plain(value))
+    floats = [key for key, value in state.items() if _plain(value) and value.is_floating_point()]
+    step = max(1, len(floats) // _SAMPLED_TENSORS)
+    sampled = {key: state[key].flatten()[:_SAMPLED_VALUES].float().tolist() for key in floats[::step]}
+    return {"names": hashlib.sha256(shapes.encode()).hexdigest(), "values": sampled}
+
+
+def _plain(value: Any) -> bool:
+    """Leave out what has no values to read: quantised subclasses, the meta device, extra state."""
+    return type(value) is Tensor and value.device.type != "meta"
+
+
+def _check_base(base: nn.Module, saved: dict[str, Any], path: Path) -> None:
+    now = _fingerprint(base)
+    if now["names"] != saved["names"]:
+        fact = "has modules or sizes that the one behind it did not have"
+    else:
+        differing = [key for key, values in saved["values"].items() if not _close(now["values"][key], values)]
+        if not differing:
+            return
+        fact = f"has other weights than the one behind it, the first in '{differing[0]}'"
+    raise ValueError(
+        f"load: expected the base that {path} was trained on, got a {type(base).__name__} that {fact}.\n"
+        f"Load its checkpoint first; to use this base all the same give any_base=True."
+    )
+
+
+def _close(one: list[float], other: list[float]) -> bool:
+    return torch.allclose(torch.tensor(one), torch.tensor(other), rtol=_SAME, atol=1e-6, equal_nan=True)

@@ -1,0 +1,215 @@
+"""Train, checkpoint and ship the conditioning apart from the network."""
+
+import copy
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import torchfilm as tf
+from catalogue import randomise
+from networks import SITES, Net, conditioned, inputs
+from torchfilm.injection import conditioning
+
+
+class Checkpointed(Net):
+    """A network that recomputes each block in the backward pass, with the keywords that it was given."""
+
+    options: dict
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, **self.options) if self.options else block(x)
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def checkpointed() -> Checkpointed:
+    model = Checkpointed()
+    model.options = {}
+    tf.condition(model, SITES, tf.Vector(13))
+    randomise(model.film)
+    return model.eval()
+
+
+def gradients(model: nn.Module, calls: int) -> list[torch.Tensor]:
+    """Return the gradients of some forwards with different conditions before one backward."""
+    torch.manual_seed(1)
+    model.zero_grad()
+    sum(model(x, cond=z).square().sum() for x, z in [inputs() for _ in range(calls)]).backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_checkpointed_blocks_have_the_gradients_of_plain_ones(calls: int):
+    model = checkpointed()
+    expected = gradients(model, calls)
+    model.options = {"use_reentrant": False, "context_fn": tf.checkpoint_context(model)}
+    for one, other in zip(gradients(model, calls), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_backward_pass_may_recompute_twice():
+    model, (x, z) = checkpointed(), inputs()
+    model.options = {"use_reentrant": False, "context_fn": tf.checkpoint_context(model)}
+    loss = model(x, cond=z).square().sum()
+    loss.backward(retain_graph=True)
+    once = [p.grad.clone() for p in model.film.parameters()]
+    loss.backward()
+    for p, one in zip(model.film.parameters(), once, strict=True):
+        torch.testing.assert_close(p.grad, 2 * one)
+
+
+def test_a_backward_pass_in_another_thread_recomputes_with_its_condition():
+    model, (x, z) = checkpointed(), inputs()
+    (expected := model(x, cond=z).square().sum()).backward()
+    wanted = [p.grad.clone() for p in model.film.parameters()]
+    model.zero_grad()
+    model.options = {"use_reentrant": False, "context_fn": tf.checkpoint_context(model)}
+    loss = model(x, cond=z).square().sum()
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    assert torch.equal(loss, expected)
+    for p, grad in zip(model.film.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, grad)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_without_the_context_is_an_error(reentrant: bool):
+    model, (x, z) = checkpointed(), inputs()
+    model.options = {"use_reentrant": reentrant}
+    loss = model(x.requires_grad_(), cond=z).sum()
+    with pytest.raises(ValueError, match=r"use_reentrant=False and context_fn=checkpoint_context"):
+        loss.backward()
+
+
+def test_a_copy_of_a_checkpointed_network_recomputes_with_its_own_conditions():
+    model = checkpointed()
+    expected = gradients(model, 1)
+    model.options = {"use_reentrant": False, "context_fn": tf.checkpoint_context(model)}
+    for one, other in zip(gradients(copy.deepcopy(model), 1), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_freezing_the_base_leaves_the_conditioning_alone_to_train():
+    model, (x, _) = tf.condition(Net(), SITES, tf.Classes(5, 13)), inputs()
+    assert tf.freeze_base(model) is model
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {name for name, _ in model.named_parameters() if name.startswith("film.")}
+    statistics = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
+    model.train()(x, cond=torch.tensor([3, 1])).sum().backward()
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in statistics.items())
+    assert model.training
+    assert model.film.training
+    assert not model.blocks[0].bn.training
+
+
+def test_removal_lets_the_base_train_again():
+    model = Net()
+    model.stem.requires_grad_(False)
+    tf.freeze_base(tf.condition(model, SITES, tf.Vector(13)))
+    tf.remove(model)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"stem.weight", "stem.bias"}
+    assert model.train().blocks[0].bn.training
+
+
+ENCODERS = {
+    "vector": (lambda: tf.Vector(13), lambda: torch.randn(2, 13)),
+    "classes": (lambda: tf.Classes(5, 13), lambda: torch.tensor([3, 1])),
+    "scalars": (lambda: tf.Scalars(1, 4, learned=True, min_period=0.5), lambda: torch.rand(2, 1)),
+    "tokens": (lambda: tf.Tokens(6, "attention", heads=3), lambda: torch.randn(2, 7, 6)),
+    "several": (
+        lambda: tf.Several({"t": tf.Scalars(1, 4), "c": tf.Maybe(tf.Classes(5, 4), dropout=0.5)}, "sum"),
+        lambda: {"t": torch.rand(2, 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_saved_conditioning_works_on_a_fresh_base(name: str, tmp_path: Path):
+    (make, draw), base, (x, _) = ENCODERS[name], Net().eval(), inputs()
+    model = tf.condition(copy.deepcopy(base), SITES, make(), bound="exp", init="identity", gamma_offset=0)
+    randomise(model.film)
+    z = draw()
+    tf.save(model, tmp_path / "adapter")
+    assert tf.load(base, tmp_path / "adapter") is base
+    assert torch.equal(base(x, cond=z), model(x, cond=z))
+    assert base.film.sites == model.film.sites
+    assert repr(base) == repr(model)
+
+
+@pytest.mark.parametrize("fusion", ["film", "concat", "low_rank", "gate"])
+def test_every_fusion_is_saved_by_its_name(fusion: str, tmp_path: Path):
+    base, (x, z) = Net().eval(), inputs()
+    model = tf.condition(copy.deepcopy(base), SITES, tf.Vector(13), fusion=fusion)
+    randomise(model.film)
+    tf.save(model, tmp_path)
+    assert torch.equal(tf.load(base, tmp_path)(x, cond=z), model(x, cond=z))
+
+
+class Own(nn.Module):
+    """An encoder of one's own."""
+
+    dim = 3
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(13, 3)
+
+    def forward(self, z):
+        return self.linear(z)
+
+
+def test_encoders_and_generators_of_ones_own_are_given_again(tmp_path: Path):
+    base, (x, z) = Net().eval(), inputs()
+    model = tf.condition(copy.deepcopy(base), SITES, Own(), generator=tf.Generator)
+    randomise(model.film)
+    tf.save(model, tmp_path)
+    with pytest.raises(ValueError, match=r"expected cond=, .* an encoder of a class of its own"):
+        tf.load(base, tmp_path)
+    with pytest.raises(ValueError, match=r"expected fusion= or generator="):
+        tf.load(base, tmp_path, cond=Own())
+    with pytest.raises(ValueError, match=r"(?s)expected the tensors of this conditioning.*13.*3"):
+        tf.load(base, tmp_path, cond=tf.Vector(13), generator=tf.Generator)
+    assert type(base) is Net
+    tf.load(base, tmp_path, cond=Own(), generator=tf.Generator)
+    assert torch.equal(base(x, cond=z), model(x, cond=z))
+
+
+@pytest.mark.plain
+def test_another_base_is_refused(tmp_path: Path):
+    model = conditioned()
+    tf.save(model, tmp_path)
+    with pytest.raises(ValueError, match=r"has other weights than the one behind it, the first in 'stem"):
+        tf.load(Net(), tmp_path)
+    with pytest.raises(ValueError, match=r"has modules or sizes that the one behind it did not have"):
+        tf.load(Net(3), tmp_path)
+    other = tf.load(Net(3), tmp_path, any_base=True)
+    assert list(conditioning(other).sites) == list(conditioning(model).sites)
+
+
+def test_a_base_in_half_precision_is_the_same_base(tmp_path: Path):
+    model = conditioned()
+    tf.save(model, tmp_path)
+    base = Net().eval()
+    base.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("film.")})
+    tf.load(base.bfloat16(), tmp_path)
+
+
+@pytest.mark.plain
+def test_a_folder_without_a_conditioning_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"expected a folder with film.safetensors and film.json, got"):
+        tf.load(Net(), tmp_path)
+    model = conditioned()
+    tf.save(model, tmp_path)
+    description = json.loads((tmp_path / "film.json").read_text())
+    (tmp_path / "film.json").write_text(json.dumps(description | {"format": 99}))
+    with pytest.raises(ValueError, match=r"expected format 1, got 99"):
+        tf.load(Net(), tmp_path)
