@@ -1,6 +1,5 @@
 """The hand-written GRU against PyTorch's, values and gradients."""
 
-import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence

@@ -346,6 +346,33 @@ def test_compiled_reasoning_equals_eager():
     torch.testing.assert_close(compiled.pooled_from, eager.pooled_from)
 
 
+def test_what_is_in_the_margins_is_not_seen():
+    model, seen = network(margins=(1, 2, 3, 1)), maps()
+    border = seen + 1
+    border[:, :, 1:4, 3:8] = seen[:, :, 1:4, 3:8]
+    assert torch.equal(model(border, *questions()), model(seen, *questions()))
+    inside = seen.clone()
+    inside[:, :, 3, 7] += 1
+    assert not torch.allclose(model(inside, *questions()), model(seen, *questions()))
+
+
+def test_maps_before_the_pool_lie_where_their_cells_do():
+    features = network(margins=(1, 2, 3, 1)).features(maps())
+    model = network(margins=(1, 2, 3, 1))
+    pooled_from = model.reason(features, model.modulations(torch.rand(5, 5, dtype=torch.float64))).pooled_from
+    assert pooled_from.shape[2:] == (6, 9)
+    assert (pooled_from[:, :, 1:4, 3:8] > 0).any()
+    outside = pooled_from.clone()
+    outside[:, :, 1:4, 3:8] = 0
+    assert not outside.any()
+
+
+@pytest.mark.parametrize("fields", [{"margins": (3, 3, 0, 0)}, {"margins": (-1, 0, 0, 0)}])
+def test_margins_leave_something(fields):
+    with pytest.raises(ValueError, match=r"expected margins that leave cells of 6x9, and none over pixels"):
+        replace(SMALL, **fields)
+
+
 def test_wrong_sizes_are_named():
     with pytest.raises(ValueError, match=r"expected maps \(scenes, 4, 6, 9\), got \(5, 9, 6, 4\)"):
         network().features(maps().transpose(1, 3))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as functional
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -41,6 +42,8 @@ class ReasonerConfig:
     input_channels: int = 1024
     input_height: int = 14
     input_width: int = 14
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Cells at the top, bottom, left and right of features or maps that are not looked at."""
     stem_kernel: int = 3
     """Kernel of the stem's convolution over features or maps (odd)."""
 
@@ -96,6 +99,13 @@ class ReasonerConfig:
                 f"ReasonerConfig: expected odd kernel_size and stem_kernel, got {self.kernel_size} and "
                 f"{self.stem_kernel}. An even kernel would change the size of the grid."
             )
+        height, width = self.grid
+        if min(self.margins) < 0 or min(height, width) < 1 or (self.input == "pixels" and any(self.margins)):
+            raise ValueError(
+                f"ReasonerConfig: expected margins that leave cells of {self.input_height}x{self.input_width}, "
+                f"and none over pixels, got {self.margins} over {self.input}. "
+                "They are (top, bottom, left, right), in cells of features or maps."
+            )
         if self.input == "pixels" and (
             self.input_height % PIXEL_STEM_STRIDE or self.input_width % PIXEL_STEM_STRIDE
         ):
@@ -108,7 +118,8 @@ class ReasonerConfig:
     def grid(self) -> tuple[int, int]:
         """Height and width of the maps that the blocks see."""
         stride = PIXEL_STEM_STRIDE if self.input == "pixels" else 1
-        return self.input_height // stride, self.input_width // stride
+        top, bottom, left, right = self.margins
+        return self.input_height // stride - top - bottom, self.input_width // stride - left - right
 
     @property
     def sites(self) -> dict[str, int]:
@@ -120,7 +131,7 @@ class ReasonerConfig:
 
 
 class Reasoned(NamedTuple):
-    """What the network concludes, and the maps it pooled to conclude it."""
+    """What the network concludes, and the maps it pooled to conclude it, zero in the config's margins."""
 
     logits: Float[Tensor, "batch answers"]
     pooled_from: Float[Tensor, "batch projection height width"]
@@ -214,6 +225,10 @@ class VisualReasoner(nn.Module):
                 f"got {tuple(images.shape)}. Axes are (scenes, channels, height, width); "
                 "other sizes need another ReasonerConfig."
             )
+        top, _, left, _ = self.config.margins
+        height, width = self.config.grid
+        if any(self.config.margins):
+            images = images[:, :, top : top + height, left : left + width]
         # Channels last from here on: the layout that bfloat16 convolutions prefer; the values stay the same.
         return self.stem(images.contiguous(memory_format=torch.channels_last))
 
@@ -245,6 +260,8 @@ class VisualReasoner(nn.Module):
             if name in modulations:
                 rows = None
         logits, maps = self.classifier(x)
+        top, bottom, left, right = self.config.margins
+        maps = functional.pad(maps, (left, right, top, bottom))
         return Reasoned(logits, maps) if rows is None else Reasoned(logits[rows], maps[rows])
 
     def forward(

@@ -51,6 +51,7 @@ LAPTOP = ReasonerConfig(
     input_channels=20,
     input_height=8,
     input_width=12,
+    margins=(1, 0, 1, 0),
     stem_kernel=1,
     blocks=5,
     channels=64,
