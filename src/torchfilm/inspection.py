@@ -1,0 +1,460 @@
+"""Look at the modulations of a conditioned network, edit them, calculate with them, keep them.
+
+Everything happens to the values between the generator and the sites, at the root of the network. Nothing is a
+hook, so all of it works on a compiled network too: compiled once more for the block, and not for every call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from torchfilm.injection import conditioning
+from torchfilm.modulation import Modulation
+from torchfilm.sites import nearest
+
+Change = Callable[[Modulation], Modulation] | Modulation
+SitePattern = str | Sequence[str] | Callable[[str], bool]
+T = TypeVar("T")
+
+_FIELDS = ("gamma", "beta", "gate")
+
+
+class Modulations(dict[str, Modulation]):
+    """The modulation of every site by name, as one value: `a + (b - c)`, `a.interpolate(b, 0.5)`.
+
+    Arithmetic acts site by site and field by field, as in `Modulation`; a network takes the result:
+    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.6).
+
+    Raises:
+        ValueError: in arithmetic, where the two do not have the same sites.
+
+    Example:
+        >>> a = Modulations({"here": Modulation.identity(2, 3)})
+        >>> (a + (a - a))["here"].gamma.shape
+        torch.Size([2, 3])
+    """
+
+    def __add__(self, other: Mapping[str, Modulation]) -> Modulations:
+        return self._with(other, Modulation.__add__)
+
+    def __sub__(self, other: Mapping[str, Modulation]) -> Modulations:
+        return self._with(other, Modulation.__sub__)
+
+    def __mul__(self, weight: float | Tensor) -> Modulations:
+        return self.map(lambda m: m * weight)
+
+    __rmul__ = __mul__
+
+    def interpolate(self, other: Mapping[str, Modulation], weight: float | Tensor) -> Modulations:
+        """Return the way from this (0) to the other (1); weights [N, 1] and [C] give N steps, [N, C]."""
+        return self._with(other, lambda m, n: m.interpolate(n, weight))
+
+    def swap(self, other: Mapping[str, Modulation], sites: SitePattern) -> Modulations:
+        """Return these with the matching sites of the other: `a.swap(b, r"layer4\\..*")`.
+
+        Raises:
+            ValueError: for a pattern that matches no site.
+        """
+        chosen = matching(list(self), sites)
+        return Modulations({name: other[name] if name in chosen else m for name, m in self.items()})
+
+    def rows(self, rows: Any) -> Modulations:
+        """Return the rows of the batch picked by an integer, a slice, a list or an index tensor."""
+        return self.map(lambda m: m[rows])
+
+    def map(self, function: Callable[[Modulation], Modulation]) -> Modulations:
+        """Return the function's result for every site."""
+        return Modulations({name: function(m) for name, m in self.items()})
+
+    def frame(self) -> dict[str, Any]:
+        """Return a long table, one line per site, row and channel: `pandas.DataFrame(a.frame())`.
+
+        Its columns are site, row, step (for modulations [N, T, C]; else 0), channel, gamma, beta and, where
+        a site has one, gate (NaN elsewhere).
+        """
+        parts: list[dict[str, Any]] = []
+        gated = any(m.gate is not None for m in self.values())
+        for name, m in self.items():
+            fields = _fields(m)
+            gamma = fields["gamma"].reshape(len(fields["gamma"]), -1, fields["gamma"].shape[-1])
+            row, step, channel = (axis.ravel() for axis in np.indices(gamma.shape))
+            part = {"site": np.full(gamma.numel(), name), "row": row, "step": step, "channel": channel}
+            part |= {field: value.reshape(-1).cpu().numpy() for field, value in fields.items()}
+            if gated and m.gate is None:
+                part["gate"] = np.full(gamma.numel(), np.nan)
+            parts.append(part)
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def save(self, path: str | Path) -> Path:
+        """Write them as safetensors, for `load_modulations`; return the path."""
+        return save_modulations(self, path)
+
+    def _with(
+        self, other: Mapping[str, Modulation], function: Callable[[Modulation, Modulation], Modulation]
+    ) -> Modulations:
+        if self.keys() != other.keys():
+            lacking = sorted(self.keys() ^ other.keys())
+            raise ValueError(
+                f"Modulations arithmetic: expected the same sites on both sides, got {lacking} on one.\n"
+                f"Both have to come from the same network, or be completed: Modulations({{**a, **b}})."
+            )
+        return Modulations({name: function(m, other[name]) for name, m in self.items()})
+
+
+class Recording(Mapping[str, Modulation]):
+    """What went to the sites while `record` was active: `rec[site].gamma` is [N, C] over all calls.
+
+    A network takes it as it is: `model(x, modulation=rec)`.
+
+    Attributes:
+        calls: the values of each call, of any fusion, site by site, without graphs.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[dict[str, Any]] = []
+        self._compiled: list[tuple[list[Tensor], str]] = []
+        self._kinds: tuple[type, ...] = ()
+        self._ticket = torch.tensor(next(_TICKETS))
+        _OPEN[int(self._ticket)] = self
+
+    def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Note the values, and hand them on."""
+        if not torch.compiler.is_compiling():
+            self._calls.append({name: _detached(value) for name, value in values.items()})
+            return values
+        tensors: list[Tensor] = []
+        layout = ""
+        for name, value in values.items():
+            for field, tensor in vars(value).items():
+                if tensor is not None:
+                    tensors.append(tensor.detach())
+                    layout += f"{name}\t{field}\n"
+        self._kinds = tuple([type(value) for value in values.values()])
+        _note(self._ticket, tensors, layout)
+        return values
+
+    def note(self, tensors: list[Tensor], layout: str) -> None:
+        """Take a call of a compiled network: the tensors, and a line "site, field" for each."""
+        self._compiled.append((tensors, layout))
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """Return the values of each call, in order."""
+        for tensors, layout in self._compiled:
+            fields: dict[str, dict[str, Tensor]] = {}
+            for line, tensor in zip(layout.splitlines(), tensors, strict=True):
+                name, field = line.split("\t")
+                fields.setdefault(name, {})[field] = tensor
+            pairs = zip(fields.items(), self._kinds, strict=True)
+            self._calls.append({name: kind(**found) for (name, found), kind in pairs})
+        self._compiled.clear()
+        return self._calls
+
+    @property
+    def modulations(self) -> Modulations:
+        """Return all sites as one value, for arithmetic and for saving."""
+        return Modulations(self)
+
+    def __getitem__(self, site: str) -> Modulation:
+        values = [call[site] for call in self._known(site)]
+        if not isinstance(values[0], Modulation):
+            raise ValueError(
+                f"Recording: expected modulations, got {type(values[0]).__name__} at site '{site}'.\n"
+                f"This fusion has values of its own: they are in rec.calls."
+            )
+        every = [_fields(value) for value in values]
+        try:
+            return Modulation(**{field: torch.cat([one[field] for one in every]) for field in every[0]})
+        except RuntimeError as error:
+            shapes = sorted({tuple(one["gamma"].shape) for one in every})
+            raise ValueError(
+                f"Recording: expected calls of one shape at site '{site}', got {shapes}.\n"
+                f"Their values are in rec.calls, one by one."
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.calls[0] if self.calls else ())
+
+    def __len__(self) -> int:
+        return len(self.calls[0]) if self.calls else 0
+
+    def frame(self) -> dict[str, Any]:
+        """Return all calls as a long table; see `Modulations.frame`."""
+        return self.modulations.frame()
+
+    def save(self, path: str | Path) -> Path:
+        """Write all calls as safetensors, for `load_modulations`; return the path."""
+        return self.modulations.save(path)
+
+    def _known(self, site: str) -> list[dict[str, Any]]:
+        if not self.calls:
+            raise ValueError(
+                "Recording: expected calls of the network, got none.\n"
+                "Call it inside the block, with a condition: with record(model) as rec: model(x, cond=z)."
+            )
+        if site not in self.calls[0]:
+            raise ValueError(
+                f"Recording: expected one of {len(self)} sites, got {site!r}.\n"
+                f"The nearest are {nearest(site, list(self))}."
+            )
+        return self.calls
+
+
+def modulations(model: nn.Module, cond: Any) -> Modulations:
+    """Return what the generator makes of a condition, without running the network.
+
+    Args:
+        model: a conditioned network.
+        cond: as in `model(x, cond=cond)`.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> a, b, c = (modulations(model, torch.rand(2, 7)) for _ in range(3))
+        >>> y = model(torch.rand(2, 3), modulation=a + (b - c))
+    """
+    return Modulations(conditioning(model).modulations(cond))
+
+
+@contextmanager
+def record(model: nn.Module) -> Iterator[Recording]:
+    """Record what goes to the sites in the block, in this thread; also edits made outside of this block.
+
+    The values are detached and stay on their device. Entering `using` inside the block counts as a call.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> with record(model) as rec:
+        ...     y = model(torch.rand(2, 3), cond=torch.rand(2, 7))
+        >>> rec["0"].gamma.shape
+        torch.Size([2, 5])
+    """
+    recording = Recording()
+    with conditioning(model).transformed(recording):
+        yield recording
+
+
+@contextmanager
+def edit(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
+    """Change modulations in the block, in this thread: `edit(model, {r"layer4\\..*": lambda m: 0.5 * m})`.
+
+    Args:
+        model: a conditioned network.
+        changes: from a regular expression that matches whole names of sites to a function of the modulation,
+            or to a modulation that takes its place. Where several match, they follow one another. Each
+            function of its own costs a compiled network a graph; where many are tried, change
+            `modulations(model, cond)` instead and give it as `modulation=`.
+
+    Raises:
+        ValueError: for an expression that matches no site, and for a function that returns no `Modulation`.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> with edit(model, {".*": lambda m: m.replace(gamma=0 * m.gamma)}):
+        ...     y = model(torch.rand(2, 3), cond=torch.rand(2, 7))
+        >>> y.abs().max().item()
+        0.0
+    """
+    film = conditioning(model)
+    names = list(film.sites)
+    chosen: dict[str, list[Change]] = {name: [] for name in names}
+    for pattern, change in changes.items():
+        for name in matching(names, pattern):
+            chosen[name].append(change)
+    with film.transformed(_Edit(chosen)):
+        yield
+
+
+def strength(modulation: Modulation, by: float | Tensor) -> Modulation:
+    """Return the modulation nearer to the identity (0), as it is (1), or exaggerated (above 1).
+
+    gamma = 1 + by (gamma - 1), beta = by beta, and the gate likewise.
+    """
+    gate = None if modulation.gate is None else 1 + by * (modulation.gate - 1)
+    return Modulation(1 + by * (modulation.gamma - 1), by * modulation.beta, gate)
+
+
+def sweep(
+    model: nn.Module,
+    sites: SitePattern,
+    values: Iterable[float],
+    call: Callable[[], T],
+    *,
+    change: Callable[[Modulation, Tensor], Modulation] = strength,
+) -> list[T]:
+    """Run the same call with a change turned through several values; return what it gave each time.
+
+    Args:
+        model: a conditioned network.
+        sites: names, or a regular expression for whole names.
+        values: what `change` gets, one after the other, as a tensor (so that a compiled network stays one).
+        call: runs the network: `lambda: model(x, cond=z)`.
+        change: what to do to the modulation; without it, its `strength`.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> x, z = torch.rand(2, 3), torch.rand(2, 7)
+        >>> outputs = sweep(model, ".*", [0, 0.5, 1], lambda: model(x, cond=z))
+    """
+    film = conditioning(model)
+    chosen = matching(list(film.sites), sites)
+    found = []
+    for value in values:
+        with film.transformed(_Turn(chosen, change, torch.tensor(float(value)))):
+            found.append(call())
+    return found
+
+
+def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
+    """Return the names that match: a regular expression for whole names, a list of such, or a function.
+
+    Raises:
+        ValueError: for an expression that matches nothing, with the three nearest names.
+
+    Example:
+        >>> matching(["block1", "block2", "stem"], r"block.")
+        ['block1', 'block2']
+    """
+    if callable(sites):
+        return [name for name in names if sites(name)]
+    found: set[str] = set()
+    for pattern in [sites] if isinstance(sites, str) else sites:
+        hits = [name for name in names if re.fullmatch(pattern, name) or pattern == name]
+        if not hits:
+            raise ValueError(
+                f"Sites: expected a name, or an expression for whole names, got {pattern!r}.\n"
+                f"The nearest are {nearest(pattern, list(names))}."
+            )
+        found.update(hits)
+    return [name for name in names if name in found]
+
+
+def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) -> Path:
+    """Write modulations as a safetensors file, whole or not at all, and return its path: a preset to keep.
+
+    Raises:
+        ValueError: for none.
+    """
+    if not modulations:
+        raise ValueError(
+            "save_modulations: expected at least one site, got none.\nRecord some: record(model)."
+        )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{name}.{field}": value.detach().cpu().contiguous().clone()
+        for name, m in modulations.items()
+        for field, value in vars(m).items()
+        if value is not None
+    }
+    part = path.with_name(path.name + ".part")
+    save_file(
+        tensors, part, metadata={"format": "torchfilm.modulations", "sites": json.dumps(list(modulations))}
+    )
+    part.replace(path)
+    return path
+
+
+def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") -> Modulations:
+    """Read what `save_modulations` wrote.
+
+    Raises:
+        ValueError: for a file that holds something else.
+    """
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        about = file.metadata() or {}
+        if about.get("format") != "torchfilm.modulations":
+            raise ValueError(
+                f"load_modulations: expected a file of modulations, got {path}: {about or 'plain'}.\n"
+                f"The conditioning of a network is read by load(base, folder)."
+            )
+        keys = set(file.keys())
+        return Modulations(
+            {
+                name: Modulation(
+                    **{f: file.get_tensor(f"{name}.{f}") for f in _FIELDS if f"{name}.{f}" in keys}
+                )
+                for name in json.loads(about["sites"])
+            }
+        )
+
+
+class _Edit:
+    def __init__(self, changes: dict[str, list[Change]]) -> None:
+        self.changes = changes
+
+    def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
+        edited = dict(values)
+        for name, changes in self.changes.items():
+            for change in changes:
+                new = change if isinstance(change, Modulation) else change(edited[name])
+                if type(new) is not type(edited[name]):
+                    raise ValueError(
+                        f"edit: expected a {type(edited[name]).__name__} for site '{name}', "
+                        f"got {type(new).__name__}.\n"
+                        f"Return a new one: lambda m: m.replace(gamma=0 * m.gamma)."
+                    )
+                edited[name] = new
+        return edited
+
+
+class _Turn:
+    def __init__(self, sites: list[str], change: Callable[..., Modulation], value: Tensor) -> None:
+        self.sites, self.change, self.value = sites, change, value
+
+    def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, **{name: self.change(values[name], self.value) for name in self.sites}}
+
+
+def _detached(value: Any) -> Any:
+    return type(value)(**{field: _detach(tensor) for field, tensor in vars(value).items()})
+
+
+def _detach(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def _fields(modulation: Modulation) -> dict[str, Tensor]:
+    """Return the fields that are there, with one shape and a batch axis."""
+    found = {field: value for field, value in vars(modulation).items() if value is not None}
+    together = torch.broadcast_tensors(*found.values())
+    return {
+        field: value[None] if value.ndim == 1 else value for field, value in zip(found, together, strict=True)
+    }
+
+
+_TICKETS = itertools.count()
+_OPEN: weakref.WeakValueDictionary[int, Recording] = weakref.WeakValueDictionary()
+
+
+# What a compiled network leaves in a list becomes a guard, and each call a graph of its own. An operator that
+# claims to change the ticket runs at every call, in order, and is nothing but a node of the graph.
+@torch.library.custom_op(
+    "torchfilm::note",
+    mutates_args=("ticket",),
+    schema="(Tensor(a!) ticket, Tensor[] tensors, str layout) -> ()",
+)
+def _note(ticket: Tensor, tensors: list[Tensor], layout: str) -> None:
+    recording = _OPEN.get(int(ticket))
+    if recording is not None:
+        recording.note([tensor.clone() for tensor in tensors], layout)

@@ -1,0 +1,367 @@
+"""Record, edit, arithmetic, presets: at the root, eager and compiled."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import torchfilm as tf
+from catalogue import randomise
+from torchfilm.injection import condition, using
+from torchfilm.inspection import (
+    Modulations,
+    edit,
+    load_modulations,
+    matching,
+    modulations,
+    record,
+    save_modulations,
+    strength,
+    sweep,
+)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 7, 3)
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+def network(sites: str = "first|second", **options: object) -> nn.Module:
+    return randomise(condition(Net(), sites, tf.Vector(11), **options))
+
+
+X = torch.linspace(-1, 1, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
+
+
+def z(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 11)
+
+
+def closed(m: tf.Modulation) -> tf.Modulation:
+    return m.replace(gamma=0 * m.gamma)
+
+
+def equal(a: tf.Modulation, b: tf.Modulation) -> bool:
+    return torch.equal(a.gamma, b.gamma) and torch.equal(a.beta, b.beta)
+
+
+def test_a_recording_holds_the_modulations_of_all_calls_and_changes_nothing():
+    model, first, second = network(), z(), z()
+    plain = model(X, cond=first)
+    with record(model) as rec:
+        assert torch.equal(model(X, cond=first), plain)
+        model(X, cond=second)
+    model(X, cond=first)
+    assert list(rec) == ["first", "second"]
+    assert rec["first"].gamma.shape == (4, 5)
+    assert rec["second"].beta.shape == (4, 7)
+    for name, m in modulations(model, torch.cat([first, second])).items():
+        torch.testing.assert_close(rec[name].gamma, m.gamma)
+        torch.testing.assert_close(rec[name].beta, m.beta)
+    assert len(rec.calls) == 2
+    assert not rec["first"].gamma.requires_grad
+
+
+def test_a_recording_feeds_the_network_as_its_condition_did():
+    model, condition_ = network(), z()
+    with record(model) as rec:
+        y = model(X, cond=condition_)
+    assert torch.equal(model(X, modulation=rec), y)
+    assert torch.equal(model(X, modulation=rec.modulations), y)
+
+
+def test_calls_that_others_make_are_recorded():
+    model, condition_ = network(), z()
+    with using(model, cond=condition_), record(model) as rec:
+        model(X)
+        model(X)
+    assert [call["first"].gamma.shape for call in rec.calls] == [(2, 5)] * 2
+    assert torch.equal(rec["first"].gamma[:2], modulations(model, condition_)["first"].gamma)
+
+
+def test_edits_follow_one_another_and_a_recording_sees_those_outside_of_it():
+    model, condition_ = network(), z()
+    before = modulations(model, condition_)
+    with (
+        record(model) as outer,
+        edit(model, {".*": lambda m: 2 * m, "second": closed}),
+        record(model) as inner,
+    ):
+        model(X, cond=condition_)
+    assert equal(outer["first"], before["first"])
+    assert equal(inner["first"], 2 * before["first"])
+    assert equal(inner["second"], closed(2 * before["second"]))
+
+
+def test_an_edit_reaches_the_output_and_ends_with_its_block_also_by_an_exception():
+    model, condition_ = network(), z()
+    plain = model(X, cond=condition_)
+    made = modulations(model, condition_)
+    with edit(model, {"second": closed}):
+        y = model(X, cond=condition_)
+    torch.testing.assert_close(y, model(X, modulation={**made, "second": closed(made["second"])}))
+    assert not torch.allclose(y, plain)
+    with pytest.raises(RuntimeError, match="stop"), edit(model, {"second": closed}):
+        raise RuntimeError("stop")
+    assert torch.equal(model(X, cond=condition_), plain)
+
+
+def test_a_modulation_may_take_the_place_of_the_networks_own():
+    model = network()
+    constant = tf.Modulation.identity(1, 5)
+    with edit(model, {"first": constant}), record(model) as rec:
+        model(X, cond=z())
+    assert equal(rec["first"], constant)
+
+
+def test_gradients_pass_through_an_edit_to_the_generator():
+    model = network()
+    with edit(model, {".*": lambda m: 2 * m}):
+        model(X, cond=z()).sum().backward()
+    assert model.get_submodule("film.generator.head").weight.grad.abs().max() > 0
+
+
+def test_two_threads_record_and_edit_without_meeting():
+    model, found = network(), {}
+
+    def work(name: str, factor: float) -> None:
+        with edit(model, {".*": lambda m: factor * m}), record(model) as rec:
+            for _ in range(20):
+                model(X, cond=torch.ones(2, 11))
+        found[name] = rec
+
+    threads = [threading.Thread(target=work, args=(str(f), f)) for f in (1.0, 3.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.testing.assert_close(found["3.0"]["first"].gamma, 3 * found["1.0"]["first"].gamma)
+    assert len(found["1.0"].calls) == len(found["3.0"].calls) == 20
+
+
+@pytest.fixture(params=["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def compiled(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
+    torch._dynamo.reset()
+    model = network()
+    return model, torch.compile(model, fullgraph=True, backend=request.param)
+
+
+@pytest.mark.plain
+def test_a_compiled_network_is_recorded_call_by_call_by_one_more_graph(compiled: tuple):
+    model, fast = compiled
+    fast(X, cond=z())
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for _ in range(2):
+            conditions = [z() for _ in range(5)]
+            with record(fast) as rec:
+                for one in conditions:
+                    fast(X, cond=one).sum().backward()
+            assert len(rec.calls) == 5
+            expected = modulations(model, torch.cat(conditions))
+            torch.testing.assert_close(rec["second"].beta, expected["second"].beta)
+
+
+@pytest.mark.plain
+def test_a_compiled_network_is_edited_swept_and_given_modulations(compiled: tuple):
+    model, fast = compiled
+    a, b, c = (z() for _ in range(3))
+    with edit(fast, {"first": closed}), record(fast) as rec:
+        y = fast(X, cond=a)
+    assert not rec["first"].gamma.any()
+    with edit(model, {"first": closed}):
+        torch.testing.assert_close(y, model(X, cond=a))
+    steps = [0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0]
+    turned = sweep(fast, "second", steps, lambda: fast(X, cond=a))
+    torch.testing.assert_close(turned, sweep(model, "second", steps, lambda: model(X, cond=a)))
+    mixed = modulations(model, a) + (modulations(model, b) - modulations(model, c))
+    torch.testing.assert_close(fast(X, modulation=mixed), model(X, modulation=mixed))
+    torch.testing.assert_close(fast(X, modulation=rec), y)
+
+
+@pytest.mark.plain
+def test_values_of_other_fusions_are_recorded_as_they_are():
+    torch._dynamo.reset()
+    model = network("second", fusion="low_rank")
+    fast = torch.compile(model, fullgraph=True, backend="eager")
+    for network_ in (model, fast):
+        with record(network_) as rec:
+            network_(X, cond=torch.ones(2, 11))
+        torch.testing.assert_close(
+            rec.calls[0]["second"].factor, model.film.modulations(torch.ones(2, 11))["second"].factor
+        )
+        with pytest.raises(ValueError, match=r"got Bilinear at site 'second'.\n.*rec.calls"):
+            rec["second"]
+
+
+def test_arithmetic_acts_site_by_site():
+    model = network()
+    a, b, c = (modulations(model, z()) for _ in range(3))
+    total = a + (b - c) * 0.5
+    for name in a:
+        assert equal(total[name], a[name] + (b[name] - c[name]) * 0.5)
+    assert equal((2 * a)["first"], a["first"] * 2)
+
+
+def test_interpolation_goes_from_one_to_the_other_in_steps():
+    model = network()
+    a, b = modulations(model, z(1)), modulations(model, z(1))
+    path = a.interpolate(b, torch.linspace(0, 1, 5)[:, None])
+    assert path["second"].gamma.shape == (5, 7)
+    torch.testing.assert_close(path["second"].gamma[0], a["second"].gamma[0])
+    torch.testing.assert_close(path["second"].beta[4], b["second"].beta[0])
+    assert model(X[:1].expand(5, -1, -1, -1), modulation=path).shape == (5, 2)
+
+
+def test_a_swap_takes_the_matching_sites_of_the_other_and_rows_change_places():
+    model = network()
+    a, b = modulations(model, z()), modulations(model, z())
+    mixed = a.swap(b, "sec.*")
+    assert mixed["first"] is a["first"]
+    assert mixed["second"] is b["second"]
+    assert torch.equal(a.rows([1, 0])["first"].gamma, a["first"].gamma[[1, 0]])
+
+
+def test_sites_that_are_on_one_side_only_are_refused():
+    a = Modulations({"here": tf.Modulation.identity(2, 3)})
+    with pytest.raises(ValueError, match=r"same sites on both sides, got \['here', 'there'\] on one"):
+        a + Modulations({"there": tf.Modulation.identity(2, 3)})
+
+
+def test_strength_zero_is_the_identity_and_one_changes_nothing():
+    m = tf.Modulation(torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 3))
+    none, same, twice = (strength(m, by) for by in (0.0, 1.0, 2.0))
+    assert torch.equal(none.gamma, torch.ones(2, 3))
+    assert torch.equal(none.gate, torch.ones(2, 3))
+    assert not none.beta.any()
+    torch.testing.assert_close(vars(same), vars(m))
+    torch.testing.assert_close(twice.gamma, 2 * m.gamma - 1)
+    torch.testing.assert_close(twice.beta, 2 * m.beta)
+
+
+def test_a_sweep_goes_from_the_unconditioned_network_to_the_conditioned_one():
+    model, condition_ = network(), z()
+    none, full = sweep(model, ".*", [0, 1], lambda: model(X, cond=condition_))
+    with (
+        tf.unconditioned(model)
+        if hasattr(tf, "unconditioned")
+        else edit(model, {".*": lambda m: strength(m, 0)})
+    ):
+        torch.testing.assert_close(none, model(X, cond=condition_))
+    torch.testing.assert_close(full, model(X, cond=condition_))
+    shifted = sweep(
+        model,
+        "first",
+        [3],
+        lambda: model(X, cond=condition_),
+        change=lambda m, by: m.replace(beta=m.beta + by),
+    )
+    with edit(model, {"first": lambda m: m.replace(beta=m.beta + 3)}):
+        torch.testing.assert_close(shifted[0], model(X, cond=condition_))
+
+
+def test_a_frame_has_a_line_for_each_site_row_and_channel():
+    m = Modulations(
+        {
+            "a": tf.Modulation(torch.arange(6.0).reshape(2, 3), torch.zeros(3)),
+            "b": tf.Modulation(torch.rand(2, 5, 7), torch.rand(2, 5, 7), torch.rand(2, 1, 7)),
+        }
+    )
+    frame = m.frame()
+    assert list(frame) == ["site", "row", "step", "channel", "gamma", "beta", "gate"]
+    assert {len(column) for column in frame.values()} == {6 + 70}
+    line = np.flatnonzero((frame["site"] == "a") & (frame["row"] == 1) & (frame["channel"] == 2)).item()
+    assert frame["gamma"][line] == 5
+    assert np.isnan(frame["gate"][line])
+    line = np.flatnonzero(
+        (frame["site"] == "b") & (frame["row"] == 1) & (frame["step"] == 4) & (frame["channel"] == 6)
+    )
+    assert frame["beta"][line.item()] == m["b"].beta[1, 4, 6].item()
+    assert frame["gate"][line.item()] == m["b"].gate[1, 0, 6].item()
+
+
+def test_a_preset_is_read_as_it_was_written(tmp_path):
+    model = network()
+    a = modulations(model, z())
+    a["second"] = a["second"].replace(gate=torch.randn(2, 7))
+    path = a.save(tmp_path / "new" / "calm.safetensors")
+    back = load_modulations(path)
+    assert list(back) == list(a)
+    for name, m in a.items():
+        torch.testing.assert_close(vars(back[name]), vars(m.detach()), rtol=0, atol=0)
+    assert [file.name for file in path.parent.iterdir()] == ["calm.safetensors"]
+    with record(model) as rec:
+        y = model(X, cond=z())
+    torch.testing.assert_close(model(X, modulation=load_modulations(rec.save(path))), y)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="expected a file of modulations"):
+        load_modulations(tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="at least one site, got none"):
+        save_modulations({}, tmp_path / "none.safetensors")
+
+
+def test_modulations_without_a_batch_become_rows_of_a_recording():
+    model = network("first")
+    with record(model) as rec:
+        for value in (1.0, 2.0):
+            model(X, modulation={"first": tf.Modulation(torch.full((5,), value), torch.zeros(5))})
+    assert rec["first"].gamma[:, 0].tolist() == [1, 2]
+
+
+def test_what_was_not_recorded_is_said_in_words():
+    model = network()
+    with record(model) as rec:
+        pass
+    assert len(rec) == 0
+    with pytest.raises(ValueError, match="expected calls of the network, got none"):
+        rec["first"]
+    with record(model) as rec:
+        model(X, cond=z())
+    with pytest.raises(ValueError, match=r"one of 2 sites, got 'frist'.\nThe nearest are 'first'"):
+        rec["frist"]
+
+
+def test_calls_of_different_lengths_stay_apart():
+    with record(network("first")) as rec:
+        for steps in (2, 3):
+            rec({"first": tf.Modulation.identity(1, steps, 5)})
+    with pytest.raises(
+        ValueError, match=r"calls of one shape at site 'first', got \[\(1, 2, 5\), \(1, 3, 5\)\]"
+    ):
+        rec["first"]
+    assert len(rec.calls) == 2
+
+
+def test_a_pattern_without_a_site_names_the_nearest():
+    model = network()
+    with (
+        pytest.raises(ValueError, match=r"got 'frist'.\nThe nearest are 'first'"),
+        edit(model, {"frist": closed}),
+    ):
+        pass
+    with pytest.raises(ValueError, match="got 'thrid'"):
+        sweep(model, "thrid", [1], lambda: None)
+    assert matching(["a.b", "axb"], "a.b") == ["a.b", "axb"]
+    assert matching(["a[0]", "b"], "a[0]") == ["a[0]"]
+    assert matching(["a", "b", "c"], ["c", "a"]) == ["a", "c"]
+    assert matching(["a", "b"], lambda name: name > "a") == ["b"]
+
+
+def test_an_edit_that_returns_something_else_is_refused():
+    model = network()
+    with (
+        edit(model, {"first": lambda m: m.gamma}),
+        pytest.raises(ValueError, match="expected a Modulation for site 'first', got Tensor"),
+    ):
+        model(X, cond=z())
+    assert model(X, cond=z()).shape == (2, 2)
