@@ -169,7 +169,10 @@ LIBRARY = (
     ("slots",),
     ("injection",),
     ("adapter",),
-    ("folding",),
+    ("dataflow", "quantised"),
+    ("fold_rules", "kept"),
+    ("fold_report",),
+    ("concatenation", "folding", "tabulation"),
     ("counterfactual", "inspection"),
     ("comparison", "converters", "doctor", "guidance", "heard", "plot"),
 )

@@ -47,6 +47,8 @@ def test_every_public_module_is_in_the_catalogue():
     [
         "adaptive",
         "conditions",
+        "dataflow",
+        "folding",
         "functional",
         "fusion",
         "generator",

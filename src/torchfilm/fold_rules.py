@@ -1,0 +1,504 @@
+"""How an affine map of the channels disappears into the weights of the layer before or behind it.
+
+`fold_output` and `fold_input` know torch's own layers and write into a `Draft`, in float64; nothing changes
+before `Draft.apply`, and what that returns undoes it. What is not exact raises `NotExactError`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import batchnorm, conv, instancenorm
+from torch.nn.utils import parametrize
+
+from torchfilm.dataflow import first_layer, last_layer, passes
+from torchfilm.quantised import is_packed, repacked, rescaled
+
+
+class NotExactError(Exception):
+    """Why an affine map cannot go into a layer, in words that complete "...: "."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """y = factor * x + shift over the channels: factor [C], or [C, C] where channels mix; shift [C]."""
+
+    factor: Tensor
+    shift: Tensor
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the factor is a matrix."""
+        return self.factor.ndim == 2
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Return the factor applied to the first axis of a weight."""
+        if self.mixes:
+            return torch.tensordot(self.factor, weight, dims=1)
+        return self.factor.view(-1, *[1] * (weight.ndim - 1)) * weight
+
+    def columns(self, weight: Tensor) -> Tensor:
+        """Return the factor applied to the second axis of a weight, as the layer's input sees it."""
+        if self.mixes:
+            return (weight.movedim(1, -1) @ self.factor).movedim(-1, 1)
+        return self.factor.view(1, -1, *[1] * (weight.ndim - 2)) * weight
+
+
+class Draft:
+    """New values for the tensors of modules, written all at once.
+
+    Args:
+        root: the model that the modules belong to; it says which layers are called from one place only.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        children = [child for module in root.modules() for child in module._modules.values()]
+        self._owners = Counter(id(child) for child in children if child is not None)
+        floats = [tensor for tensor in root.parameters() if tensor.is_floating_point()]
+        self._like = floats[0] if floats else torch.empty(0)
+        self._values: dict[nn.Module, dict[str, Any]] = {}
+        self._kept: set[nn.Module] = set()
+
+    def read(self, module: nn.Module, name: str) -> Tensor | None:
+        """Return a tensor of the module as it will be, in float64; None where it has none.
+
+        Raises:
+            NotExactError: where the tensor is no plain parameter or buffer.
+        """
+        if name in self._values.get(module, {}):
+            return self._values[module][name]
+        if parametrize.is_parametrized(module, name):
+            raise NotExactError(f"its {name} is parametrized; remove_parametrizations first")
+        if name not in module._parameters and name not in module._buffers:
+            raise NotExactError(
+                f"its {name} is no parameter but made by a hook, as weight_norm's; remove that first"
+            )
+        tensor = module._parameters[name] if name in module._parameters else module._buffers[name]
+        if tensor is None:
+            return None
+        if tensor.is_meta:
+            raise NotExactError(f"its {name} is on the meta device, without values")
+        if type(tensor.data) is not Tensor or not tensor.is_floating_point():
+            raise NotExactError(
+                f"its {name} is a {type(tensor.data).__name__} of {tensor.dtype}, not plain numbers"
+            )
+        return tensor.detach().to(_wide(tensor))
+
+    def latest(self, module: nn.Module, name: str) -> Any:
+        """Return a tensor or attribute as it will be, whatever it is."""
+        values = self._values.get(module, {})
+        return values[name] if name in values else getattr(module, name)
+
+    def write(self, module: nn.Module, **values: Any) -> None:
+        """Set tensors or attributes of a module, once the draft is applied."""
+        self._values.setdefault(module, {}).update(values)
+
+    def trial(self) -> Draft:
+        """Return a draft that starts as this one, to try something."""
+        other = copy.copy(self)
+        other._values = {module: dict(values) for module, values in self._values.items()}
+        return other
+
+    def keep(self, module: nn.Module) -> None:
+        """Remember that a module goes on applying a constant of its own."""
+        self._kept.add(module)
+
+    def without_constants(self, module: nn.Module) -> None:
+        """Make sure that no module inside applies a constant, between which nothing can be folded.
+
+        Raises:
+            NotExactError: where one does.
+        """
+        if any(inner in self._kept for inner in module.modules()):
+            raise NotExactError("a module inside of it keeps a constant")
+
+    def alone(self, child: nn.Module) -> None:
+        """Make sure that only the module which holds this child calls it, and nobody watches what it gives.
+
+        Raises:
+            NotExactError: where it has other owners, or hooks.
+        """
+        if self._owners[id(child)] > 1:
+            raise NotExactError(f"its {type(child).__name__} is used in another place too")
+        if child._forward_hooks or child._forward_pre_hooks:
+            raise NotExactError(f"its {type(child).__name__} has hooks, which would see other numbers")
+
+    def tensors(self, module: nn.Module) -> list[str]:
+        """Return the names of the module's tensors that change."""
+        return [name for name, value in self._values.get(module, {}).items() if isinstance(value, Tensor)]
+
+    def apply(self, place: Callable[[nn.Module], nn.Module] = lambda module: module) -> Callable[[], None]:
+        """Write everything; return what puts the very objects back that were there.
+
+        Args:
+            place: from a module that was read to the one to write into, its equal in another copy.
+        """
+        undo: list[tuple[nn.Module, str, bool, Any]] = []
+        for source, values in self._values.items():
+            module = place(source)
+            for name, value in values.items():
+                parameter = name in module._parameters
+                undo.append((module, name, parameter, module._parameters.get(name, getattr(module, name))))
+                if parameter and isinstance(value, Tensor):
+                    module._parameters[name] = self._parameter(module, name, value)
+                else:
+                    setattr(module, name, value)
+        return lambda: _restore(undo)
+
+    def _parameter(self, module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
+        """Round a new value to the precision of the old one, or of what is beside it."""
+        beside = (module._parameters[name], *module._parameters.values(), *module._buffers.values())
+        like = next((t for t in beside if t is not None and t.is_floating_point()), self._like)
+        if type(value) is Tensor:
+            value = value.to(device=like.device, dtype=like.dtype)
+        return nn.Parameter(value, requires_grad=like.requires_grad)
+
+
+def fold_output(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.Module:
+    """Write affine(module(x)) into weights of the module or of the last layer inside of it.
+
+    Args:
+        draft: what collects the changes.
+        module: the layer whose output is modulated.
+        affine: the map of its channels.
+        dim: the axis of the output that holds them.
+
+    Returns:
+        The layer whose tensors change.
+
+    Raises:
+        NotExactError: with the reason.
+    """
+    draft.without_constants(module)
+    for kind, rule in _OUTPUT.items():
+        if isinstance(module, kind):
+            _check_forward(module, kind)
+            return rule(draft, module, affine, dim)
+    if is_packed(module):
+        return _packed_output(draft, module, affine, dim)
+    inner = _inside(draft, module, last_layer(module))
+    if inner is None:
+        raise NotExactError(
+            f"{kind_of(module).__name__} does not end with a layer whose weights could take it"
+        )
+    return fold_output(draft, inner, affine, dim)
+
+
+def fold_input(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.Module:
+    """Write module(affine(x)) into weights of the module or of the first layer inside of it.
+
+    Arguments, result and errors as `fold_output`.
+    """
+    draft.without_constants(module)
+    for kind, rule in _INPUT.items():
+        if isinstance(module, kind):
+            _check_forward(module, kind)
+            return rule(draft, module, affine, dim)
+    inner = _inside(draft, module, first_layer(module))
+    if inner is None:
+        raise NotExactError(
+            f"{kind_of(module).__name__} does not start with a layer whose weights could take it"
+        )
+    return fold_input(draft, inner, affine, dim)
+
+
+def fold_border(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> Tensor:
+    """Write module(affine(x)) into a convolution that pads with zeros, by padding x with another number.
+
+    gamma * x + beta between zeros is gamma * (x between -beta / gamma) + beta. The convolution's own padding
+    becomes zero; arguments and errors are those of `fold_output`.
+
+    Returns:
+        What x is to be padded with, one number per channel.
+    """
+    draft.without_constants(module)
+    if not isinstance(module, _CONVS) or not _pads_with_zeros(draft, module):
+        raise NotExactError("no convolution that pads with zeros")
+    _check_forward(module, next(kind for kind in _CONVS if isinstance(module, kind)))
+    _check_apart(module, affine)
+    if (affine.factor == 0).any():
+        raise NotExactError("a channel with gamma = 0 has no border that could become beta")
+    _check_axis(module, dim, -1 - len(module.kernel_size), 1)
+    draft.write(module, padding=(0,) * len(module.kernel_size))
+    _conv_input(draft, module, affine, dim)
+    return -affine.shift / affine.factor
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class that the module had before it was conditioned."""
+    return getattr(type(module), "_film_base", type(module))
+
+
+def _inside(draft: Draft, module: nn.Module, name: str | None) -> nn.Module | None:
+    """Return the named layer inside, where it and all that holds it belong to this module alone."""
+    inner = module
+    for part in name.split(".") if name else ():
+        inner = inner.get_submodule(part)
+        draft.alone(inner)
+    return inner if name else None
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _restore(undo: list[tuple[nn.Module, str, bool, Any]]) -> None:
+    for module, name, parameter, old in reversed(undo):
+        if parameter:
+            module._parameters[name] = old
+        else:
+            setattr(module, name, old)
+
+
+def _check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Refuse subclasses and instances that compute something else with the same weights."""
+    own = kind_of(module)
+    methods = ("forward", "_conv_forward") if issubclass(kind, conv._ConvNd) else ("forward",)
+    torchs = next(c for c in own.__mro__ if c.__module__.startswith("torch."))
+    if "forward" in vars(module) or any(
+        getattr(own, m, None) is not getattr(torchs, m, None) for m in methods
+    ):
+        raise NotExactError(f"{own.__name__} computes something of its own on top of {torchs.__name__}")
+
+
+def _check_axis(module: nn.Module, dim: int, *allowed: int) -> None:
+    if dim not in allowed:
+        raise NotExactError(
+            f"dim={dim} is modulated, but {kind_of(module).__name__} has its channels on dim={allowed[0]}"
+        )
+
+
+def _check_apart(module: nn.Module, affine: Affine) -> None:
+    if affine.mixes:
+        raise NotExactError(f"the fusion mixes channels, and {kind_of(module).__name__} keeps them apart")
+
+
+def _output_bias(draft: Draft, module: nn.Module, affine: Affine) -> dict[str, Tensor]:
+    """Return the new bias, or none where there was none and none is needed."""
+    bias = draft.read(module, "bias")
+    if bias is None and not affine.shift.any():
+        return {}
+    return {"bias": affine.shift if bias is None else affine.rows(bias) + affine.shift}
+
+
+def _conv_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    spatial = len(module.kernel_size)
+    _check_axis(module, dim, -1 - spatial, 1)
+    if module.groups > 1:
+        _check_apart(module, affine)
+    weight = draft.read(module, "weight")
+    assert weight is not None
+    if not module.transposed:
+        weight = affine.rows(weight)
+    elif affine.mixes:
+        weight = affine.rows(weight.transpose(0, 1)).transpose(0, 1)
+    else:  # [in, out / groups, ...]: the output channels of a group are on axis 1 of its inputs' rows
+        factor = affine.factor.view(module.groups, 1, -1, *[1] * spatial)
+        weight = (factor * weight.unflatten(0, (module.groups, -1))).flatten(0, 1)
+    draft.write(module, weight=weight, **_output_bias(draft, module, affine))
+    return module
+
+
+def _linear_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    _check_axis(module, dim, -1)
+    scaled = None if affine.mixes else rescaled(draft.latest(module, "weight"), affine.factor)
+    if scaled is not None:
+        draft.write(module, weight=scaled, **_output_bias(draft, module, affine))
+        return module
+    weight = draft.read(module, "weight")
+    assert weight is not None
+    draft.write(module, weight=affine.rows(weight), **_output_bias(draft, module, affine))
+    return module
+
+
+def _packed_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    _check_axis(module, dim, -1)
+    _check_apart(module, affine)
+    packed = draft.latest(module._packed_params, "_packed_params")
+    draft.write(module._packed_params, _packed_params=repacked(packed, affine.factor, affine.shift))
+    return module
+
+
+def _embedding_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    _check_axis(module, dim, -1)
+    if module.max_norm is not None:
+        raise NotExactError("max_norm rescales the rows of the table while it is used")
+    table = draft.read(module, "weight")
+    assert table is not None
+    draft.write(module, weight=affine.rows(table.T).T + affine.shift)
+    return module
+
+
+def _norm_output(draft: Draft, module: Any, affine: Affine, flag: str, spread: int = 0) -> nn.Module:
+    """Into factor and shift of a norm, made where it has none; `spread` axes follow the channels'."""
+    _check_apart(module, affine)
+    factor, shift = (t.view(-1, *[1] * spread) for t in (affine.factor, affine.shift))
+    weight, bias = (draft.read(module, name) for name in ("weight", "bias"))
+    shape = getattr(module, "normalized_shape", factor.shape)
+    values: dict[str, Any] = {"weight": factor.expand(shape) if weight is None else factor * weight}
+    if bias is not None or affine.shift.any():
+        values["bias"] = shift.expand(shape) if bias is None else factor * bias + shift
+    draft.write(module, **values, **{flag: True})
+    return module
+
+
+def _channel_norm_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    _check_axis(module, dim, *_channel_axes(module))
+    return _norm_output(draft, module, affine, "affine")
+
+
+def _channel_axes(module: Any) -> tuple[int, ...]:
+    if isinstance(module, instancenorm._InstanceNorm):
+        return -module._get_no_batch_dim(), 1
+    return (1,)
+
+
+def _layer_norm_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    _check_axis(module, dim, *range(-1, -1 - len(module.normalized_shape), -1))
+    return _norm_output(draft, module, affine, "elementwise_affine", spread=-1 - dim)
+
+
+def _rms_norm_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    _check_axis(module, dim, *range(-1, -1 - len(module.normalized_shape), -1))
+    _check_apart(module, affine)
+    if affine.shift.any():
+        raise NotExactError("RMSNorm has no bias for beta")
+    weight = draft.read(module, "weight")
+    factor = affine.factor.view(-1, *[1] * (-1 - dim))
+    scaled = factor.expand(module.normalized_shape) if weight is None else factor * weight
+    draft.write(module, weight=scaled, elementwise_affine=True)
+    return module
+
+
+def _inner_output(name: str) -> Rule:
+    def rule(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+        _check_axis(module, dim, -1)
+        inner = getattr(module, name)
+        if inner is None or getattr(module, "norm_first", False):
+            raise NotExactError(
+                f"{kind_of(module).__name__} ends with a residual sum, not with a layer of weights"
+            )
+        draft.alone(inner)
+        return fold_output(draft, inner, affine, dim)
+
+    return rule
+
+
+def _sequential(side: int) -> Rule:
+    def rule(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+        for child in list(module)[::side]:
+            if not passes(child):
+                draft.alone(child)
+                return (fold_output if side < 0 else fold_input)(draft, child, affine, dim)
+        raise NotExactError("Sequential has no layer with weights")
+
+    return rule
+
+
+def _conv_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    _check_axis(module, dim, -1 - len(module.kernel_size), 1)
+    if module.groups > 1:
+        _check_apart(module, affine)
+    weight = draft.read(module, "weight")
+    assert weight is not None
+    if affine.shift.any() and _pads_with_zeros(draft, module):
+        raise NotExactError("beta is missing from the zeros of the padding, so the border would differ")
+    grouped = weight.unflatten(0, (module.groups, -1))  # [groups, out / groups, in / groups, ...]
+    per_group = [_group(affine, i, module.groups) for i in range(module.groups)]
+    pairs = list(zip(grouped, per_group, strict=True))
+    added = torch.cat([torch.tensordot(w.flatten(2).sum(-1), a.shift, dims=1) for w, a in pairs])
+    draft.write(module, weight=torch.cat([a.columns(w) for w, a in pairs]), **_added(draft, module, added))
+    return module
+
+
+def _transposed_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    _check_axis(module, dim, -1 - len(module.kernel_size), 1)
+    if module.groups > 1:
+        _check_apart(module, affine)
+    if affine.shift.any():
+        raise NotExactError("beta reaches the border of a transposed convolution less often than its inside")
+    weight = draft.read(module, "weight")
+    assert weight is not None
+    transposed = Affine(affine.factor.T if affine.mixes else affine.factor, affine.shift)
+    draft.write(module, weight=transposed.rows(weight))
+    return module
+
+
+def _linear_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    _check_axis(module, dim, -1)
+    weight = draft.read(module, "weight")
+    assert weight is not None
+    added = weight @ affine.shift
+    draft.write(module, weight=affine.columns(weight), **_added(draft, module, added))
+    return module
+
+
+def _batch_norm_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+    _check_axis(module, dim, 1)
+    _check_apart(module, affine)
+    if module.training or module.running_mean is None:
+        raise NotExactError("BatchNorm normalises by the batch here and takes the modulation out again")
+    mean, variance, weight, bias = (
+        draft.read(module, name) for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    assert mean is not None
+    assert variance is not None
+    weight, bias = torch.ones_like(mean) if weight is None else weight, 0 if bias is None else bias
+    moved = affine.shift - mean + affine.factor * mean
+    bias = bias + weight * moved * (variance + module.eps).rsqrt()
+    draft.write(module, weight=affine.factor * weight, bias=bias, affine=True)
+    return module
+
+
+def _pads_with_zeros(draft: Draft, module: Any) -> bool:
+    padding = draft.latest(module, "padding")
+    amounts = (padding,) if isinstance(padding, str) else padding
+    padded = any(amount not in (0, "valid") for amount in amounts)
+    reaches = any(size > 1 for size in module.kernel_size) or "same" not in amounts
+    return module.padding_mode == "zeros" and padded and reaches
+
+
+def _group(affine: Affine, index: int, groups: int) -> Affine:
+    if groups == 1:
+        return affine
+    return Affine(affine.factor.chunk(groups)[index], affine.shift.chunk(groups)[index])
+
+
+def _added(draft: Draft, module: nn.Module, added: Tensor) -> dict[str, Tensor]:
+    bias = draft.read(module, "bias")
+    if bias is None and not added.any():
+        return {}
+    return {"bias": added if bias is None else bias + added}
+
+
+Rule = Callable[[Draft, Any, Affine, int], nn.Module]
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+_OUTPUT: dict[Any, Rule] = {
+    **dict.fromkeys((*_CONVS, *_TRANSPOSED), _conv_output),
+    nn.Linear: _linear_output,
+    nn.Embedding: _embedding_output,
+    **dict.fromkeys((batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.GroupNorm), _channel_norm_output),
+    nn.LayerNorm: _layer_norm_output,
+    nn.RMSNorm: _rms_norm_output,
+    nn.MultiheadAttention: _inner_output("out_proj"),
+    nn.TransformerEncoderLayer: _inner_output("norm2"),
+    nn.TransformerDecoderLayer: _inner_output("norm3"),
+    nn.TransformerEncoder: _inner_output("norm"),
+    nn.TransformerDecoder: _inner_output("norm"),
+    nn.Sequential: _sequential(-1),
+}
+_INPUT: dict[Any, Rule] = {
+    **dict.fromkeys(_CONVS, _conv_input),
+    **dict.fromkeys(_TRANSPOSED, _transposed_input),
+    nn.Linear: _linear_input,
+    batchnorm._BatchNorm: _batch_norm_input,
+    nn.Sequential: _sequential(1),
+}

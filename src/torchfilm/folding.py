@@ -1,0 +1,393 @@
+"""Fold a fixed condition into the weights of the network: the condition then costs nothing.
+
+FiLM behind a convolution, gamma * (W x + b) + beta, is a convolution: (gamma W) x + (gamma b + beta); and so
+for linear layers, the affine of norms, the scales of quantised weights, and some layers behind the
+modulation.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import batchnorm
+from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
+
+from torchfilm.dataflow import conv_norm_pairs
+from torchfilm.fold_report import FoldedSite, FoldReport, Reference
+from torchfilm.fold_rules import Affine, Draft, NotExactError, fold_border, fold_input, fold_output
+from torchfilm.injection import Conditioning, conditioning, remove, unconditioned, using
+from torchfilm.kept import Border, Margin, keep
+from torchfilm.mixing import Mixing
+from torchfilm.modulation import Modulation
+from torchfilm.sites import Site, is_root
+from torchfilm.slots import PLAIN
+
+Leftover = Literal["error", "constant"]
+
+
+@dataclass
+class _Plan:
+    """What is to change in a plain copy of the network.
+
+    Args:
+        model: the copy.
+        draft: the new tensors.
+        targets: the layer that takes each site's modulation, by the site's name.
+        references: what each of these layers computes before.
+        ties: the names of the tensors that share one parameter, by its id.
+        notes: what else changed, by the site's name.
+        kept: why a site stays a constant, by its name.
+        borders: the value of the border where a convolution's padding takes a part, by the site's name.
+    """
+
+    model: nn.Module
+    draft: Draft
+    targets: dict[str, nn.Module] = field(default_factory=dict)
+    references: dict[nn.Module, Reference] = field(default_factory=dict)
+    ties: dict[int, list[str]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    borders: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fold(
+    model: nn.Module,
+    cond: Any = None,
+    *,
+    modulation: dict[str, Any] | None = None,
+    leftover: Leftover = "error",
+    fuse_norms: bool | Sequence[tuple[str, str]] = False,
+    inputs: Sequence[Any] | None = None,
+) -> tuple[nn.Module, FoldReport]:
+    """Return a plain copy of a conditioned network that computes what it computes under one condition.
+
+    The copy has the original classes and keys, no generator, and no code of this library where nothing is
+    left over. The conditioned network stays as it is. Weights are computed in float64 and rounded once.
+
+    Where a modulation goes: behind a convolution (also grouped or transposed), a linear layer, an embedding,
+    an affine norm (which gets its affine where it has none), attention, a branch that ends with one of
+    these, or a linear layer quantised to int8 (into its scales), into those; in front of a convolution, a
+    linear layer or a BatchNorm in evaluation, where it is exact. A gate goes along: gate * gamma and gate *
+    beta.
+
+    Args:
+        model: a conditioned network.
+        cond: one condition, with or without a batch axis of size one; or
+        modulation: a ready value for each site.
+        leftover: what is not exact is an "error", or kept as a "constant" (or as the border of a
+            convolution), for which the module's class stays swapped.
+        fuse_norms: True to merge each BatchNorm in evaluation into the convolution whose output it alone
+            reads, as the model's code says; or the pairs of names (convolution, norm). The norm becomes an
+            Identity.
+        inputs: arguments of the model, to measure how far the outputs differ.
+
+    Returns:
+        The copy, and a report of each site: where it went, and the measured error.
+
+    Raises:
+        ValueError: for several conditions at once, for values that are not finite, and for sites that cannot
+            be folded exactly (with leftover="error"), all of them with the reasons.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> model = condition(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "0", Vector(7))
+        >>> plain, report = fold(model, cond=torch.rand(1, 7))
+        >>> plain
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): ReLU()
+        )
+        >>> report["0"].target
+        '0.weight, 0.bias'
+    """
+    film, values = _values(model, cond, modulation, leftover)
+    memo: dict[int, Any] = {id(t): t for t in (*film.parameters(), *film.buffers())}
+    plain = remove(copy.deepcopy(model, memo))
+    for name in film.sites:
+        _make_plain(plain.get_submodule(name))
+    plan = _planned(plain, film, values, leftover)
+    pairs = _pairs(plan, fuse_norms)
+    for pair in pairs:
+        _fuse(plan, *pair)
+    plan.draft.apply()
+    for name in plan.kept:
+        keep(plain, film.sites[name], film.fusion, values[name])
+    for name, value in plan.borders.items():
+        _pad(plain, film.sites[name], value)
+    for _, norm in pairs:
+        parent, _, child = norm.rpartition(".")
+        setattr(plain.get_submodule(parent), child, nn.Identity())
+    error = None if inputs is None else _difference(model, plain, values, inputs)
+    return plain, _report(plan, film, pairs, (_count(plain), _count(model)), error)
+
+
+@contextmanager
+def folded(
+    model: nn.Module,
+    cond: Any = None,
+    *,
+    modulation: dict[str, Any] | None = None,
+    leftover: Leftover = "error",
+) -> Iterator[nn.Module]:
+    """Fold one condition into the network itself for the block: `model(x)` without a condition, at no cost.
+
+    At the end, also after an exception, the very tensors are back that were there before. Weights are shared
+    by all threads, so no other thread may use the network meanwhile. What is left over (leftover="constant")
+    stays modulated as it was.
+
+    Args:
+        model: a conditioned network.
+        cond: one condition, as in `fold`; likewise modulation and leftover.
+        modulation: a ready value for each site.
+        leftover: "error" or "constant".
+
+    Raises:
+        ValueError: as `fold`; the network is then as it was.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> model = condition(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "0", Vector(7))
+        >>> with folded(model, cond=torch.rand(7)):
+        ...     y = model(torch.rand(2, 3, 5, 5))
+    """
+    film, values = _values(model, cond, modulation, leftover)
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    plain = remove(copy.deepcopy(model, memo))
+    plan = _planned(plain, film, values, leftover, borders=False)
+    names = {module: name for name, module in plain.named_modules()}
+    undo = plan.draft.apply(lambda module: model.get_submodule(names[module]))
+    try:
+        rest = {name: values[name] if name in plan.kept else PLAIN for name in values}
+        with using(model, modulation=rest) if plan.kept else unconditioned(model):
+            yield model
+    finally:
+        undo()
+
+
+def _values(
+    model: nn.Module, cond: Any, modulation: dict[str, Any] | None, leftover: str
+) -> tuple[Conditioning, dict[str, Any]]:
+    """Return the conditioning and the value of each site, checked."""
+    film = conditioning(model)
+    if not is_root(model):
+        raise ValueError(
+            f"fold: expected the conditioned network itself, got it inside of {type(model).__name__}.\n"
+            f"Fold the network, then compile or wrap the result."
+        )
+    if leftover not in ("error", "constant"):
+        raise ValueError(f"fold: leftover expected 'error' or 'constant', got {leftover!r}.")
+    if (cond is None) == (modulation is None):
+        raise ValueError(
+            f"fold: expected a condition or a modulation, got {'neither' if cond is None else 'both'}.\n"
+            f"Give the one condition that is to be folded: fold(model, cond=z)."
+        )
+    with torch.no_grad():
+        values = film.values(cond, modulation)
+    for name, value in values.items():
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor) and not leaf.isfinite().all():
+                raise ValueError(
+                    f"fold, site '{name}': expected finite numbers, got {int((~leaf.isfinite()).sum())} "
+                    f"that are not.\nFolded into weights they would spoil the network for good."
+                )
+    return film, values
+
+
+def _planned(
+    plain: nn.Module, film: Conditioning, values: dict[str, Any], leftover: str, *, borders: bool = True
+) -> _Plan:
+    """Plan each site, inner modules first: what they add happens before what is around them adds its own."""
+    plan = _Plan(plain, Draft(plain))
+    for name, module in plain.named_modules():
+        for key, parameter in module._parameters.items():
+            plan.ties.setdefault(id(parameter), []).append(f"{name}.{key}")
+    for site in sorted(film.sites.values(), key=lambda site: -site.name.count(".")):
+        module = plain.get_submodule(site.name)
+        try:
+            affine = affine_of(film.fusion, values[site.name], site)
+            _plan_site(plan, site, module, affine, borders=borders and leftover == "constant")
+        except NotExactError as reason:
+            plan.kept[site.name] = str(reason)
+            plan.draft.keep(module)
+    if plan.kept and leftover == "error":
+        reasons = "\n".join(f"  {name}  {plan.kept[name]}" for name in film.sites if name in plan.kept)
+        raise ValueError(
+            f"fold: expected sites that fold exactly into weights, got {len(plan.kept)} of {len(values)} "
+            f"that do not:\n{reasons}\n"
+            f"Use leftover='constant' to keep these as constants, or condition a layer with weights."
+        )
+    return plan
+
+
+def _plan_site(plan: _Plan, site: Site, module: nn.Module, affine: Affine, *, borders: bool) -> None:
+    if site.field not in (None, 0):
+        raise NotExactError(f"only its {site.where} {site.field!r} is modulated")
+    rule = fold_output if site.where == "output" else fold_input
+    try:
+        target = rule(plan.draft, module, affine, site.dim)
+    except NotExactError:
+        if site.where == "output" or not borders:
+            raise
+        plan.borders[site.name] = fold_border(plan.draft, module, affine, site.dim)
+        plan.notes[site.name] = "its padding became a border of -beta / gamma"
+        target = module
+    plan.targets[site.name] = target
+    ties = [plan.ties[id(target._parameters[name])] for name in plan.draft.tensors(target)]
+    if any(len(tied) > 1 for tied in ties):
+        plan.notes[site.name] = f"was tied: {' = '.join(next(tied for tied in ties if len(tied) > 1))}"
+    if target not in plan.references:
+        plan.references[target] = Reference.of(target)
+    reference = plan.references[target]
+    if site.where == "output":
+        reference.outputs.append((affine, site.dim))
+    else:
+        reference.inputs.insert(0, (affine, site.dim))
+
+
+def _make_plain(site: nn.Module) -> None:
+    """Replace parametrized tensors by what they are now; weights that are computed cannot be folded into."""
+    for module in site.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
+    """Return the map of the channels that a value of a fusion is, in float64.
+
+    Raises:
+        ValueError: for values of several conditions.
+        NotExactError: for what is no such map, or another one at each position.
+    """
+    if getattr(fusion, "fold", None) is None:
+        raise NotExactError(f"{type(fusion).__name__} is no affine map of the channels")
+    made = fusion.fold(value)
+    if isinstance(made, Modulation):
+        factor, shift = made.gamma, made.beta
+    elif isinstance(made, Mixing):
+        factor, shift = made.weight + torch.eye(site.features).to(made.weight), made.shift
+    else:
+        raise NotExactError(f"{type(fusion).__name__} is no affine map of the channels")
+    inner = 2 if isinstance(made, Mixing) else 1
+    for tensor, own in ((factor, inner), (shift, 1)):
+        outer = tensor.shape[: tensor.ndim - own]
+        if outer and outer[0] > 1:
+            raise ValueError(
+                f"fold, site '{site.name}': expected one condition, got {outer[0]}.\n"
+                f"One set of weights holds one condition: fold(model, cond=z[:1]), or once for each; for a "
+                f"fixed set of conditions use tabulate(model, conds=z)."
+            )
+        if any(size > 1 for size in outer):
+            raise NotExactError(f"each of {outer.numel()} positions is modulated differently")
+    wide = torch.float32 if factor.device.type == "mps" else torch.float64
+    channels = factor.shape[-inner:]
+    return Affine(factor.detach().reshape(channels).to(wide), shift.detach().reshape(-1).to(wide))
+
+
+def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the pairs of convolution and norm to merge, checked."""
+    if wanted is False:
+        return []
+    if wanted is True:
+        found = conv_norm_pairs(plan.model)
+        return [pair for pair in found if _not_mergeable(plan, *pair) is None]
+    for pair in wanted:
+        reason = _not_mergeable(plan, *pair)
+        if reason is not None:
+            raise ValueError(
+                f"fold: expected pairs (convolution, BatchNorm) that merge exactly, got {pair}: {reason}.\n"
+                f"Leave this pair out, or give fuse_norms=True to find those that do."
+            )
+    return list(wanted)
+
+
+def _not_mergeable(plan: _Plan, first: str, second: str) -> str | None:
+    layer, norm = plan.model.get_submodule(first), plan.model.get_submodule(second)
+    if not isinstance(norm, batchnorm._BatchNorm) or norm.training or norm.running_mean is None:
+        return f"{second} is no BatchNorm in evaluation with running statistics"
+    if {first, second} & set(plan.kept):
+        return "a constant is kept there"
+    try:
+        plan.draft.alone(layer)
+        plan.draft.alone(norm)
+        fold_output(plan.draft.trial(), layer, _affine_of_norm(plan.draft, norm), 1)
+    except NotExactError as reason:
+        return str(reason)
+    return None
+
+
+def _affine_of_norm(draft: Draft, norm: Any) -> Affine:
+    """Return what a BatchNorm in evaluation does: scale and shift by its statistics and its affine."""
+    mean, variance, weight, bias = (
+        draft.read(norm, name) for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    assert mean is not None
+    assert variance is not None
+    factor = (variance + norm.eps).rsqrt() * (1 if weight is None else weight)
+    return Affine(factor, (0 if bias is None else bias) - mean * factor)
+
+
+def _fuse(plan: _Plan, first: str, second: str) -> None:
+    """Plan to write a BatchNorm into the convolution in front of it."""
+    layer, norm = plan.model.get_submodule(first), plan.model.get_submodule(second)
+    reference = plan.references.setdefault(layer, Reference.of(layer))
+    reference.following = plan.references.pop(norm, None) or Reference.of(norm)
+    fold_output(plan.draft, layer, _affine_of_norm(plan.draft, norm), 1)
+    plan.targets |= {name: layer for name, target in plan.targets.items() if target is norm}
+
+
+def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
+    """Pad the input of a convolution with the border; its own padding is zero by now."""
+    module: Any = plain.get_submodule(site.name)
+    keep(plain, site, Border(list(module._reversed_padding_repeated_twice)), Margin(border.to(module.weight)))
+
+
+def _difference(model: nn.Module, plain: nn.Module, values: dict[str, Any], inputs: Sequence[Any]) -> float:
+    if model.training:
+        raise ValueError(
+            "fold: expected a network in evaluation to compare outputs on inputs, got one in training.\n"
+            "Call model.eval() first, or leave inputs out."
+        )
+    with torch.no_grad():
+        expected = pytree.tree_leaves(model(*inputs, modulation=values))
+        actual = pytree.tree_leaves(plain(*inputs))
+    pairs = [
+        (one.double(), other.double())
+        for one, other in zip(actual, expected, strict=True)
+        if isinstance(one, Tensor) and one.is_floating_point()
+    ]
+    largest = max(float(other.abs().max()) for _, other in pairs)
+    return max(float((one - other).abs().max()) for one, other in pairs) / largest
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _report(
+    plan: _Plan,
+    film: Conditioning,
+    pairs: list[tuple[str, str]],
+    counts: tuple[int, int],
+    error: float | None,
+) -> FoldReport:
+    names = {module: name for name, module in plan.model.named_modules()}
+    errors = {target: reference.error(target) for target, reference in plan.references.items()}
+    sites = []
+    for name in film.sites:
+        if name in plan.kept:
+            sites.append(FoldedSite(name, "constant", 0.0, plan.kept[name]))
+            continue
+        target = plan.targets[name]
+        where = ", ".join(f"{names[target]}.{tensor}" for tensor in plan.draft.tensors(target) or ["scales"])
+        sites.append(FoldedSite(name, where, errors[target], plan.notes.get(name, "")))
+    return FoldReport(tuple(sites), counts, error, tuple(pairs))
