@@ -1,0 +1,1 @@
+"""A generated world for instructed arms: a torque-limited planar arm, things, a goal, an obstacle."""

@@ -1,0 +1,72 @@
+"""Draw episodes: a scene and what each arm is told; everything follows from the random source alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .scenes import Scene, sample_scene
+from .tasks import HOWS, How, Task, What, in_the_way, tasks_of
+from .wording import Instruction, say
+
+_ATTEMPTS = 200
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A scene and one instruction for each of its arms."""
+
+    scene: Scene
+    told: tuple[Instruction, ...]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What each arm is told to do."""
+        return tuple(instruction.task for instruction in self.told)
+
+
+def sample_episode(
+    rng: np.random.Generator,
+    *,
+    what: What | None = None,
+    how: How | None = None,
+    blocked: bool | None = None,
+    held_out: bool = False,
+    num_things: int = 3,
+    arms: int = 1,
+) -> Episode:
+    """Draw a scene and an instruction for each arm; several arms are told about different things.
+
+    Args:
+        rng: the source of everything drawn.
+        what: "reach" or "push"; default: either, evenly.
+        how: one of `HOWS`; default: any, evenly.
+        blocked: whether the obstacle has to stand in the first arm's way; default: as it comes.
+        held_out: whether to say it as training never does.
+        num_things, arms: as for `sample_scene`.
+
+    Raises:
+        ValueError: as `sample_scene`; or with fewer things than arms.
+
+    Example:
+        episode = sample_episode(np.random.default_rng(0), what="push", how="avoid", blocked=True)
+    """
+    if num_things < arms:
+        raise ValueError(f"num_things: expected one for each of {arms} arms at least, got {num_things}")
+    for _ in range(_ATTEMPTS):
+        chance = 0.7 if blocked is None else float(blocked)
+        scene = sample_scene(rng, num_things, arms, in_the_way=chance)
+        which = rng.permutation(num_things)[:arms].tolist()
+        tasks = [_draw(rng, scene, thing, what, how) for thing in which]
+        if blocked is None or in_the_way(scene, tasks[0]) == blocked:
+            told = (say(rng, scene.seen_by(arm), t, held_out=held_out) for arm, t in enumerate(tasks))
+            return Episode(scene, tuple(told))
+    raise RuntimeError(f"no scene with blocked={blocked} in {_ATTEMPTS} attempts")
+
+
+def _draw(rng: np.random.Generator, scene: Scene, which: int, what: What | None, how: How | None) -> Task:
+    deed: What = what or ("reach", "push")[rng.integers(2)]
+    manner: How = how or HOWS[rng.integers(len(HOWS))]
+    fitting = [t for t in tasks_of(scene) if (t.which, t.what, t.how) == (which, deed, manner)]
+    return fitting[rng.integers(len(fitting))]
