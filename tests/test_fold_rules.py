@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import oracles
 from catalogue import randomise
-from torchfilm.fold_rules import Affine, Draft, NotExactError, fold_input, fold_output
+from torchfilm.draft import Affine, Draft, NotExactError
+from torchfilm.fold_rules import fold_input, fold_output
 
 Build = Callable[[], nn.Module]
 

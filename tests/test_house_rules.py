@@ -169,7 +169,7 @@ LIBRARY = (
     ("slots",),
     ("injection",),
     ("adapter",),
-    ("dataflow", "quantised"),
+    ("dataflow", "draft", "quantised"),
     ("fold_rules", "kept"),
     ("fold_report",),
     ("concatenation", "folding", "tabulation"),

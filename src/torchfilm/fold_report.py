@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
-from torchfilm.fold_rules import Affine
+from torchfilm.draft import Affine
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from torchfilm.dataflow import conv_norm_pairs
+from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
-from torchfilm.fold_rules import Affine, Draft, NotExactError, fold_border, fold_input, fold_output
+from torchfilm.fold_rules import fold_border, fold_input, fold_output
 from torchfilm.injection import Conditioning, conditioning, remove, unconditioned, using
 from torchfilm.kept import Border, Margin, keep
 from torchfilm.mixing import Mixing

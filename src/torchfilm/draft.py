@@ -1,0 +1,167 @@
+"""What is to change in the tensors of a network, computed in float64, and written all at once.
+
+Plan, then apply: after an exception the network is as it was, and what `Draft.apply` returns undoes it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class NotExactError(Exception):
+    """Why an affine map cannot go into a layer, in words that complete "...: "."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """y = factor * x + shift over the channels: factor [C], or [C, C] where channels mix; shift [C]."""
+
+    factor: Tensor
+    shift: Tensor
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the factor is a matrix."""
+        return self.factor.ndim == 2
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Return the factor applied to the first axis of a weight."""
+        if self.mixes:
+            return torch.tensordot(self.factor, weight, dims=1)
+        return self.factor.view(-1, *[1] * (weight.ndim - 1)) * weight
+
+    def columns(self, weight: Tensor) -> Tensor:
+        """Return the factor applied to the second axis of a weight, as the layer's input sees it."""
+        if self.mixes:
+            return (weight.movedim(1, -1) @ self.factor).movedim(-1, 1)
+        return self.factor.view(1, -1, *[1] * (weight.ndim - 2)) * weight
+
+
+class Draft:
+    """New values for the tensors of modules, written all at once.
+
+    Args:
+        root: the model that the modules belong to; it says which layers are called from one place only.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        children = [child for module in root.modules() for child in module._modules.values()]
+        self._owners = Counter(id(child) for child in children if child is not None)
+        floats = [tensor for tensor in root.parameters() if tensor.is_floating_point()]
+        self._like = floats[0] if floats else torch.empty(0)
+        self._values: dict[nn.Module, dict[str, Any]] = {}
+        self._kept: set[nn.Module] = set()
+
+    def read(self, module: nn.Module, name: str) -> Tensor | None:
+        """Return a tensor of the module as it will be, in float64; None where it has none.
+
+        Raises:
+            NotExactError: where the tensor is no plain parameter or buffer.
+        """
+        if name in self._values.get(module, {}):
+            return self._values[module][name]
+        if parametrize.is_parametrized(module, name):
+            raise NotExactError(f"its {name} is parametrized; remove_parametrizations first")
+        if name not in module._parameters and name not in module._buffers:
+            raise NotExactError(
+                f"its {name} is no parameter but made by a hook, as weight_norm's; remove that first"
+            )
+        tensor = module._parameters[name] if name in module._parameters else module._buffers[name]
+        if tensor is None:
+            return None
+        if tensor.is_meta:
+            raise NotExactError(f"its {name} is on the meta device, without values")
+        if type(tensor.data) is not Tensor or not tensor.is_floating_point():
+            raise NotExactError(
+                f"its {name} is a {type(tensor.data).__name__} of {tensor.dtype}, not plain numbers"
+            )
+        return tensor.detach().to(_wide(tensor))
+
+    def latest(self, module: nn.Module, name: str) -> Any:
+        """Return a tensor or attribute as it will be, whatever it is."""
+        values = self._values.get(module, {})
+        return values[name] if name in values else getattr(module, name)
+
+    def write(self, module: nn.Module, **values: Any) -> None:
+        """Set tensors or attributes of a module, once the draft is applied."""
+        self._values.setdefault(module, {}).update(values)
+
+    def trial(self) -> Draft:
+        """Return a draft that starts as this one, to try something."""
+        other = copy.copy(self)
+        other._values = {module: dict(values) for module, values in self._values.items()}
+        return other
+
+    def keep(self, module: nn.Module) -> None:
+        """Remember that a module goes on applying a constant of its own."""
+        self._kept.add(module)
+
+    def without_constants(self, module: nn.Module) -> None:
+        """Make sure that no module inside applies a constant, between which nothing can be folded.
+
+        Raises:
+            NotExactError: where one does.
+        """
+        if any(inner in self._kept for inner in module.modules()):
+            raise NotExactError("a module inside of it keeps a constant")
+
+    def alone(self, child: nn.Module) -> None:
+        """Make sure that only the module which holds this child calls it, and nobody watches what it gives.
+
+        Raises:
+            NotExactError: where it has other owners, or hooks.
+        """
+        if self._owners[id(child)] > 1:
+            raise NotExactError(f"its {type(child).__name__} is used in another place too")
+        if child._forward_hooks or child._forward_pre_hooks:
+            raise NotExactError(f"its {type(child).__name__} has hooks, which would see other numbers")
+
+    def tensors(self, module: nn.Module) -> list[str]:
+        """Return the names of the module's tensors that change."""
+        return [name for name, value in self._values.get(module, {}).items() if isinstance(value, Tensor)]
+
+    def apply(self, place: Callable[[nn.Module], nn.Module] = lambda module: module) -> Callable[[], None]:
+        """Write everything; return what puts the very objects back that were there.
+
+        Args:
+            place: from a module that was read to the one to write into, its equal in another copy.
+        """
+        undo: list[tuple[nn.Module, str, bool, Any]] = []
+        for source, values in self._values.items():
+            module = place(source)
+            for name, value in values.items():
+                parameter = name in module._parameters
+                undo.append((module, name, parameter, module._parameters.get(name, getattr(module, name))))
+                if parameter and isinstance(value, Tensor):
+                    module._parameters[name] = self._parameter(module, name, value)
+                else:
+                    setattr(module, name, value)
+        return lambda: _restore(undo)
+
+    def _parameter(self, module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
+        """Round a new value to the precision of the old one, or of what is beside it."""
+        beside = (module._parameters[name], *module._parameters.values(), *module._buffers.values())
+        like = next((t for t in beside if t is not None and t.is_floating_point()), self._like)
+        if type(value) is Tensor:
+            value = value.to(device=like.device, dtype=like.dtype)
+        return nn.Parameter(value, requires_grad=like.requires_grad)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _restore(undo: list[tuple[nn.Module, str, bool, Any]]) -> None:
+    for module, name, parameter, old in reversed(undo):
+        if parameter:
+            module._parameters[name] = old
+        else:
+            setattr(module, name, old)
