@@ -1,0 +1,41 @@
+"""What do the paper's experiments give on our networks? One results file per experiment.
+
+The options are those of `torchfilm eval`; the file is results/visual_reasoning_EXPERIMENT.json, and the
+tables of the READMEs show it.
+
+    python benchmarks/experiment.py means --data DIR --split test --limit 8000
+    python benchmarks/experiment.py ablations --data DIR --steps 4000 --only blocks_1 no_residual
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from measuring import save
+
+EXPERIMENTS = ("means", "noise", "arithmetic", "ablations", "data_size", "cogent")
+PLACES = ("--data", "--out", "--cache", "--perception")
+
+
+def main() -> None:
+    if (
+        len(sys.argv) < 2 or sys.argv[1] not in EXPERIMENTS
+    ):  # `make bench` runs every benchmark; this one needs data
+        print(__doc__)
+        return
+    name, *options = sys.argv[1:]
+    command = ["eval", "visual_reasoning", *options, "--experiment", name, "--json"]
+    torchfilm = Path(sys.executable).with_name("torchfilm")
+    answer = subprocess.run([torchfilm, *command], stdout=subprocess.PIPE, text=True, check=True).stdout
+    save(f"visual_reasoning_{name}", json.loads(answer), f"experiment.py {name} {' '.join(_public(options))}")
+
+
+def _public(options: list[str]) -> list[str]:
+    """The options without the paths of this machine."""
+    hidden = {i + 1 for i, option in enumerate(options) if option in PLACES}
+    return ["DIR" if i in hidden else option for i, option in enumerate(options)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""The tables about visual reasoning: accuracies, the paper's experiments, the laptop recipe's choices."""
+
+import dataclasses
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from table_form import PENDING, Result, Results, table
+from torchfilm.systems.visual_reasoning import RECIPES
+
+KINDS = ("exist", "count", "query_attribute", "compare_number", "compare_attribute")
+PAPER = {"overall": 97.7, "exist": 99.1, "count": 94.3, "query_attribute": 99.1} | {
+    "compare_number": 96.8,
+    "compare_attribute": 99.1,
+}
+"""Percent on CLEVR's test split, full scenes and features (Perez et al. 2018, table 1)."""
+NAMES = {
+    "laptop": "FiLM",
+    "laptop_sa": "stacked attention",
+    "laptop_rn": "relation network",
+    "laptop_cnn_lstm": "CNN+LSTM",
+    "laptop_lstm": "question only",
+}
+
+
+# Accuracy: files visual_reasoning_*.json, one per run; runs of one recipe and budget are one column.
+
+
+def runs(results: Results) -> dict[str, list[Result]]:
+    """Runs by column, FiLM first; a run is a file with a recipe and accuracies by kind."""
+    found: dict[str, list[Result]] = defaultdict(list)
+    for name, result in results.items():
+        if name.startswith("visual_reasoning") and {"recipe", "by_kind", "accuracy"} <= set(result):
+            found[_column(result)].append(result)
+    order = list(NAMES)
+    recipes = {column: members[0]["recipe"] for column, members in found.items()}
+    minutes = {column: members[0].get("minutes") or 0 for column, members in found.items()}
+
+    def rank(column: str) -> tuple[int, float]:
+        recipe = recipes[column]
+        return order.index(recipe) if recipe in order else len(order), -minutes[column]
+
+    return {column: found[column] for column in sorted(found, key=rank)}
+
+
+def _column(result: Result) -> str:
+    name = str(result.get("label") or NAMES.get(result["recipe"], result["recipe"]))
+    minutes = result.get("minutes")
+    return name if minutes is None or result.get("label") else f"{name}, {_time(minutes)}"
+
+
+def _time(minutes: float) -> str:
+    return f"{minutes:g} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _percent(shares: Sequence[float | None]) -> str:
+    """Mean of the runs in percent, with the standard deviation where there are several."""
+    given = [100 * share for share in shares if share is not None]
+    if not given:
+        return "–"
+    spread = f" ± {statistics.stdev(given):.1f}" if len(given) > 1 else ""
+    return f"{statistics.fmean(given):.1f}{spread}"
+
+
+def _accuracies(results: Results, group: str, names: Sequence[str], last: Mapping[str, float]) -> str:
+    columns = runs(results)
+    if not columns:
+        return PENDING
+    head = ["%", *columns, *_beside(columns), *(["the paper"] if last else [])]
+    rows = []
+    for name in ("overall", *names):
+        row = [name.replace("_", " ")]
+        row += [_percent([_share(r, group, name) for r in members]) for members in columns.values()]
+        for other in _beside(columns).values():
+            row.append(_percent([_share(r[other], group, name) for r in _first(columns) if other in r][:1]))
+        rows.append([*row, *([f"{last[name]:.1f}"] if last else [])])
+    return table(head, rows) + "\n" + _about(columns)
+
+
+def _first(columns: Mapping[str, Sequence[Result]]) -> Sequence[Result]:
+    return next(iter(columns.values()))
+
+
+def _beside(columns: Mapping[str, Sequence[Result]]) -> dict[str, str]:
+    """Baselines that the first column's files carry with them: heading and key."""
+    names = {"blind beside it": "blind", "most frequent answer of the type": "mode"}
+    return {name: key for name, key in names.items() if any(key in r for r in _first(columns))}
+
+
+def _share(result: Result, group: str, name: str) -> float | None:
+    return result.get("accuracy") if name == "overall" else result.get(group, {}).get(name)
+
+
+def _about(columns: Mapping[str, Sequence[Result]]) -> str:
+    lines = []
+    for column, members in columns.items():
+        asked = ", ".join(f"{r['n']:,}" for r in members[:1])
+        scenes = f" about {members[0]['scenes']:,} scenes" if "scenes" in members[0] else ""
+        seeds = ", ".join(str(r["seed"]) for r in members)
+        interval = members[0].get("interval")
+        sure = (
+            f", 95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f} (scenes resampled)"
+            if interval and len(members) == 1
+            else ""
+        )
+        lines.append(f"- {column}: {asked} questions{scenes}; seed {seeds}{sure}; {members[0]['date']}.\n")
+    return "".join(lines)
+
+
+def kinds(results: Results) -> str:
+    return _accuracies(results, "by_kind", KINDS, PAPER)
+
+
+def types(results: Results) -> str:
+    columns = runs(results)
+    named = _first(columns)[0].get("by_type", {}) if columns else {}
+    return _accuracies(results, "by_type", list(named), {}) if named else PENDING
+
+
+def families(results: Results) -> str:
+    """The hardest and the easiest families of the first column."""
+    columns = runs(results)
+    found = _first(columns)[0].get("by_family", {}) if columns else {}
+    if not found:
+        return PENDING
+    ranked = sorted(found.items(), key=lambda item: item[1])
+    rows = [[family, f"{100 * share:.1f}"] for family, share in (*ranked[:5], *ranked[-5:])]
+    return (
+        f"{len(found)} families, all in the results file; the hardest and the easiest five, by index:\n\n"
+        + table(["family", next(iter(columns)) + ", %"], rows)
+    )
+
+
+def count_errors(results: Results) -> str:
+    columns = {
+        c: m[0]["count_errors"] for c, m in runs(results).items() if m[0].get("count_errors", {}).get("wrong")
+    }
+    if not columns:
+        return PENDING
+    steps = range(-3, 4)
+    head = [
+        "counts",
+        "asked",
+        "wrong",
+        "off by one",
+        *(f"{d:+d}" if d else "right" for d in steps),
+        "no number",
+    ]
+    rows = [
+        [
+            column,
+            f"{e['n']:,}",
+            f"{e['wrong']:,}",
+            f"{100 * e['off_by_one']:.1f} %",
+            *(f"{e['differences'].get(str(d), 0):,}" for d in steps),
+            str(e["no_number"]),
+        ]
+        for column, e in columns.items()
+    ]
+    return table(head, rows)
+
+
+# The paper's experiments: files visual_reasoning_EXPERIMENT.json, written by experiment.py.
+
+
+def means(results: Results) -> str:
+    found = results.get("visual_reasoning_means")
+    if found is None:
+        return PENDING
+    paper = {"accuracy": 97.4, "gamma_mean": 32.0, "beta_mean": 96.4}
+    names = {
+        "accuracy": "unchanged",
+        "gamma_mean": "γ by its mean",
+        "beta_mean": "β by its mean",
+        "both_mean": "both by their means",
+        "gamma_one": "γ = 1",
+        "beta_zero": "β = 0",
+    }
+    rows = [[names[k], f"{100 * found[k]:.1f}", f"{paper[k]:.1f}" if k in paper else "–"] for k in names]
+    return table(["at test time", "%", "the paper"], rows) + "\n" + _asked(found)
+
+
+def noise(results: Results) -> str:
+    found = results.get("visual_reasoning_noise")
+    if found is None:
+        return PENDING
+    kinds = ("noise_gamma", "noise_beta", "noise_both")
+    rows = [
+        [f"{sd:g}", *(f"{100 * found[kind][i]:.1f}" for kind in kinds)] for i, sd in enumerate(found["noise"])
+    ]
+    return table(["SD of the noise", "on γ, %", "on β, %", "on both, %"], rows) + "\n" + _asked(found)
+
+
+def ablations(results: Results) -> str:
+    found = results.get("visual_reasoning_ablations")
+    if found is None:
+        return PENDING
+    rows = [
+        [name.replace("_", " "), _spread(row), f"{row['paper']:.1f}" if row.get("paper") else "–"]
+        for name, row in found["settings"].items()
+    ]
+    return table(["network", "%", "the paper"], rows) + "\n" + _trained(found)
+
+
+def data_size(results: Results) -> str:
+    found = results.get("visual_reasoning_data_size")
+    if found is None:
+        return PENDING
+    rows = [
+        [f"{int(name.removeprefix('scenes_')):,}", _spread(row)] for name, row in found["settings"].items()
+    ]
+    return table(["scenes trained on", "%"], rows, texts=0) + "\n" + _trained(found)
+
+
+def cogent(results: Results) -> str:
+    found = results.get("visual_reasoning_cogent")
+    if found is None:
+        return PENDING
+    columns = zip(found["questions"], found["A"], found["B"], strict=True)
+    rows = [[f"{asked:,}", f"{100 * a:.1f}", f"{100 * b:.1f}"] for asked, a, b in columns]
+    before, after = found["paper"]["before"], found["paper"]["after"]
+    theirs = (
+        f"The paper: {100 * before['A']:.1f} and {100 * before['B']:.1f} before, "
+        f"{100 * after['A']:.1f} and {100 * after['B']:.1f} after fine-tuning on 30,000 questions.\n"
+    )
+    return table(["questions of B", "on A, %", "on B, %"], rows, texts=0) + "\n" + theirs + _trained(found)
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    sd = row.get("sd")
+    return f"{100 * row['accuracy']:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "")
+
+
+def _asked(found: Result) -> str:
+    return f"{found['n']:,} questions of the split {found['split']}; {found['date']}: `{found['command']}`.\n"
+
+
+def _trained(found: Result) -> str:
+    return f"{found['date']}: `{found['command']}`.\n"
+
+
+def systems(results: Results) -> str:
+    """One line per system."""
+    columns = runs(results)
+    reached = (
+        f"{_percent([r['accuracy'] for r in _first(columns)])} % ({next(iter(columns))})"
+        if columns
+        else "not measured yet"
+    )
+    link = "[visual_reasoning](src/torchfilm/systems/visual_reasoning/README.md)"
+    line = [
+        link,
+        "FiLM, Perez et al. 2018",
+        "answers questions about pictures",
+        reached,
+        f"{PAPER['overall']} % (full CLEVR)",
+    ]
+    return table(["system", "paper", "what it does", "reached here", "the paper"], [line], texts=5)
+
+
+def choices(results: Results) -> str:
+    """Fields of network and training in which the laptop's recipe is not the paper's; from code."""
+    paper, laptop = RECIPES["paper"], RECIPES["laptop"]
+    rows = []
+    for one, other in ((paper.config, laptop.config), (paper.training, laptop.training)):
+        theirs, ours = dataclasses.asdict(one), dataclasses.asdict(other)
+        rows += [[f"`{n}`", f"{v}", f"{ours[n]}"] for n, v in theirs.items() if ours[n] != v]
+    return table(["field", "paper", "laptop"], rows, texts=3)
