@@ -14,15 +14,6 @@ from torch.nn.modules import batchnorm, conv, instancenorm
 
 Where = Literal["output", "input"]
 
-# A transformer layer or recurrence made with batch_first=False has time on axis 0 and the batch on axis 1.
-_TIME_FIRST = (
-    nn.RNNBase,
-    nn.MultiheadAttention,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
-    nn.Transformer,
-)
-
 
 def channels(module: nn.Module, where: Where) -> tuple[int | None, int | None]:
     """Return the number of channels and their axis, at the output or the input of a layer; None where
@@ -49,12 +40,7 @@ def channels(module: nn.Module, where: Where) -> tuple[int | None, int | None]:
 
 def batch_axis(model: nn.Module, name: str) -> int:
     """Return the axis of the batch at a site: 1 inside of torch's time-first layers, else 0."""
-    for above in lineage(model, name):
-        if isinstance(above, _TIME_FIRST) and not getattr(above, "batch_first", True):
-            return 1
-        if isinstance(above, nn.TransformerEncoder) and not _first_layer(above).self_attn.batch_first:
-            return 1
-    return 0
+    return int(any(_is_time_first(above) for above in lineage(model, name)))
 
 
 def lineage(model: nn.Module, name: str) -> list[nn.Module]:
@@ -131,6 +117,17 @@ def _transformer_layer(module: Any) -> Sides:
 
 def _first_layer(module: Any) -> Any:
     return module.layers[0]
+
+
+def _is_time_first(module: Any) -> bool:
+    """Tell whether a layer was made with batch_first=False: time on axis 0, the batch on axis 1."""
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention | nn.Transformer):
+        return not module.batch_first
+    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        return not module.self_attn.batch_first
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
+        return _is_time_first(_first_layer(module))
+    return False
 
 
 def _transformer_stack(module: Any) -> Sides:

@@ -11,6 +11,7 @@ by threads would mix up their conditions.
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import dataclasses
 import enum
@@ -18,7 +19,7 @@ import inspect
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -195,12 +196,16 @@ def _with_field(slot: Slot, output: Any, field: int | str | None) -> Any:
             f"{type(output).__name__} with {', '.join(names) or 'none'}.\n"
             f"Give field= one of them, or condition a module that returns a tensor."
         )
-    if isinstance(output, Mapping) and not dataclasses.is_dataclass(output):
+    if type(output) is dict:
         return {**output, name: _modulated(slot, output[name])}
-    changed = {name: _modulated(slot, getattr(output, name))}
+    if isinstance(output, MutableMapping) and not dataclasses.is_dataclass(output):
+        changed = copy.copy(output)
+        changed[name] = _modulated(slot, output[name])
+        return changed
+    parts = {name: _modulated(slot, getattr(output, name))}
     if isinstance(output, tuple):
-        return output._replace(**changed)  # type: ignore[attr-defined]
-    return dataclasses.replace(output, **changed)
+        return output._replace(**parts)  # type: ignore[attr-defined]
+    return dataclasses.replace(output, **parts)
 
 
 def _field_names(output: Any) -> Sequence[str]:
@@ -208,7 +213,7 @@ def _field_names(output: Any) -> Sequence[str]:
         return getattr(output, "_fields", ())
     if dataclasses.is_dataclass(output):
         return [field.name for field in dataclasses.fields(output)]
-    return list(output) if isinstance(output, Mapping) else ()
+    return list(output) if isinstance(output, MutableMapping) else ()
 
 
 def _with_input_modulated(

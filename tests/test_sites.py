@@ -1,0 +1,262 @@
+"""Finding sites: what matches, where the channels are, what is refused and why."""
+
+import pytest
+import torch
+from torch import nn
+
+import torchfilm as tf
+from networks import SITES, Net
+from torchfilm.channels import channels
+from torchfilm.sites import PRESETS
+
+# Each layer with an input for it; sizes pairwise different, so that only one axis fits.
+LAYERS = {
+    "Conv1d": (nn.Conv1d(3, 5, 1), (2, 3, 7)),
+    "Conv2d": (nn.Conv2d(3, 5, 1), (2, 3, 7, 11)),
+    "Conv3d": (nn.Conv3d(3, 5, 1), (2, 3, 7, 11, 4)),
+    "ConvTranspose1d": (nn.ConvTranspose1d(3, 5, 1), (2, 3, 7)),
+    "ConvTranspose2d": (nn.ConvTranspose2d(3, 5, 1), (2, 3, 7, 11)),
+    "ConvTranspose3d": (nn.ConvTranspose3d(3, 5, 1), (2, 3, 7, 11, 4)),
+    "Conv2d/unbatched": (nn.Conv2d(3, 5, 1), (3, 7, 11)),
+    "Linear": (nn.Linear(3, 5), (2, 7, 3)),
+    "Embedding": (nn.Embedding(13, 5), None),
+    "BatchNorm1d": (nn.BatchNorm1d(3), (2, 3, 7)),
+    "BatchNorm1d/flat": (nn.BatchNorm1d(3), (2, 3)),
+    "BatchNorm2d": (nn.BatchNorm2d(3), (2, 3, 7, 11)),
+    "BatchNorm3d": (nn.BatchNorm3d(3), (2, 3, 7, 11, 4)),
+    "InstanceNorm1d": (nn.InstanceNorm1d(3), (2, 3, 7)),
+    "InstanceNorm2d": (nn.InstanceNorm2d(3), (2, 3, 7, 11)),
+    "InstanceNorm2d/unbatched": (nn.InstanceNorm2d(3), (3, 7, 11)),
+    "InstanceNorm3d": (nn.InstanceNorm3d(3), (2, 3, 7, 11, 4)),
+    "GroupNorm": (nn.GroupNorm(3, 6), (2, 6, 7, 11)),
+    "LayerNorm": (nn.LayerNorm(3), (2, 7, 3)),
+    "RMSNorm": (nn.RMSNorm(3), (2, 7, 3)),
+    "LSTM": (nn.LSTM(3, 5, batch_first=True), (2, 7, 3)),
+    "LSTM/both ways": (nn.LSTM(3, 5, bidirectional=True, batch_first=True), (2, 7, 3)),
+    "LSTM/projected": (nn.LSTM(3, 5, proj_size=4, batch_first=True), (2, 7, 3)),
+    "GRU": (nn.GRU(3, 5, batch_first=True), (2, 7, 3)),
+    "RNN": (nn.RNN(3, 5, batch_first=True), (2, 7, 3)),
+    "GRUCell": (nn.GRUCell(3, 5), (2, 3)),
+    "LSTMCell": (nn.LSTMCell(3, 5), (2, 3)),
+    "TransformerEncoderLayer": (nn.TransformerEncoderLayer(6, 2, 5, batch_first=True), (2, 7, 6)),
+    "TransformerEncoder": (
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 5, batch_first=True), 2),
+        (2, 7, 6),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_channels_of_known_layers_are_where_the_layer_puts_them(name: str):
+    layer, shape = LAYERS[name]
+    x = torch.randint(13, (2, 7)) if shape is None else torch.randn(shape)
+    output = layer(x)
+    while isinstance(output, tuple):
+        output = output[0]
+    features, dim = channels(layer, "output")
+    assert output.shape[dim] == features
+    assert sum(size == features for size in output.shape) == 1
+    if shape is not None:
+        features, dim = channels(layer, "input")
+        assert x.shape[dim] == features
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("where", ["output", "input"])
+def test_known_layers_are_conditioned_on_the_side_that_was_asked_for(name: str, where: str):
+    layer, shape = LAYERS[name]
+    if name.endswith("unbatched") or (shape is None and where == "input"):
+        pytest.skip("no batch, or no channels there")
+    x = torch.randint(13, (2, 7)) if shape is None else torch.randn(shape)
+    model = nn.Sequential(layer).eval()
+
+    def first(output):
+        while isinstance(output, tuple):
+            output = output[0]
+        return output
+
+    plain = first(model(x))
+    tf.condition(model, "0", tf.Vector(3), where=where)
+    z = torch.randn(2, 3)
+    torch.testing.assert_close(first(model(x, cond=z)), plain)
+    m, dim = model.film.modulations(z)["0"], model.film.sites["0"].dim
+    gamma, beta = torch.rand_like(m.gamma) + 0.5, torch.randn_like(m.beta)
+    changed = first(model(x, modulation={"0": tf.Modulation(gamma, beta)}))
+
+    def modulated(t):
+        shape = [2] + [1] * (t.ndim - 1)
+        shape[dim] = gamma.shape[1]
+        return gamma.view(shape) * t + beta.view(shape)
+
+    tf.remove(model)
+    expected = modulated(plain) if where == "output" else first(model(modulated(x)))
+    torch.testing.assert_close(changed, expected)
+
+
+def test_a_whole_name_has_to_match():
+    assert [site.name for site in tf.find(Net(), SITES)] == ["blocks.0.bn", "blocks.1.bn"]
+    with pytest.raises(ValueError, match="'bn' matches the whole name of none of the"):
+        tf.find(Net(), "bn")
+
+
+def test_lists_functions_and_earlier_finds_select_sites_in_the_order_of_the_model():
+    model, names = Net(), ["stem", "blocks.1.bn", "head"]
+    found = tf.find(model, ["head", r"blocks\.1\.bn", "stem"])
+    assert [site.name for site in found] == names
+    assert tf.find(model, lambda name, module: name in names) == found
+    assert tf.find(model, found) == found
+    assert tf.find(model, ["stem"]) + tf.find(model, r"blocks\.1\.bn|head") == found
+    assert isinstance(found + found, tf.Sites)
+
+
+def test_an_earlier_find_keeps_its_options():
+    model = Net()
+    found = tf.find(model, "stem", where="input", repeat=3) + tf.find(model, "head")
+    assert [(s.where, s.repeat, s.features) for s in tf.find(Net(), found)] == [
+        ("input", 3, 2),
+        ("output", 1, 5),
+    ]
+    tf.condition(model, found, tf.Vector(13))
+    assert [site.where for site in model.film.sites.values()] == ["input", "output"]
+
+
+def test_a_search_prints_as_a_table():
+    lines = repr(tf.find(Net(), "stem|blocks.1.bn")).splitlines()
+    assert lines[0].split() == ["name", "type", "features", "dim", "where", "note"]
+    assert lines[1].split() == ["stem", "Conv2d", "3", "-3", "output"]
+    assert lines[2].split() == ["blocks.1.bn", "BatchNorm2d", "3", "1", "output"]
+
+
+@pytest.mark.plain
+def test_nothing_found_names_the_nearest_three():
+    with pytest.raises(ValueError, match=r"nearest names are 'blocks.0.bn', 'blocks.1.bn', 'blocks.0.conv'"):
+        tf.find(Net(), "block.0.bn")
+    with pytest.raises(ValueError, match=r"'heads' matches .*\n.*'head'"):
+        tf.find(Net(), ["stem", "heads"])
+    with pytest.raises(ValueError, match="an empty list"):
+        tf.find(Net(), [])
+    with pytest.raises(ValueError, match="'<lambda>' matches"):
+        tf.find(Net(), lambda name, module: False)
+    with pytest.raises(ValueError, match="none, for there is no module"):
+        tf.find(nn.Linear(3, 5), "x")
+    with pytest.raises(ValueError, match="'stem' matches"):
+        tf.find(nn.Sequential(nn.Linear(3, 5)), tf.find(Net(), "stem"))
+
+
+@pytest.mark.plain
+def test_what_is_no_regular_expression_is_refused():
+    with pytest.raises(ValueError, match=r"expected a regular expression, got 'blocks.\['"):
+        tf.find(Net(), "blocks.[")
+
+
+@pytest.mark.plain
+def test_unknown_options_are_refused():
+    with pytest.raises(ValueError, match=r"expected where 'output' or 'input' .* got 'middle' and 1"):
+        tf.find(Net(), "stem", where="middle")
+    with pytest.raises(ValueError, match=r"repeat at least 1, got 'output' and 0"):
+        tf.find(Net(), "stem", repeat=0)
+
+
+class ChannelsFirst(nn.LayerNorm):
+    """A common subclass that normalises [B, C, H, W]."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class OwnRMSNorm(nn.Module):
+    """As every language model has one."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+@pytest.mark.plain
+def test_channels_that_are_not_known_have_to_be_said():
+    model = nn.Sequential(
+        nn.ReLU(), nn.LayerNorm((3, 5)), ChannelsFirst(3), OwnRMSNorm(7), nn.Embedding(3, 5)
+    )
+    with pytest.raises(ValueError, match=r"Site '0': .* got a ReLU \(its output\).\nGive features and dim"):
+        tf.find(model, "0")
+    with pytest.raises(ValueError, match=r"Site '1': .* got a LayerNorm"):
+        tf.find(model, "1")
+    with pytest.raises(ValueError, match=r"Site '2': .* got a ChannelsFirst .*\nGive dim"):
+        tf.find(model, "2")
+    with pytest.raises(ValueError, match=r"Site '4': .* got a Embedding \(its input\)"):
+        tf.find(model, "4", where="input")
+    assert tf.find(model, "0", dim=1, features=3)[0].features == 3
+    assert tf.find(model, "2", dim=1)[0].features == 3
+    assert tf.find(model, "3", dim=-1)[0].features == 7
+
+
+@pytest.mark.plain
+def test_modules_that_cannot_listen_are_refused_with_advice():
+    attention = nn.MultiheadAttention(6, 2)
+    with pytest.raises(
+        ValueError, match=r"(?s)reads the weight of its out_proj.*Condition the attention itself"
+    ):
+        tf.find(nn.Sequential(attention), r"0\.out_proj")
+    with pytest.raises(ValueError, match=r"got a ModuleList, which has no forward"):
+        tf.find(Net(), "blocks", dim=1, features=3)
+    with pytest.raises(ValueError, match=r"got a LazyLinear that was never called"):
+        tf.find(nn.Sequential(nn.LazyLinear(3)), "0")
+    model = Net()
+    model.stem.forward = lambda x: x
+    with pytest.raises(ValueError, match=r"got a Conv2d whose forward was replaced on the instance"):
+        tf.find(model, "stem")
+
+
+def test_a_tied_module_is_one_site_under_its_first_name():
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    (site,) = tf.find(model, "2")
+    assert (site.name, site.note) == ("0", "also used as 2: the same modulation for each use")
+    x, z = torch.randn(2, 3), torch.randn(2, 5)
+    tf.condition(model, "2", tf.Vector(5))
+    m = tf.Modulation(torch.rand(2, 3), torch.rand(2, 3))
+    y = model(x, modulation={"0": m})
+    first = m.gamma * layer._film_base.forward(layer, x) + m.beta
+    second = m.gamma * layer._film_base.forward(layer, first.relu()) + m.beta
+    torch.testing.assert_close(y, second)
+    assert model(x, cond=z).shape == (2, 3)
+
+
+def test_conditioned_parts_of_a_model_are_left_out():
+    model = nn.Sequential(tf.condition(Net(), SITES, tf.Vector(13)), nn.Linear(5, 5))
+    names = [site.name for site in tf.find(model, lambda name, module: isinstance(module, nn.Linear))]
+    assert names == ["0.head", "1"]
+
+
+PRESET_NAMES = {
+    "resnet": (["layer1.0.bn1", "layer1.0.bn2", "layer1.0.bn3"], ["layer1.0.bn3"]),
+    "vit": (["blocks.0.norm1", "blocks.0.norm2"], ["blocks.0.norm2"]),
+    "bert": (["encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.output.LayerNorm"], [1]),
+    "llama": (["model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"], [1]),
+    "unet": (["down_blocks.0.resnets.0.norm1", "down_blocks.0.resnets.0.norm2"], [1]),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_pick_the_usual_sites_of_a_family(name: str):
+    names, wanted = PRESET_NAMES[name]
+    root = nn.Module()
+    for path in names:
+        above = root
+        for part in path.split(".")[:-1]:
+            if part not in above._modules:
+                above.add_module(part, nn.Module())
+            above = above.get_submodule(part)
+        above.add_module(path.split(".")[-1], nn.LayerNorm(3))
+    assert [s.name for s in tf.find(root, tf.preset(name))] == [names[w] if w == 1 else w for w in wanted]
+
+
+@pytest.mark.plain
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="expected one of resnet, vit, bert, llama, unet, got 'vgg'"):
+        tf.preset("vgg")
