@@ -1,0 +1,291 @@
+"""Read modulations and weights in the order and meaning of other codebases.
+
+A layout is a sentence with a word for each block of C numbers, in the order in which a codebase packs them:
+
+| word | meaning |
+| --- | --- |
+| gamma | the final factor |
+| scale | the factor less one: gamma = 1 + scale |
+| shift | what is added; also called beta or bias |
+| gate | the weight of a residual branch |
+
+"shift scale gate" is DiT's, "scale shift gate" openpi's, "gamma shift" diffusion_policy's; a layout with
+several of a word, "shift scale gate shift scale gate", has several sites in one projection. `LAYOUTS` names
+those of the codebases whose checkpoints are about; torchfilm's own is "scale shift", or "scale shift gate".
+
+The numbers of a wrong order fit without an error. So orders are named here, and converted in one place.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchfilm.generator import Generator
+from torchfilm.modulation import Modulation
+
+WORDS = ("gamma", "scale", "shift", "gate")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a codebase packs what it predicts from a condition.
+
+    Args:
+        order: the words, in order.
+        trunk: what stands between the condition and the projection, as `Generator` takes it.
+        where: which modules have it.
+    """
+
+    order: str
+    trunk: tuple[str, ...] = ()
+    where: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the words; ValueError for unknown ones, and for gamma beside scale."""
+        words = self.order.split()
+        unknown = [word for word in words if word not in WORDS]
+        if unknown or not words:
+            raise ValueError(
+                f"Layout: expected words of {', '.join(WORDS)}, got {self.order!r}.\n"
+                f"scale is gamma - 1; what others call beta or bias is shift."
+            )
+        if {"gamma", "scale"} <= set(words):
+            raise ValueError(
+                f"Layout: expected gamma or scale, got both in {self.order!r}.\n"
+                f"A projection predicts the factor or the factor less one, not one for each site."
+            )
+
+    def __str__(self) -> str:
+        """Show the order, and whose it is."""
+        return f"{self.order} ({self.where})" if self.where else self.order
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Return the words in order."""
+        return tuple(self.order.split())
+
+    @property
+    def sites(self) -> int:
+        """Return how many sites one projection serves: how often its most frequent word occurs."""
+        return max(self.words.count(word) for word in WORDS)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "torchfilm": Layout("scale shift", (), "FiLM, Generator"),
+    "torchfilm/gate": Layout("scale shift gate", (), "Generator(emit=('gamma', 'beta', 'gate'))"),
+    "film": Layout("scale shift", (), "Perez et al. 2018, whose generator adds the one"),
+    "dit": Layout("shift scale gate shift scale gate", ("silu",), "DiT's blocks: attention, then MLP"),
+    "dit/final": Layout("shift scale", ("silu",), "DiT's last layer"),
+    "diffusers/AdaLayerNormZero": Layout("shift scale gate shift scale gate", ("silu",), "DiT, SD3, Flux"),
+    "diffusers/AdaLayerNormZeroSingle": Layout("shift scale gate", ("silu",), "Flux's single blocks"),
+    "diffusers/SD35AdaLayerNormZeroX": Layout(
+        "shift scale gate shift scale gate shift scale gate", ("silu",), "SD 3.5: attention, MLP, attention 2"
+    ),
+    "diffusers/AdaLayerNormContinuous": Layout("scale shift", ("silu",), "the last norm of SD3 and Flux"),
+    "diffusers/AdaLayerNorm": Layout("scale shift", ("silu",), "with chunk_dim=0; with 1 it is dit/final"),
+    "diffusers/AdaGroupNorm": Layout("scale shift", (), "without act_fn"),
+    "diffusers/ResnetBlock2D": Layout("scale shift", ("silu",), "time_embedding_norm='scale_shift'"),
+    "lucidrains/FiLM": Layout("scale shift", (), "classifier-free-guidance-pytorch, the last Linear"),
+    "lucidrains/ResnetBlock": Layout("scale shift", ("silu",), "denoising-diffusion-pytorch and its kin"),
+    "lucidrains/raw": Layout("gamma shift", (), "audiolm-pytorch's FiLM: no one is added"),
+    "openpi": Layout("scale shift gate", (), "the adaRMS norms of pi0.5"),
+    "diffusion_policy": Layout("gamma shift", ("mish",), "cond_predict_scale=True: no one is added"),
+    "diffusion_policy/bias": Layout("shift", ("mish",), "cond_predict_scale=False"),
+    "audio2photoreal": Layout("scale shift", ("mish",), "DenseFiLM, also EDGE's"),
+}
+
+
+def read(packed: Float[Tensor, "*batch packed"], layout: str | Layout) -> tuple[Modulation, ...]:
+    """Return the modulations that a packed tensor holds, one for each site of the layout, in order.
+
+    Args:
+        packed: what the other codebase's projection gave, its words along the last axis.
+        layout: a name of `LAYOUTS`, or a layout.
+
+    Raises:
+        ValueError: where the last axis is not divisible by the number of words; for an unknown name.
+
+    Example:
+        >>> attention, mlp = read(torch.rand(2, 6 * 64), "dit")
+        >>> attention.gate.shape
+        torch.Size([2, 64])
+    """
+    layout = _layout(layout)
+    blocks = _blocks(packed, layout, -1)
+    found: dict[str, list[Tensor]] = {word: [] for word in WORDS}
+    for word, block in zip(layout.words, blocks, strict=True):
+        found[word].append(block)
+    gammas = found["gamma"] or [1 + _wide(scale) for scale in found["scale"]]
+    modulations = []
+    for i in range(layout.sites):
+        gamma, shift = _at(gammas, i), _at(found["shift"], i)
+        known = next(block for block in (gamma, shift, _at(found["gate"], i)) if block is not None)
+        modulations.append(
+            Modulation(
+                torch.ones_like(_wide(known)) if gamma is None else _wide(gamma),
+                torch.zeros_like(_wide(known)) if shift is None else _wide(shift),
+                _at(found["gate"], i),
+            )
+        )
+    return tuple(modulations)
+
+
+def reorder(
+    tensor: Tensor, source: str | Layout, target: str | Layout = "torchfilm", *, dim: int = 0
+) -> Tensor:
+    """Return the blocks of a tensor in the order of another layout; what they mean is left as it is.
+
+    For the output axis of a projection's weight, and of a LoRA's B (its A has no such axis: permuting it is a
+    bug that has been shipped).
+
+    Args:
+        tensor: blocks of equal size along `dim`.
+        source: its layout.
+        target: the layout wanted, of the same words; gamma and scale count as one.
+        dim: the axis of the blocks.
+
+    Raises:
+        ValueError: for layouts of different words, and sizes that are not divisible.
+
+    Example:
+        >>> reorder(torch.tensor([10, 11, 20, 21]), "dit/final", "torchfilm")
+        tensor([20, 21, 10, 11])
+    """
+    source, target = _layout(source), _layout(target)
+    blocks = _blocks(tensor, source, dim)
+    return torch.cat([blocks[i] for i in _order(source, target)], dim)
+
+
+def convert(
+    weight: Float[Tensor, "packed cond"],
+    bias: Float[Tensor, " packed"] | None,
+    source: str | Layout,
+    target: str | Layout = "torchfilm",
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a projection that says the same in another layout.
+
+    Blocks change places, and where one layout has the factor (gamma) and the other the factor less one
+    (scale), the one moves out of or into the bias: W z + b = 1 + (W z + (b - 1)).
+
+    Args:
+        weight: of the projection, one row for each number.
+        bias: of the same; None for none.
+        source: its layout.
+        target: the layout wanted.
+
+    Raises:
+        ValueError: as `reorder`.
+
+    Example:
+        >>> projection = nn.Linear(512, 2 * 64)  # of a diffusion policy: gamma, shift
+        >>> weight, bias = convert(projection.weight, projection.bias, "diffusion_policy")
+    """
+    source, target = _layout(source), _layout(target)
+    bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+    weight, blocks = reorder(weight, source, target), list(_blocks(bias, source, 0))
+    one = ("gamma" in target.words) - ("gamma" in source.words)
+    for i, word in enumerate(source.words):
+        if word in ("gamma", "scale"):
+            blocks[i] = blocks[i] + one
+    return weight.detach().clone(), torch.cat([blocks[i] for i in _order(source, target)]).detach().clone()
+
+
+def as_generator(projections: Mapping[str | tuple[str, ...], nn.Linear], layout: str | Layout) -> Generator:
+    """Return a `Generator` that does what these projections of one condition did, in one product.
+
+    Args:
+        projections: site to projection; a tuple of sites where the layout has several in one projection, in
+            its order.
+        layout: that of all of them. Its activation becomes the generator's trunk.
+
+    Raises:
+        ValueError: for no projections, other numbers of sites than the layout has, projections of different
+            conditions, and sizes that are not divisible.
+
+    Example:
+        >>> blocks = {(f"{i}.attention", f"{i}.mlp"): nn.Linear(512, 6 * 64) for i in range(3)}
+        >>> generator = as_generator(blocks, "dit")
+        >>> generator(torch.rand(2, 512))["1.mlp"].gamma.shape
+        torch.Size([2, 64])
+    """
+    layout = _layout(layout)
+    emitted = [word for word in ("gamma", "beta", "gate") if _THEIRS[word] & set(layout.words)]
+    ours = Layout(" ".join(_OURS[word] for word in emitted * layout.sites))
+    sites: dict[str, int] = {}
+    parts = []
+    for key, projection in projections.items():
+        names = (key,) if isinstance(key, str) else key
+        if len(names) != layout.sites:
+            raise ValueError(
+                f"as_generator: expected {layout.sites} sites for each projection of {layout.order!r}, "
+                f"got {names}.\nGive a tuple of names, in the order of the layout."
+            )
+        sites |= dict.fromkeys(names, projection.out_features // len(layout.words))
+        parts.append(convert(projection.weight, projection.bias, layout, ours))
+    conditions = {projection.in_features for projection in projections.values()}
+    if len(conditions) != 1:
+        raise ValueError(
+            f"as_generator: expected projections of one condition, got sizes {sorted(conditions)}.\n"
+            f"One generator reads one condition."
+        )
+    generator = Generator(conditions.pop(), sites, trunk=layout.trunk, emit=emitted)
+    weight, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    generator.head.load_state_dict({"weight": weight, "bias": bias})
+    return generator.to(weight)
+
+
+_OURS = {"gamma": "scale", "beta": "shift", "gate": "gate"}
+_THEIRS = {"gamma": {"gamma", "scale"}, "beta": {"shift"}, "gate": {"gate"}}
+
+
+def _layout(layout: str | Layout) -> Layout:
+    if isinstance(layout, Layout):
+        return layout
+    if layout not in LAYOUTS:
+        near = difflib.get_close_matches(layout, list(LAYOUTS), n=3, cutoff=0.3)
+        raise ValueError(
+            f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}.\n"
+            f"The nearest are {', '.join(near) or 'none'}; for another order give Layout('shift scale')."
+        )
+    return LAYOUTS[layout]
+
+
+def _blocks(tensor: Tensor, layout: Layout, dim: int) -> tuple[Tensor, ...]:
+    if tensor.shape[dim] % len(layout.words):
+        raise ValueError(
+            f"layout {layout.order!r}: expected a size divisible by its {len(layout.words)} words, "
+            f"got {tensor.shape[dim]} on axis {dim} of {tuple(tensor.shape)}.\n"
+            f"Every word has as many numbers as there are channels."
+        )
+    return tensor.chunk(len(layout.words), dim)
+
+
+def _order(source: Layout, target: Layout) -> list[int]:
+    """Return which block of the source each block of the target is; the n-th of a word stays the n-th."""
+    places: dict[str, list[int]] = {}
+    for i, word in enumerate(_same(source)):
+        places.setdefault(word, []).append(i)
+    if sorted(_same(source)) != sorted(_same(target)):
+        raise ValueError(
+            f"layouts: expected the same words, got {source} and {target}.\n"
+            f"What a projection does not predict cannot be made by changing its order."
+        )
+    return [places[word].pop(0) for word in _same(target)]
+
+
+def _same(layout: Layout) -> list[str]:
+    return ["gamma" if word == "scale" else word for word in layout.words]
+
+
+def _at(blocks: Sequence[Tensor], i: int) -> Tensor | None:
+    return blocks[i] if i < len(blocks) else None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,189 @@
+"""Orders and meanings of others: against their formulas, and against their own modules where installed."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchfilm.functional as F
+from catalogue import randomise
+from torchfilm.converters import LAYOUTS, Layout, as_generator, convert, read, reorder
+
+over_layouts = pytest.mark.parametrize("name", LAYOUTS)
+ACTIVATIONS = {"silu": nn.functional.silu, "mish": nn.functional.mish}
+
+
+def projection(words: int, cond: int = 7, channels: int = 3) -> nn.Linear:
+    return randomise(nn.Linear(cond, words * channels))
+
+
+def blocks(packed: Tensor, layout: Layout) -> dict[str, list[Tensor]]:
+    """Cut by hand: word to the blocks of its sites."""
+    found: dict[str, list[Tensor]] = {}
+    size = packed.shape[-1] // len(layout.words)
+    for i, word in enumerate(layout.words):
+        found.setdefault(word, []).append(packed[..., i * size : (i + 1) * size])
+    return found
+
+
+@over_layouts
+def test_reading_takes_each_word_from_its_place(name: str):
+    layout = LAYOUTS[name]
+    packed = torch.randn(2, len(layout.words) * 3)
+    found, modulations = blocks(packed, layout), read(packed, name)
+    assert len(modulations) == layout.sites
+    for i, m in enumerate(modulations):
+        factors = found.get("gamma", [1 + scale for scale in found.get("scale", [])])
+        assert torch.equal(m.gamma, factors[i] if factors else torch.ones(2, 3))
+        assert torch.equal(m.beta, found["shift"][i])
+        assert (m.gate is None) if "gate" not in found else torch.equal(m.gate, found["gate"][i])
+
+
+@over_layouts
+def test_a_generator_made_of_projections_says_what_they_said(name: str):
+    layout, z = LAYOUTS[name], torch.randn(2, 7)
+    linears = {}
+    for block in ("a", "b"):
+        names = tuple(f"{block}.{i}" for i in range(layout.sites))
+        linears[names] = projection(len(layout.words))
+    generator = as_generator(linears, name)
+    active = ACTIVATIONS[layout.trunk[0]](z) if layout.trunk else z
+    expected = {
+        site: m
+        for names, linear in linears.items()
+        for site, m in zip(names, read(linear(active), layout), strict=True)
+    }
+    values = generator(z)
+    assert list(values) == list(expected)
+    for site, m in values.items():
+        torch.testing.assert_close(m.gamma, expected[site].gamma)
+        torch.testing.assert_close(m.beta, expected[site].beta)
+        assert (m.gate is None) == (expected[site].gate is None)
+        if m.gate is not None:
+            torch.testing.assert_close(m.gate, expected[site].gate)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("dit/final", "torchfilm"),
+        ("torchfilm", "diffusion_policy"),
+        ("diffusion_policy", "dit/final"),
+        ("openpi", "diffusers/AdaLayerNormZeroSingle"),
+        ("dit", Layout("scale shift gate scale shift gate")),
+    ],
+    ids=str,
+)
+def test_a_converted_projection_says_the_same_in_the_other_layout(source: str, target: str | Layout):
+    linear, z = projection(len(LAYOUTS[source].words)), torch.randn(2, 7)
+    weight, bias = convert(linear.weight, linear.bias, source, target)
+    for one, other in zip(
+        read(linear(z), source), read(nn.functional.linear(z, weight, bias), target), strict=True
+    ):
+        torch.testing.assert_close(one.gamma, other.gamma)
+        torch.testing.assert_close(one.beta, other.beta)
+    back = convert(weight, bias, target, source)
+    assert torch.equal(back[0], linear.weight)
+    torch.testing.assert_close(back[1], linear.bias)
+
+
+def test_a_projection_without_a_bias_gets_the_one_where_it_moves():
+    linear = nn.Linear(7, 6, bias=False)
+    weight, bias = convert(linear.weight, None, "diffusion_policy")
+    assert torch.equal(weight, linear.weight)
+    assert bias.tolist() == [-1, -1, -1, 0, 0, 0]
+
+
+def test_a_low_rank_update_is_permuted_on_its_output_axis_only():
+    linear, b, a = projection(2), torch.randn(6, 2), torch.randn(2, 7)
+    whole = reorder(linear.weight + b @ a, "dit/final")
+    apart = reorder(linear.weight, "dit/final") + reorder(b, "dit/final") @ a
+    torch.testing.assert_close(whole, apart)
+
+
+def test_raw_factors_of_a_diffusion_policy_are_final():
+    z, x = torch.randn(2, 7), torch.randn(2, 3, 5)
+    encoder = nn.Sequential(nn.Mish(), projection(2))
+    embed = encoder(z).reshape(2, 2, 3, 1)
+    m = as_generator({"block": encoder[1]}, "diffusion_policy")(z)["block"]
+    torch.testing.assert_close(F.film(x, m.gamma, m.beta), embed[:, 0] * x + embed[:, 1])
+
+
+def test_adaptive_rms_norm_of_openpi_is_read_in_its_order():
+    z, x = torch.randn(2, 7), torch.randn(2, 5, 3)
+    dense = projection(3)
+    scale, shift, gate = dense(z)[:, None].chunk(3, dim=-1)
+    m = as_generator({"norm": dense}, "openpi")(z)["norm"]
+    torch.testing.assert_close(F.film(x, m.gamma, m.beta, dim=-1), x * (1 + scale) + shift)
+    torch.testing.assert_close(F.gated_residual(x, x * 2, m.gate, dim=-1), x + gate * x * 2)
+
+
+def test_the_blocks_of_diffusers_are_read_in_their_order():
+    normalization = pytest.importorskip("diffusers.models.normalization")
+    z, x = torch.randn(2, 3), torch.randn(2, 5, 3)
+    plain = nn.functional.layer_norm(x, (3,), eps=1e-6)
+    zero = randomise(normalization.AdaLayerNormZero(3))
+    first, second = as_generator({("attention", "mlp"): zero.linear}, "diffusers/AdaLayerNormZero")(
+        z
+    ).values()
+    y, gate, shift, scale, gate_mlp = zero(x, emb=z)
+    torch.testing.assert_close(F.film(plain, first.gamma, first.beta, dim=-1), y)
+    for one, other in [
+        (first.gate, gate),
+        (second.beta, shift),
+        (second.gamma, 1 + scale),
+        (second.gate, gate_mlp),
+    ]:
+        torch.testing.assert_close(one, other)
+    single = randomise(normalization.AdaLayerNormZeroSingle(3))
+    m = as_generator({"norm": single.linear}, "diffusers/AdaLayerNormZeroSingle")(z)["norm"]
+    y, gate = single(x, emb=z)
+    torch.testing.assert_close(F.film(plain, m.gamma, m.beta, dim=-1), y)
+    torch.testing.assert_close(m.gate, gate)
+    last = randomise(normalization.AdaLayerNormContinuous(3, 3, elementwise_affine=False, eps=1e-6))
+    m = as_generator({"norm": last.linear}, "diffusers/AdaLayerNormContinuous")(z)["norm"]
+    torch.testing.assert_close(F.film(plain, m.gamma, m.beta, dim=-1), last(x, z))
+    triple = randomise(normalization.SD35AdaLayerNormZeroX(3))
+    names = ("attention", "mlp", "attention2")
+    values = as_generator({names: triple.linear}, "diffusers/SD35AdaLayerNormZeroX")(z)
+    y, gate, shift, scale, gate_mlp, y2, gate2 = triple(x, emb=z)
+    torch.testing.assert_close(
+        F.film(plain, values["attention2"].gamma, values["attention2"].beta, dim=-1), y2
+    )
+    torch.testing.assert_close(values["attention2"].gate, gate2)
+    torch.testing.assert_close(values["mlp"].beta, shift)
+    grouped = randomise(normalization.AdaGroupNorm(3, 4, 2))
+    image = torch.randn(2, 4, 5, 6)
+    m = as_generator({"norm": grouped.linear}, "diffusers/AdaGroupNorm")(z)["norm"]
+    expected = F.film(nn.functional.group_norm(image, 2, eps=1e-5), m.gamma, m.beta)
+    torch.testing.assert_close(expected, grouped(image, z))
+
+
+def test_packed_numbers_in_low_precision_are_read_in_float32():
+    packed = torch.full((2, 6), 1e-3, dtype=torch.bfloat16)
+    (m,) = read(packed, "torchfilm")
+    assert m.gamma.dtype == torch.float32
+    assert (m.gamma > 1).all()
+
+
+def test_wrong_layouts_say_what_is_wrong():
+    with pytest.raises(ValueError, match=r"got 'openpie'.\nThe nearest are openpi"):
+        read(torch.randn(2, 6), "openpie")
+    with pytest.raises(ValueError, match="expected words of gamma, scale, shift, gate, got 'scale bias'"):
+        Layout("scale bias")
+    with pytest.raises(ValueError, match="expected gamma or scale, got both"):
+        Layout("gamma shift scale shift")
+    with pytest.raises(ValueError, match=r"divisible by its 3 words, got 8 on axis -1 of \(2, 8\)"):
+        read(torch.randn(2, 8), "openpi")
+    with pytest.raises(
+        ValueError, match=r"expected the same words, got shift \(cond_predict_scale=False\) and scale"
+    ):
+        reorder(torch.randn(6), "diffusion_policy/bias")
+
+
+def test_wrong_projections_say_what_is_wrong():
+    with pytest.raises(ValueError, match=r"expected 2 sites for each projection .*, got \('a',\)"):
+        as_generator({"a": projection(6)}, "dit")
+    with pytest.raises(ValueError, match=r"expected projections of one condition, got sizes \[7, 8\]"):
+        as_generator({"a": projection(2), "b": projection(2, cond=8)}, "torchfilm")
+    with pytest.raises(ValueError, match=r"expected projections of one condition, got sizes \[\]"):
+        as_generator({}, "torchfilm")
