@@ -52,11 +52,13 @@ def test_every_public_module_is_in_the_catalogue():
         "functional",
         "fusion",
         "generator",
+        "guidance",
         "layers",
         "mixing",
         "modulation",
         "norms",
         "several",
+        "tables",
     ],
 )
 def test_the_examples_in_the_docstrings_run(name: str):

@@ -15,6 +15,7 @@ from .fusion import Fusion as Fusion
 from .generator import ComposedGenerator as ComposedGenerator
 from .generator import Generator as Generator
 from .generator import build_generator as build_generator
+from .guidance import guide as guide
 from .heard import heard as heard
 from .injection import condition as condition
 from .injection import conditioning as conditioning
@@ -40,3 +41,4 @@ from .sites import Site as Site
 from .sites import Sites as Sites
 from .sites import find as find
 from .sites import preset as preset
+from .tables import SeparableTable as SeparableTable

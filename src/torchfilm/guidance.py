@@ -1,0 +1,263 @@
+"""Classifier-free guidance: push the output, or the modulations, from the unconditional to the conditional.
+
+The network learns to do without its condition by dropout of conditions (`Maybe`, `Several`); what it gives
+without is then the point to move away from (Ho and Salimans 2022, arXiv 2207.12598).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchfilm.injection import Conditioning, conditioning
+from torchfilm.modulation import Modulation
+from torchfilm.several import Masked, Maybe
+
+Scale = float | Tensor
+Space = Literal["output", "modulation"]
+
+
+def guide(
+    model: Callable[..., Any],
+    *inputs: Any,
+    cond: Any,
+    scale: Scale | Mapping[str, Scale],
+    null: Any = None,
+    space: Space = "output",
+    **keywords: Any,
+) -> Any:
+    """Run a network with its condition exaggerated: y = y_null + scale * (y_cond - y_null).
+
+    A scale of 1 is the conditional output and 0 the unconditional one, to the bit; beyond 1 the condition is
+    exaggerated (Ho and Salimans 2022, eq. 6, where their w is scale - 1). With several conditions each has a
+    scale of its own, and they come in one after the other, in the order of `scale`:
+
+        y = y(null) + s_1 (y(c_1) - y(null)) + s_2 (y(c_1, c_2) - y(c_1)) + ...
+
+    (Brooks et al. 2023, eq. 3, arXiv 2211.09800); conditions without a scale are given throughout. Outputs
+    whose weight in this sum is the number 0 are not computed.
+
+    - space="output": one call of the network, on the batch repeated once for each output that is needed.
+    - space="modulation": one call on the batch itself, with gamma, beta and gate extrapolated in the same
+      way. It costs what an unguided call costs; it is another function, as the network is not linear.
+
+    Args:
+        model: a conditioned network, or anything called as model(x, ..., cond=...).
+        inputs: its positional arguments; tensors with an axis have one row per sample, and are repeated.
+        cond: the condition.
+        scale: a number, or a tensor with one per sample; for conditions by name, a mapping from names to
+            those.
+        null: what stands for a missing condition, in the form of `cond` (a mapping from names, for conditions
+            by name). None for models that know what is missing themselves, by `Maybe` or `Several`.
+        space: as above.
+        keywords: its keyword arguments, passed on as they are.
+
+    Returns:
+        What the model returns, each tensor in it guided.
+
+    Raises:
+        ValueError: for a condition that cannot be missing, names without a condition, conditions by name with
+            one scale for all of them, or space="modulation" without a conditioned network and FiLM.
+
+    Example:
+        >>> from torchfilm.conditions import Classes
+        >>> from torchfilm.injection import condition
+        >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
+        >>> model = condition(model, "0", Maybe(Classes(10, 7), dropout=0.1)).eval()
+        >>> y = guide(model, torch.rand(2, 3), cond=torch.tensor([4, 9]), scale=3.0)
+    """
+    names, scales = _read_scale(cond, scale)
+    weights = _weights(scales)
+    needed = [i for i, weight in enumerate(weights) if isinstance(weight, Tensor) or weight != 0]
+    if needed != [len(names)] and null is None:
+        _check_missing(model)
+    chosen = [weights[i] for i in needed]
+    copies = [_copy(cond, null, names, i) for i in needed]
+    if space == "modulation":
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"guide: space='modulation' expected a conditioned network, got {type(model).__name__}.\n"
+                f"Use space='output', which takes any function."
+            )
+        mixed = _mixed_modulations(conditioning(model), copies, chosen)
+        return model(*inputs, modulation=mixed, **keywords)
+    if space != "output":
+        raise ValueError(
+            f"guide: space expected 'output' or 'modulation', got {space!r}.\n"
+            f"The first is the guidance of the papers, the second costs no second pass through the network."
+        )
+    if len(copies) == 1 and not isinstance(chosen[0], Tensor):
+        return model(*inputs, cond=copies[0], **keywords)
+    repeated = [pytree.tree_map(lambda leaf: _tiled(leaf, len(copies)), value) for value in inputs]
+    joined = _joined(copies, _rows(inputs) or _rows(cond) or 1)
+    output = model(*repeated, cond=joined, **keywords)
+    return pytree.tree_map(lambda leaf: _combined(leaf, chosen), output)
+
+
+def _read_scale(
+    cond: Any, scale: Scale | Mapping[str, Scale]
+) -> tuple[Sequence[str | None], Sequence[Scale]]:
+    """Return the names of the guided conditions, None for the only one, and their scales."""
+    if not isinstance(cond, Mapping):
+        if isinstance(scale, Mapping):
+            raise ValueError(
+                f"guide: expected one scale for one condition, got scales for {list(scale)}.\n"
+                f"Give scale=3.0; scales by name belong to conditions by name."
+            )
+        return [None], [scale]
+    if not isinstance(scale, Mapping) or not scale:
+        raise ValueError(
+            f"guide: expected a scale by name for conditions by name {list(cond)}, got {scale!r}.\n"
+            f"Name those to exaggerate, scale={{{next(iter(cond), 'name')!r}: 3.0}}; the others, such as a "
+            f"time step, are given throughout."
+        )
+    unknown = [name for name in scale if name not in cond]
+    if unknown:
+        raise ValueError(
+            f"guide: expected scales for conditions among {list(cond)}, got {unknown}.\n"
+            f"Give the condition, or leave its scale out."
+        )
+    return list(scale), list(scale.values())
+
+
+def _weights(scales: Sequence[Scale]) -> list[Scale]:
+    """Return the weight of each output in y_0 + s_1 (y_1 - y_0) + s_2 (y_2 - y_1) + ...; their sum is one.
+
+    Scales of 0 and 1 give weights of exactly 0 and 1, so that these outputs come out to the bit.
+    """
+    return [1 - scales[0], *(one - other for one, other in itertools.pairwise(scales)), scales[-1]]
+
+
+def _copy(cond: Any, null: Any, names: Sequence[str | None], given: int) -> Any:
+    """Return the condition with the first `given` of the named ones, and without the others."""
+    if names == [None]:
+        return cond if given else _without(cond, null)
+    nulls = null or {}
+    missing = {str(name): _without(cond[name], nulls.get(name)) for name in names[given:]}
+    return {**cond, **missing}
+
+
+def _without(value: Any, null: Any) -> Any:
+    if null is not None or value is None:
+        return None if value is None else null
+    inner = value.value if isinstance(value, Masked) else value
+    return Masked(inner, torch.zeros((), dtype=torch.bool, device=_device(inner)))
+
+
+def _joined(copies: Sequence[Any], rows: int) -> Any:
+    """Return one condition with the rows of all copies, one copy after the other."""
+    if any(isinstance(copy, Mapping) for copy in copies):
+        return {name: _joined([copy[name] for copy in copies], rows) for name in copies[0]}
+    if any(isinstance(copy, Masked) for copy in copies):
+        values = [copy.value if isinstance(copy, Masked) else copy for copy in copies]
+        masks = [_present(copy, rows) for copy in copies]
+        return Masked(_joined(values, rows), torch.cat(masks))
+    return pytree.tree_map(lambda *leaves: _stacked(leaves, rows), *copies)
+
+
+def _present(copy: Any, rows: int) -> Tensor:
+    """Return the mask of a copy with one boolean per row."""
+    present = copy.present if isinstance(copy, Masked) else None
+    if present is None:
+        device = _device(copy.value if isinstance(copy, Masked) else copy)
+        present = torch.ones((), dtype=torch.bool, device=device)
+    return present.expand(rows) if present.ndim == 0 else present
+
+
+def _stacked(leaves: Sequence[Any], rows: int) -> Any:
+    """Return the rows of all leaves; those with one row, or none, are the same for every sample."""
+    if not isinstance(leaves[0], Tensor):
+        return leaves[0]
+    same = [leaf.ndim == 0 or len(leaf) == 1 for leaf in leaves]
+    full = [x.expand(rows, *x.shape[1:]) if one else x for x, one in zip(leaves, same, strict=True)]
+    if any(len(leaf) != rows or leaf.shape[1:] != full[0].shape[1:] for leaf in full):
+        raise ValueError(
+            f"guide: expected conditions and nulls of {rows} rows, or one, and otherwise of one shape, "
+            f"got {[tuple(leaf.shape) for leaf in leaves]}.\n"
+            f"Give every sample its condition; pad tokens to one length."
+        )
+    return torch.cat(full)
+
+
+def _tiled(leaf: Any, times: int) -> Any:
+    return torch.cat([leaf] * times) if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+
+def _combined(leaf: Any, weights: Sequence[Scale]) -> Any:
+    """Return the weighted sum of a tensor's copies, which lie behind one another on its first axis."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if leaf.ndim == 0 or len(leaf) % len(weights):
+        raise ValueError(
+            f"guide: expected outputs with one row per sample of {len(weights)} copies of the batch, "
+            f"got a tensor {tuple(leaf.shape)}.\n"
+            f"Guide what the network gives for each sample, in front of any mean."
+        )
+    return _weighted(leaf.chunk(len(weights)), weights)
+
+
+def _weighted(parts: Sequence[Tensor], weights: Sequence[Scale]) -> Tensor:
+    """Return the weighted sum, in float32 or wider, rounded once; integers are those of the last part."""
+    last = parts[-1]
+    if not last.is_floating_point():
+        return last
+    wide = torch.promote_types(last.dtype, torch.float32)
+    terms = [_like(weight, part) * part.to(wide) for weight, part in zip(weights, parts, strict=True)]
+    return sum(terms[1:], start=terms[0]).to(last.dtype)
+
+
+def _like(weight: Scale, part: Tensor) -> Scale:
+    """View one weight per sample with axes of size one behind it."""
+    if not isinstance(weight, Tensor):
+        return weight
+    return weight.reshape(*weight.shape, *[1] * (part.ndim - weight.ndim))
+
+
+def _mixed_modulations(
+    film: Conditioning, copies: Sequence[Any], weights: Sequence[Scale]
+) -> dict[str, Modulation]:
+    """Return the weighted sum of the modulations of all copies, site by site."""
+    each = [film.modulations(copy) for copy in copies]
+    for name, value in each[0].items():
+        if not isinstance(value, Modulation):
+            raise ValueError(
+                f"guide: space='modulation' expected a Modulation at '{name}', got {type(value).__name__}.\n"
+                f"Use space='output' for this fusion; gamma and beta can be extrapolated, attention cannot."
+            )
+    if len(each) == 1:
+        return each[0]
+    return {name: _mixed([one[name] for one in each], weights) for name in each[0]}
+
+
+def _mixed(modulations: Sequence[Modulation], weights: Sequence[Scale]) -> Modulation:
+    gammas, betas, gates = zip(*((m.gamma, m.beta, m.gate) for m in modulations), strict=True)
+    gate = None if gates[0] is None else _weighted(gates, weights)
+    return Modulation(_weighted(gammas, weights), _weighted(betas, weights), gate)
+
+
+def _check_missing(model: Callable[..., Any]) -> None:
+    """Refuse a network in which nothing knows what a missing condition is; of a function that is unknown."""
+    if not isinstance(model, nn.Module) or any(isinstance(part, Maybe) for part in model.modules()):
+        return
+    raise ValueError(
+        f"guide: expected a condition that may be missing, got {type(model).__name__} without one.\n"
+        f"Build it with Maybe(condition, dropout=0.1) and train so; or say what stands for none by null=..."
+    )
+
+
+def _rows(values: Any) -> int | None:
+    """Return how many rows the first tensor with an axis has, or None without one."""
+    leaves = (leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.ndim)
+    first = next(leaves, None)
+    return None if first is None else len(first)
+
+
+def _device(value: Any) -> torch.device | None:
+    leaves = (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+    first = next(leaves, None)
+    return None if first is None else first.device

@@ -1,0 +1,181 @@
+"""Separable tables: the part of a condition that takes few values, such as a time step, is looked up.
+
+A generator's first matrix product is additive over a concatenation, W [h(a), h(b)] = W_a h(a) + W_b h(b).
+Where `a` takes K known values, its K products are made once; what is left per step is a row and one addition.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from torchfilm.generator import Generator
+from torchfilm.heads import TableHead
+from torchfilm.modulation import Modulation
+from torchfilm.several import Several
+
+
+class SeparableTable:
+    """Make a generator's modulations for K values of one condition and any of the others, exactly.
+
+    raw = T[k] + r, with T[k] = W_time h(time_k) and r = W_rest h(rest) + b: one row and one addition per
+    step, where the rest stays the same over the steps and is encoded once. It is equal to the generator but
+    for rounding if and only if everything in front of the generator's first matrix product works on each
+    number by itself:
+
+    - the conditions are concatenated, and the trunk is empty or made of activations alone (SiLU, Mish, ...);
+    - or they are summed, and the trunk is empty;
+    - and the head is "linear", "shared" or "lowrank:R".
+
+    Bounds, learned scales and gates come after the addition and may be there. With a linear layer in the
+    trunk, or an activation after a sum, the conditions meet in a nonlinearity: that is refused.
+
+    It holds numbers made from the weights, no parameters. For inference: no gradient flows through it.
+
+    Args:
+        conditions: `Several`; its dropout is not for a table: put it into eval mode.
+        generator: the generator that reads it.
+        name: the condition that is tabulated.
+        values: its K values, one per row, as that condition takes them.
+
+    Raises:
+        ValueError: where it would not be exact, with the reason, and for a name that there is not.
+
+    Example:
+        >>> from torchfilm.conditions import Scalars, Vector
+        >>> both = Several({"time": Scalars(1, 64), "seen": Vector(32)}).eval()
+        >>> generator = Generator(both.dim, {"block1": 8, "block2": 16}, trunk=("mish",))
+        >>> table = SeparableTable(both, generator, "time", torch.arange(100)[:, None])
+        >>> rest = table.encode({"seen": torch.rand(2, 32)})  # once per observation
+        >>> modulations = table(99, rest)  # at each step
+    """
+
+    def __init__(self, conditions: Several, generator: Generator, name: str, values: Any) -> None:
+        _check_exact(conditions, generator, name)
+        self.conditions = conditions
+        self.generator = generator
+        self.name = name
+        self._versions = self._weights()
+        with torch.no_grad():
+            vectors = self._alone({name: conditions.parts[name](values)}).double()
+            exact = copy.deepcopy(generator).double()
+            rows = exact.raw(vectors) - exact.raw(torch.zeros_like(vectors[:1]))
+            self.rows: Float[Tensor, "k rows"] = rows.to(torch.float32)
+            self._start = self._constants(rows.shape[-1], rows.device)
+
+    def __len__(self) -> int:
+        """Return K."""
+        return len(self.rows)
+
+    @torch.no_grad()
+    def encode(self, rest: Mapping[str, Any]) -> Float[Tensor, "*batch rows"]:
+        """Return r for the other conditions, once for all steps.
+
+        Args:
+            rest: what the other conditions take, by name; missing ones are replaced as in `Several`.
+
+        Raises:
+            ValueError: for names that are not among the conditions or the tabulated one, and where the
+                weights have changed since the table was made.
+        """
+        if self.name in rest:
+            raise ValueError(
+                f"SeparableTable: expected the conditions besides '{self.name}', got it among {list(rest)}.\n"
+                f"Its values are in the table: table(index, rest)."
+            )
+        if self._versions != self._weights():
+            raise ValueError(
+                "SeparableTable: expected the weights it was made from, but they have changed since.\n"
+                "Build it again."
+            )
+        vectors = self.conditions.encode(rest)
+        del vectors[self.name]
+        raw = self.generator.raw(self._alone(vectors))
+        return raw if self._start is None else raw + self._start
+
+    @torch.no_grad()
+    def __call__(
+        self, index: int | Int[Tensor, "*batch"], rest: Float[Tensor, "*batch rows"]
+    ) -> dict[str, Modulation]:
+        """Return the modulation of each site at one of the K values.
+
+        Args:
+            index: which value, for all samples; or one for each sample.
+            rest: what `encode` returned.
+
+        Raises:
+            IndexError: for an index outside the table.
+        """
+        return self._modulations(self.rows[index] + rest)
+
+    @torch.no_grad()
+    def steps(self, rest: Float[Tensor, "*batch rows"]) -> list[dict[str, Modulation]]:
+        """Return the modulations of all K values: one addition, then nothing to do per step but to look up.
+
+        Takes K times the memory of one step.
+        """
+        rows = self.rows.reshape(len(self), *[1] * (rest.ndim - 1), -1) + rest
+        return [self._modulations(row) for row in rows.unbind()]
+
+    def _alone(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Return the condition with zeros for all others: activations keep zero, so they add nothing."""
+        given = next(iter(vectors.values()))
+        zeros = {name: given.new_zeros(size) for name, size in self.conditions.sizes.items()}
+        return self.conditions.join({**zeros, **vectors})
+
+    def _constants(self, rows: int, device: torch.device) -> Tensor | None:
+        """Return what modulations add to raw, to be added once per observation; None where they do more."""
+        generator = self.generator
+        if generator.bound is not None or not {"gamma", "beta"} <= set(generator.emit):
+            return None
+        made = generator.modulations(torch.zeros(rows, device=device)).values()
+        fields = [field for m in made for field in (m.gamma, m.beta, m.gate) if field is not None]
+        return torch.cat(fields)
+
+    def _modulations(self, raw: Tensor) -> dict[str, Modulation]:
+        if self._start is None:
+            return self.generator.modulations(raw)
+        fields = len(self.generator.emit)
+        sites = self.generator.sites
+        parts = raw.split([width for width in sites.values() for _ in range(fields)], dim=-1)
+        return {name: Modulation(*parts[fields * i : fields * (i + 1)]) for i, name in enumerate(sites)}
+
+    def _weights(self) -> list[int]:
+        """Return a number for each parameter that changes with it."""
+        owners: tuple[nn.Module, ...] = (self.conditions, self.generator)
+        return [p._version for owner in owners for p in owner.parameters() if not p.is_inference()]
+
+
+def _check_exact(conditions: Several, generator: Generator, name: str) -> None:
+    names = list(conditions.parts)
+    if name not in names:
+        raise ValueError(
+            f"SeparableTable: expected a condition among {names}, got {name!r}.\n"
+            f"Give the one that takes few values."
+        )
+    layers = generator.options.trunk
+    linear = [layer for layer in layers if isinstance(layer, int)]
+    if conditions.combine == "compose":
+        reason = (
+            "conditions that are composed have a generator each; tabulate that of one condition by itself"
+        )
+    elif isinstance(generator.head, TableHead):
+        reason = "a generator with head='table' is a table already"
+    elif linear:
+        reason = (
+            f"the trunk's layer of {linear[0]} mixes the conditions in front of a nonlinearity or the head"
+        )
+    elif conditions.combine == "sum" and layers:
+        reason = f"{layers[0]!r} of a sum is not the sum of {layers[0]!r}; concatenate the conditions"
+    else:
+        return
+    raise ValueError(
+        f"SeparableTable: expected a generator whose first matrix product reads each condition by itself, "
+        f"but {reason}.\n"
+        f"Separable are combine='concat' with a trunk of activations alone, and combine='sum' without a trunk."
+    )

@@ -1,0 +1,251 @@
+"""Guidance: the exact ends, the published sums, and what is repeated for them."""
+
+import pytest
+import torch
+from torch import nn
+
+import torchfilm as tf
+from catalogue import randomise
+
+
+class Net(nn.Module):
+    """A convolution, a norm and a head: what is conditioned here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1)
+        self.norm = nn.GroupNorm(1, 3)
+        self.out = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.out(self.norm(self.conv(x)).relu())
+        return y if shift is None else y + shift[:, None, None, None]
+
+
+def conditioned(spec: nn.Module, **options: object) -> nn.Module:
+    return randomise(tf.condition(Net(), "norm", spec, **options)).eval()
+
+
+def several() -> tf.Several:
+    return tf.Several({"time": tf.Scalars(1, 4), "text": tf.Vector(7), "style": tf.Classes(11, 5)})
+
+
+def given() -> dict[str, torch.Tensor]:
+    return {
+        "time": torch.rand(5, 1),
+        "text": torch.randn(5, 7),
+        "style": torch.randint(11, (5,)),
+    }
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(5, 2, 4, 6)
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.randint(11, (5,))
+
+
+@pytest.mark.parametrize("space", ["output", "modulation"])
+def test_a_scale_of_one_is_the_conditional_output_and_zero_the_unconditional_one_to_the_bit(x, labels, space):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7), dropout=0.1))
+    missing = tf.Masked(labels, torch.tensor([False]).expand(5))
+    assert torch.equal(tf.guide(model, x, cond=labels, scale=1.0, space=space), model(x, cond=labels))
+    assert torch.equal(tf.guide(model, x, cond=labels, scale=0.0, space=space), model(x, cond=missing))
+    assert not torch.allclose(model(x, cond=labels), model(x, cond=missing))
+
+
+def test_beyond_one_the_output_goes_on_in_the_direction_of_the_condition(x, labels):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    with_it, without = model(x, cond=labels), model(x, cond=tf.Masked(None))
+    for scale in (0.3, 3.0, -1.0):
+        expected = without + scale * (with_it - without)
+        torch.testing.assert_close(tf.guide(model, x, cond=labels, scale=scale), expected)
+
+
+def test_every_sample_may_have_a_scale_of_its_own(x, labels):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    scales = torch.tensor([0.0, 1.0, 2.0, -1.0, 7.5])
+    y = tf.guide(model, x, cond=labels, scale=scales)
+    for i, scale in enumerate(scales.tolist()):
+        alone = tf.guide(model, x[i : i + 1], cond=labels[i : i + 1], scale=scale)
+        torch.testing.assert_close(y[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_several_conditions_come_in_one_after_the_other_each_with_its_scale(x):
+    model, cond = conditioned(several()), given()
+    neither = model(x, cond={"time": cond["time"]})
+    one = model(x, cond={"time": cond["time"], "style": cond["style"]})
+    both = model(x, cond=cond)
+    expected = neither + 1.5 * (one - neither) + 4.0 * (both - one)
+    torch.testing.assert_close(tf.guide(model, x, cond=cond, scale={"style": 1.5, "text": 4.0}), expected)
+
+
+@pytest.mark.parametrize("space", ["output", "modulation"])
+def test_scales_of_zero_and_one_for_several_conditions_are_exact_too(x, space):
+    model, cond = conditioned(several()), given()
+    some = {"time": cond["time"], "style": cond["style"]}
+    for scale, present in [({"style": 1, "text": 1}, cond), ({"style": 1, "text": 0}, some)]:
+        y = tf.guide(model, x, cond=cond, scale=scale, space=space)
+        torch.testing.assert_close(y, model(x, cond=present), rtol=0, atol=0)
+
+
+class Counting:
+    """A function of features and a condition that remembers how many rows it was called with."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, x: torch.Tensor, *, cond: torch.Tensor) -> torch.Tensor:
+        self.rows.append(len(x))
+        return x * cond
+
+
+def test_one_call_computes_the_outputs_that_are_needed_and_no_others():
+    model, x = Counting(), torch.randn(3, 2)
+    cond = {"a": torch.randn(3, 2), "b": torch.randn(3, 2)}
+    nulls = {"a": torch.zeros(1, 2), "b": torch.zeros(1, 2)}
+
+    def product(x, *, cond):
+        return model(x, cond=cond["a"] + cond["b"])
+
+    tf.guide(product, x, cond=cond, null=nulls, scale={"a": 2.0, "b": 3.0})
+    tf.guide(product, x, cond=cond, null=nulls, scale={"a": 2.0, "b": 2.0})
+    tf.guide(product, x, cond=cond, null=nulls, scale={"a": 1.0, "b": 1.0})
+    assert model.rows == [9, 6, 3]
+
+
+def test_any_function_is_guided_with_a_null_of_its_own():
+    x, cond = torch.randn(3, 2), torch.randn(3, 2)
+    y = tf.guide(lambda x, cond: x * cond, x, cond=cond, null=torch.ones(1, 2), scale=4.0)
+    torch.testing.assert_close(y, x + 4.0 * (x * cond - x))
+
+
+def test_in_modulation_space_gamma_and_beta_are_extrapolated_and_the_network_runs_once(x, labels):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    film = tf.conditioning(model)
+    one, none = film.modulations(labels)["norm"], film.modulations(tf.Masked(None))["norm"]
+    gamma = none.gamma + 3.0 * (one.gamma - none.gamma)
+    beta = none.beta + 3.0 * (one.beta - none.beta)
+    rows = []
+    handle = model.conv.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    y = tf.guide(model, x, cond=labels, scale=3.0, space="modulation")
+    handle.remove()
+    assert rows == [5]
+    torch.testing.assert_close(y, model(x, modulation={"norm": tf.Modulation(gamma, beta)}))
+
+
+def test_in_modulation_space_a_scale_per_sample_and_a_gate_are_taken_along(x, labels):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)), emit=("gamma", "beta", "gate"), gate_start=1.0)
+    scales = torch.tensor([0.0, 1.0, 2.0, -1.0, 7.5])
+    y = tf.guide(model, x, cond=labels, scale=scales, space="modulation")
+    for i, scale in enumerate(scales.tolist()):
+        alone = tf.guide(model, x[i : i + 1], cond=labels[i : i + 1], scale=scale, space="modulation")
+        torch.testing.assert_close(y[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_positional_tensors_are_repeated_and_keywords_are_passed_on(x, labels):
+    model, shift = conditioned(tf.Maybe(tf.Classes(11, 7))), torch.randn(5)
+    with_it, without = model(x, shift, cond=labels), model(x, shift, cond=tf.Masked(None))
+    torch.testing.assert_close(
+        tf.guide(model, x, shift, cond=labels, scale=2.0), without + 2.0 * (with_it - without)
+    )
+    alone = tf.guide(model, x[:1], cond=labels[:1], scale=1.0, shift=shift[:1])
+    torch.testing.assert_close(alone, model(x[:1], shift[:1], cond=labels[:1]))
+
+
+def test_samples_that_miss_the_condition_anyway_are_left_alone(x, labels):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    cond = tf.Masked(labels, torch.tensor([True, False, True, False, True]))
+    y = tf.guide(model, x, cond=cond, scale=3.0)
+    torch.testing.assert_close(y[1::2], model(x, cond=tf.Masked(None))[1::2])
+    torch.testing.assert_close(y[::2], tf.guide(model, x[::2], cond=labels[::2], scale=3.0))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_tokens_with_their_mask_are_guided(x, pooling):
+    model = conditioned(tf.Maybe(tf.Tokens(7, pooling)))
+    cond = (torch.randn(5, 3, 7), torch.rand(5, 3) < 0.7)
+    with_it, without = model(x, cond=cond), model(x, cond=tf.Masked(None))
+    torch.testing.assert_close(tf.guide(model, x, cond=cond, scale=2.0), without + 2.0 * (with_it - without))
+
+
+def test_one_condition_for_all_samples_is_spread(x):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    for same in (torch.tensor(4), torch.tensor([4])):
+        y = tf.guide(model, x, cond=same, scale=2.0)
+        torch.testing.assert_close(y, tf.guide(model, x, cond=torch.full((5,), 4), scale=2.0))
+
+
+def test_half_precision_is_weighted_in_float32_and_rounded_once():
+    x, cond = torch.randn(3, 2).bfloat16(), torch.randn(3, 2).bfloat16()
+    y = tf.guide(lambda x, cond: x * cond, x, cond=cond, null=torch.ones(1, 2).bfloat16(), scale=7.5)
+    expected = -6.5 * x.float() + 7.5 * (x * cond).float()
+    assert torch.equal(y, expected.bfloat16())
+
+
+def test_every_tensor_of_the_output_is_guided():
+    def model(x, cond):
+        return {"noise": x * cond, "steps": torch.arange(len(x)), "name": "velocity"}
+
+    x, cond = torch.randn(3, 2), torch.randn(3, 2)
+    y = tf.guide(model, x, cond=cond, null=torch.zeros(1, 2), scale=2.0)
+    torch.testing.assert_close(y["noise"], 2.0 * x * cond)
+    assert y["steps"].tolist() == [3, 4, 5]
+    assert y["name"] == "velocity"
+
+
+def test_it_works_compiled(x, labels):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = tf.guide(model, x, cond=labels, scale=2.0)
+    torch.testing.assert_close(tf.guide(compiled, x, cond=labels, scale=2.0), expected)
+
+
+LABELS = torch.tensor([3, 4, 5, 6, 7])
+REFUSED = [
+    ({"cond": LABELS, "scale": {"text": 2.0}}, "expected one scale for one condition, got scales for"),
+    ({"cond": {"text": LABELS}, "scale": 2.0}, r"expected a scale by name .*, got 2.0[\s\S]*'text': 3.0"),
+    ({"cond": {"text": LABELS}, "scale": {"txt": 2.0}}, r"among \['text'\], got \['txt'\]"),
+    (
+        {"cond": LABELS, "scale": 2.0, "space": "latent"},
+        "space expected 'output' or 'modulation', got 'latent'",
+    ),
+    (
+        {"cond": LABELS, "scale": 2.0, "null": torch.arange(3)},
+        r"of 5 rows, or one, .* got \[\(3,\), \(5,\)\]",
+    ),
+]
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_what_cannot_be_guided_is_refused(x, arguments, message):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    with pytest.raises(ValueError, match=message):
+        tf.guide(model, x, **arguments)
+
+
+def test_a_condition_that_cannot_be_missing_is_refused(x, labels):
+    model = conditioned(tf.Classes(11, 7))
+    with pytest.raises(ValueError, match=r"expected a condition that may be missing, got Net[\s\S]*Maybe"):
+        tf.guide(model, x, cond=labels, scale=2.0)
+    assert torch.equal(tf.guide(model, x, cond=labels, scale=1.0), model(x, cond=labels))
+
+
+def test_modulation_space_is_refused_without_modulations(x, labels):
+    with pytest.raises(ValueError, match="expected a conditioned network, got function"):
+        tf.guide(lambda x, cond: x, x, cond=labels, null=labels, scale=2.0, space="modulation")
+    with pytest.raises(ValueError, match="expected a conditioned network, got a plain one"):
+        tf.guide(Net(), x, cond=labels, null=labels, scale=2.0, space="modulation")
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)), fusion="low_rank")
+    with pytest.raises(ValueError, match=r"expected a Modulation at 'norm', got [\s\S]*space='output'"):
+        tf.guide(model, x, cond=labels, scale=2.0, space="modulation")
+
+
+def test_outputs_without_rows_are_refused(x, labels):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    with pytest.raises(ValueError, match=r"one row per sample of 2 copies of the batch, got a tensor \(\)"):
+        tf.guide(lambda x, cond: model(x, cond=cond).mean(), x, cond=labels, scale=2.0)

@@ -1,0 +1,145 @@
+"""Separable tables: equal to the generator, and refused where they cannot be."""
+
+import math
+
+import pytest
+import torch
+
+import torchfilm as tf
+from catalogue import randomise
+
+SITES = {"block1": 3, "block2": 5}
+STEPS = torch.arange(11)[:, None]
+EXACT = [
+    {},
+    {"trunk": ("mish",)},
+    {"trunk": ("silu", "tanh")},
+    {"head": "shared", "trunk": ("mish",)},
+    {"head": "lowrank:2", "trunk": ("mish",)},
+    {"bound": "tanh:0.5", "trunk": ("gelu",)},
+    {"bound": "exp", "trunk": ("relu",)},
+    {"emit": ("gamma",)},
+    {"emit": ("beta",)},
+    {"emit": ("gamma", "beta", "gate"), "gate_start": 1.0},
+    {"learned_scale": True},
+]
+
+
+def conditions(combine: str = "concat") -> tf.Several:
+    periods = {"min_period": 2 * math.pi, "max_period": 2e4 * math.pi}
+    parts = {"seen": tf.Vector(8), "time": tf.Scalars(1, 8, **periods), "task": tf.Classes(7, 8)}
+    return randomise(tf.Several(parts, combine)).eval()
+
+
+def observed(batch: int = 2) -> dict[str, torch.Tensor]:
+    return {"seen": torch.randn(batch, 8), "task": torch.randint(7, (batch,))}
+
+
+def assert_same(actual: dict[str, tf.Modulation], expected: dict[str, tf.Modulation]) -> None:
+    assert list(actual) == list(expected)
+    for one, other in zip(actual.values(), expected.values(), strict=True):
+        torch.testing.assert_close(one.gamma, other.gamma.expand_as(one.gamma), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(one.beta, other.beta.expand_as(one.beta), rtol=1e-6, atol=1e-6)
+        assert (one.gate is None) == (other.gate is None)
+        if one.gate is not None:
+            torch.testing.assert_close(one.gate, other.gate, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", EXACT, ids=str)
+def test_a_row_and_an_addition_give_what_the_generator_gives(options):
+    both, rest = conditions(), observed()
+    generator = randomise(tf.Generator(both.dim, SITES, **options))
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    encoded = table.encode(rest)
+    assert len(table) == 11
+    for k in (0, 4, 10):
+        expected = generator(both({**rest, "time": torch.full((2, 1), k)}))
+        assert_same(table(k, encoded), expected)
+
+
+def test_a_sum_without_a_trunk_is_separable():
+    both, rest = conditions("sum"), observed()
+    generator = randomise(tf.Generator(both.dim, SITES))
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    expected = generator(both({**rest, "time": torch.full((2, 1), 4)}))
+    assert_same(table(4, table.encode(rest)), expected)
+
+
+def test_every_sample_may_be_at_a_step_of_its_own():
+    both, rest = conditions(), observed()
+    generator = randomise(tf.Generator(both.dim, SITES, trunk=("mish",)))
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    expected = generator(both({**rest, "time": torch.tensor([[3], [9]])}))
+    assert_same(table(torch.tensor([3, 9]), table.encode(rest)), expected)
+
+
+def test_all_steps_at_once_are_the_steps():
+    both, rest = conditions(), observed()
+    generator = randomise(tf.Generator(both.dim, SITES, trunk=("mish",)))
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    encoded = table.encode(rest)
+    steps = table.steps(encoded)
+    assert len(steps) == 11
+    for k, modulations in enumerate(steps):
+        assert_same(modulations, table(k, encoded))
+
+
+def test_a_missing_condition_of_the_rest_is_its_null():
+    both, rest = conditions(), observed()
+    generator = randomise(tf.Generator(both.dim, SITES, trunk=("mish",)))
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    expected = generator(both({"seen": rest["seen"], "time": torch.full((2, 1), 4)}))
+    assert_same(table(4, table.encode({"seen": rest["seen"]})), expected)
+
+
+def test_it_can_be_fed_to_a_conditioned_network():
+    both, rest, x = conditions(), observed(), torch.randn(2, 3)
+    model = randomise(tf.condition(torch.nn.Sequential(torch.nn.Linear(3, 5)), "0", both)).eval()
+    table = tf.SeparableTable(both, tf.conditioning(model).generator, "time", STEPS)
+    expected = model(x, cond={**rest, "time": torch.full((2, 1), 4)})
+    torch.testing.assert_close(model(x, modulation=table(4, table.encode(rest))), expected)
+
+
+def test_weights_that_have_changed_are_noticed():
+    both, rest = conditions(), observed()
+    generator = tf.Generator(both.dim, SITES)
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    table.encode(rest)
+    randomise(generator)
+    with pytest.raises(ValueError, match=r"expected the weights it was made from[\s\S]*Build it again"):
+        table.encode(rest)
+
+
+REFUSED = [
+    ("concat", {"trunk": (5, "silu")}, "the trunk's layer of 5 mixes the conditions"),
+    ("sum", {"trunk": ("silu",)}, "'silu' of a sum is not the sum of 'silu'; concatenate"),
+    ("compose", {}, "composed have a generator each"),
+    ("concat", {"head": "table"}, "head='table' is a table already"),
+]
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(("combine", "options", "message"), REFUSED)
+def test_what_is_not_separable_is_refused_with_the_reason(combine, options, message):
+    both = conditions(combine)
+    with pytest.raises(ValueError, match=message):
+        tf.SeparableTable(both, tf.Generator(both.dim, SITES, **options), "time", STEPS)
+
+
+def test_the_reasons_are_true():
+    both, rest = conditions("sum"), observed()
+    generator = randomise(tf.Generator(both.dim, SITES, trunk=("silu",)))
+    times = [torch.full((2, 1), k) for k in (3, 4)]
+    others = [rest, observed()]
+    raw = [[generator.raw(both({**other, "time": time})) for other in others] for time in times]
+    assert not torch.allclose(raw[0][0] - raw[1][0], raw[0][1] - raw[1][1], atol=1e-3)
+
+
+def test_wrong_names_are_refused():
+    both = conditions()
+    generator = tf.Generator(both.dim, SITES)
+    with pytest.raises(ValueError, match=r"a condition among \['seen', 'time', 'task'\], got 'tiem'"):
+        tf.SeparableTable(both, generator, "tiem", STEPS)
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    with pytest.raises(ValueError, match="expected the conditions besides 'time'"):
+        table.encode({**observed(), "time": torch.zeros(2, 1)})
