@@ -11,6 +11,9 @@ from .conditions import Classes as Classes
 from .conditions import Scalars as Scalars
 from .conditions import Tokens as Tokens
 from .conditions import Vector as Vector
+from .fold_report import FoldReport as FoldReport
+from .folding import fold as fold
+from .folding import folded as folded
 from .fusion import Fusion as Fusion
 from .generator import ComposedGenerator as ComposedGenerator
 from .generator import Generator as Generator
@@ -42,3 +45,4 @@ from .sites import Sites as Sites
 from .sites import find as find
 from .sites import preset as preset
 from .tables import SeparableTable as SeparableTable
+from .tabulation import tabulate as tabulate

@@ -1,0 +1,208 @@
+"""For a condition that takes few values, known in advance: look modulations up, do not generate them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from torchfilm.injection import Conditioning, conditioning
+from torchfilm.modulation import Modulation
+
+Index = int | Int[Tensor, "*batch"]
+
+
+def tabulate(model: nn.Module, conds: Any) -> nn.Module:
+    """Make the modulations for K conditions once, and drop what made them; afterwards `model(x, cond=index)`.
+
+    For a fixed set of tasks, classes or styles, or for the time steps of a sampler's schedule, in the order
+    in which they come: `tabulate(model, conds=scheduler.timesteps)`, then `cond=k` at step k. The encoder of
+    the condition and the generator, often more parameters than the network, are replaced by a table of K
+    rows. Nothing else changes: recording, editing and folding work as before.
+
+    Args:
+        model: a conditioned network; changed in place, and for good (copy it first to keep the generator).
+        conds: K conditions as one batch, as the network takes them; or a list of single ones, of which each
+            may have another size (sentences).
+
+    Returns:
+        The model itself. It takes an index from 0 to K - 1: an int for all samples, or int64 [B], one for
+        each.
+
+    Raises:
+        ValueError: for a fusion whose values are more than a modulation, and for values that are not one per
+            condition; the model is then as it was.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> model = tabulate(model, conds=torch.rand(11, 7))
+        >>> y = model(torch.rand(2, 3), cond=torch.tensor([10, 0]))
+    """
+    film = conditioning(model)
+    table, layout = _packed(film, _values(film, conds))
+    generator = Table(table, layout)
+    film.cond = Row(len(table))
+    film.generator = generator
+    return model
+
+
+class Row(nn.Module):
+    """A condition that is the index of a row of a table, checked.
+
+    Args:
+        dim: how many rows there are.
+
+    Example:
+        >>> Row(11)(10)
+        10
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, index: Index) -> Index:
+        """Return the index itself.
+
+        Raises:
+            ValueError: for numbers that are no integers.
+            IndexError: for an int that is no row; for tensors the lookup raises it.
+        """
+        if isinstance(index, Tensor):
+            if index.dtype not in (torch.int64, torch.int32):
+                raise ValueError(
+                    f"Table of {self.dim} conditions: expected indices, int64 or int32, got {index.dtype} "
+                    f"{tuple(index.shape)}.\nGive the number of the condition, in the order of tabulate."
+                )
+        elif isinstance(index, bool) or not isinstance(index, int):
+            raise ValueError(
+                f"Table of {self.dim} conditions: expected the index of one, or a tensor of them, got "
+                f"{type(index).__name__}.\nGive the number of the condition, in the order of tabulate."
+            )
+        elif not 0 <= index < self.dim:
+            raise IndexError(
+                f"Table of {self.dim} conditions: expected an index from 0 on below, got {index}."
+            )
+        return index
+
+    def extra_repr(self) -> str:
+        """Show the number of rows in `repr`."""
+        return f"{self.dim}"
+
+
+class Table(nn.Module):
+    """A row of ready modulations for each condition, in the place of a generator.
+
+    Args:
+        table: [K, numbers], the fields of all sites side by side.
+        layout: channels and number of fields (gamma, beta and perhaps gate) of each site, in order.
+
+    Example:
+        >>> rows = Table(torch.rand(11, 6), {"here": (3, 2)})
+        >>> rows(torch.tensor([10, 0]))["here"].gamma.shape
+        torch.Size([2, 3])
+    """
+
+    table: Tensor
+
+    def __init__(self, table: Float[Tensor, "k numbers"], layout: dict[str, tuple[int, int]]) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
+        self.layout = layout
+        self._widths = [channels for channels, fields in layout.values() for _ in range(fields)]
+        self._seen: tuple[Tensor, dict[int, dict[str, Modulation]]] = (table, {})
+
+    def forward(self, index: Index) -> dict[str, Modulation]:
+        """Return the modulation of each site: [C] for an int, [*batch, C] for a tensor."""
+        if isinstance(index, int) and not torch.compiler.is_compiling():
+            return self._row(index)
+        return self._split(self.table[index])
+
+    def _row(self, index: int) -> dict[str, Modulation]:
+        """Return the modulations of one row; views of the table, made once for each row and table."""
+        table, rows = self._seen
+        if table is not self.table:  # moved or converted since; what is written into it, the views see
+            rows = {}
+            self._seen = (self.table, rows)
+        if index not in rows:
+            rows[index] = self._split(self.table[index])
+        return dict(rows[index])
+
+    def _split(self, row: Float[Tensor, "*batch numbers"]) -> dict[str, Modulation]:
+        parts = iter(row.split(self._widths, dim=-1))
+        return {
+            name: Modulation(*[next(parts) for _ in range(fields)])
+            for name, (_, fields) in self.layout.items()
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": (None, {})}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Table:  # noqa: FBT001, FBT002
+        """Move with the network, but stay in float32 or wider: a gamma near one is lost in bfloat16."""
+        table = self.table
+        super()._apply(fn, recurse)
+        if torch.finfo(self.table.dtype).eps > torch.finfo(torch.float32).eps:
+            self.table = table.to(self.table.device)
+        return self
+
+    def extra_repr(self) -> str:
+        """Show the size in `repr`."""
+        return f"{len(self.table)} conditions, {len(self.layout)} sites"
+
+
+@torch.no_grad()
+def _values(film: Conditioning, conds: Any) -> dict[str, Any]:
+    """Return the values of all conditions, [K, ...] each, without dropout."""
+    modes = {module: module.training for module in film.modules()}
+    film.eval()
+    try:
+        if not isinstance(conds, list):
+            return film.modulations(conds)
+        each = [film.modulations(cond) for cond in conds]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return {name: [values[name] for values in each] for name in film.sites}
+
+
+def _packed(film: Conditioning, values: dict[str, Any]) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+    """Return all modulations side by side, one row per condition, and how they lie."""
+    columns: list[Tensor] = []
+    layout: dict[str, tuple[int, int]] = {}
+    for name, site in film.sites.items():
+        given: Sequence[Any] = values[name] if isinstance(values[name], list) else [values[name]]
+        if not all(isinstance(one, Modulation) for one in given):
+            raise ValueError(
+                f"tabulate, site '{name}': expected a Modulation for each condition, got "
+                f"{type(given[0]).__name__}.\n"
+                f"Fusions whose values hold weights of their own ({type(film.fusion).__name__}) need their "
+                f"generator; with one condition, fold(model, cond=z) drops it."
+            )
+        single = isinstance(values[name], list)
+        fields = [[one.gamma, one.beta, *([] if one.gate is None else [one.gate])] for one in given]
+        for field in zip(*fields, strict=True):
+            columns.append(torch.stack([_row(f, name, site.features) for f in field]) if single else field[0])
+        layout[name] = (site.features, len(fields[0]))
+    sizes = {tuple(column.shape[:-1]) for column in columns}
+    if len(sizes) != 1 or columns[0].ndim != 2:
+        raise ValueError(
+            f"tabulate: expected K conditions in a batch, one modulation each, got modulations of shapes "
+            f"{sorted({tuple(column.shape) for column in columns})}.\n"
+            f"Give conditions [K, ...], or a list of single ones."
+        )
+    return torch.cat(columns, dim=-1), layout
+
+
+def _row(field: Tensor, name: str, channels: int) -> Tensor:
+    if field.numel() != channels:
+        raise ValueError(
+            f"tabulate, site '{name}': expected single conditions in the list, got a modulation of shape "
+            f"{tuple(field.shape)} for {channels} channels.\nGive one condition in each entry."
+        )
+    return field.reshape(channels)
