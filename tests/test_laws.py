@@ -46,7 +46,9 @@ def test_every_public_module_is_in_the_catalogue():
     "name",
     [
         "adaptive",
+        "comparison",
         "conditions",
+        "converters",
         "dataflow",
         "folding",
         "functional",
@@ -58,6 +60,7 @@ def test_every_public_module_is_in_the_catalogue():
         "modulation",
         "norms",
         "several",
+        "tabulation",
         "tables",
     ],
 )
