@@ -18,7 +18,7 @@ from torchfilm.training import Interrupted, TrainConfig
 
 OPTIONS = {
     "data": "NAME OUT --split --scenes --seed --recipe --workers --questions-per-scene --condition --width "
-    "--height --json",
+    "--height --episodes --noise --json",
     "train": "SYSTEM --recipe --data --out --minutes --steps --seed --resume --train-split --val-split "
     "--scenes --perception --cache --json",
     "eval": "SYSTEM RUN --data --split --experiment --blind --families --limit --scenes --seed --out "

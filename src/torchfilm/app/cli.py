@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 COMMANDS = {
-    "data": ("make_data", "MakeData", "Generate scenes and questions."),
+    "data": ("make_data", "MakeData", "Generate scenes and questions, or demonstrations of an arm."),
     "train": ("train", "Train", "Train a system."),
     "eval": ("evaluate", "Evaluate", "Measure a trained system; without a path, the shipped one."),
     "inspect": ("inspect", "Inspect", "Draw what is inside a trained system, with the numbers behind."),

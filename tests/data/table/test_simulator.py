@@ -135,17 +135,20 @@ def test_targets_that_are_not_numbers_are_named_and_move_nothing():
         tables.step(targets[:, 0])
 
 
-def test_a_dead_simulator_is_named_and_the_others_live_on():
+@pytest.mark.parametrize("rate", [np.nan, 1e11])
+def test_a_dead_simulator_is_named_and_the_others_live_on(rate, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     tables = Tables(some_scenes(2))
-    tables.rates[1] = np.nan
+    tables.rates[1] = rate
     spots = tables.fingers
     with pytest.raises(
-        DeadSimulatorError, match=r"table 1: the simulator gave positions that are not finite"
+        DeadSimulatorError, match=r"table 1: the simulator gave positions that are not finite, or too large"
     ):
         tables.step(spots)
     tables.step(spots[:1], rows=[0])
     tables.put(1, some_scenes(1)[0])
     tables.step(tables.fingers)
+    assert list(tmp_path.iterdir()) == []  # MuJoCo would write a log
 
 
 def test_scenes_of_other_sizes_are_refused():

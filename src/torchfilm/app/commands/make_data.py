@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,22 +12,29 @@ from torchfilm.app.cli import nearest
 from torchfilm.app.console import Bar, emit
 from torchfilm.app.options import OptionalInt
 
-WORLDS = ("clevr",)
+WORLDS = {
+    "clevr": ("split", "scenes", "recipe", "workers", "questions_per_scene", "condition", "width", "height"),
+    "table": ("episodes", "noise"),
+}
+"""Name -> the options that it has for itself."""
 
 
 @dataclass(frozen=True)
 class MakeData:
-    """Generate a split of scenes with questions, in the released CLEVR_v1.0 layout.
+    """Generate a world: scenes with questions (clevr), or demonstrations of an instructed arm (table).
 
-    The same seed gives the same bytes. A run that was stopped goes on with the same command.
+    clevr: a split in the released CLEVR_v1.0 layout; a run that was stopped goes on with the same command.
+    table: a dataset in LeRobot's format v3.0, whole or not at all. The same seed gives the same bytes.
 
     Example: torchfilm data clevr data-clevr --split train --scenes 2000 --seed 1
+
+    Example: torchfilm data table data-table --episodes 2000 --seed 1
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")] = "clevr"
-    """the world: clevr"""
-    out: Annotated[Positional[Path], arg(metavar="OUT")] = Path("data-clevr")
-    """the folder to write to; several splits can share one"""
+    """the world: clevr or table"""
+    out: Annotated[Positional[Path | None], arg(metavar="OUT", help_behavior_hint="")] = None
+    """the folder to write to; default: data-NAME; several splits of clevr can share one"""
     split: str = "train"
     """train, val, test, or CoGenT's trainA, valA, testA, valB, testB"""
     scenes: int = 1000
@@ -46,6 +53,10 @@ class MakeData:
     """pixels; default: the recipe's"""
     height: OptionalInt = None
     """pixels; default: the recipe's"""
+    episodes: int = 1000
+    """table: number of demonstrations"""
+    noise: float = 0.0
+    """table: metres by which the arm is disturbed, so that it is seen coming back"""
     json: bool = False
     """print one JSON object"""
 
@@ -53,11 +64,33 @@ class MakeData:
         """Generate."""
         if self.name not in WORLDS:
             raise ValueError(f"unknown world {self.name!r}; nearest: {', '.join(nearest(self.name, WORLDS))}")
+        others = {option for name, options in WORLDS.items() if name != self.name for option in options}
+        for option in fields(self):
+            if option.name in others and getattr(self, option.name) != option.default:
+                raise ValueError(f"--{option.name.replace('_', '-')} says nothing to the world {self.name!r}")
+        out = self.out or Path(f"data-{self.name}")
+        if self.name == "table":
+            self._table(out)
+        else:
+            self._clevr(out)
+
+    def _table(self, out: Path) -> None:
+        from torchfilm.data.table.demonstrations import generate_demonstrations
+
+        with Bar("demonstrations", "episodes") as bar:
+            made = generate_demonstrations(out, self.episodes, self.seed, self.noise, progress=bar)
+        if self.json:
+            emit(asdict(made) | {"out": str(made.out), "seed": self.seed})
+        else:
+            held = f"{made.num_episodes:,} demonstrations, {made.num_frames:,} frames"
+            print(f"{held}: {made.out} ({made.attempts:,} attempts)")
+
+    def _clevr(self, out: Path) -> None:
         from torchfilm.data.clevr.generate import generate_dataset
 
         with Bar(f"scenes of {self.split}", "scenes") as bar:
             made = generate_dataset(
-                self.out,
+                out,
                 self.split,
                 self.scenes,
                 self.seed,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from .model import SUBSTEPS, TIMESTEP, compiled, require_mujoco
 from .scenes import DEPTH, X_RANGE, Y_RANGE, Scene
 
 Array = NDArray[np.float64]
+
+
+_SANE = 1e6  # no position, angle or rate of a living table is near it
 
 
 class DeadSimulatorError(RuntimeError):
@@ -120,17 +124,18 @@ class Tables:
         goals = self._checked(targets, chosen)
         control = joints_of(np.clip(goals, (X_RANGE[0], Y_RANGE[0]), (X_RANGE[1], Y_RANGE[1])))
         before = self._state[chosen]
-        states, torques = self._mujoco.rollout.rollout(
-            [self._models[row] for row in chosen],
-            self._data,
-            before,
-            control.reshape(len(chosen), 1, -1),
-            nstep=SUBSTEPS,
-        )
-        bad = ~np.isfinite(states).all((1, 2))
+        with _quiet(self._mujoco):
+            states, torques = self._mujoco.rollout.rollout(
+                [self._models[row] for row in chosen],
+                self._data,
+                before,
+                control.reshape(len(chosen), 1, -1),
+                nstep=SUBSTEPS,
+            )
+        bad = ~(np.abs(states) < _SANE).all((1, 2))
         if bad.any():
             raise DeadSimulatorError(
-                f"table {chosen[bad][0]}: the simulator gave positions that are not finite; at "
+                f"table {chosen[bad][0]}: the simulator gave positions that are not finite, or too large; at "
                 f"{before[bad][0][0]:.2f} s, targets {np.round(goals[bad][0], 3).tolist()}. Reset this table."
             )
         self._state[chosen] = states[:, -1]
@@ -160,6 +165,17 @@ class Tables:
                 "and in the policy's weights."
             )
         return goals
+
+
+@contextmanager
+def _quiet(mujoco: Any) -> Iterator[None]:
+    """Keep MuJoCo's warnings out of a log file in the working folder; what they warn of raises here."""
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def turn(positions: Array) -> Array:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -95,6 +96,20 @@ class Instruction:
     how: str
     by: str
     held_out: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The instruction as JSON can hold it; `Instruction.from_dict` gives it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Instruction:
+        """The instruction that `to_dict` wrote. Raises ValueError for anything else."""
+        try:
+            return cls(**{**data, "task": Task(**data["task"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"instruction: expected what Instruction.to_dict writes, got {str(data)[:80]!r} ({error})"
+            ) from error
 
 
 def instructions(rng: np.random.Generator, scene: Scene, held_out: bool = False) -> list[Instruction]:  # noqa: FBT001, FBT002

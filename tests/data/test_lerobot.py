@@ -1,0 +1,170 @@
+"""LeRobot's format: what is written can be read, by us and by the layout's rules, whole or not at all."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+
+import pyarrow.parquet as pq
+
+from torchfilm.data import lerobot
+from torchfilm.data.lerobot import LeRobotFolder, Recording, write_lerobot
+
+NAMES = {"observation.state": ("a", "b", "c"), "action": ("x", "y")}
+LENGTHS = (5, 2, 7)
+
+
+def recordings() -> list[Recording]:
+    rng = np.random.default_rng(0)
+    return [
+        Recording(
+            {key: rng.normal(size=(length, len(names))).astype(np.float32) for key, names in NAMES.items()},
+            f"task {number % 2}",
+            {"note": number},
+        )
+        for number, length in enumerate(LENGTHS)
+    ]
+
+
+def files_of(root) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def made(tmp_path):
+    return write_lerobot(tmp_path / "made", recordings(), 20, NAMES, "arm")
+
+
+def test_what_was_written_is_read(made):
+    folder = LeRobotFolder(made)
+    assert len(folder) == 3
+    assert folder.fps == 20
+    assert folder.tasks == ["task 0", "task 1"]
+    for key in NAMES:
+        assert np.array_equal(folder.column(key), np.concatenate([r.columns[key] for r in recordings()]))
+    assert np.array_equal(folder.column("episode_index"), np.repeat([0, 1, 2], LENGTHS))
+    assert np.array_equal(folder.column("task_index"), np.repeat([0, 1, 0], LENGTHS))
+    assert np.array_equal(folder.column("index"), np.arange(14))
+    assert folder.column("timestamp")[-1] == pytest.approx(6 / 20)
+    bounds = [(e["dataset_from_index"], e["dataset_to_index"], e["length"]) for e in folder.episodes]
+    assert bounds == [(0, 5, 5), (5, 7, 2), (7, 14, 7)]
+    assert [e["note"] for e in folder.episodes] == [0, 1, 2]
+    assert [e["tasks"] for e in folder.episodes] == [["task 0"], ["task 1"], ["task 0"]]
+
+
+def test_the_layout_is_lerobots(made):
+    assert set(files_of(made)) == {
+        "meta/info.json",
+        "meta/stats.json",
+        "meta/tasks.parquet",
+        "meta/episodes/chunk-000/file-000.parquet",
+        "data/chunk-000/file-000.parquet",
+    }
+    info = json.loads((made / "meta/info.json").read_text())
+    assert info["codebase_version"] == "v3.0"
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (3, 14, 2)
+    assert info["splits"] == {"train": "0:3"}
+    assert info["features"]["action"] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
+    assert info["features"]["index"] == {"dtype": "int64", "shape": [1], "names": None}
+    path = info["data_path"].format(chunk_index=0, file_index=0)
+    assert pq.read_table(made / path).column_names == list(info["features"])
+
+
+def test_sentences_are_the_index_of_a_pandas_frame(made):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(made / "meta/tasks.parquet")
+    assert frame.index.name == "task"
+    assert frame.loc["task 1"].task_index == 1
+
+
+def test_statistics_are_numpys(made):
+    stats = json.loads((made / "meta/stats.json").read_text())
+    action = np.concatenate([r.columns["action"] for r in recordings()]).astype(np.float64)
+    for name, value in (("min", action.min(0)), ("mean", action.mean(0)), ("std", action.std(0))):
+        assert np.allclose(stats["action"][name], value)
+    assert np.allclose(stats["action"]["q90"], np.quantile(action, 0.9, axis=0))
+    assert stats["action"]["count"] == [14]
+    row = pq.read_table(made / "meta/episodes/chunk-000/file-000.parquet").to_pylist()[1]
+    assert np.allclose(row["stats/action/max"], recordings()[1].columns["action"].max(0))
+
+
+def test_the_same_recordings_give_the_same_bytes(made, tmp_path):
+    again = write_lerobot(tmp_path / "again", recordings(), 20, NAMES, "arm")
+    assert files_of(made) == files_of(again)
+
+
+def test_many_frames_go_to_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(lerobot, "_FILE_BYTES", 250)
+    monkeypatch.setattr(lerobot, "_FILES_PER_CHUNK", 2)
+    made = write_lerobot(tmp_path / "many", recordings(), 20, NAMES)
+    assert sorted(name for name in files_of(made) if name.startswith("data")) == [
+        "data/chunk-000/file-000.parquet",
+        "data/chunk-000/file-001.parquet",
+        "data/chunk-001/file-000.parquet",
+    ]
+    folder = LeRobotFolder(made)
+    assert [e["data/chunk_index"] for e in folder.episodes] == [0, 0, 1]
+    assert np.array_equal(
+        folder.column("action"), np.concatenate([r.columns["action"] for r in recordings()])
+    )
+
+
+def test_a_writer_that_fails_leaves_nothing_behind(tmp_path):
+    def broken():
+        yield from recordings()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_lerobot(tmp_path / "out", broken(), 20, NAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recordings_that_do_not_fit_are_named(tmp_path):
+    good = recordings()[0].columns
+    for columns, pattern in (
+        ({**good, "action": good["action"][:3]}, r"episode 0: expected action to be \[frames, 2\]"),
+        ({"action": good["action"]}, "episode 0: expected the columns"),
+        ({**good, "action": good["action"] * np.nan}, "got nan in frame 0, action 'x'"),
+    ):
+        with pytest.raises(ValueError, match=pattern):
+            write_lerobot(tmp_path / "out", [Recording(columns, "stay")], 20, NAMES)
+    with pytest.raises(ValueError, match="recordings: expected at least one episode, got none"):
+        write_lerobot(tmp_path / "out", [], 20, NAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_left_alone(made):
+    before = files_of(made)
+    with pytest.raises(
+        ValueError, match=r"expected a new or an empty folder, got .*made\. Nothing was changed"
+    ):
+        write_lerobot(made, recordings(), 20, NAMES)
+    assert files_of(made) == before
+
+
+def test_damage_is_named(made):
+    folder = LeRobotFolder(made)
+    with pytest.raises(ValueError, match=r"expected one of observation.state, action, .* got 'colour'"):
+        folder.column("colour")
+    path = made / "data/chunk-000/file-000.parquet"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="expected a parquet file, got a damaged or none"):
+        folder.column("action")
+    path.unlink()
+    with pytest.raises(ValueError, match="expected files below data/, got none"):
+        folder.column("action")
+    info = made / "meta/info.json"
+    info.write_text(info.read_text().replace('"total_episodes": 3', '"total_episodes": 4'))
+    with pytest.raises(ValueError, match=r"expected 4 episodes, got 3. The copy is not whole"):
+        LeRobotFolder(made)
+    info.write_text(info.read_text().replace("v3.0", "v2.1"))
+    with pytest.raises(ValueError, match=r"expected LeRobot's format v3\.0, got v2\.1\. Convert it"):
+        LeRobotFolder(made)
+    info.write_text("[")
+    with pytest.raises(ValueError, match="expected a JSON object"):
+        LeRobotFolder(made)
+    info.unlink()
+    with pytest.raises(ValueError, match=r"expected a dataset in LeRobot's format, got .* without meta/info"):
+        LeRobotFolder(made)
