@@ -129,3 +129,48 @@ def relative_change(before: Array, after: Array) -> float:
     moved = sum((after[i] - before[i]) ** 2 for i in range(count)) / count
     apart = sum((before[i] - before[i - 1]) ** 2 for i in range(count)) / count
     return (moved / apart) ** 0.5
+
+
+def fourier(numbers: Array, dim: int, min_period: float, max_period: float) -> Array:
+    """Sines, then cosines, of each number [B, n] at periods in equal ratios, the shortest first."""
+    batch, n = numbers.shape
+    count = dim // (2 * n)
+    ratio = (max_period / min_period) ** (1 / (count - 1)) if count > 1 else 1.0
+    y = np.empty((batch, dim))
+    for b, i, k in np.ndindex(batch, n, count):
+        turns = numbers[b, i] / (min_period * ratio**k)
+        y[b, 2 * count * i + k] = np.sin(2 * np.pi * turns)
+        y[b, 2 * count * i + count + k] = np.cos(2 * np.pi * turns)
+    return y
+
+
+def attention_pooling(tokens: Sequence[Sequence[Array]], query: Array) -> Array:
+    """Each head's slice of the channels, pooled over the real tokens by a softmax of its own scores."""
+    heads, width = query.shape
+    y = np.zeros((len(tokens), heads * width))
+    for b, sequence in enumerate(tokens):
+        for h in range(heads):
+            slices = [token[h * width : (h + 1) * width] for token in sequence]
+            scores = [sum(q * x for q, x in zip(query[h], one, strict=True)) / width**0.5 for one in slices]
+            weights = [np.exp(score) for score in scores]
+            for weight, one in zip(weights, slices, strict=True):
+                y[b, h * width : (h + 1) * width] += weight / sum(weights) * one
+    return y
+
+
+def shared_head(z: Array, weight: Array, bias: Array, widths: Sequence[int]) -> Array:
+    """The rows of each site: those of the projection for its width, and its own offsets."""
+    starts, at = {}, 0
+    for width in widths:
+        if width not in starts:
+            starts[width] = at
+            at += width
+    y = np.empty((z.shape[0], sum(widths)))
+    for b in range(z.shape[0]):
+        row = 0
+        for width in widths:
+            for i in range(width):
+                product = sum(weight[starts[width] + i, d] * z[b, d] for d in range(z.shape[1]))
+                y[b, row] = product + bias[row]
+                row += 1
+    return y

@@ -1,10 +1,13 @@
 """Conditions: what becomes of vectors, classes and tokens."""
 
+import math
+
 import pytest
 import torch
 
 import oracles
 import torchfilm as tf
+from catalogue import randomise
 
 
 def lengths_mask(lengths: list[int], time: int) -> torch.Tensor:
@@ -78,7 +81,125 @@ def test_tokens_in_half_precision_are_averaged_in_float32():
     assert tf.Tokens(1)(tokens, torch.ones(1, 1000, dtype=torch.bool)).item() == 100.0
 
 
+def test_a_sequence_of_no_tokens_at_all_gives_zero():
+    for pooling in ("mean", "attention"):
+        assert torch.equal(tf.Tokens(7, pooling)(torch.randn(2, 0, 7)), torch.zeros(2, 7))
+
+
+def test_attention_pools_each_slice_of_the_channels_by_scores_of_its_own():
+    tokens = torch.randn(3, 5, 6).double()
+    mask = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]]).bool()
+    real = [[tokens[b, t].numpy() for t in range(5) if mask[b, t]] for b in range(3)]
+    for heads in (1, 2, 3):
+        pool = randomise(tf.Tokens(6, "attention", heads=heads)).double()
+        expected = oracles.attention_pooling(real, pool.query.detach().numpy())
+        torch.testing.assert_close(pool(tokens, mask), torch.from_numpy(expected))
+
+
+def test_attention_starts_as_the_mean():
+    tokens, mask = torch.randn(3, 5, 7), lengths_mask([3, 0, 5], 5)
+    assert torch.equal(tf.Tokens(7, "attention")(tokens, mask), tf.Tokens(7)(tokens, mask))
+
+
+def test_attention_stands_scores_of_any_size():
+    pool = tf.Tokens(2, "attention")
+    torch.nn.init.constant_(pool.query, 1e4)
+    tokens = torch.tensor([[[1.0, 1.0], [2.0, 2.0]], [[-1.0, -1.0], [-2.0, -2.0]]]).requires_grad_()
+    z = pool(tokens, lengths_mask([2, 1], 2))
+    assert torch.equal(z, torch.tensor([[2.0, 2.0], [-1.0, -1.0]]))
+    z.sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert pool.query.grad.isfinite().all()
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dim", [1, 7, 12, 96])
+@pytest.mark.parametrize(("pooling", "heads"), [("mean", 1), ("attention", 1), ("attention", 0)])
+def test_padding_and_neighbours_do_not_change_a_bit(pooling, heads, dim, dtype):
+    pool = randomise(tf.Tokens(dim, pooling, heads=heads or dim))
+    for length in (1, 2, 5, 17, 33):
+        tokens = torch.randn(1, length, dim).to(dtype)
+        alone = pool(tokens, lengths_mask([length], length))
+        for batch, time in [(1, length + 1), (2, 33), (3, 40), (7, 129)]:
+            padded = torch.full((batch, time, dim), float("nan"), dtype=dtype)
+            padded[1:] = torch.randn(batch - 1, time, dim)
+            padded[0, :length] = tokens
+            z = pool(padded, lengths_mask([length] + [time] * (batch - 1), time))
+            assert torch.equal(z[:1], alone), (length, batch, time)
+
+
+def test_without_pooling_the_tokens_go_on_with_their_mask():
+    tokens, mask = torch.randn(2, 5, 7), lengths_mask([3, 5], 5)
+    tokens[0, 3:] = float("nan")
+    real, same = tf.Tokens(7, pooling=None)((tokens, mask))
+    assert same is mask
+    assert torch.equal(real[mask], tokens[mask])
+    assert not real[0, 3:].any()
+    assert tf.Tokens(7, pooling=None)(tokens)[1].all()
+
+
+def test_tokens_and_mask_may_come_as_a_pair():
+    tokens, mask = torch.randn(2, 5, 7), lengths_mask([3, 5], 5)
+    for pooling in ("mean", "attention"):
+        pool = tf.Tokens(7, pooling)
+        assert torch.equal(pool((tokens, mask)), pool(tokens, mask))
+
+
+def test_numbers_become_sines_and_cosines_at_periods_in_equal_ratios():
+    numbers = torch.randn(3, 2).double()
+    for low, high in [(4e-3, 4.0), (2 * math.pi, 2e4 * math.pi)]:
+        z = tf.Scalars(2, 20, min_period=low, max_period=high)(numbers)
+        expected = oracles.fourier(numbers.numpy(), 20, low, high)
+        torch.testing.assert_close(z, torch.from_numpy(expected))
+
+
+def test_time_steps_are_whole_numbers_and_their_features_those_of_transformers():
+    steps = torch.tensor([[0], [3], [999]])
+    scalars = tf.Scalars(1, 10, min_period=2 * math.pi, max_period=2e4 * math.pi)
+    expected = [[f(s * 1e-4 ** (k / 4)) for f in (math.sin, math.cos) for k in range(5)] for s in (0, 3, 999)]
+    assert scalars(steps).dtype == torch.float32
+    torch.testing.assert_close(scalars(steps), torch.tensor(expected), rtol=1e-4, atol=1e-4)
+    assert torch.equal(scalars(steps.int()), scalars(steps.float()))
+
+
+def test_fixed_frequencies_are_no_state_and_keep_their_precision():
+    scalars, numbers = tf.Scalars(1, 64), torch.rand(3, 1)
+    before = scalars(numbers)
+    assert not scalars.state_dict()
+    assert torch.equal(scalars.bfloat16()(numbers), before)
+    assert scalars(numbers.bfloat16()).dtype == torch.float32
+
+
+def test_learned_frequencies_start_as_the_fixed_ones_and_receive_gradients():
+    fixed, learned = tf.Scalars(2, 12), tf.Scalars(2, 12, learned=True)
+    numbers = torch.rand(3, 2)
+    torch.testing.assert_close(learned(numbers), fixed(numbers), rtol=1e-4, atol=1e-4)
+    learned(numbers).square().mul(torch.rand(12)).sum().backward()
+    assert learned.frequencies.grad.abs().min() > 0
+    randomise(learned).reset_parameters()
+    torch.testing.assert_close(learned(numbers), fixed(numbers), rtol=1e-4, atol=1e-4)
+
+
+def test_classes_without_vectors_go_on_as_they_are():
+    classes = tf.Classes(5)
+    assert classes.dim == 5
+    assert not list(classes.parameters())
+    assert classes(torch.tensor([4, 0])).tolist() == [4, 0]
+
+
 REFUSED = [
+    (
+        tf.Scalars(2, 8),
+        (torch.rand(3),),
+        r"Scalars: expected 2 real numbers .* \(3,\)[\s\S]*steps\[:, None\]",
+    ),
+    (tf.Scalars(2, 8), (torch.tensor(1.0),), "Scalars: expected 2 real numbers"),
+    (
+        tf.Tokens(7, "attention"),
+        (torch.rand(2, 3, 7), torch.ones(2, 5).bool()),
+        r"boolean mask \(2, 3\).*got torch.bool \(2, 5\)",
+    ),
     (
         tf.Vector(7),
         (torch.rand(2, 5),),
@@ -113,3 +234,23 @@ REFUSED = [
 def test_what_is_no_condition_is_refused(condition, inputs, message):
     with pytest.raises(ValueError, match=message):
         condition(*inputs)
+
+
+BUILT_WRONG = [
+    (lambda: tf.Scalars(3, 8), r"n=3 with dim=8[\s\S]*multiple of 2 n = 6"),
+    (lambda: tf.Scalars(0, 8), "n=0 with dim=8"),
+    (
+        lambda: tf.Scalars(1, 8, min_period=4.0, max_period=1.0),
+        "0 < min_period < max_period, got 4.0 and 1.0",
+    ),
+    (lambda: tf.Tokens(7, "max"), "pooling 'mean', 'attention' or None, got 'max'"),
+    (lambda: tf.Tokens(7, "attention", heads=2), "heads that divide dim=7"),
+    (lambda: tf.Tokens(6, heads=2), "got heads=2 with pooling='mean'"),
+]
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(("build", "message"), BUILT_WRONG)
+def test_sizes_and_options_that_cannot_be_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

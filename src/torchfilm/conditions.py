@@ -270,7 +270,7 @@ class Tokens(nn.Module):
         if self.pooling is None:
             return real, mask
         wide = real.to(torch.promote_types(tokens.dtype, torch.float32))
-        if self.query is None:
+        if self.query is None or tokens.shape[-2] == 0:
             return _total(wide) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
         slices = wide.unflatten(-1, (self.heads, -1))
         weights = self._weights(slices, mask)

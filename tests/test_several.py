@@ -1,0 +1,313 @@
+"""Several conditions at once, and those that are missing: per batch, per sample, by chance, per process."""
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import torchfilm as tf
+from catalogue import randomise
+from torchfilm.several import Sizes
+
+SITES = {"block1": 3, "block2": 5}
+PRESENT = torch.tensor([True, False, True, True, False])
+
+
+def labels(batch: int = 5) -> torch.Tensor:
+    return torch.randint(11, (batch,))
+
+
+def several(combine: str = "concat", **options: float) -> tf.Several:
+    parts = {"kind": tf.Classes(11, 7), "words": tf.Tokens(7), "time": tf.Scalars(1, 7 * 2)}
+    parts["time"] = nn.Sequential(parts["time"], nn.Linear(14, 7))
+    parts["time"].dim = 7
+    return randomise(tf.Several(parts, combine, **options))
+
+
+def given(batch: int = 5) -> dict:
+    return {
+        "kind": labels(batch),
+        "words": (torch.randn(batch, 3, 7), torch.rand(batch, 3) < 0.7),
+        "time": torch.rand(batch, 1),
+    }
+
+
+def test_what_is_missing_is_null_and_what_is_there_is_untouched():
+    maybe = randomise(tf.Maybe(tf.Classes(11, 7)))
+    classes = labels()
+    z = maybe(tf.Masked(classes, PRESENT))
+    assert torch.equal(z[PRESENT], maybe.condition(classes)[PRESENT])
+    assert torch.equal(z[~PRESENT], maybe.null.expand(2, 7))
+    assert torch.equal(maybe(classes), maybe.condition(classes))
+    assert torch.equal(maybe(tf.Masked(classes)), maybe.condition(classes))
+
+
+def test_missing_for_the_batch_is_missing_for_every_sample():
+    maybe = randomise(tf.Maybe(tf.Classes(11, 7)))
+    nobody = maybe(tf.Masked(labels(), torch.tensor([False])[0]))
+    for missing in (None, tf.Masked(None), tf.Masked(None, PRESENT)):
+        assert torch.equal(maybe(missing).expand(5, 7), nobody)
+
+
+def test_a_zero_null_is_zero_and_no_parameter():
+    maybe = tf.Maybe(tf.Classes(11, 7), null="zero")
+    assert [name for name, _ in maybe.named_parameters()] == ["condition.table.weight"]
+    assert not maybe(tf.Masked(labels(), PRESENT))[~PRESENT].any()
+    assert torch.equal(maybe(None), torch.zeros(7))
+
+
+def test_a_learned_null_starts_at_zero_and_learns():
+    maybe = tf.Maybe(tf.Classes(11, 7))
+    assert not maybe.null.any()
+    maybe(tf.Masked(labels(), PRESENT)).sum().backward()
+    assert torch.equal(maybe.null.grad, torch.full((7,), 2.0))
+    randomise(maybe).reset_parameters()
+    assert not maybe.null.any()
+
+
+def test_a_missing_sample_may_hold_anything_finite_and_nothing_leaks():
+    maybe = randomise(tf.Maybe(tf.Vector(7)))
+    vectors = torch.randn(5, 7)
+    wild = torch.where(PRESENT[:, None], vectors, 1e30).requires_grad_()
+    z = maybe(tf.Masked(wild, PRESENT))
+    assert torch.equal(z, maybe(tf.Masked(vectors, PRESENT)))
+    z.sum().backward()
+    assert torch.equal(wild.grad.bool().any(dim=1), PRESENT)
+
+
+def test_a_condition_per_token_is_missing_for_whole_samples():
+    maybe = randomise(tf.Maybe(tf.Vector(7)))
+    vectors = torch.randn(5, 4, 7)
+    z = maybe(tf.Masked(vectors, PRESENT))
+    assert torch.equal(z[PRESENT], vectors[PRESENT])
+    assert torch.equal(z[~PRESENT], maybe.null.expand(2, 4, 7))
+
+
+def test_missing_unpooled_tokens_are_one_learned_token():
+    maybe = randomise(tf.Maybe(tf.Tokens(7, pooling=None)))
+    tokens, mask = torch.randn(5, 3, 7), torch.rand(5, 3) < 0.7
+    chosen, real = maybe(tf.Masked((tokens, mask), PRESENT))
+    assert torch.equal(real[PRESENT], mask[PRESENT])
+    assert torch.equal(chosen[PRESENT][mask[PRESENT]], tokens[PRESENT][mask[PRESENT]])
+    assert real[~PRESENT].tolist() == [[True, False, False]] * 2
+    assert torch.equal(chosen[~PRESENT][:, 0], maybe.null.expand(2, 7))
+    alone, one = maybe(None)
+    assert torch.equal(alone, maybe.null.view(1, 1, 7))
+    assert one.tolist() == [[True]]
+    assert torch.equal(maybe(tokens, mask)[1], mask)
+
+
+def test_dropout_takes_its_share_in_training_and_nothing_else():
+    maybe = tf.Maybe(tf.Vector(1), dropout=0.3, null="zero")
+    ones = torch.ones(20_000, 1)
+    assert maybe(ones).mean().item() == pytest.approx(0.7, abs=0.02)
+    assert torch.equal(maybe.eval()(ones), ones)
+    assert tf.Maybe(tf.Vector(1), dropout=1.0)(ones).any().item() is False
+
+
+def test_random_numbers_are_drawn_only_where_something_may_be_dropped():
+    vectors, cond = torch.ones(5, 7), given()
+    quiet = [
+        lambda: tf.Maybe(tf.Vector(7))(vectors),
+        lambda: tf.Maybe(tf.Vector(7), dropout=0.5).eval()(vectors),
+        lambda: tf.Maybe(tf.Vector(7), dropout=0.5)(tf.Masked(vectors, PRESENT)),
+        lambda: tf.Maybe(tf.Vector(7), dropout=0.5)(None),
+    ]
+    both = several(joint_dropout=0.5)
+    state = torch.get_rng_state()
+    for call in quiet:
+        call()
+    both.eval()(cond)
+    assert torch.equal(torch.get_rng_state(), state)
+    both.train()(cond)
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
+def test_dropout_draws_from_a_generator_where_one_is_given():
+    maybe, vectors = randomise(tf.Maybe(tf.Vector(7), dropout=0.5)), torch.randn(50, 7)
+    one, same = (maybe(vectors, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, maybe(vectors, generator=torch.Generator().manual_seed(4)))
+    both, cond = several(joint_dropout=0.5), given(50)
+    one, same = (both(cond, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, same)
+
+
+def test_an_explicit_mask_is_final():
+    maybe = randomise(tf.Maybe(tf.Vector(7), dropout=1.0))
+    vectors = torch.randn(5, 7)
+    assert torch.equal(maybe(tf.Masked(vectors, PRESENT))[PRESENT], vectors[PRESENT])
+    both = tf.Several({"a": tf.Maybe(tf.Vector(7), dropout=1.0)}, joint_dropout=1.0)
+    assert torch.equal(both({"a": tf.Masked(vectors, PRESENT)})[PRESENT], vectors[PRESENT])
+
+
+def test_a_concatenation_lies_in_the_order_of_the_names():
+    both, cond = several().eval(), given()
+    expected = torch.cat([both.parts[name](cond[name]) for name in ("kind", "words", "time")], dim=-1)
+    assert both.dim == 21
+    assert torch.equal(both(cond), expected)
+    assert torch.equal(both(dict(reversed(cond.items()))), expected)
+
+
+def test_a_sum_is_the_sum():
+    both, cond = several("sum").eval(), given()
+    assert both.dim == 7
+    expected = both.parts["kind"](cond["kind"]) + both.parts["words"](cond["words"])
+    torch.testing.assert_close(both(cond), expected + both.parts["time"](cond["time"]))
+
+
+def test_the_modulations_of_a_composition_are_applied_in_order():
+    both, cond, x = several("compose").eval(), given(), torch.randn(5, 3)
+    generator = randomise(tf.build_generator(both.dim, SITES))
+    m = generator(both(cond))["block1"]
+    expected = x
+    for name, part in zip(both.parts, generator.parts, strict=True):
+        own = part(both.parts[name](cond[name]))["block1"]
+        expected = own.gamma * expected + own.beta
+    assert [part.cond_dim for part in generator.parts] == [7, 7, 7]
+    torch.testing.assert_close(m.gamma * x + m.beta, expected)
+
+
+def test_a_composition_conditions_a_network():
+    both, cond, x = several("compose"), given(), torch.randn(5, 3)
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", both)
+    with tf.unconditioned(model):
+        plain = model(x)
+    assert torch.equal(model(x, cond=cond), plain)
+    randomise(tf.conditioning(model).generator)
+    assert not torch.allclose(model(x, cond=cond), model(x, cond={**cond, "kind": None}))
+
+
+def test_with_a_linear_head_a_concatenation_adds_the_deltas():
+    both, cond = several().eval(), given()
+    generator = randomise(tf.Generator(both.dim, SITES))
+    torch.nn.init.zeros_(generator.head.bias)
+    total = generator(both(cond))["block1"]
+    vectors = both.encode(cond)
+    zeros = {name: torch.zeros_like(z) for name, z in vectors.items()}
+    alone = [generator(both.join({**zeros, name: z}))["block1"] for name, z in vectors.items()]
+    torch.testing.assert_close(total.gamma, 1 + sum(m.gamma - 1 for m in alone))
+    torch.testing.assert_close(total.beta, sum(m.beta for m in alone))
+
+
+def test_each_condition_may_be_missing_for_other_samples():
+    both, cond = several().eval(), given()
+    z = both({**cond, "kind": tf.Masked(cond["kind"], PRESENT), "words": None})
+    expected = both(cond)
+    assert torch.equal(z[PRESENT][:, :7], expected[PRESENT][:, :7])
+    assert torch.equal(z[~PRESENT][:, :7], both.parts["kind"].null.expand(2, 7))
+    assert torch.equal(z[:, 7:14], both.parts["words"].null.expand(5, 7))
+    assert torch.equal(z[:, 14:], expected[:, 14:])
+    absent = {name: value for name, value in cond.items() if name != "words"}
+    assert torch.equal(both(absent), both({**cond, "words": None}))
+
+
+def test_with_nothing_given_at_all_there_is_one_row_for_every_sample():
+    both, cond = several().eval(), given()
+    nobody = torch.zeros(5, dtype=torch.bool)
+    masked = both({name: tf.Masked(value, nobody) for name, value in cond.items()})
+    assert torch.equal(both({}).expand(5, 21), masked)
+
+
+def test_joint_dropout_takes_all_of_a_sample_or_nothing():
+    both, cond = several(joint_dropout=0.4), given(2000)
+    z, kept = both(cond), both.eval()(cond)
+    nulls = both({})
+    lost = (z == nulls).all(dim=1)
+    assert lost.float().mean().item() == pytest.approx(0.4, abs=0.05)
+    assert torch.equal(z[~lost], kept[~lost])
+
+
+def test_joint_dropout_comes_on_top_of_each_condition_s_own():
+    parts = {name: tf.Maybe(tf.Vector(1), dropout=0.5, null="zero") for name in ("a", "b")}
+    both = tf.Several(parts, joint_dropout=0.2)
+    z = both({"a": torch.ones(20_000, 1), "b": torch.ones(20_000, 1)})
+    assert z.mean(dim=0).tolist() == pytest.approx([0.4, 0.4], abs=0.02)
+    assert (z == 0).all(dim=1).float().mean().item() == pytest.approx(0.2 + 0.8 * 0.25, abs=0.02)
+
+
+def test_a_condition_per_sample_and_one_per_token_go_together():
+    both = randomise(tf.Several({"a": tf.Vector(7), "b": tf.Vector(2)})).eval()
+    a, b = torch.randn(5, 7), torch.randn(5, 4, 2)
+    z = both({"a": a, "b": b})
+    assert torch.equal(z, torch.cat([a[:, None].expand(5, 4, 7), b], dim=-1))
+    assert torch.equal(both({"b": b})[..., :7], both.parts["a"].null.expand(5, 4, 7))
+
+
+def test_nothing_given_in_training_leaves_no_parameter_without_a_gradient():
+    both = several()
+    for part in both.parts.values():
+        with torch.no_grad():
+            for parameter in part.condition.parameters():
+                parameter[0] = float("nan")
+    both({}).sum().backward()
+    for name, parameter in both.named_parameters():
+        expected = torch.ones_like(parameter) if name.endswith("null") else torch.zeros_like(parameter)
+        assert torch.equal(parameter.grad, expected), name
+
+
+def test_a_size_made_of_sizes_is_a_number_that_survives_copies():
+    size = Sizes((3, 4))
+    assert size == 7
+    assert isinstance(size, int)
+    for other in (copy.deepcopy(size), pickle.loads(pickle.dumps(size))):
+        assert other == 7
+        assert other.parts == (3, 4)
+    assert json.dumps(size) == "7"
+
+
+def test_masked_is_a_pytree():
+    leaves, spec = torch.utils._pytree.tree_flatten(tf.Masked((torch.ones(2), None), PRESENT))
+    assert torch.utils._pytree.tree_unflatten(leaves, spec).present is PRESENT
+
+
+def test_two_processes_that_miss_different_conditions_get_the_gradients_of_one(tmp_path: Path):
+    script = Path(__file__).with_name("ddp_missing.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found.keys() == {"masks", "one has none", "all dropped on one", "None on one"}
+    for case, error in found.items():
+        assert error < 1e-12, case
+
+
+VECTORS = torch.randn(5, 7)
+REFUSED = [
+    (lambda: tf.Maybe(tf.Classes(11)), r"gives vectors, got Classes\(11[\s\S]*Classes\(12\)"),
+    (
+        lambda: tf.Maybe(tf.Vector(7), dropout=1.5),
+        "Maybe: dropout expected a probability from 0 to 1, got 1.5",
+    ),
+    (lambda: tf.Maybe(tf.Vector(7), null="leraned"), "got 'leraned'[\\s\\S]*Did you mean 'learned'"),
+    (lambda: tf.Maybe(nn.Linear(2, 3)), "integer `dim`, .* got Linear with dim=None"),
+    (lambda: tf.Maybe(tf.Vector(7))(tf.Masked(VECTORS, PRESENT.float())), "expected booleans"),
+    (lambda: tf.Maybe(tf.Vector(7))(tf.Masked(VECTORS, PRESENT[:3])), r"one per sample \(5,\), .* \(3,\)"),
+    (lambda: tf.Several({}), "expected conditions by name, got none"),
+    (lambda: tf.Several({"a": tf.Vector(7)}, "add"), "combine expected one of"),
+    (lambda: tf.Several({"a": tf.Vector(7)}, joint_dropout=-1), "joint_dropout expected a probability"),
+    (lambda: tf.Several({"a": tf.Vector(7), "b": tf.Vector(3)}, "sum"), "of one size to sum, got"),
+    (lambda: tf.Several({"a": tf.Tokens(7, None)}), "give vectors, got 'a' Tokens[\\s\\S]*Pool it"),
+    (lambda: tf.Several({"a": tf.Vector(7)})(VECTORS), r"mapping .* got Tensor[\s\S]*'a': ..."),
+    (lambda: tf.Several({"words": tf.Vector(7)})({"word": VECTORS}), "got 'word'[\\s\\S]*mean 'words'"),
+    (
+        lambda: tf.Several({"a": tf.Vector(7), "b": tf.Vector(7)})({"a": VECTORS, "b": VECTORS[:2]}),
+        r"one batch, got different sizes.\n  a  \(5, 7\)\n  b  \(2, 7\)[\s\S]*repeat_interleave",
+    ),
+]
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_what_cannot_be_meant_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
