@@ -1,0 +1,202 @@
+"""A conditioned network compiled, exported, in ONNX and quantised."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+import torchfilm as tf
+from catalogue import randomise
+from networks import SITES, Net, conditioned, inputs
+
+# Dynamo reads `.grad` of every tensor that enters a compiled region, and torch warns where it is no leaf.
+pytestmark = [pytest.mark.plain, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+def test_the_whole_network_compiles_into_one_graph_for_all_conditions():
+    model, (x, z), counter = conditioned(), inputs(), CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for condition in (z, -z, z + 1):
+        torch.testing.assert_close(compiled(x, cond=condition), model(x, cond=condition))
+    assert counter.frame_count == 1
+
+
+def test_twelve_blocks_compile_into_one_graph():
+    model, (x, z), counter = tf.condition(Net(12), SITES, tf.Vector(13)), inputs(), CompileCounter()
+    randomise(model.film)
+    regional = copy.deepcopy(model.eval())
+    for block in regional.blocks:
+        block.compile(fullgraph=True, backend=counter)
+    for condition in (z, -z):
+        torch.testing.assert_close(regional(x, cond=condition), model(x, cond=condition))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("regional", [False, True])
+def test_a_network_that_was_compiled_before_listens_afterwards(regional: bool):
+    model, (x, z), counter = Net().eval(), inputs(), CompileCounter()
+    if regional:
+        for block in model.blocks:
+            block.compile(fullgraph=True, backend=counter)
+    run = model if regional else torch.compile(model, fullgraph=True, backend=counter)
+    plain = run(x)
+    tf.condition(model, SITES, tf.Vector(13))
+    torch.testing.assert_close(run(x, cond=z), plain)
+    randomise(model.film)
+    with torch.compiler.set_stance("force_eager"):
+        expected = model(x, cond=z)
+    torch.testing.assert_close(run(x, cond=z), expected)
+    assert not torch.allclose(expected, plain)
+    tf.remove(model)
+    torch.testing.assert_close(run(x), plain)
+
+
+def test_contexts_and_transforms_act_on_a_compiled_network():
+    model, (x, z), counter = conditioned(), inputs(), CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    values = tf.conditioning(model).modulations(z)
+    expected = model(x, cond=z)
+    with tf.unconditioned(model):
+        torch.testing.assert_close(compiled(x), model(x))
+    with torch.no_grad(), tf.using(compiled, cond=z):
+        torch.testing.assert_close(compiled(x), expected)
+    torch.testing.assert_close(compiled(x, modulation=values), expected)
+
+    def closed(values):
+        return {name: m * 0 for name, m in values.items()}
+
+    with tf.conditioning(model).transformed(closed):
+        torch.testing.assert_close(compiled(x, cond=z), model(x, cond=z))
+    torch.testing.assert_close(compiled(x, cond=z), expected)
+    with pytest.raises(ValueError, match="expected an active condition"):
+        torch.compile(model, backend=counter)(x)
+
+
+def test_gradients_of_a_compiled_network_are_those_of_the_plain_one():
+    model, (x, z) = conditioned(), inputs()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    model(x, cond=z).square().sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    compiled(x, cond=z).square().sum().backward()
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_inductor_computes_the_same():
+    model, (x, z) = conditioned(), inputs()
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(x, cond=z), model(x, cond=z))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_network_takes_other_batches_and_conditions(strict: bool):
+    model, (x, z), batch = conditioned(), inputs(), torch.export.Dim("batch")
+    shapes = {"x": {0: batch}, "cond": {0: batch}}
+    with warnings.catch_warnings():
+        # The slots are filled and emptied again while the strict exporter watches, which it says.
+        warnings.filterwarnings("ignore", "While compiling, we found certain side effects")
+        program = torch.export.export(model, (x,), {"cond": z}, strict=strict, dynamic_shapes=shapes)
+    other, condition = inputs(5)
+    torch.testing.assert_close(
+        program.module()(other, cond=condition), model(other, cond=condition), rtol=1e-4, atol=1e-4
+    )
+    assert set(tf.conditioning(model).held().values()) == {None}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_onnx_runtime_hears_a_second_condition(tmp_path: Path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model, (x, z) = conditioned(), inputs()
+    program = torch.onnx.export(
+        model, (x,), kwargs={"cond": z}, dynamo=True, verbose=False, input_names=["x", "cond"]
+    )
+    program.save(tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for condition in (z, -z):
+        (y,) = session.run(None, {"x": x.numpy(), "cond": condition.numpy()})
+        numpy.testing.assert_allclose(y, model(x, cond=condition).detach(), rtol=1e-4, atol=1e-5)
+
+
+FRESH = """
+import pickle, sys, torch
+x, z, expected, model = pickle.load(open(sys.argv[1], "rb"))
+assert torch.equal(model(x, cond=z), expected)
+assert type(model).__name__ == "Net" and "film" in dict(model.named_children())
+try:
+    model(x)
+except ValueError as error:
+    assert "expected an active condition" in str(error)
+else:
+    raise AssertionError("silent")
+"""
+
+
+def test_a_pickle_listens_in_a_fresh_process(tmp_path: Path):
+    model, (x, z) = conditioned(), inputs()
+    model(x, cond=z)
+    with (tmp_path / "model.pickle").open("wb") as file:
+        pickle.dump((x, z, model(x, cond=z), model), file)
+    command = [sys.executable, "-c", FRESH, str(tmp_path / "model.pickle")]
+    subprocess.run(command, check=True, cwd=Path(__file__).parent)
+
+
+def test_torch_save_keeps_a_conditioned_network(tmp_path: Path):
+    model, (x, z) = conditioned(), inputs()
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(loaded(x, cond=z), model(x, cond=z))
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    other = tf.condition(Net(), SITES, tf.Vector(13)).eval()
+    other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert torch.equal(other(x, cond=z), model(x, cond=z))
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_int8_weights_may_come_before_or_after(order: str):
+    quantization = pytest.importorskip("torchao.quantization")
+    model, x, z = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 5)), torch.randn(2, 32), None
+    int8 = quantization.Int8WeightOnlyConfig()
+
+    def base(module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Linear) and "film" not in name
+
+    if order == "before":
+        quantization.quantize_(model, int8, filter_fn=base)
+    tf.condition(model, "[02]", tf.Vector(13))
+    z = torch.randn(2, 13)
+    randomise(model.film)
+    before = model(x, cond=z)
+    if order == "after":
+        quantization.quantize_(model, int8, filter_fn=base)
+    values = tf.conditioning(model).modulations(z)
+    hidden = torch.nn.functional.linear(x, model[0].weight, model[0].bias)
+    hidden = torch.relu(values["0"].gamma * hidden + values["0"].beta)
+    last = torch.nn.functional.linear(hidden, model[2].weight, model[2].bias)
+    torch.testing.assert_close(model(x, cond=z), values["2"].gamma * last + values["2"].beta)
+    assert type(model[0].weight.data) is not torch.Tensor
+    assert torch.allclose(model(x, cond=z), before, rtol=0.1, atol=1.0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_dynamic_quantisation_copies_a_network_that_still_listens():
+    model, (x, z) = conditioned(), inputs()
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    assert type(quantised.head) is not nn.Linear
+    assert not torch.equal(quantised(x, cond=z), quantised(x, cond=-z))
+    torch.testing.assert_close(quantised(x, cond=z), model(x, cond=z), rtol=0.1, atol=1.0)
