@@ -1,0 +1,117 @@
+"""A conditioned network in two processes: DistributedDataParallel and FSDP2 give one process's gradients."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import torchfilm as tf
+from catalogue import randomise
+from networks import SITES, Net, inputs
+
+pytestmark = [pytest.mark.plain, pytest.mark.slow]
+
+
+def built() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Return the same trained network and batch in every process; the condition may be missing."""
+    torch.manual_seed(3)
+    model = tf.condition(Net(), SITES, tf.Maybe(tf.Vector(13)))
+    randomise(model.film)
+    return model.eval(), *inputs(4)
+
+
+# Which samples have their condition; the second process has none with one, later.
+PRESENT = torch.tensor([True, False, False, False])
+
+
+def loss(model: nn.Module, x: torch.Tensor, z: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    return model(x, cond=tf.Masked(z, present)).square().mean()
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def refusal(call) -> str:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return "nothing was refused"
+
+
+def run(rank: int, folder: str) -> None:
+    """Train one step by halves in two processes; rank 0 writes the gradients and what was refused."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model, x, z = built()
+    half = slice(2 * rank, 2 * rank + 2)
+    results: dict[str, object] = {}
+
+    wrapped = DistributedDataParallel(copy.deepcopy(model))
+    loss(wrapped, x[half], z[half], PRESENT[half]).backward()
+    results["DDP"] = [p.grad for p in wrapped.module.parameters()]
+    with torch.no_grad(), tf.using(wrapped, cond=tf.Masked(z, PRESENT)):
+        results["DDP using"] = wrapped(x)
+    results["DDP refused"] = refusal(
+        lambda: tf.condition(DistributedDataParallel(Net()), "module.head", tf.Vector(13))
+    )
+
+    mesh = init_device_mesh("cpu", (2,))
+    sharded = copy.deepcopy(model)
+    for part in (*sharded.blocks, sharded.head, tf.conditioning(sharded)):
+        fully_shard(part, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    loss(sharded, x[half], z[half], PRESENT[half]).backward()
+    results["FSDP2"] = [full(p.grad) for p in sharded.parameters()]
+    results["FSDP2 kind"] = type(sharded).__name__
+    plain = Net().eval()
+    for block in plain.blocks:
+        fully_shard(block, mesh=mesh)
+    tf.condition(plain, SITES, tf.Vector(13))
+    fully_shard(plain, mesh=mesh)
+    with tf.unconditioned(plain):
+        base = plain(x)
+    results["FSDP2 blocks first"] = (base, plain(x, cond=z))
+    refused = fully_shard(Net(), mesh=mesh)
+    results["FSDP2 refused"] = refusal(lambda: tf.condition(refused, "head", tf.Vector(13)))
+    if rank == 0:
+        torch.save(results, Path(folder) / "results.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("processes")
+    multiprocessing.spawn(run, args=(str(folder),), nprocs=2)
+    return torch.load(folder / "results.pt", weights_only=False)
+
+
+@pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
+def test_two_processes_have_the_gradients_of_one(results: dict, kind: str):
+    model, x, z = built()
+    loss(model, x, z, PRESENT).backward()
+    for (name, p), grad in zip(model.named_parameters(), results[kind], strict=True):
+        torch.testing.assert_close(grad, p.grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_using_looks_through_the_wrapper(results: dict):
+    model, x, z = built()
+    torch.testing.assert_close(results["DDP using"], model(x, cond=tf.Masked(z, PRESENT)))
+
+
+def test_sharding_puts_its_class_on_top_of_ours(results: dict):
+    assert results["FSDP2 kind"] == "FSDPNet"
+    base, heard = results["FSDP2 blocks first"]
+    assert torch.equal(base, heard)
+
+
+def test_wrapped_networks_are_not_conditioned_afterwards(results: dict):
+    assert "inside of DistributedDataParallel.\nCondition it, then wrap it" in results["DDP refused"]
+    assert "expected a network that is not sharded yet" in results["FSDP2 refused"]
