@@ -1,5 +1,7 @@
 """The generator: the paper's head, its bounds, its starts."""
 
+import dataclasses
+import json
 import math
 
 import pytest
@@ -136,6 +138,142 @@ def test_the_description_counts_every_parameter_of_every_site():
     assert total == ["total", "10", str(count), "100.0%"]
 
 
+GATED = ("gamma", "beta", "gate")
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_gate_starts_where_it_is_told_to_and_its_rows_come_last(start):
+    generator = tf.Generator(7, SITES, emit=GATED, gate_start=start)
+    z = torch.randn(2, 7)
+    assert all(torch.equal(m.gate, torch.full_like(m.gamma, start)) for m in generator(z).values())
+    randomise(generator)
+    raw = generator.head(z)[:, 9:24].view(2, 3, 5)
+    m = generator(z)["block2"]
+    torch.testing.assert_close(m.gamma, 1 + raw[:, 0])
+    torch.testing.assert_close(m.beta, raw[:, 1])
+    torch.testing.assert_close(m.gate, start + raw[:, 2])
+
+
+@pytest.mark.parametrize("emit", [("gate",), ("gamma", "gate"), ("beta", "gate")])
+def test_a_gate_may_come_with_one_of_gamma_and_beta_or_alone(emit):
+    generator = randomise(tf.Generator(7, SITES, emit=emit))
+    for m in generator(torch.randn(2, 7)).values():
+        assert ("gamma" in emit) == (m.gamma - 1).any().item()
+        assert ("beta" in emit) == m.beta.any().item()
+        assert m.gate.abs().min() > 0
+
+
+def test_a_bound_around_one_starts_at_one_and_stays_near_it():
+    generator, free = tf.Generator(7, SITES, bound="tanh:0.25"), tf.Generator(7, SITES)
+    z = torch.randn(2, 7)
+    assert torch.equal(generator(z)["block1"].gamma, torch.ones(2, 3))
+    generator.load_state_dict(randomise(free).state_dict())
+    for m, raw in zip(generator(z).values(), free(z).values(), strict=True):
+        torch.testing.assert_close(m.gamma, 1 + 0.25 * torch.tanh(raw.gamma - 1))
+        assert m.gamma.min() > 0.75
+        assert m.gamma.max() < 1.25
+        assert torch.equal(m.beta, raw.beta)
+
+
+def test_a_trunk_is_computed_once_and_read_by_all_sites():
+    generator = randomise(tf.Generator(7, SITES, trunk=(11, "mish", 4, "silu"))).double()
+    z = torch.randn(2, 7).double()
+    first, _, second, _ = generator.trunk
+    hidden = oracles.linear(z.numpy(), *(p.detach().numpy() for p in first.parameters()))
+    hidden = oracles.linear(oracles.mish(hidden), *(p.detach().numpy() for p in second.parameters()))
+    hidden = hidden / (1 + math.e**-hidden)
+    head = (p.detach().numpy() for p in generator.head.parameters())
+    expected = oracles.paper_generator(hidden, *head, list(SITES.values()))
+    for m, (gamma, beta) in zip(generator(z).values(), expected, strict=True):
+        torch.testing.assert_close(m.gamma, torch.from_numpy(gamma))
+        torch.testing.assert_close(m.beta, torch.from_numpy(beta))
+
+
+def test_a_trunk_of_one_activation_is_that_of_dense_film():
+    generator, layer = tf.Generator(7, {"here": 3}, trunk=("mish",)), randomise(tf.DenseFiLM(3, 7))
+    generator.head.load_state_dict(layer.film.head.state_dict())
+    z = torch.randn(2, 7)
+    torch.testing.assert_close(generator(z)["here"].gamma, layer.modulation(z).gamma)
+
+
+def test_a_learned_scale_starts_at_the_identity_and_learns_first():
+    generator = tf.Generator(7, SITES, learned_scale=True)
+    modulations = generator(torch.randn(2, 7))
+    assert torch.equal(modulations["block1"].gamma, torch.ones(2, 3))
+    sum((m.gamma + m.beta).sum() for m in modulations.values()).backward()
+    assert generator.scale.grad.abs().min() > 0
+    assert not generator.head.weight.grad.any()
+
+
+def test_a_learned_scale_multiplies_what_is_predicted():
+    generator = randomise(tf.Generator(7, SITES, learned_scale=True))
+    z, scale = torch.randn(2, 7), generator.scale
+    raw = generator.head(z)
+    m = generator(z)["block2"]
+    torch.testing.assert_close(m.gamma, 1 + (scale * raw)[:, 6:11])
+    torch.testing.assert_close(m.beta, (scale * raw)[:, 11:16])
+
+
+def test_the_random_start_of_a_learned_scale_is_that_of_cnaps():
+    generator = tf.Generator(7, {"here": 5000}, learned_scale=True, init="default")
+    assert generator.scale.std().item() == pytest.approx(1e-3, rel=0.05)
+    assert generator.scale.mean().item() == pytest.approx(0, abs=1e-4)
+
+
+def test_the_penalty_is_the_distance_from_the_identity():
+    generator = randomise(tf.Generator(7, SITES, emit=GATED, gate_start=1.0))
+    modulations = generator(torch.randn(2, 7))
+    expected = 0.0
+    for m in modulations.values():
+        for field in (m.gamma - 1, m.beta, m.gate - 1):
+            expected += sum(value**2 for row in field.tolist() for value in row) / 2
+    assert generator.penalty(modulations).item() == pytest.approx(expected)
+    fresh = tf.Generator(7, SITES)
+    assert fresh.penalty(fresh(torch.randn(2, 7))).item() == 0
+
+
+def test_the_penalty_of_a_learned_scale_is_its_size():
+    generator = randomise(tf.Generator(7, SITES, learned_scale=True))
+    expected = sum(value**2 for value in generator.scale.tolist())
+    assert generator.penalty().item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"no learned scale either[\s\S]*learned_scale=True"):
+        tf.Generator(7, SITES).penalty()
+
+
+def test_the_options_can_be_written_down_and_read_again():
+    options = tf.Generator(7, SITES, head="lowrank:2", trunk=(11, "silu"), bound="tanh:0.5").options
+    again = json.loads(json.dumps(dataclasses.asdict(options)))
+    assert tf.Generator(7, SITES, **again).describe() == tf.Generator(7, SITES, **vars(options)).describe()
+
+
+def test_the_description_shows_what_all_sites_use():
+    lines = [line.split() for line in tf.Generator(7, SITES, trunk=(4, "silu")).describe().splitlines()]
+    assert lines[1] == ["block1", "3", "30", "22.7%"]
+    assert lines[4] == ["(all", "sites)", "32", "24.2%"]
+    assert lines[5] == ["total", "10", "132", "100.0%"]
+
+
+def test_the_description_of_a_composition_has_each_part():
+    text = tf.ComposedGenerator((2, 5), SITES).describe()
+    assert text.count("block1") == text.count("total") == 2
+
+
+def test_a_composition_is_built_from_sizes_and_anything_else_is_one_generator():
+    assert isinstance(tf.build_generator(7, SITES), tf.Generator)
+    composed = tf.build_generator(tf.Several({"a": tf.Vector(2), "b": tf.Vector(5)}, "compose").dim, SITES)
+    assert [part.cond_dim for part in composed.parts] == [2, 5]
+
+
+@pytest.mark.plain
+def test_a_condition_of_another_size_is_refused_before_the_trunk_and_before_a_composition():
+    with pytest.raises(ValueError, match=r"Generator: expected 7 numbers .* got shape \(2, 5\)"):
+        tf.Generator(7, SITES, trunk=(4,))(torch.randn(2, 5))
+    with pytest.raises(ValueError, match=r"expected 7 numbers .* \(2, 5\) of each, got shape \(3, 5\)"):
+        tf.ComposedGenerator((2, 5), SITES)(torch.randn(3, 5))
+    with pytest.raises(ValueError, match="the sizes of the conditions, got none"):
+        tf.ComposedGenerator((), SITES)
+
+
 REFUSED = [
     ({"sites": {}}, "expected at least one site, got none"),
     ({"sites": {"a": 0}}, "Generator site 'a': expected at least 1 channel, got 0"),
@@ -145,6 +283,8 @@ REFUSED = [
     ({"emit": ("beta", "gamma")}, "The order is always gamma, beta, gate"),
     ({"emit": ("gamma", "gamma")}, r"each once, got \('gamma', 'gamma'\)"),
     ({"gate_start": 1.0}, "gate_start=1.0 needs a gate"),
+    ({"bound": "tanh:0"}, "bound expected one of .* got 'tanh:0'"),
+    ({"bound": "tanh:half"}, "got 'tanh:half'"),
     ({"head": "linaer"}, "head expected 'linear', 'shared', 'lowrank:R' or 'table', got 'linaer'"),
     ({"head": "lowrank:0"}, "got 'lowrank:0'"),
     ({"trunk": (0,)}, r"trunk expected sizes from 1 on, got 0 in \(0,\)"),
