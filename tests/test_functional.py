@@ -1,5 +1,7 @@
 """film and gated_residual against loops, and every refusal with its message."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,13 @@ import torchfilm.functional as F
 
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=dtype)
+
+
+def torchs_own_warnings(test: Callable) -> Callable:
+    """Let pass what torch itself warns of when it compiles or takes forward gradients."""
+    for message in (".torch.jit.script", "<class .torch.autograd.function.Function.> should not be inst"):
+        test = pytest.mark.filterwarnings(f"ignore:{message}:DeprecationWarning")(test)
+    return test
 
 
 def assert_close(actual: Tensor, expected: np.ndarray) -> None:
@@ -142,6 +151,168 @@ def test_vmap_over_gamma_or_beta_alone():
     torch.testing.assert_close(torch.vmap(lambda row: F.film(x, row, g))(b), stacked)
 
 
+@pytest.mark.parametrize("gate", [(3,), (2, 3), (2, 5, 3), (1, 3)], ids=str)
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_a_gate_scales_what_film_and_its_activation_give(gate: tuple, activation: str | None):
+    x, g, b, scale = random(2, 3, 5, 7), random(2, 3), random(2, 5, 3), random(*gate)
+    before = oracles.film(x.numpy(), g.numpy(), b.numpy(), 1)
+    after = {None: lambda v: v, "relu": lambda v: np.maximum(v, 0), "silu": oracles.silu}[activation](before)
+    expected = oracles.film(after, scale.numpy(), np.zeros(3), 1)
+    assert_close(F.film(x, g, b, gate=scale, activation=activation), expected)
+
+
+ACTIVATED = [("relu", torch.relu), ("silu", torch.nn.functional.silu)]
+ALIGNED = [shapes for shapes in CHANNELS_LAST if 0 not in shapes[0]]
+
+
+@pytest.mark.parametrize(("activation", "function"), ACTIVATED)
+@pytest.mark.parametrize(("shape", "dim", "gamma", "beta"), ALIGNED, ids=str)
+def test_a_fused_activation_has_the_value_and_gradients_of_one_applied_after(
+    activation, function, shape, dim, gamma, beta
+):
+    values = [random(*shape), random(*gamma), random(*beta)]
+    assert_close(F.film(*values, dim, activation=activation), function(F.film(*values, dim)).numpy())
+    leaves = [value.requires_grad_() for value in values]
+    ours = F.film(*leaves, dim, activation=activation)
+    theirs = function(F.film(*leaves, dim))
+    torch.testing.assert_close(ours, theirs)
+    weight = torch.randn_like(ours)
+    pairs = zip(
+        torch.autograd.grad(ours, leaves, weight), torch.autograd.grad(theirs, leaves, weight), strict=True
+    )
+    for one, other in pairs:
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("activation", "function"), ACTIVATED)
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
+def test_only_the_gradients_that_are_wanted_are_made_and_they_are_right(activation, function, wanted):
+    values = [random(2, 3, 5), random(2, 3), random(2, 5, 3)]
+    leaves = [values[i].requires_grad_() for i in wanted]
+    ours = torch.autograd.grad(F.film(*values, activation=activation).square().sum(), leaves)
+    theirs = torch.autograd.grad(function(F.film(*values)).square().sum(), leaves)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@torchs_own_warnings
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("beta", [(2, 3), (2, 5, 3), (3,)], ids=str)
+def test_a_fused_activation_is_differentiable_forwards_in_batches_and_twice(activation: str, beta: tuple):
+    variables = [random(*shape).requires_grad_() for shape in ((2, 3, 5), (2, 3), beta)]
+
+    def fused(*values: Tensor) -> Tensor:
+        return F.film(*values, activation=activation)
+
+    assert torch.autograd.gradcheck(fused, variables, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(fused, variables)
+
+
+@torchs_own_warnings
+@pytest.mark.parametrize(("activation", "function"), ACTIVATED)
+def test_a_fused_activation_goes_through_the_transforms_of_functions(activation, function):
+    x, g, b = random(2, 3, 5), random(2, 3), random(7, 3)
+
+    def loss(take, x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+        return take(x, g, b).square().sum()
+
+    def fused(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+        return F.film(x, g, b, activation=activation)
+
+    def plain(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+        return function(F.film(x, g, b))
+
+    ours, theirs = (
+        (
+            torch.vmap(torch.func.grad(loss, argnums=(1, 2, 3)), (None, None, None, 0))(take, x, g, b),
+            torch.func.hessian(loss, argnums=2)(take, x, g, b[0]),
+            torch.vmap(lambda row: take(x, g, row))(b),  # noqa: B023
+            torch.func.jvp(lambda g: take(x, g, b[0]), (g,), (g,)),  # noqa: B023
+        )
+        for take in (fused, plain)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_training_saves_no_activation_beyond_the_inputs(activation: str, dtype: torch.dtype):
+    x, g, b = torch.randn(2, 3, 500, dtype=dtype), torch.randn(2, 3), torch.randn(2, 3)
+    leaves, saved = [value.requires_grad_() for value in (x, g, b)], []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = F.film(*leaves, activation=activation)
+    inputs = {leaf.untyped_storage().data_ptr() for leaf in leaves}
+    assert {tensor.untyped_storage().data_ptr() for tensor in saved} <= inputs
+    before = [leaf.detach().clone() for leaf in leaves]
+    y.sum().backward()
+    assert [leaf.grad.dtype for leaf in leaves] == [leaf.dtype for leaf in leaves]
+    for leaf, value in zip(leaves, before, strict=True):
+        assert torch.equal(leaf.detach(), value)
+
+
+@pytest.mark.parametrize(("activation", "function"), ACTIVATED)
+@pytest.mark.parametrize(
+    ("x", "g", "b"),
+    [
+        (torch.float32, torch.float64, torch.float32),
+        (torch.float32, torch.float32, torch.float64),
+        (torch.float64, torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float16, torch.bfloat16, torch.float32),
+    ],
+    ids=str,
+)
+def test_a_fused_activation_of_mixed_precisions_is_rounded_once(activation, function, x, g, b):
+    values = [random(2, 3, 5, dtype=x), random(2, 3, dtype=g), random(3, dtype=b)]
+    exact = [value.double().requires_grad_() for value in values]
+    leaves = [value.requires_grad_() for value in values]
+    y, expected = F.film(*leaves, activation=activation), function(F.film(*exact))
+    torch.testing.assert_close(y, expected.to(x))
+    y.sum().backward()
+    expected.sum().backward()
+    for leaf, other in zip(leaves, exact, strict=True):
+        torch.testing.assert_close(leaf.grad, other.grad.to(leaf.dtype), rtol=0.02, atol=0.02)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_fused_activation_agrees_with_the_loop_in_any_layout(data):
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=4))
+    dim, order = (
+        data.draw(st.integers(-len(shape), len(shape) - 1)),
+        data.draw(st.permutations(range(len(shape)))),
+    )
+    back = [order.index(i) for i in range(len(shape))]
+    x, g, b = random(*(shape[i] for i in order)).permute(back), random(shape[dim]), random(shape[dim])
+    leaf = x.detach().requires_grad_(data.draw(st.booleans()))
+    y = F.film(leaf, g, b, dim, activation="relu")
+    expected = np.maximum(oracles.film(x.numpy(), g.numpy(), b.numpy(), dim), 0)
+    assert_close(y.detach(), expected)
+    wide = [i for i, size in enumerate(shape) if size > 1]
+    assert [y.stride(i) for i in wide] == [torch.relu(g[0] * x).stride(i) for i in wide]
+
+
+@pytest.mark.plain
+def test_another_activation_is_refused():
+    with pytest.raises(ValueError, match=r"one of \['relu', 'silu'\] or None, got 'gelu'[\s\S]*apply any"):
+        F.film(random(2, 3), random(3), random(3), activation="gelu")
+
+
+def test_the_feature_wise_affine_adds_one_to_its_scale():
+    x, scale, shift = random(2, 5, 3), random(2, 3), random(2, 3)
+    expected = oracles.film(x.numpy(), 1 + scale.numpy(), shift.numpy(), -1)
+    assert_close(F.featurewise_affine(x, scale, shift), expected)
+    assert_close(F.featurewise_affine(x.mT, scale, shift, dim=1), expected.transpose(0, 2, 1))
+    small = torch.full((3,), 0.001, dtype=torch.bfloat16)
+    big = torch.full((2, 3), 1000.0)
+    assert F.featurewise_affine(big, small, 0 * small).min() > 1000.9  # 1 + 0.001 is 1 in bfloat16
+
+
 @pytest.mark.parametrize("gate", [(3,), (2, 3), (2, 5, 3)], ids=str)
 def test_a_gated_residual_adds_its_branch_through_the_gate(gate):
     x, branch, g = random(2, 3, 5, 7), random(2, 3, 5, 7), random(*gate)
@@ -224,19 +395,52 @@ def test_a_branch_of_another_shape_is_refused():
 
 @pytest.mark.plain
 def test_the_compiled_film_is_one_graph_for_every_layout_and_agrees():
+    torch.compiler.reset()
     compiled = torch.compile(F.film, fullgraph=True, backend="aot_eager", dynamic=False)
     for shape, dim, gamma in [((2, 3, 5), 1, (2, 3)), ((2, 5, 3), -1, (2, 5, 3)), ((2, 3, 5), 1, (2, 5, 3))]:
         x, g, b = random(*shape), random(*gamma), random(3)
         torch.testing.assert_close(compiled(x, g, b, dim), F.film(x, g, b, dim))
 
 
+@torchs_own_warnings
 @pytest.mark.plain
-@pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script_method. is:DeprecationWarning"
-)  # torch's own, on import
+@pytest.mark.parametrize(("activation", "function"), ACTIVATED)
+def test_a_compiled_fused_activation_is_one_graph_with_the_same_gradients(activation, function):
+    torch.compiler.reset()
+    compiled = torch.compile(F.film, fullgraph=True, backend="aot_eager")
+    leaves = [value.requires_grad_() for value in (random(2, 3, 5), random(2, 3), random(2, 3))]
+    ours = compiled(*leaves, activation=activation).square().sum()
+    theirs = function(F.film(*leaves)).square().sum()
+    pairs = zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other)
+
+
+@torchs_own_warnings
+@pytest.mark.plain
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_fused_activation_takes_another_batch(strict: bool):
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma, self.beta = (torch.nn.Parameter(torch.randn(3)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.film(x, self.gamma, self.beta, activation="relu")
+
+    block, batch = Block(), torch.export.Dim("batch")
+    program = torch.export.export(block, (torch.randn(2, 3, 5),), dynamic_shapes=[{0: batch}], strict=strict)
+    x = torch.randn(7, 3, 5)
+    torch.testing.assert_close(program.module()(x), block(x))
+
+
+@pytest.mark.plain
+@torchs_own_warnings
 def test_the_native_compiler_makes_the_same_numbers_forward_and_backward():
+    torch.compiler.reset()
+
     def loss(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
-        return torch.relu(F.film(x, g, b)).square().sum()
+        return F.film(x, g, b, activation="relu").square().sum()
 
     values = [random(2, 3, 5, dtype=torch.float32), torch.randn(2, 3), torch.randn(2, 3)]
     leaves = [value.requires_grad_() for value in values]
