@@ -239,6 +239,7 @@ PRESET_NAMES = {
     "bert": (["encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.output.LayerNorm"], [1]),
     "llama": (["model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"], [1]),
     "unet": (["down_blocks.0.resnets.0.norm1", "down_blocks.0.resnets.0.norm2"], [1]),
+    "dit": (["transformer_blocks.0.norm1.norm", "transformer_blocks.0.norm3"], [1]),
 }
 
 
@@ -258,5 +259,5 @@ def test_presets_pick_the_usual_sites_of_a_family(name: str):
 
 @pytest.mark.plain
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="expected one of resnet, vit, bert, llama, unet, got 'vgg'"):
+    with pytest.raises(ValueError, match="expected one of resnet, vit, bert, llama, unet, dit, got 'vgg'"):
         tf.preset("vgg")

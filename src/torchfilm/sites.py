@@ -100,6 +100,8 @@ PRESETS: dict[str, Preset] = {
     "llama": Preset((r"(.*\.)?layers\.\d+\.post_attention_layernorm",), dim=-1),
     # The second norm of each residual block, where diffusion networks hear their time step.
     "unet": Preset((r"(.*\.)?resnets\.\d+\.norm2",)),
+    # The norm that each MLP reads, after the one that hears the time step.
+    "dit": Preset((r"(.*\.)?transformer_blocks\.\d+\.norm3",)),
 }
 
 Pattern = str | Sequence[str] | Callable[[str, nn.Module], bool] | Preset | Sites
