@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -176,6 +177,8 @@ class Generator(nn.Module):
         self.bound = self.options.bound
         self.emit = tuple(self.options.emit)
         self.gamma_offset = self.options.offset
+        # Neighbours of one width share their operations: (width, how many sites).
+        self._runs = tuple((width, len(list(run))) for width, run in itertools.groupby(self.sites.values()))
         widths = [channels * len(self.emit) for channels in self.sites.values()]
         self.trunk = _build_trunk(cond_dim, self.options.trunk, device)
         numbers = [layer for layer in self.options.trunk if isinstance(layer, int)]
@@ -219,9 +222,11 @@ class Generator(nn.Module):
 
     def modulations(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
         """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""
-        fields = len(self.emit)
-        parts = iter(raw.split([width for width in self.sites.values() for _ in range(fields)], dim=-1))
-        return {name: self._modulation([next(parts) for _ in range(fields)]) for name in self.sites}
+        fields, made = len(self.emit), []
+        parts = raw.split([fields * width * count for width, count in self._runs], dim=-1)
+        for part, (width, count) in zip(parts, self._runs, strict=True):
+            made += self._of_one_width(part.unflatten(-1, (count, fields, width)))
+        return dict(zip(self.sites, made, strict=True))
 
     def penalty(self, modulations: Mapping[str, Modulation] | None = None) -> Tensor:
         """Return how far the modulations are from the identity, to be added to the loss with a small weight.
@@ -270,14 +275,16 @@ class Generator(nn.Module):
         if self.scale is not None:
             nn.init.normal_(self.scale, std=_SCALE_STD if self.options.init == "default" else 0.0)
 
-    def _modulation(self, raw: Sequence[Tensor]) -> Modulation:
-        fields = dict(zip(self.emit, raw, strict=True))
+    def _of_one_width(self, raw: Tensor) -> list[Modulation]:
+        """Return the modulations of neighbouring sites of one width: [*batch, sites, fields, width]."""
+        fields = dict(zip(self.emit, raw.unbind(dim=-2), strict=True))
         gamma, beta, gate = (fields.get(name) for name in get_args(Emitted))
-        return Modulation(
-            torch.ones_like(raw[0]) if gamma is None else self.options.gamma(gamma),
-            torch.zeros_like(raw[0]) if beta is None else beta,
-            None if gate is None else gate + self.options.gate_start,
-        )
+        first = raw[..., 0, :]
+        gammas = torch.ones_like(first) if gamma is None else self.options.gamma(gamma)
+        betas = torch.zeros_like(first) if beta is None else beta
+        gates = None if gate is None else gate + self.options.gate_start
+        each = [field.unbind(dim=-2) for field in (gammas, betas, gates) if field is not None]
+        return [Modulation(*values) for values in zip(*each, strict=True)]
 
     def _distance(self, modulation: Modulation) -> Tensor:
         squares = (modulation.gamma - 1).square() + modulation.beta.square()
