@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Recording:
         notes: further entries of the episode's row in meta/episodes; text or numbers.
     """
 
-    columns: dict[str, NDArray[Any]]
+    columns: Mapping[str, NDArray[Any]]
     task: str
     notes: dict[str, str | int | float | bool] = field(default_factory=dict)
 
@@ -117,7 +117,7 @@ class _Writer:
 
     def add(self, recording: Recording) -> None:
         episode, length = len(self._rows), len(recording)
-        frames = {key: self._checked(recording, key, episode) for key in self._names}
+        frames: dict[str, NDArray[Any]] = {key: self._checked(recording, key, episode) for key in self._names}
         task = self._tasks.setdefault(recording.task, len(self._tasks))
         steps = np.arange(length)
         frames["timestamp"] = (steps / self._fps).astype(np.float32)

@@ -28,6 +28,7 @@ def test_gymnasium_finds_nothing_to_complain_of(arms):
 
 
 @pytest.mark.parametrize("arms", [1, 2])
+@pytest.mark.filterwarnings("ignore:no OpenGL")
 @pytest.mark.parametrize("obs_type", OBS_TYPES)
 def test_observations_lie_in_their_space(obs_type, arms):
     env = TableEnv(obs_type, arms=arms, size=32)

@@ -200,7 +200,7 @@ def read_demonstrations(root: str | Path) -> Demonstrations:
 def _recording(episode: Episode, outcome: Outcome, seen: list[tuple[NDArray, NDArray, NDArray]]) -> Recording:
     told = episode.told[0]
     notes = {"scene": episode.scene.to_dict(), "told": told.to_dict(), "outcome": outcome.to_dict()}
-    columns = dict(zip(_KEYS, map(np.stack, zip(*seen, strict=True)), strict=True))
+    columns: dict[str, NDArray] = dict(zip(_KEYS, map(np.stack, zip(*seen, strict=True)), strict=True))
     return Recording(columns, told.text, {f"torchfilm/{k}": json.dumps(v) for k, v in notes.items()})
 
 

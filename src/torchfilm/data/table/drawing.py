@@ -24,7 +24,7 @@ def draw(solids: list[Solid], size: int) -> NDArray[np.uint8]:
         share = np.clip(0.5 - gap / pixel, 0, 1) * solid.colour[3]
         shade = np.ones_like(share)
         if solid.kind == "sphere":
-            shade = 0.55 + 0.55 * np.clip(-gap / solid.radius, 0, 1)
+            shade = 0.75 + 0.35 * np.clip(-gap / solid.radius, 0, 1)
         colour = np.clip(np.array(solid.colour[:3]) * shade[..., None], 0, 1)
         image[part] += share[..., None] * (colour - image[part])
     return np.round(255 * image).astype(np.uint8)

@@ -32,7 +32,7 @@ _STAGE = f"""<mujoco>
   <statistic extent="1" center="0 {MIDDLE[1]} 0"/>
   <worldbody>
     <geom type="plane" size="2 2 0.1" rgba="{TABLE[0]} {TABLE[1]} {TABLE[2]} 1"/>
-    <camera name="above" pos="{MIDDLE[0]} {MIDDLE[1]} 2" projection="orthographic" fovy="{SPAN}"/>
+    <camera name="above" pos="{MIDDLE[0]} {MIDDLE[1]} 2"/>
   </worldbody>
 </mujoco>"""
 
@@ -121,6 +121,8 @@ class _Stage:
         camera.type, camera.fixedcamid = mj.mjtCamera.mjCAMERA_FIXED, 0
         every = mj.mjtCatBit.mjCAT_ALL
         mj.mjv_updateScene(model, data, mj.MjvOption(), None, camera, every, self._scene)
+        for view in self._scene.camera:  # parallel rays; MJCF says so in another way in each version
+            view.orthographic, view.frustum_bottom, view.frustum_top = 1, -SPAN / 2, SPAN / 2
         self._empty = self._scene.ngeom
         self._context = mj.MjrContext(model, mj.mjtFontScale.mjFONTSCALE_100)
         mj.mjr_setBuffer(mj.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
