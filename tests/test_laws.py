@@ -47,6 +47,7 @@ def test_every_public_module_is_in_the_catalogue():
     [
         "adaptive",
         "comparison",
+        "concatenation",
         "conditions",
         "converters",
         "dataflow",

@@ -7,6 +7,7 @@ from .adapter import save as save
 from .adaptive import AdaLNZero as AdaLNZero
 from .adaptive import AdaRMSNorm as AdaRMSNorm
 from .comparison import compare as compare
+from .concatenation import concat_as_shift as concat_as_shift
 from .conditions import Classes as Classes
 from .conditions import Scalars as Scalars
 from .conditions import Tokens as Tokens
