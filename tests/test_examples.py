@@ -9,8 +9,13 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PROMISES = {
     "ask_a_scene.py": r"%",
+    "diffusion_with_guidance.py": "% in the column asked for",
     "film_layer.py": "class 2: gamma +3.00 (true 3), beta -2.00 (true -2)",
+    "find_an_ignored_condition.py": "The condition is heard: swapping it changes the output",
+    "fold_for_deployment.py": "classes of others than torch: []",
+    "listen_to_metadata.py": "the same, listening: 0.0",
     "read_clevr.py": "240 of 240 programs give the answer in the file",
+    "told_what_to_look_for.py": "100% right; without the question 25 %",
 }
 
 

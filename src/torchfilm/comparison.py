@@ -293,6 +293,7 @@ def _kept(candidate: _Candidate) -> int:
     kept: dict[int, int] = {}
     alive = []
 
+    @torch.compiler.disable
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         alive.append(storage)  # a freed address would be given to the next tensor
