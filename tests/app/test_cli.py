@@ -20,10 +20,10 @@ OPTIONS = {
     "data": "NAME OUT --split --scenes --seed --recipe --workers --questions-per-scene --condition --width "
     "--height --episodes --noise --json",
     "train": "SYSTEM --recipe --data --out --minutes --steps --seed --resume --train-split --val-split "
-    "--scenes --perception --cache --json",
+    "--scenes --perception --images --cache --json",
     "eval": "SYSTEM RUN --data --split --experiment --blind --families --limit --scenes --seed --out "
-    "--recipe --minutes --steps --seeds --only --perception --cache --json",
-    "inspect": "SYSTEM RUN --data --split --out --points --scenes --seed --cache --json",
+    "--recipe --minutes --steps --seeds --only --perception --images --cache --json",
+    "inspect": "SYSTEM RUN --data --split --out --points --scenes --seed --images --cache --json",
     "ask": "IMAGE QUESTION --model --json",
     "serve": "--model --host --port --json",
 }
@@ -146,6 +146,17 @@ def test_eval_measures_beside_the_blind_baseline(data, trained, blind, capsys):
     found = only_json(capsys)
     assert {"accuracy", "by_kind", "n", "seed", "blind", "mode"} <= set(found)
     assert (found["n"], found["seed"], found["split"], found["recipe"]) == (50, 0, "val", "tiny")
+
+
+def test_eval_reads_questions_whose_images_lie_elsewhere(data, trained, tmp_path, capsys):
+    asked = json.loads((data / "questions" / "CLEVR_val_questions.json").read_text())["questions"][:5]
+    kept = ("question", "image_filename", "answer", "split")
+    humans = tmp_path / "CLEVR-Humans-val.json"
+    humans.write_text(json.dumps({"questions": [{key: one[key] for key in kept} for one in asked]}))
+    given = ("eval", "visual_reasoning", trained, "--data", tmp_path, "--split", "val", "--json")
+    assert run(*given) == 2
+    assert run(*given, "--images", data) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 5
 
 
 def test_eval_renders_fresh_scenes_where_no_data_is_named(trained, tmp_path, capsys):

@@ -15,6 +15,7 @@ from torchfilm.app.console import Bar, emit, note, percent, table
 from torchfilm.app.options import OptionalFloat, OptionalInt, OptionalPath, OptionalText, RunPath, SystemName
 
 if TYPE_CHECKING:
+    from torchfilm.app.commands.inspect import Inspect
     from torchfilm.data.clevr.encoding import EncodedQuestions
     from torchfilm.data.clevr.files import ClevrFolder
     from torchfilm.systems.visual_reasoning.bundle import Bundle
@@ -75,6 +76,8 @@ class Evaluate:
     """ablations: these names; data_size: these numbers of scenes; cogent: these numbers of questions"""
     perception: OptionalPath = None
     """what they see with: run or bundle; default: the shipped one"""
+    images: OptionalPath = None
+    """the folder with the images, where they lie elsewhere: CLEVR-Humans is questions alone"""
     cache: OptionalPath = None
     """where derived files are kept; default: .cache in the data folder"""
     json: bool = False
@@ -91,7 +94,7 @@ class Evaluate:
         from torchfilm.systems.visual_reasoning.bundle import load_bundle
 
         bundle = load_bundle(self.run)
-        with data_folder(self.data, self.cache, bundle, self.scenes, self.seed) as (folder, seed):
+        with data_folder(self, bundle) as (folder, seed):
             split = self.split or usual_split(folder)
             exam = bundle_exam(bundle, folder, split)
             if self.limit is not None:
@@ -145,17 +148,16 @@ class Evaluate:
 
 
 @contextlib.contextmanager
-def data_folder(
-    data: Path | None, cache: Path | None, bundle: Bundle, scenes: int, seed: int | None
-) -> Iterator[tuple[ClevrFolder, int]]:
+def data_folder(options: Evaluate | Inspect, bundle: Bundle) -> Iterator[tuple[ClevrFolder, int]]:
     """The data folder and the seed; without one, fresh scenes in a folder that is gone afterwards."""
     from torchfilm.data.clevr.files import ClevrFolder
     from torchfilm.data.clevr.generate import generate_dataset
 
-    if data is not None:
-        yield ClevrFolder(data, cache=cache), seed or 0
+    if options.data is not None:
+        yield ClevrFolder(options.data, options.images, options.cache), options.seed or 0
         return
-    drawn = secrets.randbelow(2**31) if seed is None else seed
+    scenes = options.scenes
+    drawn = secrets.randbelow(2**31) if options.seed is None else options.seed
     note(f"no --data: rendering {scenes} fresh scenes, seed {drawn}")
     height, _ = bundle.picture_size
     with tempfile.TemporaryDirectory(prefix="torchfilm-") as place:

@@ -105,7 +105,7 @@ def _prepared(options: Evaluate, train_split: str, val_split: str) -> tuple[Reci
     if options.data is None:
         raise ValueError(f"eval --experiment {options.experiment} trains: expected --data, got none")
     recipe = known_recipe(options.recipe, RECIPES)
-    folder = ClevrFolder(options.data, cache=options.cache)
+    folder = ClevrFolder(options.data, options.images, options.cache)
     sight = load_sight(options.perception) if recipe.config.input == "maps" else None
     note(f"reading the questions of {folder.root}, split {train_split}")
     with Bar("looking at the pictures", "pictures") as bar:

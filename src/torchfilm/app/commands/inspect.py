@@ -57,6 +57,8 @@ class Inspect:
     """how many fresh scenes"""
     seed: int = 0
     """of what is drawn"""
+    images: OptionalPath = None
+    """the folder with the images, where they lie elsewhere: CLEVR-Humans is questions alone"""
     cache: OptionalPath = None
     """where derived files are kept; default: .cache in the data folder"""
     json: bool = False
@@ -70,7 +72,7 @@ class Inspect:
 
         bundle = load_bundle(self.run)
         network = film_network(bundle)
-        with data_folder(self.data, self.cache, bundle, self.scenes, self.seed) as (folder, seed):
+        with data_folder(self, bundle) as (folder, seed):
             split = self.split or usual_split(folder)
             exam = bundle_exam(bundle, folder, split)
             shown = OnDemand(folder, split, len(exam.pictures))

@@ -53,6 +53,8 @@ class Train:
     """learn from the first so many scenes; default: all"""
     perception: OptionalPath = None
     """run or bundle with a trained perception; default: the shipped one"""
+    images: OptionalPath = None
+    """the folder with the images, where they lie elsewhere: CLEVR-Humans is questions alone"""
     cache: OptionalPath = None
     """where derived files are kept; default: .cache in the data folder"""
     json: bool = False
@@ -67,7 +69,7 @@ class Train:
         known_system(self.system)
         if self.recipe != PERCEPTION:
             known_recipe(self.recipe, RECIPES)
-        folder = ClevrFolder(self.data, cache=self.cache)
+        folder = ClevrFolder(self.data, self.images, self.cache)
         out = self.out or Path("runs") / self.recipe
         found = self._perception(folder, out) if self.recipe == PERCEPTION else self._network(folder, out)
         if not first_process():

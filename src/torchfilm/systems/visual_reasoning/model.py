@@ -102,8 +102,8 @@ class ReasonerConfig:
         height, width = self.grid
         if min(self.margins) < 0 or min(height, width) < 1 or (self.input == "pixels" and any(self.margins)):
             raise ValueError(
-                f"ReasonerConfig: expected margins that leave cells of {self.input_height}x{self.input_width}, "
-                f"and none over pixels, got {self.margins} over {self.input}. "
+                f"ReasonerConfig: expected margins that leave cells of {self.input_height}x"
+                f"{self.input_width}, and none over pixels, got {self.margins} over {self.input}. "
                 "They are (top, bottom, left, right), in cells of features or maps."
             )
         if self.input == "pixels" and (
@@ -238,7 +238,7 @@ class VisualReasoner(nn.Module):
         """Return one vector per question. questions: word ids; lengths: words, <START> and <END> counted."""
         return self.encoder(questions, lengths)
 
-    @torch.compiler.disable  # compiled with the blocks, it makes them keep ReLU's masks, which costs more
+    @torch.compiler.disable()  # compiled with the blocks, it makes them keep ReLU's masks, which costs more
     def modulations(self, z: Float[Tensor, "batch d"]) -> dict[str, Modulation]:
         """Return gamma and beta [batch, channels] of each block that listens: "block1", "block2", ..."""
         return {} if self.generator is None else self.generator(z)
@@ -295,7 +295,7 @@ class VisualReasoner(nn.Module):
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     nn.init.kaiming_uniform_(module.weight)
             if self.generator is not None and config.generator_std is None:
-                nn.init.kaiming_uniform_(self.generator.head.weight)
+                nn.init.kaiming_uniform_(self.generator.head.get_parameter("weight"))
         if config.identity_noise is not None:
             for block in self.blocks.values():
                 _start_near_identity(block, config.identity_noise)

@@ -2,19 +2,32 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torchfilm.systems.visual_reasoning.baselines import BaselineConfig, Kind
+from torchfilm.systems.visual_reasoning.data import Curriculum
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig
 from torchfilm.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
+class Feed:
+    """How questions come to training: how many of a scene at a time, and which ones at the start.
+
+    The default is the paper's: each scene is asked one question at a time, the easy and the hard alike.
+    """
+
+    questions_per_scene: int = 1
+    curriculum: Curriculum = field(default_factory=Curriculum)
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One named run: the network and how it is trained."""
+    """One named run: the network, how it is trained, and in which order questions come."""
 
     config: ReasonerConfig | BaselineConfig
     training: TrainConfig
+    feed: Feed = field(default_factory=Feed)
 
 
 PAPER_TRAINING = TrainConfig(
@@ -42,6 +55,8 @@ LAPTOP_TRAINING = TrainConfig(
     precision="bfloat16",
     compile=True,
 )
+
+LAPTOP_FEED = Feed(questions_per_scene=2, curriculum=Curriculum(start=0.067))
 
 LAPTOP = ReasonerConfig(
     word_dim=64,
@@ -75,7 +90,7 @@ TINY = replace(
 
 def _baseline(kind: Kind) -> Recipe:
     """A baseline with the laptop's sizes, data and budget."""
-    return Recipe(BaselineConfig(kind), LAPTOP_TRAINING)
+    return Recipe(BaselineConfig(kind), LAPTOP_TRAINING, LAPTOP_FEED)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -83,12 +98,14 @@ RECIPES: dict[str, Recipe] = {
     "paper_pixels": Recipe(
         ReasonerConfig(input="pixels", input_channels=3, input_height=224, input_width=224), PAPER_TRAINING
     ),
-    "laptop": Recipe(LAPTOP, LAPTOP_TRAINING),
+    "laptop": Recipe(LAPTOP, LAPTOP_TRAINING, LAPTOP_FEED),
     "laptop_lstm": _baseline("lstm"),
     "laptop_cnn_lstm": _baseline("cnn_lstm"),
     "laptop_sa": _baseline("stacked_attention"),
     "laptop_rn": _baseline("relation_network"),
-    "tiny": Recipe(TINY, TrainConfig(steps=100, batch_size=64, warmup_steps=10, checkpoint_seconds=None)),
+    "tiny": Recipe(
+        TINY, TrainConfig(steps=100, batch_size=64, warmup_steps=10, checkpoint_seconds=None), LAPTOP_FEED
+    ),
 }
 
 

@@ -20,30 +20,16 @@ from torchfilm.data.clevr.vocabulary import Vocabulary
 from torchfilm.systems.visual_reasoning import build, describe, loss
 from torchfilm.systems.visual_reasoning.baselines import BaselineConfig
 from torchfilm.systems.visual_reasoning.bundle import Bundle, Sight, picture_size
-from torchfilm.systems.visual_reasoning.data import Curriculum, QuestionBatches, reasoning_steps
+from torchfilm.systems.visual_reasoning.data import QuestionBatches, reasoning_steps
 from torchfilm.systems.visual_reasoning.evaluate import score
 from torchfilm.systems.visual_reasoning.exam import Exam, Pictures, predict
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig
-from torchfilm.systems.visual_reasoning.recipe import Recipe
+from torchfilm.systems.visual_reasoning.recipe import Feed, Recipe
 from torchfilm.systems.visual_reasoning.sights import Progress, split_maps
 from torchfilm.training import Interrupted, TrainConfig, TrainResult, find_weights, load_weights, train
 
 HELD_OUT_QUESTIONS = 10_000
 """How many held-out questions a run is measured on."""
-
-
-@dataclass(frozen=True)
-class Feed:
-    """How questions come to training: how many of a scene at a time, and which ones at the start."""
-
-    questions_per_scene: int
-    curriculum: Curriculum
-
-
-FEEDS = {"maps": Feed(2, Curriculum(start=0.067))}
-"""By what comes in; the paper's inputs ask each scene once per epoch, without a curriculum."""
-
-ONE_BY_ONE = Feed(1, Curriculum())
 
 
 class Rows:
@@ -192,12 +178,11 @@ def train_bundle(
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as its inputs: see model.py
     bundle = Bundle(name, network, material.vocabulary, material.sight)
-    feed = FEEDS.get(config.input, ONE_BY_ONE)
     try:
         result = train(
             network,
             loss,
-            _batches(material, config, feed, questions),
+            _batches(material, config, recipe.feed, questions),
             recipe.training,
             out,
             evaluate=_held_out(material, config),
@@ -207,7 +192,7 @@ def train_bundle(
                 "network": describe(config),
                 "vocabulary": material.vocabulary.digest,
                 "perception": None if material.sight is None else material.sight.digest,
-                "feed": asdict(feed),
+                "feed": asdict(recipe.feed),
                 "scenes": material.scenes,
             },
         )
