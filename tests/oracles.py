@@ -174,3 +174,15 @@ def shared_head(z: Array, weight: Array, bias: Array, widths: Sequence[int]) -> 
                 y[b, row] = product + bias[row]
                 row += 1
     return y
+
+
+def variance_between(values: Array, labels: Sequence[str]) -> tuple[Array, Array]:
+    """For each column: the sum over rows of (mean of the row's label - mean)^2, and of (row - mean)^2."""
+    between, total = np.zeros(values.shape[1]), np.zeros(values.shape[1])
+    for c in range(values.shape[1]):
+        mean = sum(values[:, c]) / len(values)
+        for row, label in enumerate(labels):
+            group = [values[other, c] for other in range(len(values)) if labels[other] == label]
+            between[c] += (sum(group) / len(group) - mean) ** 2
+            total[c] += (values[row, c] - mean) ** 2
+    return between, total

@@ -173,7 +173,7 @@ LIBRARY = (
     ("fold_rules", "kept"),
     ("fold_report",),
     ("concatenation", "folding", "tabulation"),
-    ("counterfactual", "inspection"),
+    ("counterfactual", "inspection", "pulses", "sensitivity", "summary"),
     ("comparison", "converters", "doctor", "guidance", "heard", "plot"),
 )
 RANK = {name: rank for rank, names in enumerate(LIBRARY) for name in names}

@@ -12,6 +12,7 @@ from .conditions import Classes as Classes
 from .conditions import Scalars as Scalars
 from .conditions import Tokens as Tokens
 from .conditions import Vector as Vector
+from .doctor import doctor as doctor
 from .fold_report import FoldReport as FoldReport
 from .folding import fold as fold
 from .folding import folded as folded
@@ -26,6 +27,13 @@ from .injection import conditioning as conditioning
 from .injection import remove as remove
 from .injection import unconditioned as unconditioned
 from .injection import using as using
+from .inspection import Modulations as Modulations
+from .inspection import edit as edit
+from .inspection import load_modulations as load_modulations
+from .inspection import modulations as modulations
+from .inspection import record as record
+from .inspection import save_modulations as save_modulations
+from .inspection import sweep as sweep
 from .layers import DenseFiLM as DenseFiLM
 from .layers import FiLM as FiLM
 from .modulation import Modulation as Modulation
@@ -38,6 +46,7 @@ from .norms import ConditionalInstanceNorm2d as ConditionalInstanceNorm2d
 from .norms import ConditionalInstanceNorm3d as ConditionalInstanceNorm3d
 from .norms import ConditionalLayerNorm as ConditionalLayerNorm
 from .norms import ConditionalRMSNorm as ConditionalRMSNorm
+from .sensitivity import sensitivity as sensitivity
 from .several import Masked as Masked
 from .several import Maybe as Maybe
 from .several import Several as Several
@@ -45,5 +54,6 @@ from .sites import Site as Site
 from .sites import Sites as Sites
 from .sites import find as find
 from .sites import preset as preset
+from .summary import summarise as summarise
 from .tables import SeparableTable as SeparableTable
 from .tabulation import tabulate as tabulate

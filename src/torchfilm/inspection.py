@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation
@@ -117,50 +118,37 @@ class Modulations(dict[str, Modulation]):
 class Recording(Mapping[str, Modulation]):
     """What went to the sites while `record` was active: `rec[site].gamma` is [N, C] over all calls.
 
-    A network takes it as it is: `model(x, modulation=rec)`.
-
-    Attributes:
-        calls: the values of each call, of any fusion, site by site, without graphs.
+    A network takes it as it is: `model(x, modulation=rec)`. `rec.calls` has the values of each call apart, of
+    any fusion, without graphs.
     """
 
     def __init__(self) -> None:
         self._calls: list[dict[str, Any]] = []
-        self._compiled: list[tuple[list[Tensor], str]] = []
-        self._kinds: tuple[type, ...] = ()
+        self._pending: list[list[Tensor]] = []
+        self._structure: Any = None
         self._ticket = torch.tensor(next(_TICKETS))
         _OPEN[int(self._ticket)] = self
 
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
         """Note the values, and hand them on."""
-        if not torch.compiler.is_compiling():
-            self._calls.append({name: _detached(value) for name, value in values.items()})
-            return values
-        tensors: list[Tensor] = []
-        layout = ""
-        for name, value in values.items():
-            for field, tensor in vars(value).items():
-                if tensor is not None:
-                    tensors.append(tensor.detach())
-                    layout += f"{name}\t{field}\n"
-        self._kinds = tuple([type(value) for value in values.values()])
-        _note(self._ticket, tensors, layout)
+        tensors, structure = pytree.tree_flatten(dict(values))
+        tensors = [tensor.detach() for tensor in tensors]
+        if torch.compiler.is_compiling():
+            _note(self._ticket, tensors)
+        else:
+            self.calls.append(pytree.tree_unflatten(tensors, structure))
+        self._structure = structure
         return values
 
-    def note(self, tensors: list[Tensor], layout: str) -> None:
-        """Take a call of a compiled network: the tensors, and a line "site, field" for each."""
-        self._compiled.append((tensors, layout))
+    def note(self, tensors: list[Tensor]) -> None:
+        """Take a call of a compiled network, which says afterwards how its tensors belong together."""
+        self._pending.append(tensors)
 
     @property
     def calls(self) -> list[dict[str, Any]]:
         """Return the values of each call, in order."""
-        for tensors, layout in self._compiled:
-            fields: dict[str, dict[str, Tensor]] = {}
-            for line, tensor in zip(layout.splitlines(), tensors, strict=True):
-                name, field = line.split("\t")
-                fields.setdefault(name, {})[field] = tensor
-            pairs = zip(fields.items(), self._kinds, strict=True)
-            self._calls.append({name: kind(**found) for (name, found), kind in pairs})
-        self._compiled.clear()
+        self._calls += [pytree.tree_unflatten(tensors, self._structure) for tensors in self._pending]
+        self._pending.clear()
         return self._calls
 
     @property
@@ -426,14 +414,6 @@ class _Turn:
         return {**values, **{name: self.change(values[name], self.value) for name in self.sites}}
 
 
-def _detached(value: Any) -> Any:
-    return type(value)(**{field: _detach(tensor) for field, tensor in vars(value).items()})
-
-
-def _detach(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
-
-
 def _fields(modulation: Modulation) -> dict[str, Tensor]:
     """Return the fields that are there, with one shape and a batch axis."""
     found = {field: value for field, value in vars(modulation).items() if value is not None}
@@ -450,11 +430,9 @@ _OPEN: weakref.WeakValueDictionary[int, Recording] = weakref.WeakValueDictionary
 # What a compiled network leaves in a list becomes a guard, and each call a graph of its own. An operator that
 # claims to change the ticket runs at every call, in order, and is nothing but a node of the graph.
 @torch.library.custom_op(
-    "torchfilm::note",
-    mutates_args=("ticket",),
-    schema="(Tensor(a!) ticket, Tensor[] tensors, str layout) -> ()",
+    "torchfilm::note", mutates_args=("ticket",), schema="(Tensor(a!) ticket, Tensor[] tensors) -> ()"
 )
-def _note(ticket: Tensor, tensors: list[Tensor], layout: str) -> None:
+def _note(ticket: Tensor, tensors: list[Tensor]) -> None:
     recording = _OPEN.get(int(ticket))
     if recording is not None:
-        recording.note([tensor.clone() for tensor in tensors], layout)
+        recording.note([tensor.clone() for tensor in tensors])

@@ -1,0 +1,188 @@
+"""What one forward and one backward pass tell about each site: calls, share in the output, who reads it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+
+from torchfilm.sites import Site
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What the pass measured at a site.
+
+    Args:
+        site: its name.
+        calls: how often its module ran in one forward of the network.
+        fields: |dy/dgamma| / |y| over all samples and channels, so 0.1 says that gammas moved by one at
+            random change the output by a tenth; likewise gate and others, and |dy/dbeta| rms(x) / |y| for
+            beta. None where the output does not depend on it.
+        together: the same if one condition moved all samples alike; None for a single sample.
+    """
+
+    site: str
+    calls: int
+    fields: dict[str, float | None]
+    together: float | None
+
+    @property
+    def strength(self) -> float:
+        """Return the largest of the fields."""
+        return max((value for value in self.fields.values() if value is not None), default=0.0)
+
+
+@dataclass
+class Seen:
+    """What ran in the forward pass: calls and features' size of each site, and which norm read which node."""
+
+    calls: dict[str, int] = field(default_factory=dict)
+    size: dict[str, float] = field(default_factory=dict)
+    norms: dict[Any, str] = field(default_factory=dict)
+
+
+@contextmanager
+def watched(root: nn.Module, sites: dict[str, Site]) -> Iterator[Seen]:
+    """Count the calls of sites and note what norms read, for one forward pass."""
+    seen = Seen()
+    handles = []
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen.calls[name] = seen.calls.get(name, 0) + 1
+            tensors = [
+                t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()
+            ]
+            if tensors and name not in seen.size:
+                seen.size[name] = float(tensors[0].detach().float().square().mean().sqrt())
+
+        return hook
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            if args and isinstance(args[0], Tensor) and args[0].grad_fn is not None:
+                kind = getattr(type(module), "_film_base", type(module))
+                seen.norms[args[0].grad_fn] = f"{kind.__name__} '{name}'"
+
+        return hook
+
+    try:
+        for name, module in root.named_modules():
+            if name in sites:
+                handles.append(module.register_forward_hook(count(name)))
+            if _normalises(module) and not name.startswith("film."):
+                handles.append(module.register_forward_pre_hook(note(name)))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def take_pulses(
+    sites: dict[str, Site],
+    seen: Seen,
+    gradients: list[tuple[str, str, Tensor | None]],
+    unit: float,
+    *,
+    same: bool,
+) -> dict[str, Pulse]:
+    """Turn gradients into shares of the output; where there is one condition, samples move together."""
+    fields: dict[str, dict[str, float | None]] = {name: {} for name in sites}
+    together: dict[str, list[float]] = {name: [] for name in sites}
+    for name, part, gradient in gradients:
+        if gradient is None:
+            fields[name][part] = None
+            continue
+        scale = seen.size.get(name, 1.0) if part == "beta" else 1.0
+        each = gradient.double() * scale / unit**0.5
+        batched = gradient.ndim > 1 and len(gradient) > 1
+        alone, shared = _norm(each), _norm(each.sum(dim=0) if batched else each)
+        together[name] += [shared] * batched
+        fields[name][part] = shared if same else alone
+    return {
+        name: Pulse(name, seen.calls.get(name, 0), parts, max(together[name], default=None))
+        for name, parts in fields.items()
+    }
+
+
+def readers(total: Tensor, leaves: Sequence[tuple[str, Tensor]], seen: Seen) -> dict[str, str]:
+    """Return for each site which norm reads what it modulates while channels are still apart; "" for none.
+
+    Args:
+        total: the scalar whose graph is read; the graph may be spent.
+        leaves: the name of the site and each tensor of its value.
+        seen: what the forward pass left.
+    """
+    users, starts = _graph(total)
+    nodes: dict[str, list[Any]] = {}
+    for name, leaf in leaves:
+        nodes.setdefault(name, []).extend([starts[id(leaf)]] if id(leaf) in starts else [])
+    return {name: _reader(users, found, seen) for name, found in nodes.items()}
+
+
+def _norm(values: Tensor) -> float:
+    return float(values.square().sum().sqrt())
+
+
+def _normalises(module: nn.Module) -> bool:
+    """Whether a module may take a factor and a shift per channel out again, as layer norms do not."""
+    name = type(module).__name__
+    if "Norm" not in name or "LayerNorm" in name or "RMSNorm" in name:
+        return False
+    return module.training or not isinstance(module, _BatchNorm) or module.running_mean is None
+
+
+# Behind these a channel is a mixture, and a norm can no longer undo the modulation of each.
+_MIXING = (
+    "Convolution",
+    "Addmm",
+    "MmBackward",
+    "BmmBackward",
+    "Baddbmm",
+    "Embedding",
+    "Attention",
+    "Softmax",
+)
+
+
+def _graph(total: Tensor) -> tuple[dict[Any, list[Any]], dict[int, Any]]:
+    """Return who reads each node of the graph behind a result, and the node of each leaf, by its id."""
+    users: dict[Any, list[Any]] = {}
+    starts: dict[int, Any] = {}
+    todo, known = [total.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in known:
+            continue
+        known.add(node)
+        if (variable := getattr(node, "variable", None)) is not None:
+            starts[id(variable)] = node
+        for below, _ in node.next_functions:
+            users.setdefault(below, []).append(node)
+            todo.append(below)
+    return users, starts
+
+
+def _reader(users: dict[Any, list[Any]], starts: list[Any], seen: Seen) -> str:
+    """Return which norm reads what these nodes modulate while channels are still apart; "" for none."""
+    todo, reached = deque(starts), set()
+    while todo:
+        node = todo.popleft()
+        if node in reached or any(name in node.name() for name in _MIXING):
+            continue
+        reached.add(node)
+        if node in seen.norms:
+            return seen.norms[node]
+        if "GroupNorm" in node.name():
+            return "a norm"
+        if "BatchNorm" in node.name() and getattr(node, "_saved_training", True):
+            return "a norm"  # of a function; torch's instance norm is a batch norm of more channels
+        todo += users.get(node, [])
+    return ""

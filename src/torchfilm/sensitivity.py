@@ -1,0 +1,158 @@
+"""How much the output depends on each channel's gamma and beta: the gradient, at the modulation itself.
+
+At zero initialisation every difference of outputs is zero, whatever the network is like; the gradient with
+respect to gamma and beta is not. So it tells a site that works from one that never will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchfilm.injection import conditioning
+from torchfilm.modulation import Modulation
+
+Measure = Callable[[Any], Any]
+
+
+class Leaves:
+    """Values of all sites that gradients can be taken for; those of the last call."""
+
+    def __init__(self, start: Callable[[Any], Any]) -> None:
+        self.start = start
+        self.values: dict[str, Any] = {}
+
+    def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Cut each value off from what made it, and hand on leaves."""
+        self.values = {name: pytree.tree_map(_leaf, self.start(value)) for name, value in values.items()}
+        return self.values
+
+    def fields(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield site, field and tensor of every leaf."""
+        for name, value in self.values.items():
+            for path, tensor in pytree.tree_flatten_with_path(value)[0]:
+                if isinstance(tensor, Tensor) and tensor.requires_grad:
+                    yield name, pytree.keystr(path).lstrip(".") or "value", tensor
+
+
+@contextmanager
+def leaves(model: nn.Module, start: Callable[[Any], Any] = lambda value: value) -> Iterator[Leaves]:
+    """Give the sites leaves that require gradients, in the block: `start` of what they would get."""
+    found = Leaves(start)
+    with conditioning(model).transformed(found):
+        yield found
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run eagerly, with gradients; give buffers (statistics of norms) and random state back as they were."""
+    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.compiler.set_stance("force_eager"), torch.enable_grad(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in kept:
+                    buffer.copy_(kept[name])
+
+
+def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]:
+    """Return a scalar to take gradients of, and the unit to divide squared gradients by.
+
+    With a score, the sum of what it gives for each sample. Without, the product of the output with normally
+    distributed numbers: its squared gradients are in the mean those of the whole Jacobian,
+    E[(v . dy/dg)^2] = |dy/dg|^2, and the unit is |y|^2.
+
+    Raises:
+        ValueError: for an output or a score without a gradient.
+    """
+    if score is not None:
+        value = score(output)
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            kind = f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"score: expected a tensor with a gradient, got {kind} without one.\n"
+                f"Compute it from the output in floating point, without argmax or detach."
+            )
+        return value.sum(), float(len(value) if value.ndim else 1)
+    found = [y for y in pytree.tree_leaves(output) if isinstance(y, Tensor) and y.requires_grad]
+    if not found:
+        raise ValueError(
+            "Output: expected one with a gradient, got none.\n"
+            "Either no site has a part in it, or the network ends in argmax or runs without gradients, as "
+            "generate does: call the part before."
+        )
+    chance = torch.Generator().manual_seed(seed)
+    total, square = torch.zeros((), device=found[0].device), 0.0
+    for y in found:
+        wide = torch.promote_types(y.dtype, torch.float32)
+        v = torch.randn(y.shape, generator=chance, dtype=wide).to(y.device)
+        total = total + (v * y).sum().to(total.device)
+        square += float(y.detach().to(wide).square().sum())
+    return total, max(square, torch.finfo(torch.float32).tiny)
+
+
+def sensitivity(
+    model: nn.Module,
+    *args: Any,
+    cond: Any = None,
+    modulation: Mapping[str, Any] | None = None,
+    score: Measure | None = None,
+    draws: int = 1,
+    **kwargs: Any,
+) -> dict[str, Modulation]:
+    """Return how much each channel's gamma and beta moves the output: one Modulation [C] for each site.
+
+    Without a score: |dy/dgamma_c| / |y| over all samples, so 0.1 says that gamma_c + 1 changes the output by
+    about a tenth. With one: |dscore/dgamma_c|, root mean square over samples. The network is left as it was.
+
+    Args:
+        model: a conditioned network, compiled or not; it runs in its present mode.
+        args: what the network takes besides the condition; kwargs likewise.
+        cond: the condition, or
+        modulation: ready modulations.
+        score: from the output to a tensor [B] or a single number, such as a loss or a logit.
+        draws: how many random projections of the output are averaged; more are less noisy.
+
+    Raises:
+        ValueError: for an output or a score without a gradient, and for another fusion than FiLM.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> sensitivity(model, torch.rand(2, 3), cond=torch.rand(2, 7))["0"].beta.shape
+        torch.Size([5])
+    """
+    draws = 1 if score is not None else draws
+    with undisturbed(model), leaves(model) as found:
+        output = model(*args, cond=cond, modulation=modulation, **kwargs)
+        if not all(isinstance(value, Modulation) for value in found.values.values()):
+            raise ValueError(
+                "sensitivity: expected modulations at the sites, got values of another fusion.\n"
+                "It measures gamma and beta; doctor(model, x, cond=z) works with every fusion."
+            )
+        fields = list(found.fields())
+        squares: dict[str, dict[str, Tensor]] = {name: {} for name in found.values}
+        for draw in range(draws):
+            total, unit = probe(output, score, draw)
+            gradients = torch.autograd.grad(
+                total, [tensor for _, _, tensor in fields], retain_graph=True, materialize_grads=True
+            )
+            for (name, field, _), gradient in zip(fields, gradients, strict=True):
+                square = gradient.reshape(-1, gradient.shape[-1]).square().sum(dim=0) / (unit * draws)
+                squares[name][field] = squares[name].get(field, 0) + square
+    return {name: Modulation(**{f: s.sqrt() for f, s in parts.items()}) for name, parts in squares.items()}
+
+
+def _leaf(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return value.detach().clone().requires_grad_()

@@ -1,0 +1,208 @@
+"""What modulations do, in a table: which channels are closed or flipped, how many directions there are.
+
+The condition speaks through the spread of gamma and beta over samples. Where labels say what each sample's
+condition was about, the share of the spread between labels tells what a site has learned to listen to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchfilm.modulation import Modulation
+
+CLOSED = 0.01
+"""A channel whose |gamma| is below this is closed: what it holds does not pass."""
+
+
+@dataclass(frozen=True)
+class SiteSummary:
+    """One site over all samples.
+
+    Args:
+        site: its name.
+        samples: how many samples there are, N (times T for modulations [N, T, C]).
+        channels: how many channels, C.
+        gamma_mean: mean of gamma.
+        gamma_sd: its standard deviation, over samples and channels.
+        beta_mean: mean of beta.
+        beta_sd: its standard deviation, over samples and channels.
+        closed: share of all gammas that are nearly zero.
+        closed_always: how many channels are closed in every sample.
+        flipped: share of all gammas below zero.
+        rank: how many directions the samples' (gamma, beta) span around their mean; 0 where all are the same.
+        directions: how many of them count, (sum s^2)^2 / sum s^4 of the singular values; 1 where one has all.
+        between: share of the variance of (gamma, beta) that lies between labels, 0..1; None without labels.
+    """
+
+    site: str
+    samples: int
+    channels: int
+    gamma_mean: float
+    gamma_sd: float
+    beta_mean: float
+    beta_sd: float
+    closed: float
+    closed_always: int
+    flipped: float
+    rank: int
+    directions: float
+    between: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A line for each site; `print` shows the table."""
+
+    sites: tuple[SiteSummary, ...]
+
+    def __getitem__(self, site: str) -> SiteSummary:
+        """Return the line of a site."""
+        return {line.site: line for line in self.sites}[site]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return plain values, one dict for each site."""
+        return [asdict(line) for line in self.sites]
+
+    def __str__(self) -> str:
+        """Show the table."""
+        labelled = any(line.between is not None for line in self.sites)
+        head = [
+            "site",
+            "samples",
+            "channels",
+            "gamma",
+            "beta",
+            "closed",
+            "always",
+            "flipped",
+            "rank",
+            "directions",
+        ]
+        rows = [head + ["between"] * labelled]
+        for line in self.sites:
+            row = [line.site, str(line.samples), str(line.channels)]
+            row += [
+                f"{line.gamma_mean:.2f} ± {line.gamma_sd:.2f}",
+                f"{line.beta_mean:.2f} ± {line.beta_sd:.2f}",
+            ]
+            row += [f"{line.closed:.1%}", str(line.closed_always), f"{line.flipped:.1%}"]
+            row += [str(line.rank), f"{line.directions:.1f}"]
+            rows.append(row + [f"{line.between:.1%}" for _ in range(labelled) if line.between is not None])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        return "\n".join(
+            "  ".join(
+                [row[0].ljust(widths[0])]
+                + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
+            )
+            for row in rows
+        )
+
+
+def summarise(
+    modulations: Mapping[str, Modulation], labels: Sequence[Any] | None = None, *, closed: float = CLOSED
+) -> Summary:
+    """Summarise modulations site by site.
+
+    Args:
+        modulations: gamma and beta [N, C] or [N, T, C] for each site, as a recording has them.
+        labels: what each of the N samples is about; of any kind that can be compared.
+        closed: |gamma| below this counts as closed.
+
+    Raises:
+        ValueError: for modulations without a batch axis, and for labels of another number.
+
+    Example:
+        >>> import torch
+        >>> m = Modulation(torch.tensor([[0.0, 2.0], [0.0, -1.0]]), torch.zeros(2, 2))
+        >>> found = summarise({"here": m})["here"]
+        >>> found.closed, found.closed_always, found.flipped, found.rank
+        (0.5, 1, 0.25, 1)
+    """
+    return Summary(tuple(_line(site, m, labels, closed) for site, m in modulations.items()))
+
+
+def explained(values: NDArray[Any], labels: Sequence[Any]) -> NDArray[np.float64]:
+    """Return for each channel the share of its variance that lies between labels, 0..1; 0 for a constant.
+
+    Args:
+        values: [N, C].
+        labels: one for each of the N.
+
+    Example:
+        >>> explained(np.array([[1.0, 5.0], [1.0, 7.0], [3.0, 5.0], [3.0, 7.0]]), "aabb").tolist()
+        [1.0, 0.0]
+    """
+    between, total = _variances(values, labels)
+    return np.divide(between, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _line(site: str, modulation: Modulation, labels: Sequence[Any] | None, closed: float) -> SiteSummary:
+    gamma, beta, steps = _arrays(site, modulation)
+    every = None if labels is None else [label for label in labels for _ in range(steps)]
+    if every is not None and len(every) != len(gamma):
+        raise ValueError(
+            f"summarise: expected a label for each of {len(gamma) // steps} samples of site '{site}', "
+            f"got {len(every) // steps}.\n"
+            f"Labels stand in the order of the samples."
+        )
+    both = np.concatenate([gamma, beta], axis=1)
+    spread = both - both.mean(axis=0)
+    values = np.linalg.svd(spread, compute_uv=False)
+    floor = max(spread.shape) * np.finfo(np.float32).eps * np.abs(both).max(initial=0) * math.sqrt(len(both))
+    powers = np.square(np.where(values > floor, values, 0))
+    between = None
+    if every is not None:
+        parts, total = (part.sum() for part in _variances(both, every))
+        between = float(parts / total) if powers.any() else 0.0
+    return SiteSummary(
+        site=site,
+        samples=len(gamma),
+        channels=gamma.shape[1],
+        gamma_mean=float(gamma.mean()),
+        gamma_sd=float(gamma.std()),
+        beta_mean=float(beta.mean()),
+        beta_sd=float(beta.std()),
+        closed=float((np.abs(gamma) < closed).mean()),
+        closed_always=int((np.abs(gamma) < closed).all(axis=0).sum()),
+        flipped=float((gamma < 0).mean()),
+        rank=int((powers > 0).sum()),
+        directions=float(powers.sum() ** 2 / np.square(powers).sum()) if powers.any() else 0.0,
+        between=between,
+    )
+
+
+def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Return gamma and beta as [rows, C] of one shape, and how many rows each sample has."""
+    if modulation.gamma.ndim < 2:
+        raise ValueError(
+            f"summarise: expected modulations [N, C] of several samples at site '{site}', "
+            f"got gamma {tuple(modulation.gamma.shape)}.\n"
+            f"Record several calls: record(model)."
+        )
+    shape = np.broadcast_shapes(tuple(modulation.gamma.shape), tuple(modulation.beta.shape))
+
+    def rows(value: Tensor) -> NDArray[np.float64]:
+        return np.broadcast_to(value.detach().cpu().double().numpy(), shape).reshape(-1, shape[-1])
+
+    return rows(modulation.gamma), rows(modulation.beta), math.prod(shape[1:-1])
+
+
+def _variances(
+    values: NDArray[Any], labels: Sequence[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sums of squares between labels, and all, for each channel."""
+    mean = values.mean(axis=0, dtype=np.float64)
+    between = np.zeros(values.shape[1])
+    names: dict[Any, list[int]] = {}
+    for row, label in enumerate(labels):
+        names.setdefault(label, []).append(row)
+    for rows in names.values():
+        between += len(rows) * np.square(values[rows].mean(axis=0, dtype=np.float64) - mean)
+    return between, np.square(values - mean).sum(axis=0)

@@ -1,0 +1,275 @@
+"""Each ailment in a network that has it, and none in one that is well."""
+
+import pytest
+import torch
+from torch import nn
+
+import torchfilm as tf
+from catalogue import randomise
+from torchfilm.doctor import Diagnosis, doctor
+from torchfilm.injection import condition
+
+X = torch.linspace(-2, 3, 4 * 3 * 8 * 8).reshape(4, 3, 8, 8).sin()
+
+
+def z(batch: int = 4) -> torch.Tensor:
+    return torch.randn(batch, 11)
+
+
+def one(batch: int = 4) -> torch.Tensor:
+    return torch.randn(1, 11).expand(batch, -1)
+
+
+def conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def chain(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(conv(3, 5), *layers, nn.ReLU(), conv(5, 7), nn.ReLU(), conv(7, 2))
+
+
+def ask(model: nn.Module, sites: object, given: torch.Tensor | None = None, **options: object) -> Diagnosis:
+    found = condition(model, sites, tf.Vector(11), **options)
+    return doctor(found, X, cond=z() if given is None else given)
+
+
+def test_a_network_that_hears_everywhere_is_healthy_though_it_starts_at_the_identity():
+    found = ask(chain(), "0|2|4")
+    assert found
+    assert found.findings == ()
+    assert all(pulse.strength > 0.05 for pulse in found.pulses.values())
+    assert "3 of 3 sites can be heard" in str(found)
+    assert str(found).splitlines()[1].split()[-1] == "ok"
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.InstanceNorm2d(5), nn.GroupNorm(5, 5)], ids=lambda norm: type(norm).__name__
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_norm_of_each_sample_behind_a_site_cancels_it(norm: nn.Module, training: bool):
+    found = ask(chain(norm).train(training), "0|3")
+    assert found.of("0") == ["cancelled"]
+    assert found.of("3") == []
+    assert not found
+    assert found.pulses["0"].strength < 1e-3 * found.pulses["3"].strength
+    text = str(found)
+    assert f"{type(norm).__name__} '1' reads it and normalises again" in text
+    assert f"condition the output of {type(norm).__name__} '1'" in text
+
+
+def test_where_every_site_is_cancelled_all_are_found_without_one_to_compare_with():
+    model = nn.Sequential(
+        conv(3, 5), nn.InstanceNorm2d(5), nn.ReLU(), conv(5, 7), nn.InstanceNorm2d(7), nn.ReLU()
+    )
+    found = ask(model, "0|3")
+    assert [finding.kind for finding in found.problems] == ["cancelled", "cancelled"]
+
+
+def test_a_batch_norm_in_training_cancels_one_condition_per_batch():
+    found = ask(chain(nn.BatchNorm2d(5)), "0|3", one())
+    assert found.of("0") == ["cancelled"]
+    assert "BatchNorm2d '1' reads it and takes out what all samples share" in str(found)
+    assert "Mix conditions within each batch" in str(found)
+    assert ask(chain(nn.BatchNorm2d(5)), "0|3", z(1).expand(4, -1)).of("0") == ["cancelled"]
+
+
+def test_a_batch_norm_in_training_is_pointed_out_where_conditions_are_mixed():
+    found = ask(chain(nn.BatchNorm2d(5)), "0|3", z())
+    assert found.of("0") == ["one_condition"]
+    assert found, "it is no problem of this batch"
+    assert "with one condition for a whole batch it would not be heard: BatchNorm2d '1'" in str(found)
+
+
+def test_a_batch_norm_in_evaluation_cancels_nothing():
+    for conditions in (z(), one()):
+        assert ask(chain(nn.BatchNorm2d(5)).eval(), "0|3", conditions).findings == ()
+
+
+def test_a_layer_norm_that_mixes_channels_cancels_nothing():
+    model = nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten(), nn.LayerNorm(5), nn.Linear(5, 2))
+    assert ask(model, "0").findings == ()
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 5), conv(5, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(nn.functional.instance_norm(self.a(x)).relu())
+
+
+def test_a_norm_that_is_no_module_is_found_in_the_graph():
+    found = ask(Functional(), "a|b")
+    assert found.of("a") == ["cancelled"]
+    assert "a norm reads it" in str(found)
+
+
+def test_a_site_at_the_input_of_a_norm_is_cancelled_by_this_norm():
+    found = ask(chain(nn.InstanceNorm2d(5)), "1", where="input", features=5)
+    assert found.of("1") == ["cancelled"]
+    assert "InstanceNorm2d '1' itself reads it" in str(found)
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.never, self.dropped, self.zero, self.small = (conv(3, 3) for _ in range(4))
+        self.first = self.again = conv(3, 3)
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.dropped(x)
+        x = x + self.scale * self.zero(x) + 1e-6 * self.small(x)
+        return self.again(self.first(x))
+
+
+def test_sites_that_are_skipped_dropped_closed_weak_tied_or_called_again_are_told_apart():
+    found = ask(Odd(), "never|dropped|zero|small|first")
+    assert {name: found.of(name) for name in found.pulses} == {
+        "never": ["never_called"],
+        "dropped": ["unused"],
+        "zero": ["dead"],
+        "small": ["weak"],
+        "first": ["tied", "repeated"],
+    }
+    assert {finding.kind for finding in found.problems} == {"never_called", "unused", "dead", "weak"}
+    assert [finding.kind for finding in found.findings][-2:] == ["tied", "repeated"], "problems come first"
+    assert {name: pulse.calls for name, pulse in found.pulses.items()} == {
+        "never": 0,
+        "dropped": 1,
+        "zero": 1,
+        "small": 1,
+        "first": 2,
+    }
+    text = str(found)
+    for words in (
+        "its module never runs",
+        "the output does not depend on it",
+        "by zero at present",
+        "is also 'again'",
+    ):
+        assert words in text
+    assert "1 of 5 sites can be heard" in text
+
+
+def test_the_share_of_a_last_site_is_exactly_that_of_its_features():
+    model = condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(11))
+    x = torch.randn(1000, 3)
+    pulse = doctor(model, x, cond=z(1000)).pulses["0"]
+    assert pulse.fields["gamma"] == pytest.approx(1, rel=0.1)
+    assert pulse.fields["beta"] == pytest.approx(1, rel=0.1)
+
+
+def test_a_trained_network_is_asked_where_it_is_or_at_the_identity():
+    model = randomise(condition(chain(), "0|2", tf.Vector(11)))
+    with torch.no_grad():
+        head = model.get_submodule("film.generator.head")
+        head.weight.zero_()
+        head.bias.zero_()
+        head.bias[:5] = -1  # gamma = 0 at site 0: the first channel mixture is closed
+    there, start = doctor(model, X, cond=z()), doctor(model, X, cond=z(), at="identity")
+    assert there.pulses["2"].fields != start.pulses["2"].fields
+
+
+def test_the_network_is_left_as_it_was():
+    model = condition(chain(nn.BatchNorm2d(5), nn.Dropout(0.5)), "0|4", tf.Vector(11))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    given, state = z(), torch.get_rng_state()
+    with torch.no_grad():
+        doctor(model, X, cond=given)
+        assert torch.equal(torch.get_rng_state(), state)
+        with pytest.raises(RuntimeError):
+            doctor(model, X[:, :2], cond=z())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert model.get_submodule("film").transforms == []
+    assert model.training
+
+
+@pytest.mark.plain
+def test_a_compiled_network_is_asked_without_being_compiled_again():
+    torch._dynamo.reset()
+    model = condition(chain(nn.InstanceNorm2d(5)), "0|3", tf.Vector(11))
+    fast = torch.compile(model, fullgraph=True, backend="eager")
+    fast(X, cond=z())
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert doctor(fast, X, cond=z()).of("0") == ["cancelled"]
+        fast(X, cond=z())
+
+
+def test_a_frozen_generator_is_pointed_out():
+    model = condition(chain(), "0|2", tf.Vector(11)).requires_grad_(False)
+    found = doctor(model, X, cond=z())
+    assert [finding.kind for finding in found.findings] == ["frozen"]
+    assert str(found.findings[0]).startswith("all sites: no parameter of the generator is trained")
+
+
+def test_a_gradient_that_is_not_a_number_is_said_to_be_none():
+    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    found = doctor(condition(model, "0", tf.Vector(11)), torch.full((4, 3), torch.inf), cond=z())
+    assert found.of("0") == ["nonfinite"]
+
+
+@pytest.mark.parametrize("fusion", ["scale", "bias", "concat", "low_rank", "cross_attention"])
+def test_every_fusion_can_be_asked(fusion: str):
+    model = condition(chain(nn.InstanceNorm2d(5)), "0|3", tf.Vector(11), fusion=fusion)
+    given = torch.randn(4, 2, 11) if fusion == "cross_attention" else z()
+    if fusion == "cross_attention":
+        model = condition(chain(nn.InstanceNorm2d(5)), "0|3", tf.Tokens(11, pooling=None), fusion=fusion)
+    found = doctor(model, X, cond=given)
+    assert found.pulses["3"].strength > 0
+    assert found.of("3") == []
+    if fusion in ("scale", "bias"):
+        assert found.of("0") == ["cancelled"]
+
+
+def test_a_score_says_what_counts():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(3, 7)
+
+        def forward(self, x: torch.Tensor) -> dict:
+            return {"a": self.a(x), "b": self.b(x), "best": self.b(x).argmax(1)}
+
+    model = condition(Two(), "a|b", tf.Vector(11))
+    assert doctor(model, torch.randn(4, 3), cond=z()).of("b") == ["repeated"]
+    found = doctor(model, torch.randn(4, 3), cond=z(), score=lambda y: 1e-7 * y["a"].sum(1))
+    assert found.of("a") == []
+    assert found.of("b") == ["unused", "repeated"]
+    with pytest.raises(ValueError, match=r"expected a tensor with a gradient, got torch.int64"):
+        doctor(model, torch.randn(4, 3), cond=z(), score=lambda y: y["best"])
+
+
+def test_modulations_may_stand_in_for_the_condition():
+    model = condition(chain(nn.BatchNorm2d(5)), "0|3", tf.Vector(11))
+    alone = {"0": tf.Modulation.identity(5), "3": tf.Modulation.identity(7)}
+    assert doctor(model, X, modulation={"0": alone["0"], "3": alone["3"]}).of("3") == []
+    rows = {name: tf.Modulation.identity(4, m.gamma.shape[0]) for name, m in alone.items()}
+    assert doctor(model, X, modulation=rows).of("0") == ["cancelled"]
+
+
+@pytest.mark.plain
+def test_what_cannot_be_asked_is_refused():
+    with pytest.raises(ValueError, match="expected a conditioned network"):
+        doctor(chain(), X, cond=z())
+    model = condition(chain(), "0", tf.Vector(11), fusion="low_rank")
+    with pytest.raises(ValueError, match=r"expected modulations for at='identity', got Bilinear"):
+        doctor(model, X, cond=z(), at="identity")
+
+    class Last(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).argmax(1)
+
+    with pytest.raises(ValueError, match="Output: expected one with a gradient"):
+        doctor(condition(Last(nn.Linear(3, 5)), "0", tf.Vector(11)), torch.randn(4, 3), cond=z())
+
+
+def test_all_of_it_comes_as_plain_values():
+    found = ask(chain(nn.InstanceNorm2d(5)), "0|3").to_json()
+    assert not found["healthy"]
+    assert found["pulses"]["0"]["calls"] == 1
+    assert found["findings"][0]["kind"] == "cancelled"

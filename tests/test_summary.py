@@ -1,0 +1,74 @@
+"""Summaries of modulations against values that are known by construction."""
+
+import numpy as np
+import pytest
+import torch
+
+import oracles
+import torchfilm as tf
+from torchfilm.summary import explained, summarise
+
+
+def test_closed_and_flipped_channels_are_counted():
+    gamma = torch.tensor([[0.0, -1.0, 2.0], [0.005, 1.0, 0.0], [0.0, 1.0, 3.0], [0.001, -2.0, 1.0]])
+    found = summarise({"here": tf.Modulation(gamma, torch.zeros(4, 3))})["here"]
+    assert (found.samples, found.channels) == (4, 3)
+    assert found.closed == 5 / 12
+    assert found.closed_always == 1
+    assert found.flipped == 2 / 12
+    assert found.gamma_mean == pytest.approx(gamma.mean().item())
+    assert found.beta_sd == 0
+    assert summarise({"here": tf.Modulation(gamma, gamma)}, closed=0.002)["here"].closed_always == 0
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_the_rank_is_the_number_of_directions_the_samples_span(rank: int):
+    mixed = torch.randn(23, rank) @ torch.randn(rank, 10) + torch.randn(10)
+    found = summarise({"here": tf.Modulation(1 + mixed[:, :5], mixed[:, 5:])})["here"]
+    assert found.rank == rank
+    assert found.directions <= rank + 1e-9
+
+
+def test_equal_directions_count_in_full():
+    values = torch.cat([torch.eye(3), -torch.eye(3)])
+    found = summarise({"here": tf.Modulation(values, torch.zeros(6, 3))})["here"]
+    assert found.directions == pytest.approx(3)
+
+
+def test_the_variance_between_labels_is_what_a_loop_finds():
+    gamma, beta, labels = torch.randn(11, 3).double(), torch.randn(11, 3).double(), list("aabbbcccdda")
+    both = torch.cat([gamma, beta], 1).numpy()
+    between, total = oracles.variance_between(both, labels)
+    found = summarise({"here": tf.Modulation(gamma, beta)}, labels)["here"]
+    assert found.between == pytest.approx(between.sum() / total.sum())
+    np.testing.assert_allclose(explained(both, labels), between / total)
+
+
+def test_labels_that_say_all_explain_all_and_a_constant_explains_nothing():
+    m = tf.Modulation(torch.tensor([[1.0], [1.0], [2.0]]), torch.zeros(3, 1))
+    assert summarise({"here": m}, "aab")["here"].between == 1
+    assert summarise({"here": tf.Modulation.identity(3, 1)}, "aab")["here"].between == 0
+    assert explained(np.ones((3, 2)), "aab").tolist() == [0, 0]
+
+
+def test_each_step_of_a_sequence_is_a_row_with_its_samples_label():
+    gamma = torch.tensor([1.0, 2.0])[:, None, None].expand(2, 5, 3)
+    found = summarise({"here": tf.Modulation(gamma, torch.zeros(2, 1, 3))}, ["a", "b"])["here"]
+    assert (found.samples, found.between, found.rank) == (10, 1, 1)
+
+
+def test_the_table_has_a_line_for_each_site():
+    sites = {name: tf.Modulation(torch.randn(4, 3), torch.randn(4, 3)) for name in ("first", "second")}
+    lines = str(summarise(sites)).splitlines()
+    assert [line.split()[0] for line in lines] == ["site", "first", "second"]
+    assert "between" not in lines[0]
+    assert str(summarise(sites, "abab")).splitlines()[0].split()[-1] == "between"
+    assert [line["site"] for line in summarise(sites).to_json()] == ["first", "second"]
+
+
+@pytest.mark.plain
+def test_what_cannot_be_summarised_is_refused():
+    with pytest.raises(ValueError, match=r"of several samples at site 'here', got gamma \(3,\)"):
+        summarise({"here": tf.Modulation.identity(3)})
+    with pytest.raises(ValueError, match=r"a label for each of 2 samples of site 'here', got 3"):
+        summarise({"here": tf.Modulation.identity(2, 3)}, "abc")
