@@ -89,6 +89,24 @@ def test_checkpointing_without_the_context_is_an_error(reentrant: bool):
         loss.backward()
 
 
+@pytest.mark.plain
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("regional", [False, True])
+def test_compiled_checkpointed_networks_have_the_same_gradients(regional: bool):
+    torch._dynamo.reset()
+    model = checkpointed()
+    expected = gradients(model, 1)
+    model.options = {"use_reentrant": False}
+    if regional:
+        model.options["context_fn"] = tf.checkpoint_context(model)
+        for block in model.blocks:
+            block.compile(fullgraph=True, backend="aot_eager")
+    else:
+        model.compile(fullgraph=True, backend="aot_eager")
+    for one, other in zip(gradients(model, 1), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_a_copy_of_a_checkpointed_network_recomputes_with_its_own_conditions():
     model = checkpointed()
     expected = gradients(model, 1)

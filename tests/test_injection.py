@@ -1,5 +1,6 @@
 """Conditioning a network in place: the identity at the start, conditions, contexts, exact removal."""
 
+import abc
 import copy
 import inspect
 import pickle
@@ -354,3 +355,71 @@ def test_removal_leaves_parametrisations(order: str):
     torch.testing.assert_close(model(x), expected)
     parametrize.remove_parametrizations(model.blocks[0].conv, "weight")
     assert type(model.blocks[0].conv) is nn.Conv2d
+
+
+@pytest.mark.plain
+def test_sites_that_others_replaced_are_an_error_and_not_silence():
+    model, (x, z) = conditioned(), inputs()
+    model(x, cond=z)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    with pytest.raises(
+        ValueError, match=r"Site 'blocks.0.bn': expected the module that was conditioned, got ano"
+    ):
+        converted(x, cond=z)
+    with pytest.raises(ValueError, match=r"got another SyncBatchNorm in its place"):
+        converted.eval()
+    del model.blocks[1]
+    with pytest.raises(ValueError, match=r"Site 'blocks.1.bn': .* got nothing in its place"):
+        model.train()
+    tf.remove(model)
+    assert type(model.blocks[0].bn) is nn.BatchNorm2d
+
+
+def test_a_class_with_a_metaclass_listens():
+    class Abstract(nn.Module, abc.ABC):
+        @abc.abstractmethod
+        def kind(self): ...
+
+    class Concrete(Abstract):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 5)
+
+        def kind(self): ...
+
+        def forward(self, x):
+            return self.layer(x)
+
+    model, x = Concrete(), torch.randn(2, 3)
+    expected = model(x)
+    assert torch.equal(tf.condition(model, "layer", tf.Vector(13))(x, cond=torch.randn(2, 13)), expected)
+
+
+FUSIONS = ("film", "scale", "bias", "gate", "concat", "low_rank", "cross_attention")
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_listens_at_the_same_sites(fusion: str):
+    base, (x, z) = Net().eval(), inputs()
+    model = tf.condition(copy.deepcopy(base), SITES, tf.Vector(13), fusion=fusion)
+    assert torch.equal(model(x, cond=z), base(x))
+    randomise(model.film)
+    assert not torch.allclose(model(x, cond=z), model(x, cond=-z))
+    assert torch.equal(model(x, modulation=conditioning(model).modulations(z)), model(x, cond=z))
+
+
+def test_conditions_may_be_several_missing_or_tokens():
+    (x, z), both = inputs(), tf.Several({"a": tf.Vector(13), "b": tf.Vector(4)}, "compose")
+    model = tf.condition(Net(), SITES, both)
+    randomise(model.film)
+    assert not torch.allclose(model(x, cond={"a": z}), model(x, cond={"a": z, "b": torch.randn(2, 4)}))
+    model = tf.condition(Net(), SITES, tf.Maybe(tf.Vector(13))).eval()
+    randomise(model.film)
+    some = model(x, cond=tf.Masked(z, torch.tensor([True, False])))
+    torch.testing.assert_close(some[0], model(x, cond=z)[0])
+    torch.testing.assert_close(some[1], model(x, cond=tf.Masked(None))[1])
+    model = tf.condition(Net(), SITES, tf.Tokens(6)).eval()
+    randomise(model.film)
+    words, mask = torch.randn(2, 5, 6), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    shorter = model(x[1:], cond=(words[1:, :3], mask[1:, :3]))
+    torch.testing.assert_close(model(x, cond=(words, mask))[1:], shorter)

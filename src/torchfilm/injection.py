@@ -31,6 +31,7 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.active: Any = None
+        self.checked = False
         self.transforms: list[Transform] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -111,6 +112,23 @@ class Conditioning(nn.Module):
     def held(self) -> dict[str, Any]:
         """Return what the slots hold now."""
         return {name: slot.value for name, slot in self.slots.items()}
+
+    def check(self, root: nn.Module) -> None:
+        """Raise ValueError where a site's module is in the network no more: the condition would not be heard.
+
+        Done at the first call in each thread and whenever the mode is set: converters of others, as
+        `nn.SyncBatchNorm.convert_sync_batchnorm`, put new modules in the place of old ones.
+        """
+        modules = dict(root.named_modules(remove_duplicate=False))
+        for name, slot in self.slots.items():
+            module = modules.get(name)
+            if module is None or vars(module).get("_film_slot") is not slot:
+                now = "nothing" if module is None else f"another {type(module).__name__}"
+                raise ValueError(
+                    f"Site '{name}': expected the module that was conditioned, got {now} in its place.\n"
+                    f"Convert or prune the network first, and condition it then; remove(model) takes this off."
+                )
+        self.local.checked = True
 
     def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
         missing = [name for name in self.slots if name not in values]
@@ -284,6 +302,8 @@ def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Fill the slots from `cond` or `modulation`, run the original forward, and leave the slots as before."""
     keys = self._film_keywords
     film = self._modules["film"]
+    if not torch.compiler.is_compiling() and not film.local.checked:
+        film.check(self)
     values = film.values(
         kwargs.pop("cond", None) if "cond" in keys else None,
         kwargs.pop("modulation", None) if "modulation" in keys else None,
@@ -329,8 +349,10 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
                 del module._forward_pre_hooks[key]
         if isinstance(module, nn.TransformerEncoder) and vars(module).pop("_film_nested", False):
             module.use_nested_tensor = True
+    parameters = dict(model.named_parameters())
     for name in film.frozen_parameters:
-        model.get_parameter(name).requires_grad = True
+        if name in parameters:
+            parameters[name].requires_grad = True
     if is_root(model):
         swap_back(model)
         if film.frozen_norms:

@@ -236,8 +236,9 @@ def _with_input_modulated(
 
 
 def _train(self: Any, mode: bool = True) -> Any:  # noqa: FBT001, FBT002 - the signature is torch's
-    """Set the mode as the original class does, but for the norms whose statistics are frozen."""
+    """Set the mode as the original class does, but for frozen norms; check that the sites are in place."""
     self._film_base.train(self, mode)
+    self._modules["film"].check(self)
     for name in self._modules["film"].frozen_norms:
         self.get_submodule(name).eval()
     return self
