@@ -45,7 +45,9 @@ def test_every_public_module_is_in_the_catalogue():
 @pytest.mark.parametrize(
     "name",
     [
+        "adapter",
         "adaptive",
+        "channels",
         "comparison",
         "concatenation",
         "conditions",
@@ -56,13 +58,15 @@ def test_every_public_module_is_in_the_catalogue():
         "fusion",
         "generator",
         "guidance",
+        "injection",
         "layers",
         "mixing",
         "modulation",
         "norms",
         "several",
-        "tabulation",
+        "sites",
         "tables",
+        "tabulation",
     ],
 )
 def test_the_examples_in_the_docstrings_run(name: str):

@@ -126,7 +126,7 @@ class Conditioning(nn.Module):
                 now = "nothing" if module is None else f"another {type(module).__name__}"
                 raise ValueError(
                     f"Site '{name}': expected the module that was conditioned, got {now} in its place.\n"
-                    f"Convert or prune the network first, and condition it then; remove(model) takes this off."
+                    f"Convert or prune the network first, then condition it; remove(model) undoes this."
                 )
         self.local.checked = True
 
