@@ -91,14 +91,20 @@ _ABSORBING = {
 
 def _reach(modulation: Modulation, x: Tensor, channels: int) -> Literal["all", "sample"] | None:
     """Say how far one row of gamma and beta reaches: all of x, a sample of it, or neither (None)."""
-    fields = [modulation.gamma, modulation.beta] + ([] if modulation.gate is None else [modulation.gate])
-    if any(field.dtype != x.dtype or field.shape[-1:] != (channels,) for field in fields) or not x.numel():
-        return None
-    if all(field.numel() == channels and field.ndim <= x.ndim for field in fields):
-        return "all"
-    if all(field.ndim <= 2 and field.numel() in (channels, len(x) * channels) for field in fields):
-        return "sample"
-    return None
+    everywhere, axes = True, 0
+    for field in (modulation.gamma, modulation.beta, modulation.gate):
+        if field is None:
+            continue
+        if field.dtype != x.dtype or field.shape[-1:] != (channels,):
+            return None
+        axes = max(axes, field.ndim)
+        if field.numel() != channels:
+            everywhere = False
+            if field.shape != (len(x), channels) or not len(x):
+                return None
+    if everywhere:
+        return "all" if axes <= x.ndim else None
+    return "sample" if axes <= 2 else None
 
 
 def _affine(weight: Tensor | None, bias: Tensor | None, modulation: Modulation) -> tuple[Tensor, Tensor]:
@@ -106,7 +112,8 @@ def _affine(weight: Tensor | None, bias: Tensor | None, modulation: Modulation) 
     gamma, beta, gate = modulation.gamma, modulation.beta, modulation.gate
     if gate is not None:
         gamma, beta = gate * gamma, gate * beta
-    return gamma if weight is None else gamma * weight, beta if bias is None else gamma * bias + beta
+    shift = beta if bias is None else torch.addcmul(beta, gamma, bias)
+    return gamma if weight is None else gamma * weight, shift
 
 
 def _as_one_sample(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
