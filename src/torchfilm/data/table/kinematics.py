@@ -17,16 +17,20 @@ LINK = 0.45
 def finger_of(joints: NDArray[np.float64]) -> NDArray[np.float64]:
     """Finger positions [..., 2] in metres for joint angles [..., 2] in radians."""
     first, second = joints[..., 0], joints[..., 0] + joints[..., 1]
-    return LINK * np.stack((np.cos(first) + np.cos(second), np.sin(first) + np.sin(second)), axis=-1)
+    finger = np.empty(joints.shape)
+    finger[..., 0] = LINK * (np.cos(first) + np.cos(second))
+    finger[..., 1] = LINK * (np.sin(first) + np.sin(second))
+    return finger
 
 
 def velocity_of(joints: NDArray[np.float64], rates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Finger velocities [..., 2] in m/s for joint angles and their rates [..., 2] in rad and rad/s."""
     first, second = joints[..., 0], joints[..., 0] + joints[..., 1]
     a, b = LINK * rates[..., 0], LINK * (rates[..., 0] + rates[..., 1])
-    x = -a * np.sin(first) - b * np.sin(second)
-    y = a * np.cos(first) + b * np.cos(second)
-    return np.stack((x, y), axis=-1)
+    velocity = np.empty(joints.shape)
+    velocity[..., 0] = -a * np.sin(first) - b * np.sin(second)
+    velocity[..., 1] = a * np.cos(first) + b * np.cos(second)
+    return velocity
 
 
 def joints_of(finger: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -35,5 +39,7 @@ def joints_of(finger: NDArray[np.float64]) -> NDArray[np.float64]:
     A point out of reach gives the stretched arm that points at it.
     """
     x, y = finger[..., 0], finger[..., 1]
-    bend = np.arccos(np.clip((x * x + y * y) / (2 * LINK * LINK) - 1, -1, 1))
-    return np.stack((np.arctan2(y, x) - bend / 2, bend), axis=-1)
+    bend = np.arccos(np.minimum(np.maximum((x * x + y * y) / (2 * LINK * LINK) - 1, -1), 1))
+    joints = np.empty(finger.shape)
+    joints[..., 0], joints[..., 1] = np.arctan2(y, x) - bend / 2, bend
+    return joints

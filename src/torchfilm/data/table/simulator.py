@@ -17,6 +17,7 @@ from .scenes import DEPTH, X_RANGE, Y_RANGE, Scene
 Array = NDArray[np.float64]
 
 
+_LOW, _HIGH = np.array((X_RANGE[0], Y_RANGE[0])), np.array((X_RANGE[1], Y_RANGE[1]))
 _SANE = 1e6  # no position, angle or rate of a living table is near it
 
 
@@ -122,16 +123,8 @@ class Tables:
         """
         chosen = np.arange(len(self)) if rows is None else np.asarray(rows)
         goals = self._checked(targets, chosen)
-        control = joints_of(np.clip(goals, (X_RANGE[0], Y_RANGE[0]), (X_RANGE[1], Y_RANGE[1])))
         before = self._state[chosen]
-        with _quiet(self._mujoco):
-            states, torques = self._mujoco.rollout.rollout(
-                [self._models[row] for row in chosen],
-                self._data,
-                before,
-                control.reshape(len(chosen), 1, -1),
-                nstep=SUBSTEPS,
-            )
+        states, torques = self._rolled([self._models[row] for row in chosen.tolist()], before, goals)
         bad = ~(np.abs(states) < _SANE).all((1, 2))
         if bad.any():
             raise DeadSimulatorError(
@@ -140,6 +133,25 @@ class Tables:
             )
         self._state[chosen] = states[:, -1]
         return self._trace(before, states, torques)
+
+    def _rolled(self, models: list[Any], before: Array, goals: Array) -> tuple[Array, Array]:
+        """States and torques [rows, substeps, ...] after and in each step of the physics."""
+        held = joints_of(np.minimum(np.maximum(goals, _LOW), _HIGH)).reshape(len(models), 1, -1)
+        control = np.repeat(held, SUBSTEPS, axis=1)
+        states = np.empty((len(models), SUBSTEPS, before.shape[1]))
+        torques = np.empty((len(models), SUBSTEPS, 2 * self.arms))
+        with _quiet(self._mujoco):
+            self._mujoco.rollout.rollout(
+                models,
+                [self._data],
+                before,
+                control,
+                skip_checks=True,
+                nstep=SUBSTEPS,
+                state=states,
+                sensordata=torques,
+            )
+        return states, torques
 
     def _trace(self, before: Array, states: Array, torques: Array) -> Trace:
         """What the substeps hold: a torque acts on the way from one state to the next."""

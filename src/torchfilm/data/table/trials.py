@@ -182,25 +182,26 @@ class Trials:
 
     def _views(self, things: Array) -> Array:
         """Positions [..., things, 2] in every arm's view: [..., arms, things, 2]."""
-        return np.stack([things, turn(things)][: self.tables.arms], axis=-3)
+        if self.tables.arms == 1:
+            return things[..., None, :, :]
+        return np.stack([things, turn(things)], axis=-3)
 
     def _gaps(self, rows: NDArray[np.intp], fingers: Array, things: Array) -> Array:
         """Distances [rows, substeps, arms] from the obstacle, of finger and pushed thing."""
         obstacles = self._obstacles[rows][:, None]
-        gaps = np.linalg.norm(fingers - obstacles, axis=-1) - OBSTACLE_RADIUS - FINGER_RADIUS
+        gaps = _length(fingers - obstacles) - OBSTACLE_RADIUS - FINGER_RADIUS
         views = self._views(things)
-        which = self._which[rows][:, None, :, None, None]
-        pushed = np.take_along_axis(views, np.broadcast_to(which, (*views.shape[:3], 1, 2)), axis=3)[
-            ..., 0, :
-        ]
-        radii = np.take_along_axis(self._radii[rows], self._which[rows], axis=1)[:, None]
-        other = np.linalg.norm(pushed - obstacles, axis=-1) - OBSTACLE_RADIUS - radii
+        which, at = self._which[rows], np.arange(len(rows))[:, None]
+        pushed = views.swapaxes(1, 2)[at, np.arange(which.shape[1]), :, which].swapaxes(1, 2)
+        radii = self._radii[rows][at, which][:, None]
+        other = _length(pushed - obstacles) - OBSTACLE_RADIUS - radii
         return np.where(self._reaches[rows][:, None], gaps, np.minimum(gaps, other))
 
     def _measure(self, rows: NDArray[np.intp], trace: Trace, live: NDArray[np.bool_]) -> None:
         self._energy[rows] += np.where(live, trace.work, 0)
-        steps = np.diff(np.concatenate((self._last[rows][:, None], trace.fingers), axis=1), axis=1)
-        self._path[rows] += np.where(live, np.linalg.norm(steps, axis=-1).sum(1), 0)
+        whole = np.concatenate((self._last[rows][:, None], trace.fingers), axis=1)
+        steps = whole[:, 1:] - whole[:, :-1]
+        self._path[rows] += np.where(live, _length(steps).sum(1), 0)
         self._last[rows] = trace.fingers[:, -1]
         gaps = self._gaps(rows, trace.fingers, trace.things)
         least = np.minimum(self._clearance[rows], gaps.min(1))
@@ -213,15 +214,15 @@ class Trials:
     def _judge(self, rows: NDArray[np.intp], live: NDArray[np.bool_]) -> None:
         things = self._views(self.tables.things[rows])  # [rows, arms, things, 2]
         fingers = self.tables.fingers[rows]
-        still = np.linalg.norm(self.tables.velocities[rows], axis=-1) < _STILL
-        near = np.linalg.norm(things - fingers[:, :, None], axis=-1) - self._radii[rows][:, None]
+        still = _length(self.tables.velocities[rows]) < _STILL
+        near = _length(things - fingers[:, :, None]) - self._radii[rows][:, None]
         resting = (near - FINGER_RADIUS < REACH_GAP) & still[..., None]
         self._held[rows] = np.where(resting, self._held[rows] + 1, 0)
         reached = self._held[rows] >= HOLD
-        away = np.linalg.norm(things - self._places[rows][:, :, None], axis=-1)
-        mine = np.take_along_axis(away, self._which[rows][..., None], axis=-1)[..., 0]
+        away = _length(things - self._places[rows][:, :, None])
+        mine = away[np.arange(len(rows))[:, None], np.arange(away.shape[1]), self._which[rows]]
         self._arrived[rows] = np.where(mine < PUSH_GAP, self._arrived[rows] + 1, 0)
-        moved = np.linalg.norm(self.tables.things[rows] - self._begin[rows], axis=-1)
+        moved = _length(self.tables.things[rows] - self._begin[rows])
         farthest = np.where(moved.max(1) > 0.03, moved.argmax(1), -1)[:, None]
         reaches = self._reaches[rows]
         chosen = np.where(reaches, np.where(reached.any(-1), reached.argmax(-1), -1), farthest)
@@ -230,6 +231,11 @@ class Trials:
         self._chosen[rows] = np.where(live, chosen, self._chosen[rows])
         self._success[rows] |= live & success
         self._ended[rows] |= ended
+
+
+def _length(vectors: Array) -> Array:
+    """Lengths of vectors [..., 2]."""
+    return np.hypot(vectors[..., 0], vectors[..., 1])
 
 
 def _description(scene: Scene) -> NDArray[np.float32]:
