@@ -87,7 +87,7 @@ def test_several_conditions_come_in_one_after_the_other_each_with_its_scale(x):
 def test_scales_of_zero_and_one_for_several_conditions_are_exact_too(x, space):
     model, cond = conditioned(several()), given()
     some = {"time": cond["time"], "style": cond["style"]}
-    for scale, present in [({"style": 1, "text": 1}, cond), ({"style": 1, "text": 0}, some)]:
+    for scale, present in [({"style": 1.0, "text": 1.0}, cond), ({"style": 1.0, "text": 0.0}, some)]:
         y = tf.guide(model, x, cond=cond, scale=scale, space=space)
         torch.testing.assert_close(y, model(x, cond=present), rtol=0, atol=0)
 
