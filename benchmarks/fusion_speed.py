@@ -1,13 +1,19 @@
 """What does listening cost, FiLM against the alternatives at the same sites of the same network?
 
-A residual network of the size of ResNet-18 at 224 pixels; the condition is 16 tokens of 512 numbers; after its
-4 stages or its 8 blocks. Each fusion as it is, and each with as many parameters as FiLM has.
+A residual network of the size of ResNet-18 at 224 pixels; the condition is 16 tokens of 512 numbers; sites are
+its 4 stages or its 8 blocks. Each fusion as it is, and each with as many parameters as FiLM has.
+
+Two answers: whole passes, and the time inside of them that goes into the condition (its encoder, the
+generator and the sites), by a stopwatch around these. Where neighbours disturb the machine, whole passes
+differ by more than what is added, and the stopwatch says it better.
 
     python benchmarks/fusion_speed.py
 """
 
 import argparse
+import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +21,14 @@ from torch import Tensor, nn
 import torchfilm as tf
 from measuring import save
 from torchfilm.comparison import Row
+from torchfilm.fusion import resolve
 
 WIDTHS, COND, TOKENS = (64, 128, 256, 512), 512, 16
-FUSIONS = ("film", "scale", "bias", "gate", "concat", "low_rank", "cross_attention")
+FUSIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "film": ("film", {}),
+    "film_of_rank_64": ("film", {"head": "lowrank:64"}),
+    **{name: (name, {}) for name in ("scale", "bias", "gate", "concat", "low_rank", "cross_attention")},
+}
 
 
 class Block(nn.Module):
@@ -71,32 +82,109 @@ def sites(model: nn.Module, number: int) -> tf.Sites:
     return sum(found[1:], found[0])
 
 
-def listening(fusion: str, number: int, **options: object) -> nn.Module:
+class Stopwatch:
+    """CPU seconds inside of what it is put around."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self, function: Callable, *args: object) -> object:
+        start = time.process_time()
+        result = function(*args)
+        self.seconds += time.process_time() - start
+        return result
+
+
+class Timed(nn.Module):
+    """A module with a stopwatch around it."""
+
+    def __init__(self, module: nn.Module, watch: Stopwatch) -> None:
+        super().__init__()
+        self.module, self.watch, self.dim = module, watch, COND
+
+    def forward(self, *args: object) -> object:
+        return self.watch(self.module, *args)
+
+
+class TimedFusion:
+    """A fusion with a stopwatch around its generator and its sites."""
+
+    def __init__(self, fusion: tf.Fusion, watch: Stopwatch) -> None:
+        self.fusion, self.watch = fusion, watch
+
+    def build(self, cond_dim: int, sites: dict[str, int]) -> nn.Module:
+        return Timed(self.fusion.build(cond_dim, sites), self.watch)
+
+    def apply(self, *args: object) -> object:
+        return self.watch(self.fusion.apply, *args)
+
+
+def listening(
+    name: str, number: int, watch: Stopwatch | None = None, match_params: int | None = None
+) -> nn.Module:
     """The network with a fusion at 4 or 8 sites, its heads no longer zero."""
     torch.manual_seed(0)
-    pooling = None if fusion == "cross_attention" else "mean"
-    network = ResNet().eval()
-    model = tf.condition(
-        network, sites(network, number), tf.Tokens(COND, pooling=pooling), fusion=fusion, **options
-    )
+    fusion, options = FUSIONS[name]
+    encoder: nn.Module = tf.Tokens(COND, pooling=None if fusion == "cross_attention" else "mean")
+    way, network = resolve(fusion, match_params=match_params, **options), ResNet().eval()
+    if watch is not None:
+        encoder, way = Timed(encoder, watch), TimedFusion(way, watch)
+    model = tf.condition(network, sites(network, number), encoder, fusion=way)
     with torch.no_grad():
         for parameter in tf.conditioning(model).generator.parameters():
             parameter.normal_(std=0.02)
     return model
 
 
-def measured(number: int, rounds: int, *, matched: bool) -> dict[str, object]:
-    """All fusions at 4 or 8 sites, batch 1; matched: each with about FiLM's number of parameters."""
-    models = {"film": listening("film", number)}
-    sizes = {"match_params": models["film"]} if matched else {}
-    for fusion in FUSIONS[1:]:
-        models[fusion] = listening(fusion, number, **sizes)
-    batch = (torch.rand(1, 3, 224, 224), (torch.rand(1, TOKENS, COND), torch.ones(1, TOKENS) > 0))
-    found = tf.compare(models, batch, rounds=rounds, clock=time.process_time)
-    return {
-        "film_adds_of_what_cross_attention_adds": found.added_time("film", "cross_attention"),
-        **{row.name: row_numbers(row) for row in found.rows},
+def condition(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens, all of them real."""
+    return torch.rand(batch, TOKENS, COND), torch.ones(batch, TOKENS) > 0
+
+
+def compared(target: int | None) -> list[str]:
+    """All, or one of each kind where the number of parameters is given."""
+    return [name for name, (_, options) in FUSIONS.items() if target is None or not options]
+
+
+def inside(number: int, batch: int, rounds: int, target: int | None) -> dict[str, object]:
+    """Milliseconds of a pass that go into the condition, fusions in turn: median and quartiles."""
+    watches = {name: Stopwatch() for name in compared(target)}
+    models = {
+        name: listening(name, number, watch, target if name != "film" else None)
+        for name, watch in watches.items()
     }
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    with torch.no_grad():
+        for turn in range(rounds + 1):
+            for name, model in models.items():
+                watches[name].seconds = 0.0
+                model(torch.rand(batch, 3, 224, 224), cond=condition(batch))
+                seconds[name] += [1000 * watches[name].seconds] if turn else []
+    quartiles = {name: statistics.quantiles(times, n=4) for name, times in seconds.items()}
+    found: dict[str, object] = {
+        f"{name}_ms": [round(quartile, 3) for quartile in times] for name, times in quartiles.items()
+    }
+    return found | {
+        "film_to_cross_attention": round(quartiles["film"][1] / quartiles["cross_attention"][1], 3)
+    }
+
+
+def whole(number: int, rounds: int, target: int | None) -> dict[str, object]:
+    """All fusions at 4 or 8 sites, batch 1."""
+    models = {
+        name: listening(name, number, None, target if name != "film" else None) for name in compared(target)
+    }
+    found = tf.compare(
+        models, (torch.rand(1, 3, 224, 224), condition(1)), rounds=rounds, clock=time.process_time
+    )
+    added = found.added_time("film", "cross_attention")
+    return {row.name: row_numbers(row) for row in found.rows} | {"film_to_cross_attention": round(added, 3)}
+
+
+def film_parameters(number: int) -> int:
+    """How many parameters FiLM's generator has."""
+    generator = tf.conditioning(listening("film", number)).generator
+    return sum(parameter.numel() for parameter in generator.parameters())
 
 
 def row_numbers(row: Row) -> dict[str, object]:
@@ -116,16 +204,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=20)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    numbers = {
-        f"{number} sites{', parameters matched' if matched else ''}": measured(
-            number, given.rounds, matched=matched
-        )
-        for number in (4, 8)
-        for matched in (False, True)
-    }
+    numbers: dict[str, object] = {}
+    for number in (4, 8):
+        for kind, target in {"": None, ", parameters matched": film_parameters(number)}.items():
+            numbers[f"{number} sites{kind}"] = {
+                "inside_batch_1": inside(number, 1, given.rounds, target),
+                "inside_batch_8": inside(number, 8, max(given.rounds // 4, 3), target),
+                "whole_batch_1": whole(number, given.rounds, target),
+            }
     save("fusion_speed", {"rounds": given.rounds, "tokens": TOKENS, "cond": COND, **numbers})
 
 
