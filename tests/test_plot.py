@@ -58,6 +58,44 @@ def test_channels_are_sorted_by_mean() -> None:
     assert np.asarray(figure.axes[0].lines[0].get_ydata()).tolist() == [1.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+def test_an_embedding_keeps_far_groups_apart_and_is_the_same_for_the_same_seed(method: plot.Method) -> None:
+    values = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    values[10:] += 30
+    found = plot.embed(values, method=method, seed=2)
+    assert found.shape == (20, 2)
+    assert np.array_equal(found, plot.embed(values, method=method, seed=2))
+    apart = np.linalg.norm(found[:10].mean(0) - found[10:].mean(0))
+    assert apart > 3 * found[:10].std(), "two far groups stay two groups"
+    with pytest.raises(ValueError, match="at least 4 points, got 3"):
+        plot.embed(values[:3], method=method)
+
+
+def test_each_site_is_embedded_by_its_gamma_and_beta() -> None:
+    gamma = {name: values[:7] for name, values in VALUES.items()}
+    beta = {name: 1 + values[:7, ::-1] for name, values in VALUES.items()}
+    found = plot.by_depth(gamma, beta, method="pca")
+    assert list(found) == ["first", "second"]
+    both = np.concatenate([gamma["second"], beta["second"]], axis=1)
+    assert np.array_equal(found["second"], plot.embed(both, method="pca"))
+
+
+def test_a_heat_map_groups_conditions_by_label_and_channels_that_move_together() -> None:
+    labels = ["b", "a", "b", "a"]
+    push = np.array([1.0, -1.0, 1.0, -1.0])[:, None]
+    values = {"here": 1 + push * np.array([[1.0, -1.0, 0.9, -0.9, 0.0]])}
+    figure = plot.heat(values, labels, neutral=1, unit="γ")
+    (image,) = figure.axes[0].images
+    shown = np.asarray(image.get_array())
+    assert np.array_equal(shown[0], shown[1])
+    assert np.allclose(shown[2], 2 - shown[0])
+    signs = np.sign(shown[0] - 1)
+    assert (np.diff(signs) >= 0).all() or (np.diff(signs) <= 0).all(), "one sign beside the same"
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b"]
+    assert image.norm.vmin == pytest.approx(2 - image.norm.vmax)
+    assert plot.heat(values, labels, neutral=1, unit="γ", spread=3).axes[0].images[0].norm.vmax == 4
+
+
 def test_every_figure_is_written_without_a_global_state(tmp_path) -> None:
     pictures = [np.full((10, 15, 3), 120, np.uint8)] * 3
     figures = {
@@ -66,6 +104,7 @@ def test_every_figure_is_written_without_a_global_state(tmp_path) -> None:
         "over": plot.over_pictures(pictures, RNG.random((3, 2, 3)), ["p", "q", "r"], unit="channels"),
         "table": plot.table(np.eye(3), list("abc"), list("def"), xlabel="x", ylabel="y", unit="share"),
         "dots": plot.dots({"u": [1.0, 2.0], "v": [3.0]}, {"v": 2.5}, xlabel="x", reference="paper"),
+        "heat": plot.heat({"s": RNG.normal(size=(7, 3))}, LABELS, neutral=0, unit="β"),
         "bars": plot.bars({-1: 2.0, 0: 5.0}, xlabel="x", ylabel="y"),
         "empty": plot.over_pictures(pictures[:1], np.zeros((1, 2, 3)), ["p"], unit="channels"),
     }

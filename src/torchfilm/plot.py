@@ -8,7 +8,7 @@ seeing colours well.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 Array = np.ndarray
+Method = Literal["tsne", "pca"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,79 @@ def embeddings(points: Mapping[str, Array], labels: Sequence[str], styles: Mappi
         ax.set_xticks([])
         ax.set_yticks([])
     _legend(figure, labels, styles)
+    return figure
+
+
+def embed(values: Array, *, method: Method = "tsne", seed: int = 0) -> Array:
+    """Lay points [n, d] out in two dimensions, [n, 2], by scikit-learn.
+
+    values: one row per point, such as gamma and beta of a site side by side.
+    method: "tsne" (van der Maaten and Hinton 2008), started from the principal components, which shows
+        clusters but no distances; or "pca", the two directions of most variance.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if len(values) < 4:
+        raise ValueError(
+            f"embed: expected at least 4 points, got {len(values)}.\n"
+            f"Record more samples: their places tell nothing otherwise."
+        )
+    if method == "pca":
+        return PCA(n_components=2, random_state=seed).fit_transform(values)
+    perplexity = min(30.0, (len(values) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(values)
+
+
+def by_depth(
+    gamma: Mapping[str, Array], beta: Mapping[str, Array], *, method: Method = "tsne", seed: int = 0
+) -> dict[str, Array]:
+    """Embed (gamma, beta) of each site, in order of depth, for `embeddings` (Perez et al. 2018, figure 6).
+
+    gamma, beta: site -> [n, C]. Nearby points of an early site are conditions that ask for the same features,
+    of a late one those that ask for the same kind of answer.
+    """
+    _same_names(gamma, beta)
+    return {
+        site: embed(np.concatenate([gamma[site], beta[site]], axis=1), method=method, seed=seed)
+        for site in gamma
+    }
+
+
+def heat(
+    values: Mapping[str, Array],
+    labels: Sequence[str],
+    *,
+    neutral: float,
+    unit: str,
+    spread: float | None = None,
+) -> Figure:
+    """One panel per site: conditions (rows, grouped by label) by channels (columns), in colour.
+
+    values: site -> [n, C], gamma (neutral 1) or beta (neutral 0). Channels stand in the order of their first
+    principal component's weights, so that those which move together stand together. `spread` is the distance
+    from neutral where colours end; without it, the 99th percentile of all.
+    """
+    order = np.argsort(np.asarray(labels), kind="stable")
+    groups, starts = np.unique(np.asarray(labels)[order], return_index=True)
+    far = spread or float(np.percentile([abs(v - neutral) for one in values.values() for v in one.flat], 99))
+    norm = Normalize(neutral - max(far, 1e-9), neutral + max(far, 1e-9))
+    figure, axes = _grid(1, len(values), 2.8, 1.2 + 2.6)
+    for ax, (site, found) in zip(axes.flat, values.items(), strict=True):
+        weights = np.linalg.svd(found - found.mean(axis=0), full_matrices=False)[2][0]
+        shown = found[np.ix_(order, np.argsort(weights, kind="stable"))]
+        ax.imshow(shown, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
+        for start in starts[1:]:
+            ax.axhline(start - 0.5, color="black", linewidth=0.5)
+        ax.set_title(site, fontsize=9)
+        ax.set_xlabel("channel, similar ones together", fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.set_yticks([])
+    ends = [*starts[1:], len(order)]
+    axes[0, 0].set_yticks([(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)], groups, fontsize=7)
+    bar = figure.colorbar(ScalarMappable(norm, "RdBu_r"), ax=axes, shrink=0.8, pad=0.01)
+    bar.set_label(unit, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     return figure
 
 

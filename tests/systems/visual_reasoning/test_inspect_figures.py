@@ -10,7 +10,7 @@ from small_exam import small_exam, small_network
 
 from torchfilm.data.clevr.question_types import TYPES
 from torchfilm.systems.visual_reasoning.exam import look, modulate
-from torchfilm.systems.visual_reasoning.inspect_figures import TYPE_MARKS, embed, inspect, pool_counts
+from torchfilm.systems.visual_reasoning.inspect_figures import TYPE_MARKS, inspect, pool_counts
 from torchfilm.systems.visual_reasoning.model import VisualReasoner
 
 
@@ -73,17 +73,6 @@ def test_the_pool_is_counted_for_each_question_by_hand() -> None:
                 expected[np.unravel_index(channel.argmax(), (4, 5))] += 1
         assert np.array_equal(counts[i], expected)
     assert counts.sum() > 0
-
-
-def test_the_embedding_is_the_same_for_the_same_seed() -> None:
-    values = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
-    values[10:] += 30
-    found = embed(values, seed=2)
-    assert np.array_equal(found, embed(values, seed=2))
-    apart = np.linalg.norm(found[:10].mean(0) - found[10:].mean(0))
-    assert apart > 3 * found[:10].std(), "two far groups stay two groups"
-    with pytest.raises(ValueError, match="at least 4 points"):
-        embed(values[:3], seed=2)
 
 
 def test_a_network_without_film_has_nothing_to_show(tmp_path) -> None:

@@ -132,10 +132,7 @@ def embedding_figure(
     modulations: Mapping[str, Modulation], types: Sequence[str], exam: Exam, out: Path, *, seed: int
 ) -> list[Path]:
     """t-SNE of (gamma, beta) of each block by type of question (figure 6 shows the first and the last)."""
-    points = {
-        site: embed(np.concatenate([m.gamma.numpy(), m.beta.numpy()], axis=1), seed)
-        for site, m in modulations.items()
-    }
+    points = plot.by_depth(*_arrays(modulations), seed=seed)
     path = plot.save(plot.embeddings(points, types, TYPE_MARKS), out / "embedding.png")
     texts = [exam.vocabulary.decode(tokens) for tokens in exam.questions.tokens]
     rows = (
@@ -144,16 +141,6 @@ def embedding_figure(
         for i, (x, y) in enumerate(found)
     )
     return [path, _csv(out / "embedding.csv", ("site", "x", "y", "type", "question"), rows)]
-
-
-def embed(values: np.ndarray, seed: int) -> np.ndarray:
-    """t-SNE to two dimensions (van der Maaten and Hinton 2008), started from the principal components."""
-    from sklearn.manifold import TSNE
-
-    if len(values) < 4:
-        raise ValueError(f"embed: expected at least 4 points for a t-SNE, got {len(values)}.")
-    perplexity = min(30.0, (len(values) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(values)
 
 
 def pool_figure(
