@@ -66,7 +66,9 @@ class Maybe(nn.Module):
 
     Missing for a whole batch is None; for some samples, `Masked(v, present)`. In training a share of the
     samples loses it by chance, so that the network learns to do without, as classifier-free guidance needs
-    (Ho and Salimans 2022, section 3.2, arXiv 2207.12598; `torchfilm.guide`).
+    (Ho and Salimans 2022, section 3.2, arXiv 2207.12598; `torchfilm.guide`). A conditioned network, which
+    takes None for no condition at all and raises, is given `cond=Masked(None)`; masks that can be drawn again
+    are `Masked(v, torch.rand(batch, generator=...) >= 0.1)`.
 
     None on one process of a DDP group and not on another is safe: in training all parameters take part in any
     case, with a gradient of zero where they had nothing to say.
