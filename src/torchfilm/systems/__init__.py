@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from torchfilm.systems import visual_reasoning
+from torchfilm.systems import diffusion_policy, visual_reasoning
 
 
 class System(Protocol):
@@ -31,4 +31,4 @@ class System(Protocol):
         ...
 
 
-SYSTEMS: dict[str, System] = {"visual_reasoning": visual_reasoning}
+SYSTEMS: dict[str, System] = {"diffusion_policy": diffusion_policy, "visual_reasoning": visual_reasoning}

@@ -47,10 +47,10 @@ class Evaluate:
     """the data folder; default: fresh scenes"""
     split: OptionalText = None
     """default: test, else val"""
-    experiment: Literal["accuracy", "means", "noise", "arithmetic", "ablations", "data_size", "cogent"] = (
-        "accuracy"
-    )
-    """what to measure"""
+    experiment: Literal[
+        "accuracy", "means", "noise", "arithmetic", "ablations", "data_size", "cogent", "language"
+    ] = "accuracy"
+    """what to measure; diffusion_policy: accuracy is success, language exchanges the instructions"""
     blind: OptionalPath = None
     """run or bundle of a network that does not see, reported beside; default: the bundle's own, in its
     folder blind, where there is one"""
@@ -78,6 +78,8 @@ class Evaluate:
     """what they see with: run or bundle; default: the shipped one"""
     images: OptionalPath = None
     """the folder with the images, where they lie elsewhere: CLEVR-Humans is questions alone"""
+    guidance: float = 1.0
+    """of diffusion_policy: beyond 1 the instruction is exaggerated, at twice the cost"""
     cache: OptionalPath = None
     """where derived files are kept; default: .cache in the data folder"""
     json: bool = False
@@ -86,6 +88,11 @@ class Evaluate:
     def __call__(self) -> None:
         """Measure."""
         known_system(self.system)
+        if self.system == "diffusion_policy":
+            from torchfilm.app.commands import policy
+
+            policy.evaluate(self)
+            return
         if self.experiment in ("ablations", "data_size", "cogent"):
             from torchfilm.app.commands.experiments import SERIES
 

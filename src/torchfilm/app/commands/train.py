@@ -34,7 +34,8 @@ class Train:
     recipe: str = "laptop"
     """laptop, tiny, paper, paper_pixels, baselines as laptop_lstm, or perception"""
     data: Path = Path("data-clevr")
-    """the data folder: generated, or a released CLEVR_v1.0 or CLEVR-CoGenT"""
+    """the data folder: generated, or a released CLEVR_v1.0 or CLEVR-CoGenT; for diffusion_policy
+    demonstrations, default data-table, made where there are none"""
     out: OptionalPath = None
     """the run's folder; default: runs/RECIPE"""
     minutes: OptionalFloat = None
@@ -67,6 +68,11 @@ class Train:
         from torchfilm.systems.visual_reasoning.running import first_process
 
         known_system(self.system)
+        if self.system == "diffusion_policy":
+            from torchfilm.app.commands import policy
+
+            policy.train(self)
+            return
         if self.recipe != PERCEPTION:
             known_recipe(self.recipe, RECIPES)
         folder = ClevrFolder(self.data, self.images, self.cache)

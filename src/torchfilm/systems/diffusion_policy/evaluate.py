@@ -1,0 +1,220 @@
+"""Does it do what it is told, and how it is told? On the same scenes, with controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchfilm import heard
+from torchfilm.data.table.episodes import Episode, sample_episode
+from torchfilm.data.table.tasks import HOWS, Task, tasks_of
+from torchfilm.data.table.trials import Outcome
+from torchfilm.data.table.wording import say
+from torchfilm.heard import Hearing
+from torchfilm.systems.diffusion_policy.policy import Policy
+from torchfilm.systems.diffusion_policy.rollouts import roll_out
+
+_WHATS = ("reach", "push")
+_Z = 1.96
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of n episodes, 0..1, with its 95 % interval (Wilson's)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, hits: Sequence[bool]) -> Share:
+        """The share of True."""
+        n = len(hits)
+        if n == 0:
+            return cls(math.nan, 0.0, 1.0, 0)
+        p = sum(hits) / n
+        middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+        return cls(p, max(0.0, middle - half), min(1.0, middle + half), n)
+
+
+@dataclass(frozen=True)
+class Row:
+    """How it went with one deed in one manner.
+
+    Attributes:
+        success: the task was done.
+        right: the thing that was meant was reached or moved, and no other instead.
+        collisions: episodes in which the obstacle was touched.
+        energy: mean in joules, over all episodes.
+        seconds: mean duration.
+    """
+
+    success: Share
+    right: Share
+    collisions: Share
+    energy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured: `rows` by deed and manner ("reach avoid"), on the same scenes in every manner.
+
+    Attributes:
+        rows: as trained wordings say it.
+        held_out: the same scenes and tasks in sentences that training never says.
+        scenes: how many scenes; each was played in all manners.
+        seed: what they were drawn from.
+        guidance: of the policy.
+    """
+
+    rows: dict[str, Row]
+    held_out: dict[str, Row]
+    scenes: int
+    seed: int
+    guidance: float
+
+    def success(self, what: str, *, held_out: bool = False) -> Share:
+        """Success with one deed over all manners."""
+        rows = self.held_out if held_out else self.rows
+        found = [row.success for name, row in rows.items() if name.startswith(what)]
+        n = sum(one.n for one in found)
+        hits = round(sum(one.value * one.n for one in found if one.n))
+        return Share.of([True] * hits + [False] * (n - hits))
+
+    def energy_saved(self, what: str) -> float:
+        """Energy when told to save it, as a share of the plain one's, on the same scenes."""
+        return self.rows[f"{what} save"].energy / self.rows[f"{what} plain"].energy
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with `success`, `by_kind`, `n` and `seed`."""
+        every = [self.success(what) for what in _WHATS]
+        n = sum(one.n for one in every)
+        return {
+            "success": sum(one.value * one.n for one in every) / n,
+            "by_kind": {name: asdict(row) for name, row in self.rows.items()},
+            "held_out": {name: asdict(row) for name, row in self.held_out.items()},
+            "energy_saved": {what: self.energy_saved(what) for what in _WHATS},
+            "n": n,
+            "scenes": self.scenes,
+            "seed": self.seed,
+            "guidance": self.guidance,
+        }
+
+
+def draw_scenes(count: int, seed: int) -> list[Episode]:
+    """Scenes with a task for each, reach and push in turn, whose plain path the obstacle blocks."""
+    rng = np.random.default_rng([seed, 7])
+    return [sample_episode(rng, what=_WHATS[i % 2], how="plain", blocked=True) for i in range(count)]
+
+
+def in_all_manners(episodes: Sequence[Episode], seed: int, *, held_out: bool = False) -> list[Episode]:
+    """The same scenes and tasks, told in each manner in turn."""
+    rng = np.random.default_rng([seed, 8, int(held_out)])
+    found = []
+    for episode in episodes:
+        for how in HOWS:
+            task = Task(**{**episode.tasks[0].to_dict(), "how": how})
+            found.append(Episode(episode.scene, (say(rng, episode.scene, task, held_out=held_out),)))
+    return found
+
+
+def evaluate(policy: Policy, scenes: int = 200, seed: int = 0, *, held_out: bool = True) -> Report:
+    """Play fresh scenes, each in all four manners, told as in training and, after that, as never there.
+
+    Args:
+        policy: over states of the table.
+        scenes: how many; each makes four episodes, or eight.
+        seed: of scenes and wordings.
+        held_out: whether to play the held-out wordings too.
+    """
+    drawn = draw_scenes(scenes, seed)
+    found = {}
+    for other in (False, True)[: 1 + held_out]:
+        told = in_all_manners(drawn, seed, held_out=other)
+        found[other] = rows_of(told, roll_out(policy, told))
+    return Report(found[False], found.get(True, {}), scenes, seed, policy.guidance)
+
+
+def rows_of(episodes: Sequence[Episode], outcomes: Sequence[Outcome]) -> dict[str, Row]:
+    """Sort outcomes by deed and manner."""
+    groups: dict[str, list[tuple[Task, Outcome]]] = {f"{what} {how}": [] for what in _WHATS for how in HOWS}
+    for episode, outcome in zip(episodes, outcomes, strict=True):
+        task = episode.tasks[0]
+        groups[f"{task.what} {task.how}"].append((task, outcome))
+    return {
+        name: Row(
+            Share.of([outcome.success for _, outcome in group]),
+            Share.of([outcome.chosen == task.which for task, outcome in group]),
+            Share.of([outcome.collisions > 0 for _, outcome in group]),
+            float(np.mean([outcome.energy for _, outcome in group])),
+            float(np.mean([outcome.time for _, outcome in group])),
+        )
+        for name, group in groups.items()
+        if group
+    }
+
+
+def language_score(policy: Policy, scenes: int = 100, seed: int = 0, batch: int = 50) -> Hearing:
+    """Measure by `torchfilm.heard` whether the instruction is heard: right, swapped, blank, paraphrased.
+
+    The condition is the meaning of an instruction (thing, deed, place, manner), put into words for the scene
+    at hand, so that a swapped one is as well-formed there as the right one. Success is judged by what was
+    meant at first; the paraphrase is a held-out wording.
+    """
+    rng = np.random.default_rng([seed, 9])
+    episodes = [sample_episode(rng) for _ in range(scenes)]
+    meanings = _meanings(episodes)
+    batches = [(rows, meanings[rows], rows) for rows in torch.arange(scenes).split(batch)]
+
+    def model(x: Tensor, cond: Tensor) -> dict[str, Tensor]:
+        return _played(policy, [episodes[row] for row in x.tolist()], cond, seed)
+
+    def other_words(cond: Tensor) -> Tensor:
+        return torch.cat([cond[:, :3], torch.ones_like(cond[:, :1])], dim=1)
+
+    return heard(
+        model,
+        batches,
+        success=lambda output, _: output["success"],
+        blank=lambda cond: torch.full_like(cond, -1),
+        paraphrase=other_words,
+        seed=seed,
+    )
+
+
+_DEEDS = (("reach", None), *(("push", place) for place in ("goal", "left", "right", "far")))
+
+
+def _meanings(episodes: Sequence[Episode]) -> Tensor:
+    """[thing, deed, manner, 1 for a held-out wording] of each episode; integers."""
+    tasks = [episode.tasks[0] for episode in episodes]
+    return torch.tensor([[t.which, _DEEDS.index((t.what, t.place)), HOWS.index(t.how), 0] for t in tasks])
+
+
+def _played(policy: Policy, episodes: Sequence[Episode], cond: Tensor, seed: int) -> dict[str, Tensor]:
+    """Play the scenes told what the meanings say (-1: nothing), judged by their own tasks."""
+    texts: list[str | None] = []
+    for row, (episode, meaning) in enumerate(zip(episodes, cond.tolist(), strict=True)):
+        which, deed, manner, other = meaning
+        if which < 0:
+            texts.append(None)
+            continue
+        what, place = _DEEDS[deed]
+        task = Task(which, what, HOWS[manner], place)
+        assert task in tasks_of(episode.scene)
+        rng = np.random.default_rng([seed, row])
+        texts.append(say(rng, episode.scene, task, held_out=bool(other)).text)
+    outcomes = roll_out(policy, episodes, texts)
+    return {
+        "chosen": torch.tensor([-1 if o.chosen is None else o.chosen for o in outcomes]),
+        "success": torch.tensor([o.success for o in outcomes]),
+    }

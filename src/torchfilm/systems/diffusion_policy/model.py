@@ -1,0 +1,278 @@
+"""A diffusion policy that listens: a U-Net over action chunks, modulated by reasoning in every block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from torchfilm.blocks.unet1d import ConditionalUnet1d, Placement
+from torchfilm.fusion import resolve
+from torchfilm.modulation import Modulation
+from torchfilm.systems.diffusion_policy.normalisation import MinMax
+from torchfilm.systems.diffusion_policy.observing import FlatEncoder, Layout, Listened, ThingsEncoder
+from torchfilm.systems.diffusion_policy.reasoning import build_reasoning
+from torchfilm.systems.diffusion_policy.schedule import Prediction, Sampler, sampling_schedule
+
+Place = Literal["encoder", "condition", "blocks"]
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What a policy is made of; the defaults are the original's U-Net (Chi et al. 2023) over a flat state."""
+
+    observation: int = 20
+    """Numbers of one observation."""
+    action: int = 2
+    observations: int = 2
+    """How many observations the policy sees, the last one included."""
+    horizon: int = 16
+    """How many actions are predicted, from that of the first observation on."""
+    execution: int = 8
+    """How many of them are executed before the next prediction, from that of the last observation on."""
+
+    widths: tuple[int, ...] = (256, 512, 1024)
+    kernel_size: int = 5
+    groups: int = 8
+    step_dim: int = 256
+    emit: tuple[Literal["gamma", "beta"], ...] = ("gamma", "beta")
+    placement: Placement = "after_activation"
+    start: Literal["original", "identity"] = "original"
+
+    encoder: Literal["none", "flat", "things"] = "none"
+    """"none": the flattened observations are the condition; else an encoder, to which "encoder" refers."""
+    encoder_width: int = 128
+    things: tuple[int, int, int] | None = None
+    """The layout of the state for the encoder "things": numbers of the arm, things, numbers of each."""
+    relative: bool = False
+    """Actions are predicted from the finger's last position (as `things` says) and not from the origin."""
+
+    vocabulary: tuple[str, ...] = ()
+    vectors: tuple[tuple[str, int], ...] = ()
+    """Name and size of what else is heard: sensors, thoughts of a language model."""
+    reasoning: int = 128
+    """Numbers that each of them contributes to the reasoning vector."""
+    dropout: float = 0.1
+    """Share of the training samples from which a condition is kept, so that guidance and silence work."""
+    listens: tuple[Place, ...] = ("encoder", "blocks")
+    """What the reasoning vector modulates: the layers of the observation encoder, the condition vector in
+    front of the network (as the released DiffusionVLA), every block of the U-Net by its own gamma, beta."""
+    fusion: str = "film"
+    """How it does that: a name of `torchfilm.fusion.FUSIONS`."""
+    head: str = "linear"
+    """Of FiLM's generators; "lowrank:R" costs a fraction of the parameters."""
+
+    train_steps: int = 100
+    prediction: Prediction = "epsilon"
+    sampler: Sampler = "ddim"
+    sample_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.execution <= self.horizon - self.observations + 1:
+            raise ValueError(
+                f"PolicyConfig: expected an execution of 1 to horizon - observations + 1 = "
+                f"{self.horizon - self.observations + 1}, got {self.execution}."
+            )
+        if "encoder" in self.listens and self.encoder == "none" and self.conditions:
+            raise ValueError(
+                "PolicyConfig: expected an encoder that can listen, got listens with 'encoder' and "
+                "encoder='none'. Use encoder='flat', or listens=('blocks',)."
+            )
+        if (self.encoder == "things" or self.relative) and self.things is None:
+            raise ValueError(
+                "PolicyConfig: expected `things`, the layout of the state, for the encoder 'things' and for "
+                "relative actions, got None. The table's is (6, 3, 12)."
+            )
+
+    @property
+    def conditions(self) -> bool:
+        """Whether there is anything to listen to."""
+        return bool(self.vocabulary or self.vectors)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is the same for all denoising steps of a chunk: the condition, and what the blocks hear."""
+
+    condition: Float[Tensor, "batch cond"]
+    injected: dict[str, Any] | None
+
+
+class DiffusionPolicy(nn.Module):
+    """Predict chunks of actions by denoising; the reasoning vector z says which, what and how.
+
+        c = encoder(o; FiLM(z)),  prediction = U-Net(a_k, k, c),
+        in block l: y = gamma_l(z) * (gamma_l(k, c) * f_l + beta_l(k, c)) + beta_l(z)
+
+    gamma_l(z) and beta_l(z) are the identity at the start: a policy that has learned something already
+    keeps it when it begins to listen. `prepare` once per observation, `denoise` for each step.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = MinMax(config.observation)
+        self.action_scale = MinMax(config.action)
+        self.encoder = _build_encoder(config)
+        dim = config.observations * config.observation if self.encoder is None else self.encoder.dim
+        self.unet = ConditionalUnet1d(
+            config.action,
+            dim,
+            widths=config.widths,
+            step_dim=config.step_dim,
+            kernel_size=config.kernel_size,
+            groups=config.groups,
+            emit=config.emit,
+            placement=config.placement,
+            start=config.start,
+        )
+        self.reasoning = (
+            build_reasoning(config.vocabulary, dict(config.vectors), config.reasoning, config.dropout)
+            if config.conditions
+            else None
+        )
+        film = config.fusion in ("film", "scale", "bias", "gate")
+        self.fusion = resolve(config.fusion, **({"head": config.head} if film else {}))
+        self.listeners = nn.ModuleDict()
+        if self.reasoning is not None:
+            for place, sites in self._places(dim).items():
+                self.listeners[place] = self.fusion.build(self.reasoning.dim, sites)
+
+    def reason(self, conditions: Mapping[str, Any], batch: int) -> Float[Tensor, "batch z"] | None:
+        """Return the reasoning vectors of what is heard, by name; None for a policy that hears nothing.
+
+        What lacks, or is None, is replaced by a learned null.
+        """
+        if self.reasoning is None:
+            return None
+        z = self.reasoning(dict(conditions))
+        return z.expand(batch, -1)
+
+    def prepare(
+        self, observations: Float[Tensor, "batch steps size"], conditions: Mapping[str, Any]
+    ) -> Prepared:
+        """Look at the observations as the reasoning says, and make what it tells the blocks.
+
+        Raises ValueError for observations of another size, or that are not finite.
+        """
+        self._check(observations)
+        return self.hear(observations, self.reason(conditions, len(observations)))
+
+    def hear(
+        self, observations: Float[Tensor, "batch steps size"], z: Float[Tensor, "batch z"] | None
+    ) -> Prepared:
+        """Return what `prepare` does, for reasoning vectors in hand."""
+        heard = {} if z is None else {place: listen(z) for place, listen in self.listeners.items()}
+        scaled = self.scale(observations)
+        if self.encoder is None:
+            condition = scaled.flatten(1)
+        else:
+            condition = self.encoder(observations, scaled, Listened(self.fusion, heard.get("encoder")))
+        condition = Listened(self.fusion, heard.get("condition"))(condition, "condition")
+        return Prepared(condition, heard.get("blocks"))
+
+    def denoise(
+        self, noisy: Float[Tensor, "batch time action"], step: Int[Tensor, " batch"], prepared: Prepared
+    ) -> Float[Tensor, "batch time action"]:
+        """Return the prediction (noise or clean actions, as the config says) for scaled noisy actions."""
+        return self.unet(noisy, step, prepared.condition, fusion=self.fusion, injected=prepared.injected)
+
+    def scaled_actions(
+        self, actions: Float[Tensor, "batch time action"], observations: Tensor
+    ) -> Float[Tensor, "batch time action"]:
+        """Return actions as the network predicts them, -1..1."""
+        return self.action_scale(actions - self.origin(observations))
+
+    def origin(self, observations: Float[Tensor, "batch steps size"]) -> Float[Tensor, "batch 1 action"]:
+        """Return where the predicted actions are counted from."""
+        if not self.config.relative or self.config.things is None:
+            return observations.new_zeros(len(observations), 1, self.config.action)
+        end = self.config.things[0]
+        return observations[:, -1:, end - self.config.action : end]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        observations: Float[Tensor, "batch steps size"],
+        conditions: Mapping[str, Any],
+        *,
+        guidance: float = 1.0,
+        steps: int | None = None,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch horizon action"]:
+        """Return chunks of actions in their own unit, from noise.
+
+        Args:
+            observations: the last ones, oldest first, in their own units.
+            conditions: what is heard, by name.
+            guidance: 1 listens as trained; beyond, what the conditions change is exaggerated
+                (`torchfilm.guide`, in output space): twice the cost.
+            steps, sampler: default: the config's.
+            generator: of the noise.
+        """
+        config = self.config
+        schedule = sampling_schedule(
+            config.train_steps, config.prediction, sampler or config.sampler, steps or config.sample_steps
+        )
+        asked = [self.prepare(observations, conditions)]
+        if guidance != 1.0:
+            asked.append(self.prepare(observations, {}))
+        table = self.unet.step_rows(schedule.timesteps.to(observations.device))
+        rows = [self.unet.condition_rows(one.condition) for one in asked]
+        shape = (len(observations), config.horizon, config.action)
+        x = torch.randn(shape, generator=generator, device=observations.device)
+        for row, step in zip(table, schedule.timesteps, strict=True):
+            found = [
+                self.unet.denoise(x, self._modulations(row + own), fusion=self.fusion, injected=one.injected)
+                for own, one in zip(rows, asked, strict=True)
+            ]
+            predicted = found[0] if guidance == 1.0 else found[1] + guidance * (found[0] - found[1])
+            x = schedule.step(predicted, step, x, **_noise_from(schedule, generator)).prev_sample
+        return self.action_scale.inverse(x) + self.origin(observations)
+
+    def _modulations(self, rows: Tensor) -> dict[str, Modulation]:
+        return self.unet.generator.modulations(rows)
+
+    def _places(self, dim: int) -> dict[str, dict[str, int]]:
+        """The sites that listen, by place."""
+        encoder = {} if self.encoder is None else self.encoder.sites
+        every: dict[str, dict[str, int]] = {
+            "encoder": encoder,
+            "condition": {"condition": dim},
+            "blocks": self.unet.sites,
+        }
+        return {place: every[place] for place in every if place in self.config.listens and every[place]}
+
+    def _check(self, observations: Tensor) -> None:
+        expected = (self.config.observations, self.config.observation)
+        if observations.ndim != 3 or tuple(observations.shape[1:]) != expected:
+            raise ValueError(
+                f"DiffusionPolicy: expected observations (batch, {expected[0]}, {expected[1]}), got "
+                f"{tuple(observations.shape)}. Axes are (batch, steps, numbers), the last step is now."
+            )
+        if not observations.isfinite().all():
+            raise ValueError(
+                f"DiffusionPolicy: expected finite observations, got "
+                f"{int((~observations.isfinite()).sum())} numbers that are not. Look at the sensors: a "
+                f"policy that acts on NaN moves anywhere."
+            )
+
+
+def _build_encoder(config: PolicyConfig) -> FlatEncoder | ThingsEncoder | None:
+    steps, size, width = config.observations, config.observation, config.encoder_width
+    if config.encoder == "flat":
+        return FlatEncoder(steps, size, width)
+    if config.encoder == "things":
+        assert config.things is not None
+        return ThingsEncoder(Layout(*config.things), steps, size, width)
+    return None
+
+
+def _noise_from(schedule: Any, generator: torch.Generator | None) -> dict[str, Any]:
+    """The generator, for both samplers; without one they draw from the global state."""
+    return {"generator": generator}

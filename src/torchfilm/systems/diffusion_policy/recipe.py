@@ -1,0 +1,73 @@
+"""Named runs of the diffusion policy: the paper's, the laptop's, and a tiny one."""
+
+from dataclasses import dataclass, replace
+
+from torchfilm.systems.diffusion_policy.model import PolicyConfig
+from torchfilm.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One named run: the network, how it is trained, and from how many demonstrations."""
+
+    config: PolicyConfig
+    training: TrainConfig
+    demonstrations: int
+
+
+LAPTOP = PolicyConfig(
+    observation=46,
+    widths=(32, 64),
+    kernel_size=3,
+    step_dim=32,
+    start="identity",
+    encoder="things",
+    encoder_width=96,
+    things=(6, 3, 12),
+    relative=True,
+    reasoning=64,
+    prediction="sample",
+    train_steps=100,
+)
+"""State of the table; two levels at a size for one core."""
+
+LAPTOP_TRAINING = TrainConfig(
+    minutes=15,
+    batch_size=64,
+    lr=2e-3,
+    betas=(0.9, 0.98),
+    weight_decay=1e-3,
+    grad_clip=1.0,
+    warmup_steps=200,
+    schedule="linear",
+    cooldown=0.5,
+    ema=0.998,
+)
+
+PAPER_TRAINING = TrainConfig(
+    steps=300_000,
+    batch_size=256,
+    lr=1e-4,
+    betas=(0.95, 0.999),
+    weight_decay=1e-6,
+    decay="all",
+    grad_clip=None,
+    warmup_steps=500,
+    schedule="cosine",
+    ema=0.9999,
+)
+"""AdamW with a cosine; the paper trains 4500 epochs of Push-T's 90 demonstrations (appendix, table 8)."""
+
+RECIPES: dict[str, Recipe] = {
+    "tiny": Recipe(
+        replace(LAPTOP, widths=(8, 16), encoder_width=16, reasoning=8, step_dim=8, sample_steps=4),
+        TrainConfig(steps=100, batch_size=64, warmup_steps=10, checkpoint_seconds=None),
+        50,
+    ),
+    "laptop": Recipe(LAPTOP, LAPTOP_TRAINING, 6000),
+    "paper": Recipe(
+        PolicyConfig(observation=46, listens=("blocks",)),
+        PAPER_TRAINING,
+        6000,
+    ),
+}

@@ -1,0 +1,136 @@
+"""From demonstrations and a recipe to a trained policy in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from torchfilm.data.table.demonstrations import Demonstrations
+from torchfilm.data.table.wording import vocabulary
+from torchfilm.systems.diffusion_policy import build, describe, loss
+from torchfilm.systems.diffusion_policy.data import Recordings, Windows
+from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, PolicyConfig
+from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
+from torchfilm.systems.diffusion_policy.recipe import Recipe
+from torchfilm.training import Interrupted, TrainResult, find_weights, load_weights, save_weights, train
+
+BALANCE = 0.5
+"""How much long episodes are held back, see `Windows`."""
+
+_SAMPLED = 20_000  # windows that the range of the actions is taken from
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A trained policy, and how its training went."""
+
+    recipe: str
+    policy: DiffusionPolicy
+    result: TrainResult
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "recipe": self.recipe,
+            "steps": self.result.steps,
+            "seconds": round(self.result.seconds, 1),
+            "loss": self.result.train.get("loss"),
+            **self.result.evaluation,
+        }
+
+
+def recordings_of(demonstrations: Demonstrations, words: Vocabulary) -> Recordings:
+    """Return demonstrations as a policy over states learns from them: arm and table in one vector."""
+    both = np.concatenate((demonstrations.state, demonstrations.environment), axis=1)
+    told = [episode.told[0].text for episode in demonstrations.episodes]
+    return Recordings(
+        torch.from_numpy(both.astype(np.float32)),
+        torch.from_numpy(demonstrations.action.astype(np.float32)),
+        demonstrations.starts,
+        {INSTRUCTION: words(told)},
+    )
+
+
+def fitted(config: PolicyConfig, recordings: Recordings, words: Vocabulary) -> PolicyConfig:
+    """The config for these words and this many numbers in an observation."""
+    size, action = recordings.observations.shape[1], recordings.actions.shape[1]
+    return replace(config, observation=size, action=action, vocabulary=words.known)
+
+
+def fit_scales(policy: DiffusionPolicy, windows: Windows, seed: int = 0) -> None:
+    """Take the ranges of observations and of actions from the recordings."""
+    policy.scale.fit(windows.recordings.observations)
+    count = min(_SAMPLED, len(windows))
+    batch = windows.at(np.random.default_rng(seed).choice(len(windows), count, replace=False))
+    away = batch.actions - policy.origin(batch.observations)
+    policy.action_scale.fit(away.flatten(0, 1))
+
+
+def train_policy(
+    name: str,
+    recipe: Recipe,
+    demonstrations: Demonstrations,
+    out: Path,
+    *,
+    resume: bool = False,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+) -> Outcome:
+    """Train a recipe in the run folder `out`, and leave the policy in `out`/model, also when interrupted.
+
+    Under torchrun only rank 0 writes.
+    """
+    words = Vocabulary(vocabulary())
+    recordings = recordings_of(demonstrations, words)
+    config = fitted(recipe.config, recordings, words)
+    windows = Windows(recordings, config.observations, config.horizon, BALANCE)
+    torch.manual_seed(recipe.training.seed)
+    policy = build(config)
+    fit_scales(policy, windows)
+    policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        result = train(
+            policy,
+            loss,
+            windows,
+            recipe.training,
+            out,
+            evaluate=evaluate,
+            resume=resume,
+            extra_config={
+                "recipe": name,
+                "network": describe(config),
+                "episodes": len(demonstrations.episodes),
+                "frames": len(windows),
+                "balance": BALANCE,
+            },
+        )
+    except Interrupted:
+        if first_process():
+            load_weights(find_weights(out), policy)
+            save_policy(out / "model", name, policy)
+        raise
+    if first_process():
+        save_policy(out / "model", name, policy)
+    policy.eval()
+    return Outcome(name, policy, result)
+
+
+def first_process() -> bool:
+    """Whether this process writes and speaks: the only one, or rank 0 under torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def save_policy(folder: Path, recipe: str, policy: DiffusionPolicy) -> None:
+    """Write config.json and, last, weights.safetensors with the normalisation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"recipe": recipe, "network": describe(policy.config)}
+    (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    save_weights(folder / "weights.safetensors", policy.state_dict())

@@ -1,0 +1,60 @@
+"""Diffusion over action chunks by the schedulers of `diffusers`: noise, and its removal by DDPM or DDIM."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+Sampler = Literal["ddpm", "ddim"]
+Prediction = Literal["epsilon", "sample"]
+
+
+@functools.cache
+def noise_schedule(train_steps: int, prediction: Prediction) -> Any:
+    """The DDPM scheduler that adds the noise of training.
+
+    As the original: cosine betas ("squaredcos_cap_v2"), small fixed variance, actions clipped to -1..1.
+    Raises ValueError without the package `diffusers`.
+    """
+    return _kind("DDPMScheduler")(
+        num_train_timesteps=train_steps,
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="fixed_small",
+        clip_sample=True,
+        prediction_type=prediction,
+    )
+
+
+def sampling_schedule(train_steps: int, prediction: Prediction, sampler: Sampler, steps: int) -> Any:
+    """A fresh scheduler with `steps` timesteps set: "ddpm" is the original's, "ddim" its fast one.
+
+    Raises ValueError without the package `diffusers`, and for more steps than were trained.
+    """
+    if not 1 <= steps <= train_steps:
+        raise ValueError(
+            f"sampling: expected 1 to {train_steps} steps, the number trained with, got {steps}."
+        )
+    if sampler == "ddpm":
+        schedule = _kind("DDPMScheduler").from_config(noise_schedule(train_steps, prediction).config)
+    else:
+        schedule = _kind("DDIMScheduler")(
+            num_train_timesteps=train_steps,
+            beta_schedule="squaredcos_cap_v2",
+            clip_sample=True,
+            set_alpha_to_one=True,
+            steps_offset=0,
+            prediction_type=prediction,
+        )
+    schedule.set_timesteps(steps)
+    return schedule
+
+
+def _kind(name: str) -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ValueError(
+            "diffusion policies need the schedulers of diffusers: pip install 'torchfilm[robots]' "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return getattr(diffusers, name)

@@ -1,0 +1,175 @@
+"""The policy: where reasoning enters, what it leaves alone, and how chunks are sampled."""
+
+import numpy as np
+import pytest
+import torch
+from small_policy import CONFIG, observations, small
+
+from torchfilm.systems.diffusion_policy import Batch, PolicyConfig, build, loss, predict
+from torchfilm.systems.diffusion_policy.normalisation import MinMax
+from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
+
+WORDS = Vocabulary(CONFIG.vocabulary)
+
+
+def said(*texts):
+    return {"instruction": WORDS(texts)}
+
+
+def noise(policy, count=5):
+    torch.manual_seed(8)
+    x = torch.randn(count, policy.config.horizon, 2)
+    return x, torch.arange(count) * 3
+
+
+@pytest.mark.parametrize("listens", [("encoder",), ("condition",), ("blocks",), ("encoder", "blocks")])
+@pytest.mark.parametrize("fusion", ["film", "scale", "bias", "concat"])
+def test_wherever_reasoning_enters_it_changes_nothing_at_the_start_and_something_later(listens, fusion):
+    torch.manual_seed(0)
+    policy = build(PolicyConfig(**{**vars(CONFIG), "listens": listens, "fusion": fusion})).eval()
+    with torch.no_grad():
+        policy.unet.generator.head.weight.normal_(std=0.1)
+    x, step = noise(policy, 2)
+    o = observations(2)
+
+    def prediction(texts):
+        return policy.denoise(x, step, policy.prepare(o, said(*texts)))
+
+    first = prediction(["push the red", "slowly"])
+    assert torch.equal(first, prediction(["the thing", "blue blue"]))
+    with torch.no_grad():
+        for parameter in policy.listeners.parameters():
+            parameter.normal_(std=0.3)
+    changed = prediction(["push the red", "slowly"])
+    other = prediction(["push the red", "blue"])
+    torch.testing.assert_close(changed[0], other[0])
+    assert (changed[1] - other[1]).abs().max() > 1e-4
+    assert not torch.allclose(changed, first)
+
+
+def test_a_condition_that_lacks_is_a_learned_null_for_that_sample_alone():
+    policy, o = small(), observations(3)
+    force = torch.randn(3, 3)
+    both = policy.reason(said("push", "the red", "slowly") | {"force": force}, 3)
+    without = policy.reason({"force": force}, 3)
+    assert torch.equal(both[:, 7:], without[:, 7:])
+    assert torch.equal(without[0, :7], without[2, :7])
+    assert not torch.allclose(both[:, :7], without[:, :7])
+    assert policy.reason({}, 3).shape == (3, 14)
+    assert policy.prepare(o, {}).condition.shape[0] == 3
+
+
+def test_things_are_read_alike_in_whatever_order_they_come():
+    policy, o = small(), observations(4)
+    swapped = o.clone()
+    swapped[..., 3:8], swapped[..., 8:13] = o[..., 8:13], o[..., 3:8]
+    z = policy.reason(said("push", "red", "the blue", "slowly"), 4)
+    first, second = policy.hear(o, z).condition, policy.hear(swapped, z).condition
+    torch.testing.assert_close(first, second)
+
+
+def test_relative_actions_move_with_the_finger():
+    policy = small()
+    o, actions = observations(3), torch.randn(3, 16, 2)
+    moved, by = o.clone(), torch.tensor([0.3, -0.2])
+    moved[:, -1, 1:3] += by
+    torch.testing.assert_close(policy.scaled_actions(actions, o), policy.scaled_actions(actions + by, moved))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_sampling_in_tables_is_sampling_step_by_step(sampler: str, prediction: str):
+    pytest.importorskip("diffusers")
+    from torchfilm.systems.diffusion_policy.schedule import sampling_schedule
+
+    policy, o = small(prediction=prediction, sampler=sampler), observations(2)
+    heard = said("push the red thing", "slowly")
+    found = policy.sample(o, heard, generator=torch.Generator().manual_seed(4))
+    schedule = sampling_schedule(20, prediction, sampler, 4)
+    random = torch.Generator().manual_seed(4)
+    x = torch.randn(2, 16, 2, generator=random)
+    with torch.no_grad():
+        for t in schedule.timesteps:
+            predicted = policy.denoise(x, t.expand(2), policy.prepare(o, heard))
+            x = schedule.step(predicted, t, x, generator=random).prev_sample
+    expected = policy.action_scale.inverse(x) + o[:, -1:, 1:3]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_of_one_listens_as_trained_and_of_zero_not_at_all():
+    pytest.importorskip("diffusers")
+    policy, o = small(), observations(2)
+
+    def chunk(heard, guidance):
+        return policy.sample(o, heard, guidance=guidance, generator=torch.Generator().manual_seed(4))
+
+    torch.testing.assert_close(chunk(said("push", "red"), 0.0), chunk({}, 1.0), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(chunk(said("push", "red"), 2.0), chunk(said("push", "red"), 1.0))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_the_loss_is_that_of_the_schedulers_noise(prediction: str):
+    pytest.importorskip("diffusers")
+    policy = small(prediction=prediction)
+    batch = Batch(observations(5), torch.randn(5, 16, 2) * 0.1, said(*["push the red"] * 5))
+    torch.manual_seed(2)
+    found = loss(policy, batch)
+    torch.manual_seed(2)
+    clean = policy.scaled_actions(batch.actions, batch.observations)
+    eps, step = torch.randn_like(clean), torch.randint(20, (5,))
+    times = np.arange(21) / 20
+    bar = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
+    alphas = np.cumprod(np.maximum(bar[1:] / bar[:-1], 1 - 0.999))
+    a = torch.tensor(alphas[step.numpy()], dtype=torch.float32)[:, None, None]
+    noisy = a.sqrt() * clean + (1 - a).sqrt() * eps
+    y = policy.denoise(noisy, step, policy.prepare(batch.observations, batch.reasoning))
+    expected = (y - (eps if prediction == "epsilon" else clean)).square().mean()
+    torch.testing.assert_close(found.value, expected, rtol=1e-4, atol=1e-6)
+    assert found.items == 5
+
+
+def test_predict_gives_chunks_and_the_mode_back():
+    pytest.importorskip("diffusers")
+    policy = small().train()
+    chunk = predict(policy, Batch(observations(2), torch.empty(2, 0, 2), said("push", "red")))
+    assert chunk.shape == (2, 16, 2)
+    assert policy.training
+
+
+def test_numbers_are_scaled_by_least_and_largest_and_back():
+    scale = MinMax(3)
+    values = torch.tensor([[0.0, 5.0, 7.0], [4.0, -1.0, 7.0], [1.0, 2.0, 7.0]])
+    scale.fit(values)
+    y = scale(values)
+    torch.testing.assert_close(y, torch.tensor([[-1.0, 1.0, 0.0], [1.0, -1.0, 0.0], [-0.5, 0.0, 0.0]]))
+    torch.testing.assert_close(scale.inverse(y), values)
+    assert {"low", "high"} == set(scale.state_dict())
+
+
+def test_ranges_of_the_wrong_size_or_not_finite_are_refused():
+    with pytest.raises(ValueError, match=r"expected rows of 2 numbers, got \(3, 5\)"):
+        MinMax(2).fit(torch.ones(3, 5))
+    with pytest.raises(ValueError, match="expected finite numbers, got 1 that are not"):
+        MinMax(2).fit(torch.tensor([[1.0, torch.nan]]))
+
+
+def test_observations_that_are_not_finite_or_of_another_size_are_refused():
+    policy, o = small(), observations(2)
+    with pytest.raises(ValueError, match=r"expected observations \(batch, 2, 17\), got \(2, 2, 5\)"):
+        policy.prepare(o[..., :5], {})
+    o[1, 0, 3] = torch.inf
+    with pytest.raises(ValueError, match="expected finite observations, got 1 numbers"):
+        policy.prepare(o, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"execution": 16}, "expected an execution of 1 to horizon - observations \\+ 1 = 15, got 16"),
+        ({"encoder": "none"}, "expected an encoder that can listen"),
+        ({"things": None}, "expected `things`, the layout of the state"),
+    ],
+)
+def test_configs_that_cannot_be_meant_are_refused(changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        PolicyConfig(**{**vars(CONFIG), **changes})
