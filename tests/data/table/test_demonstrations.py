@@ -49,6 +49,12 @@ def test_playing_the_actions_again_gives_the_same_states_and_outcomes(made):
         assert trials.outcomes(0)[0].energy == pytest.approx(shown.outcomes[i].energy, rel=1e-3)
 
 
+def test_some_instructions_alone(tmp_path):
+    made = generate_demonstrations(tmp_path / "some", 5, seed=0, what="reach", by=("colour",), num_things=2)
+    shown = read_demonstrations(made.out)
+    assert {(e.tasks[0].what, e.told[0].by) for e in shown.episodes} == {("reach", "colour")}
+
+
 def test_any_reader_of_the_format_finds_the_sentences(made):
     folder, shown = LeRobotFolder(made.out), read_demonstrations(made.out)
     tasks = folder.column("task_index")

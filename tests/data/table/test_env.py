@@ -121,7 +121,9 @@ def test_mistakes_are_named():
         env.step(np.array((np.nan, 0.3)))
     with pytest.raises(ValueError, match=r"action: expected positions of shape \[2\], got \[3\]"):
         env.step(np.zeros(3))
-    with pytest.raises(ValueError, match="options: expected episode, or blocked, held_out, how, what, got x"):
+    with pytest.raises(
+        ValueError, match="options: expected episode, or blocked, by, held_out, how, what, got x"
+    ):
         env.reset(options={"x": 1})
     with pytest.raises(ValueError, match=r"obs_type: expected one of state, .* got 'smell'"):
         TableEnv("smell")

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("mujoco")
 
-from torchfilm.data.table.episodes import sample_episode
+from torchfilm.data.table.episodes import Episode, sample_episode
 from torchfilm.data.table.experts import Expert
 from torchfilm.data.table.kinematics import joints_of
 from torchfilm.data.table.playing import play
@@ -17,16 +17,20 @@ from torchfilm.data.table.tasks import HOWS, Task
 from torchfilm.data.table.trials import Outcome
 
 
-def outcomes(what: str, how: str, count: int, **options) -> list[Outcome]:
+def some_episodes(what: str, count: int, **options) -> list[Episode]:
     rng = np.random.default_rng(11)
-    drawn = [sample_episode(rng, what=what, how="plain", **options) for _ in range(count)]
+    return [sample_episode(rng, what=what, how="plain", **options) for _ in range(count)]
+
+
+def outcomes(drawn: list[Episode], how: str) -> list[Outcome]:
     tasks = [[Task(t.which, t.what, how, t.place) for t in episode.tasks] for episode in drawn]
     return [arm for table in play([episode.scene for episode in drawn], tasks) for arm in table]
 
 
 @pytest.mark.parametrize(("what", "least"), [("reach", 0.99), ("push", 0.95)])
 def test_success_energy_and_collisions_in_all_four_manners(what, least):
-    done = {how: outcomes(what, how, 40, blocked=True) for how in HOWS}
+    drawn = some_episodes(what, 40, blocked=True)
+    done = {how: outcomes(drawn, how) for how in HOWS}
     share = {how: np.mean([o.success for o in found]) for how, found in done.items()}
     hits = {how: np.mean([o.collisions > 0 for o in found]) for how, found in done.items()}
     energy = {how: np.mean([o.energy for o in found]) for how, found in done.items()}
@@ -40,7 +44,7 @@ def test_success_energy_and_collisions_in_all_four_manners(what, least):
 
 
 def test_two_arms_on_one_table_each_do_their_own():
-    found = outcomes("reach", "avoid", 15, arms=2)
+    found = outcomes(some_episodes("reach", 15, arms=2), "avoid")
     assert len(found) == 30
     assert np.mean([o.success for o in found]) >= 0.9
 

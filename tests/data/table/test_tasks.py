@@ -79,6 +79,9 @@ def test_episodes_are_blocked_where_asked_and_say_what_was_asked():
                 episode = sample_episode(rng, what=what, how="save", blocked=blocked)
                 assert in_the_way(episode.scene, episode.tasks[0]) == blocked
                 assert (episode.tasks[0].what, episode.tasks[0].how) == (what, "save")
+    assert {sample_episode(rng, by=("colour", "shape")).told[0].by for _ in range(20)} == {"colour", "shape"}
+    with pytest.raises(ValueError, match="expected options that scenes can meet, got blocked=None, by="):
+        sample_episode(rng, by=("smell",))
     pair = sample_episode(rng, arms=2)
     assert pair.tasks[0].which != pair.tasks[1].which
     with pytest.raises(ValueError, match="num_things: expected one for each of 2 arms at least, got 1"):

@@ -80,8 +80,8 @@ def test_held_out_sentences_are_never_trained_and_use_trained_words():
     thing = Thing("red", "cube", "small", 0.0, 0.5)
     scene = Scene((thing,), (0.2, 0.4), (0.0, 0.3), ((0.0, 0.15),))
     for task in tasks_of(scene):
-        trained |= {say(rng, scene, task).text for _ in range(400)}
-        held_out |= {say(rng, scene, task, held_out=True).text for _ in range(200)}
+        trained |= {say(rng, scene, task).text for _ in range(150)}
+        held_out |= {say(rng, scene, task, held_out=True).text for _ in range(60)}
     assert not trained & held_out
     known = set(vocabulary())
     assert {w for text in trained for w in words(text)} <= known
@@ -103,6 +103,15 @@ def test_manners_are_told_apart_for_conditions_of_their_own():
         assert not told.how.startswith((",", "and ", "but "))
         assert (told.how == "") <= (told.task.how == "plain")
         assert "it" in words(told.what)
+
+
+def test_only_the_ways_to_name_that_were_asked_for_are_used():
+    rng, scene = np.random.default_rng(5), some_scenes(1)[0]
+    told = say(rng, scene, Task(0), by=("size colour shape",))
+    assert told.by == "size colour shape"
+    assert len(words(told.which)) == 4
+    with pytest.raises(ValueError, match=r"by: expected one of .*size colour shape.*, got smell"):
+        say(rng, scene, Task(0), by=("smell",))
 
 
 def test_an_instruction_survives_json():

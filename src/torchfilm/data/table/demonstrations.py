@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from .model import FPS
 from .playing import Experts
 from .scenes import Scene
 from .simulator import Array
+from .tasks import What
 from .trials import STATE_NAMES, Outcome, Trials, environment_names
 from .wording import Instruction
 
@@ -117,9 +118,11 @@ def generate_demonstrations(
     seed: int,
     noise: float = 0.0,
     num_things: int = 3,
+    what: What | None = None,
+    by: Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> Generated:
-    """Write successful demonstrations of all instructions, evenly drawn, with trained wordings.
+    """Write successful demonstrations of instructions, evenly drawn, with trained wordings.
 
     The bytes depend on the arguments alone (with the same MuJoCo, NumPy and pyarrow). The folder appears
     whole or not at all.
@@ -130,6 +133,7 @@ def generate_demonstrations(
         seed: what scenes, instructions, wordings and noise follow from.
         noise: metres; see `demonstrate`. Half a centimetre leaves nearly all of them successful.
         num_things: 1 to 4.
+        what, by: only some instructions, as for `sample_episode`; default: all.
         progress: called with episodes done and asked for.
 
     Raises:
@@ -144,11 +148,14 @@ def generate_demonstrations(
     frames = attempts = 0
     report = progress or (lambda done, total: None)
 
+    def draw(rng: np.random.Generator) -> Episode:
+        return sample_episode(rng, what=what, by=by, num_things=num_things)
+
     def recordings() -> Iterator[Recording]:
         nonlocal frames, attempts
         for first in range(0, num_episodes, _BATCH):
             count = min(_BATCH, num_episodes - first)
-            made, tries = _successes(range(first, first + count), seed, noise, num_things)
+            made, tries = _successes(range(first, first + count), seed, noise, draw)
             attempts += tries
             frames += sum(len(one) for one in made)
             yield from made
@@ -204,7 +211,9 @@ def _recording(episode: Episode, outcome: Outcome, seen: list[tuple[NDArray, NDA
     return Recording(columns, told.text, {f"torchfilm/{k}": json.dumps(v) for k, v in notes.items()})
 
 
-def _successes(indices: range, seed: int, noise: float, num_things: int) -> tuple[list[Recording], int]:
+def _successes(
+    indices: range, seed: int, noise: float, draw: Callable[[np.random.Generator], Episode]
+) -> tuple[list[Recording], int]:
     """A successful recording for each index, and how many attempts that took."""
     made: dict[int, Recording] = {}
     attempts = 0
@@ -213,7 +222,7 @@ def _successes(indices: range, seed: int, noise: float, num_things: int) -> tupl
         if not missing:
             break
         rngs = [_rng(seed, index, attempt) for index in missing]
-        episodes = [sample_episode(rng, num_things=num_things) for rng in rngs]
+        episodes = [draw(rng) for rng in rngs]
         attempts += len(missing)
         for index, recording in zip(missing, demonstrate(episodes, rngs, noise), strict=True):
             if json.loads(str(recording.notes["torchfilm/outcome"]))["success"]:

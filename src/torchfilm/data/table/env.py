@@ -73,7 +73,7 @@ class TableEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Begin an episode; `options={"episode": ...}` gives it, else it is drawn, by `options` as keywords.
 
-        The keywords are those of `sample_episode`: what, how, blocked, held_out.
+        The keywords are those of `sample_episode`: what, how, by, blocked, held_out.
         """
         super().reset(seed=seed)
         self.episode = _episode(self.np_random, options, self._num_things, self._arms)
@@ -217,7 +217,7 @@ def _actions(arms: int) -> Any:
 def _episode(rng: np.random.Generator, options: dict[str, Any] | None, num_things: int, arms: int) -> Episode:
     given = dict(options or {})
     episode = given.pop("episode", None)
-    known = {"what", "how", "blocked", "held_out"}
+    known = {"what", "how", "by", "blocked", "held_out"}
     if set(given) - known:
         raise ValueError(
             f"options: expected episode, or {', '.join(sorted(known))}, got {', '.join(sorted(given))}"

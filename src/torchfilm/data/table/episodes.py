@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
 from .scenes import Scene, sample_scene
 from .tasks import HOWS, How, Task, What, in_the_way, tasks_of
-from .wording import Instruction, say
+from .wording import Instruction, descriptions, say
 
 _ATTEMPTS = 200
 
@@ -33,6 +34,7 @@ def sample_episode(
     how: How | None = None,
     blocked: bool | None = None,
     held_out: bool = False,
+    by: Collection[str] | None = None,
     num_things: int = 3,
     arms: int = 1,
 ) -> Episode:
@@ -44,10 +46,11 @@ def sample_episode(
         how: one of `HOWS`; default: any, evenly.
         blocked: whether the obstacle has to stand in the first arm's way; default: as it comes.
         held_out: whether to say it as training never does.
+        by: the ways to name a thing that may be used, as for `say`; default: all.
         num_things, arms: as for `sample_scene`.
 
     Raises:
-        ValueError: as `sample_scene`; or with fewer things than arms.
+        ValueError: as `sample_scene`; with fewer things than arms; or for ways to name that do not exist.
 
     Example:
         episode = sample_episode(np.random.default_rng(0), what="push", how="avoid", blocked=True)
@@ -59,10 +62,14 @@ def sample_episode(
         scene = sample_scene(rng, num_things, arms, in_the_way=chance)
         which = rng.permutation(num_things)[:arms].tolist()
         tasks = [_draw(rng, scene, thing, what, how) for thing in which]
-        if blocked is None or in_the_way(scene, tasks[0]) == blocked:
-            told = (say(rng, scene.seen_by(arm), t, held_out=held_out) for arm, t in enumerate(tasks))
+        views = [scene.seen_by(arm) for arm in range(arms)]
+        named = (
+            by is None or set(by) & set(descriptions(v)[t.which]) for v, t in zip(views, tasks, strict=True)
+        )
+        if (blocked is None or in_the_way(scene, tasks[0]) == blocked) and all(named):
+            told = [say(rng, v, t, held_out=held_out, by=by) for v, t in zip(views, tasks, strict=True)]
             return Episode(scene, tuple(told))
-    raise RuntimeError(f"no scene with blocked={blocked} in {_ATTEMPTS} attempts")
+    raise ValueError(f"expected options that scenes can meet, got blocked={blocked}, by={by}")
 
 
 def _draw(rng: np.random.Generator, scene: Scene, which: int, what: What | None, how: How | None) -> Task:

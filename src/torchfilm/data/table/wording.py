@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -126,12 +126,23 @@ def instructions(rng: np.random.Generator, scene: Scene, held_out: bool = False)
     return [say(rng, scene, task, held_out=held_out) for task in tasks_of(scene)]
 
 
-def say(rng: np.random.Generator, scene: Scene, task: Task, *, held_out: bool = False) -> Instruction:
+def say(
+    rng: np.random.Generator,
+    scene: Scene,
+    task: Task,
+    *,
+    held_out: bool = False,
+    by: Collection[str] | None = None,
+) -> Instruction:
     """One wording of a task, drawn evenly from those that name the thing and no other.
 
-    A held-out one has a new sentence for the deed, or for the manner, or for both.
+    A held-out one has a new sentence for the deed, or for the manner, or for both. `by` leaves only some ways
+    to name the thing ("colour", "size shape", "position"); ValueError where none of them names it alone.
     """
-    names = descriptions(scene)[task.which]
+    every = descriptions(scene)[task.which]
+    names = {key: name for key, name in every.items() if by is None or key in by}
+    if not names:
+        raise ValueError(f"by: expected one of {', '.join(sorted(every))}, got {', '.join(by or ())}")
     by = _pick(rng, sorted(names))
     which = names[by] if by == "position" else _spoken(rng, names[by])
     place = None if task.place is None else _pick(rng, PLACE_WORDS[task.place])
