@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import library_tables
 import reasoning_tables
 import speed_tables
 from table_form import Results
@@ -31,6 +32,7 @@ def load(folder: Path = RESULTS) -> Results:
 TABLES: dict[str, Callable[[Results], str]] = {
     one.__name__: one
     for one in (
+        library_tables.library_speed,
         reasoning_tables.systems,
         reasoning_tables.kinds,
         reasoning_tables.types,

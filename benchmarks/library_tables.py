@@ -1,0 +1,65 @@
+"""The table of what the library costs, against the limits that were set for it."""
+
+from collections.abc import Iterator
+
+from table_form import PENDING, Result, Results, measured_on, table
+
+MEGABYTE_AND_ABOVE = ("NCHW (64, 128, 14, 14)", "NCHW (16, 256, 56, 56)", "tokens (32, 197, 768)")
+FILES = ("folding_speed", "layer_speed", "conditioning_speed", "generator_speed", "fusion_speed")
+
+
+def library_speed(results: Results) -> str:
+    """Ratios in one process, in turn, medians; a file that is not there gives no rows."""
+    rows: list[list[str]] = []
+    for name, make in (
+        ("folding_speed", _folding),
+        ("layer_speed", _layers),
+        ("conditioning_speed", _conditioning),
+        ("generator_speed", _generators),
+        ("fusion_speed", _fusion),
+    ):
+        if name in results:
+            rows += [[what, case, limit, f"{ratio:.3g}"] for what, case, limit, ratio in make(results[name])]
+    if not rows:
+        return PENDING
+    notes = "".join(f"- {name}.py: {measured_on(results[name])}" for name in FILES if name in results)
+    return table(["what / against", "case", "at most", "measured"], rows, texts=2) + "\n" + notes
+
+
+def _folding(found: Result) -> Iterator[tuple[str, str, str, float]]:
+    for name, ways in found["networks"].items():
+        yield "folded / unconditioned, its norms folded", f"{name}, batch 1", "1.02", ways["folded"]["ratio"]
+        yield "(the same network twice)", f"{name}, batch 1", "–", ways["merged again"]["ratio"]
+
+
+def _layers(found: Result) -> Iterator[tuple[str, str, str, float]]:
+    for case in MEGABYTE_AND_ABOVE:
+        one = found["film_and_relu_over_relu"][case]
+        yield "film + ReLU / ReLU, compiled", case, "1.35", one["forward"]["compiled"]
+        backward = one["forward_and_backward"]
+        yield "forward and backward, compiled", case, "1.35", backward["compiled"]
+        yield "forward and backward, eager", case, "–", backward["fused"]
+    for case in ("GroupNorm (64, 128, 14, 14)", "InstanceNorm2d (64, 128, 14, 14)"):
+        ratio = found["conditional_norm_over_norm"][case]["forward_and_backward"]["ours"]
+        limit = "1.10" if case.startswith("Group") else "–"
+        yield "norm + FiLM / norm, forward and backward", case, limit, ratio
+
+
+def _conditioning(found: Result) -> Iterator[tuple[str, str, str, float]]:
+    for case, ways in found.items():
+        if isinstance(ways, dict) and "conditioned" in ways:
+            yield "conditioned / unconditioned, eager", case, "1.05", ways["conditioned"]["ratio"]
+
+
+def _generators(found: Result) -> Iterator[tuple[str, str, str, float]]:
+    for one in found["policy"]:
+        case = f"12 sites of a policy's U-Net, batch {one['batch']}"
+        yield "tabulated generator / one Linear per layer", case, "0.02", one["ratio"]["separable"]
+
+
+def _fusion(found: Result) -> Iterator[tuple[str, str, str, float]]:
+    for case, one in found.items():
+        if isinstance(one, dict) and "inside_batch_1" in one:
+            for batch in (1, 8):
+                ratio = one[f"inside_batch_{batch}"]["film_to_cross_attention"]
+                yield "added time, FiLM / cross-attention", f"{case}, batch {batch}", "0.2", ratio
