@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,37 @@ def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict
             call()
             seconds[name].append(time.process_time() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def against(
+    base: str, candidates: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1
+) -> dict[str, dict[str, float]]:
+    """CPU milliseconds of one call of each candidate, and the ratio to the base: medians and quartiles.
+
+    A ratio is taken within each round, of which each runs all candidates in another order: what slows the
+    machine down for longer than a round slows both.
+    """
+    for call in candidates.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    order, shuffle = list(candidates), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            start = time.process_time()
+            for _ in range(calls):
+                candidates[name]()
+            seconds[name].append((time.process_time() - start) / calls)
+    found = {}
+    for name, times in seconds.items():
+        ratios = [one / other for one, other in zip(times, seconds[base], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        found[name] = {
+            "ms": round(1000 * statistics.median(times), 4),
+            "ratio": round(middle, 4),
+            "quartiles": [round(low, 4), round(high, 4)],
+        }
+    return found
 
 
 def machine() -> str:

@@ -119,19 +119,15 @@ class Table(nn.Module):
 
     def forward(self, index: Index) -> dict[str, Modulation]:
         """Return the modulation of each site: [C] for an int, [*batch, C] for a tensor."""
-        if isinstance(index, int) and not torch.compiler.is_compiling():
-            return self._row(index)
-        return self._split(self.table[index])
-
-    def _row(self, index: int) -> dict[str, Modulation]:
-        """Return the modulations of one row; views of the table, made once for each row and table."""
+        if isinstance(index, Tensor) or torch.compiler.is_compiling():
+            return self._split(self.table[index])
         table, rows = self._seen
-        if table is not self.table:  # moved or converted since; what is written into it, the views see
+        if table is not self._buffers["table"]:  # moved since; what is written into it, the views see
             rows = {}
             self._seen = (self.table, rows)
         if index not in rows:
             rows[index] = self._split(self.table[index])
-        return dict(rows[index])
+        return rows[index].copy()
 
     def _split(self, row: Float[Tensor, "*batch numbers"]) -> dict[str, Modulation]:
         parts = iter(row.split(self._widths, dim=-1))
