@@ -134,6 +134,20 @@ def test_using_entered_without_gradients_does_not_lose_them():
     assert all(p.grad.abs().sum() > 0 for p in model.film.parameters())
 
 
+def test_using_runs_the_generator_once_unless_gradients_or_changes_need_it_again():
+    model, (x, z), runs = conditioned(), inputs(), []
+    conditioning(model).generator.register_forward_hook(lambda *args: runs.append(1))
+    with torch.no_grad(), tf.using(model, cond=z):
+        before = [model(x) for _ in range(3)][-1]
+        assert len(runs) == 1
+        randomise(model.film)
+        assert not torch.allclose(model(x), before)
+    runs.clear()
+    with tf.using(model, cond=z):
+        assert torch.equal(model(x), model(x, cond=z))
+    assert len(runs) == 3
+
+
 def test_unconditioned_is_the_original_network():
     base, (x, z) = Net().eval(), inputs()
     model = tf.condition(copy.deepcopy(base), SITES, tf.Vector(13))
@@ -244,6 +258,26 @@ def test_wrapped_and_patched_models_are_refused_with_advice():
     model.forward = lambda x: x
     with pytest.raises(ValueError, match=r"whose forward is compiled or was replaced"):
         tf.condition(model, "head", tf.Vector(13))
+
+
+@pytest.mark.plain
+def test_patches_that_came_later_are_taken_off_first():
+    model, (x, z) = conditioned(), inputs()
+    inner = model.blocks[0].bn.forward
+    model.blocks[0].bn.forward = lambda x: inner(x)
+    expected = model(x, cond=z)
+    with pytest.raises(ValueError, match=r"own forward at 'blocks.0.bn', but another was put on"):
+        tf.remove(model)
+    assert torch.equal(model(x, cond=z), expected)
+    del model.blocks[0].bn.forward
+    tf.remove(model)
+
+
+@pytest.mark.plain
+def test_a_batch_that_is_a_multiple_is_told_how_to_share_conditions():
+    model, (x, z) = conditioned(), inputs()
+    with pytest.raises(ValueError, match=r"each condition serves 3 rows of x, .* or condition with repeat=3"):
+        model(x.repeat_interleave(3, dim=0), cond=z)
 
 
 @pytest.mark.plain

@@ -127,8 +127,10 @@ def save(model: nn.Module, folder: str | Path) -> None:
     text = json.dumps(description, indent=1)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in film.state_dict().items()}
-    save_file(tensors, path / TENSORS)
-    (path / DESCRIPTION).write_text(text, encoding="utf-8")
+    save_file(tensors, path / f"{TENSORS}.part")
+    (path / f"{DESCRIPTION}.part").write_text(text, encoding="utf-8")
+    for name in (TENSORS, DESCRIPTION):
+        (path / f"{name}.part").replace(path / name)
 
 
 def load(
@@ -174,7 +176,7 @@ def load(
             f"load: expected fusion= or generator=, for {path} was saved with an object of its own.\n"
             f"Give one that is made in the same way."
         )
-    sites = Sites(Site(**{**site, "field": site["field"]}) for site in description["sites"])
+    sites = Sites(Site(**site) for site in description["sites"])
     condition(base, sites, cond, **how)
     try:
         _fill(conditioning(base), load_file(path / TENSORS), path)

@@ -356,7 +356,10 @@ def _size_message(value: Tensor, x: Tensor, axis: int, size: int, name: str, sit
     fact = f"{name} has size {size} where x has size {x.shape[axis]} (axis {axis} of x)"
     if axis == 0 and size and x.shape[0] % size == 0:
         times = x.shape[0] // size
-        remedy = f"If each condition serves {times} rows of x, use {name}.repeat_interleave({times}, dim=0)."
+        how = f"{name}.repeat_interleave({times}, dim=0)" + (
+            f", or condition with repeat={times}" if site else ""
+        )
+        remedy = f"If each condition serves {times} rows of x, use {how}."
     else:
         remedy = f"Besides the channels, the axes of {name} align with x's from the left, with x's size or 1."
     return f"{_where(site, 'film')}: {fact}.\n{_shapes(value, x, name)}\n{remedy}"

@@ -32,6 +32,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.active: Any = None
         self.checked = False
+        self.version = 0
         self.transforms: list[Transform] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,8 +95,8 @@ class Conditioning(nn.Module):
         if cond is None and modulation is None:
             if active is None:
                 raise ValueError(no_condition("Conditioned network"))
-            cond, modulation, ready = active
-            if ready is not None and not torch.is_grad_enabled():
+            cond, modulation, ready, version = active
+            if ready is not None and not torch.is_grad_enabled() and version == self.version():
                 modulation = ready
         elif cond is not None and modulation is not None:
             raise ValueError(_not_both("got both"))
@@ -103,6 +104,13 @@ class Conditioning(nn.Module):
         for transform in self.transforms:
             values = transform(values)
         return self._checked(values)
+
+    def version(self) -> int:
+        """Return a number that changes with the parameters; a compiled call takes them as they were."""
+        if torch.compiler.is_compiling():
+            return self.local.version
+        self.local.version = sum(p._version for p in self.parameters() if not p.is_inference())
+        return self.local.version
 
     def fill(self, values: Any) -> None:
         """Put its value into the slot of each site; PLAIN or None into all."""
@@ -232,9 +240,10 @@ def conditioning(model: nn.Module) -> Conditioning:
 def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iterator[None]:
     """Make a condition active for all calls in the block, also those that others make (`model.generate`).
 
-    With gradients disabled the generator runs once, at the start of the block; with gradients it runs at each
-    call of the network, so that each has a graph of its own. Methods that call parts of the network without
-    the network itself (`vae.encode`) get the values made at the start. A call's own `cond=` wins.
+    With gradients disabled the generator runs once, at the start of the block; with gradients, or when its
+    parameters change in between, it runs at each call of the network, so that each has its own graph. Methods
+    that call parts of the network without the network itself (`vae.encode`) get the values made at the start.
+    A call's own `cond=` wins.
 
     Args:
         model: a conditioned network.
@@ -254,7 +263,7 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
         raise ValueError(_not_both("got neither" if cond is None else "got both"))
     film = conditioning(model)
     ready = film(cond) if modulation is None else None
-    with _active(film, (cond, modulation, ready)):
+    with _active(film, (cond, modulation, ready, film.version())):
         film.fill(film.values(None, None) if ready is None or film.transforms else ready)
         yield
 
@@ -279,10 +288,15 @@ def remove(model: nn.Module) -> nn.Module:
     """Take everything away that `condition` added; the network is what it was.
 
     Raises:
-        ValueError: for a model that is not conditioned.
+        ValueError: for a model that is not conditioned, or whose modules were patched since.
     """
-    film = conditioning(model)
-    root = unwrapped(model)
+    film, root = conditioning(model), unwrapped(model)
+    for name, module in [("", root), *root.named_modules()]:
+        if "forward" in vars(module) and (module is root or is_site(module)):
+            raise ValueError(
+                f"remove: expected the class's own forward at '{name}', but another was put on the instance.\n"
+                f"Let whoever did that take it off first (accelerate: remove_hook_from_module)."
+            )
     _undo(root, film)
     return model
 
