@@ -294,7 +294,7 @@ def remove(model: nn.Module) -> nn.Module:
     for name, module in [("", root), *root.named_modules()]:
         if "forward" in vars(module) and (module is root or is_site(module)):
             raise ValueError(
-                f"remove: expected the class's own forward at '{name}', but another was put on the instance.\n"
+                f"remove: expected the class's own forward at '{name}', but another was put on it.\n"
                 f"Let whoever did that take it off first (accelerate: remove_hook_from_module)."
             )
     _undo(root, film)
