@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchfilm import Modulation, plot
+from torchfilm import Modulation, Modulations, plot
 from torchfilm.data.clevr.catalogue import ATTRIBUTES
 from torchfilm.data.clevr.encoding import EncodedQuestions, encode_questions
 from torchfilm.data.clevr.vocabulary import SPECIALS, Vocabulary
@@ -217,20 +217,19 @@ def rewrite(exam: Exam, substitutes: int) -> tuple[dict[int, list[Swapped]], Cou
     return found, why_not
 
 
-def _sums(model: Reasoner, vocabulary: Vocabulary, rewritings: list[list[Swapped]]) -> dict[str, Modulation]:
+def _sums(model: Reasoner, vocabulary: Vocabulary, rewritings: list[list[Swapped]]) -> Modulations:
     """shape + color - both, averaged over each question's rewritings, [questions, C]."""
     flat = [swap for swaps in rewritings for swap in swaps]
     number = len(rewritings[0])
 
-    def of(part: str) -> dict[str, Modulation]:
+    def of(part: str) -> Modulations:
         return modulate(model, encoded([getattr(swap, part) for swap in flat], vocabulary))
 
     def mean(values: Tensor) -> Tensor:
         return values.unflatten(0, (-1, number)).mean(1)
 
-    shape, color, both = of("shape"), of("color"), of("both")
-    found = {site: shape[site] + color[site] - both[site] for site in shape}
-    return {site: Modulation(mean(m.gamma), mean(m.beta)) for site, m in found.items()}
+    found = of("shape") + (of("color") - of("both"))
+    return found.map(lambda m: Modulation(mean(m.gamma), mean(m.beta)))
 
 
 def encoded(texts: Sequence[str], vocabulary: Vocabulary) -> EncodedQuestions:
@@ -296,12 +295,12 @@ def interpolate(
         raise ValueError(f"interpolate: expected known words, got {unknown[0]!r}; the nearest are {near}.")
     ends = modulate(model, encoded([first, second], exam.vocabulary))
     weight = torch.linspace(0, 1, steps)[:, None]
-    path = {site: m[:1].interpolate(m[1:], weight) for site, m in ends.items()}
+    path = ends.rows(slice(0, 1)).interpolate(ends.rows(slice(1, 2)), weight)
     question = replace(encoded([first], exam.vocabulary), image_index=np.array([picture]))
     features = look(model, replace(exam, questions=question)).features
     device = next(model.parameters()).device
     with torch.inference_mode():
-        chosen = {site: m.to(device) for site, m in path.items()}
+        chosen = path.map(lambda m: m.to(device))
         index = torch.zeros(steps, dtype=torch.long, device=device)
         logits = model.reason(features.to(device), chosen, index).logits
     probabilities = np.zeros((steps, logits.shape[1]))

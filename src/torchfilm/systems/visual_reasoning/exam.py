@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torchfilm import Modulation
+from torchfilm import Modulation, Modulations
 from torchfilm.data.clevr.encoding import EncodedQuestions
 from torchfilm.data.clevr.files import ClevrFolder
 from torchfilm.data.clevr.vocabulary import SPECIALS, Vocabulary
@@ -126,7 +126,7 @@ def predict(model: nn.Module, exam: Exam) -> np.ndarray:
     return found
 
 
-def modulate(model: Reasoner, questions: EncodedQuestions) -> dict[str, Modulation]:
+def modulate(model: Reasoner, questions: EncodedQuestions) -> Modulations:
     """Gamma and beta [N, C] of each block for each question, in float32 on the CPU.
 
     Questions are read sorted by length, so that little padding is read.
@@ -141,7 +141,8 @@ def modulate(model: Reasoner, questions: EncodedQuestions) -> dict[str, Modulati
             found = model.modulations(model.encode(tokens, lengths))
             parts.append({site: m.to("cpu", torch.float32) for site, m in found.items()})
     back = torch.from_numpy(np.argsort(order))
-    return {site: _joined([part[site] for part in parts])[back] for site in (parts[0] if parts else {})}
+    sites = parts[0] if parts else {}
+    return Modulations({site: _joined([part[site] for part in parts])[back] for site in sites})
 
 
 def look(model: Reasoner, exam: Exam) -> Looked:
