@@ -131,8 +131,10 @@ def test_freezing_the_base_leaves_the_conditioning_alone_to_train():
 def test_removal_lets_the_base_train_again():
     model = Net()
     model.stem.requires_grad_(False)
-    tf.freeze_base(tf.condition(model, SITES, tf.Vector(13)))
+    model.blocks[1].eval()
+    tf.freeze_base(tf.freeze_base(tf.condition(model, SITES, tf.Vector(13))))
     tf.remove(model)
+    assert [block.bn.training for block in model.blocks] == [True, False]
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {"stem.weight", "stem.bias"}
     assert model.train().blocks[0].bn.training

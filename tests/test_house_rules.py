@@ -167,6 +167,7 @@ LIBRARY = (
     ("channels",),
     ("sites",),
     ("slots",),
+    ("filling",),
     ("injection",),
     ("adapter",),
     ("dataflow", "draft", "quantised"),

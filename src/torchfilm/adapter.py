@@ -52,8 +52,9 @@ def freeze_base(model: nn.Module) -> nn.Module:
         if not name.startswith("film.") and parameter.requires_grad:
             parameter.requires_grad = False
             film.frozen_parameters.append(name)
-    norms = [(name, module) for name, module in root.named_modules() if isinstance(module, _NormBase)]
-    film.frozen_norms = [name for name, module in norms if module.running_mean is not None]
+    for name, module in root.named_modules():
+        if isinstance(module, _NormBase) and module.running_mean is not None:
+            film.frozen_norms.setdefault(name, module.training == root.training)
     root.train(root.training)
     return model
 

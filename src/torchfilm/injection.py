@@ -8,7 +8,6 @@ raises.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,139 +18,10 @@ from torch.jit import ScriptModule
 from torch.optim.swa_utils import AveragedModel
 
 from torchfilm.channels import Where, lineage
+from torchfilm.filling import Conditioning, active, not_both, root_forward
 from torchfilm.fusion import Fusion, resolve
-from torchfilm.sites import Pattern, Site, Sites, find, is_root, is_site
-from torchfilm.slots import PLAIN, Slot, listen, no_condition, swap, swap_back
-
-Transform = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-class _Local(threading.local):
-    """What is active in this thread: see `Conditioning`."""
-
-    def __init__(self) -> None:
-        self.active: Any = None
-        self.checked = False
-        self.version = 0
-        self.transforms: list[Transform] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Local, ()
-
-
-class Conditioning(nn.Module):
-    """What `condition` adds to a network, as its child `film`: condition -> z -> one value for each site.
-
-    Attributes:
-        cond: the module that encodes the condition.
-        generator: from the encoded condition to a dict of one value for each site.
-        fusion: how a value meets the features of its site.
-        sites: each `Site` by its name, in the order of the network.
-    """
-
-    def __init__(self, cond: nn.Module, generator: nn.Module, fusion: Fusion, sites: Sites) -> None:
-        super().__init__()
-        self.cond = cond
-        self.generator = generator
-        self.fusion = fusion
-        self.sites: dict[str, Site] = {site.name: site for site in sites}
-        self.slots = {site.name: Slot(site, fusion) for site in sites}
-        self.local = _Local()
-        self.recipe: dict[str, Any] | None = None
-        self.frozen_parameters: list[str] = []
-        self.frozen_norms: list[str] = []
-
-    @property
-    def transforms(self) -> list[Transform]:
-        """This thread's functions from the values of all sites to other ones, applied in order."""
-        return self.local.transforms
-
-    def forward(self, cond: Any) -> dict[str, Any]:
-        """Return the value of each site for a condition: a tensor, or a tuple of the encoder's arguments."""
-        return self.generator(self.cond(*cond) if type(cond) is tuple else self.cond(cond))
-
-    def modulations(self, cond: Any) -> dict[str, Any]:
-        """Return the value of each site for a condition, a `Modulation` for FiLM; the network is not run.
-
-        Args:
-            cond: what the encoder takes; a tuple holds several arguments, as (tokens, mask).
-        """
-        return self(cond)
-
-    @contextmanager
-    def transformed(self, transform: Transform) -> Iterator[None]:
-        """Apply a function to the values of all sites between generator and sites, in this thread."""
-        self.transforms.append(transform)
-        try:
-            yield
-        finally:
-            self.transforms.remove(transform)
-
-    def values(self, cond: Any, modulation: Any) -> Any:
-        """Return what the slots get for these arguments: a value for each site, or PLAIN."""
-        active = self.local.active
-        if active is PLAIN:
-            return PLAIN
-        if cond is None and modulation is None:
-            if active is None:
-                raise ValueError(no_condition("Conditioned network"))
-            cond, modulation, ready, version = active
-            if ready is not None and not torch.is_grad_enabled() and version == self.version():
-                modulation = ready
-        elif cond is not None and modulation is not None:
-            raise ValueError(_not_both("got both"))
-        values = self(cond) if modulation is None else modulation
-        for transform in self.transforms:
-            values = transform(values)
-        return self._checked(values)
-
-    def version(self) -> int:
-        """Return a number that changes with the parameters; a compiled call takes them as they were."""
-        if torch.compiler.is_compiling():
-            return self.local.version
-        self.local.version = sum(p._version for p in self.parameters() if not p.is_inference())
-        return self.local.version
-
-    def fill(self, values: Any) -> None:
-        """Put its value into the slot of each site; PLAIN or None into all."""
-        for name, slot in self.slots.items():
-            slot.value = values if values is None or values is PLAIN else values[name]
-
-    def held(self) -> dict[str, Any]:
-        """Return what the slots hold now."""
-        return {name: slot.value for name, slot in self.slots.items()}
-
-    def check(self, root: nn.Module) -> None:
-        """Raise ValueError where a site's module is in the network no more: the condition would not be heard.
-
-        Done at the first call in each thread and whenever the mode is set: converters of others, as
-        `nn.SyncBatchNorm.convert_sync_batchnorm`, put new modules in the place of old ones.
-        """
-        modules = dict(root.named_modules(remove_duplicate=False))
-        for name, slot in self.slots.items():
-            module = modules.get(name)
-            if module is None or vars(module).get("_film_slot") is not slot:
-                now = "nothing" if module is None else f"another {type(module).__name__}"
-                raise ValueError(
-                    f"Site '{name}': expected the module that was conditioned, got {now} in its place.\n"
-                    f"Convert or prune the network first, then condition it; remove(model) undoes this."
-                )
-        self.local.checked = True
-
-    def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        missing = [name for name in self.slots if name not in values]
-        unknown = [name for name in values if name not in self.slots]
-        if missing or unknown:
-            raise ValueError(
-                f"Modulations: expected one for each of the {len(self.slots)} sites, got none for {missing} "
-                f"and some for {unknown}.\n"
-                f"Start from conditioning(model).modulations(cond) and replace what you want to change."
-            )
-        return {name: values[name] for name in self.slots}
-
-    def extra_repr(self) -> str:
-        """Show fusion and sites in `repr`."""
-        return f"{type(self.fusion).__name__}, sites={list(self.sites)}"
+from torchfilm.sites import Pattern, Sites, find, is_root, is_site
+from torchfilm.slots import PLAIN, listen, swap, swap_back
 
 
 def condition(
@@ -260,10 +130,10 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
         ...     y = model(torch.rand(2, 3))
     """
     if (cond is None) == (modulation is None):
-        raise ValueError(_not_both("got neither" if cond is None else "got both"))
+        raise ValueError(not_both("got neither" if cond is None else "got both"))
     film = conditioning(model)
     ready = film(cond) if modulation is None else None
-    with _active(film, (cond, modulation, ready, film.version())):
+    with active(film, (cond, modulation, ready, film.version())):
         film.fill(film.values(None, None) if ready is None or film.transforms else ready)
         yield
 
@@ -279,7 +149,7 @@ def unconditioned(model: nn.Module) -> Iterator[None]:
         ...     y = model(torch.rand(2, 3))
     """
     film = conditioning(model)
-    with _active(film, PLAIN):
+    with active(film, PLAIN):
         film.fill(PLAIN)
         yield
 
@@ -299,35 +169,6 @@ def remove(model: nn.Module) -> nn.Module:
             )
     _undo(root, film)
     return model
-
-
-@contextmanager
-def _active(film: Conditioning, entry: Any) -> Iterator[None]:
-    before, held = film.local.active, film.held()
-    film.local.active = entry
-    try:
-        yield
-    finally:
-        film.local.active = before
-        film.fill(held)
-
-
-def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Fill the slots from `cond` or `modulation`, run the original forward, and leave the slots as before."""
-    keys = self._film_keywords
-    film = self._modules["film"]
-    if not torch.compiler.is_compiling() and not film.local.checked:
-        film.check(self)
-    values = film.values(
-        kwargs.pop("cond", None) if "cond" in keys else None,
-        kwargs.pop("modulation", None) if "modulation" in keys else None,
-    )
-    held = film.held()
-    try:
-        film.fill(values)
-        return self._film_base.forward(self, *args, **kwargs)
-    finally:
-        film.fill(held)
 
 
 def marker(module: nn.Module, args: Any) -> None:
@@ -367,10 +208,12 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
     for name in film.frozen_parameters:
         if name in parameters:
             parameters[name].requires_grad = True
+    modules = dict(model.named_modules())
+    for name, follows in film.frozen_norms.items():
+        if name in modules:
+            modules[name].train(model.training and follows)
     if is_root(model):
         swap_back(model)
-        if film.frozen_norms:
-            model.train(model.training)
     if model._modules.get("film") is film:
         del model._modules["film"]
 
@@ -437,7 +280,3 @@ def _device(model: nn.Module, sites: Sites) -> torch.device:
         for tensor in (*module.parameters(), *module.buffers()):
             return tensor.device
     return torch.device("cpu")
-
-
-def _not_both(got: str) -> str:
-    return f"expected a condition or a modulation, {got}.\nGive cond=... or modulation=..., not both."
