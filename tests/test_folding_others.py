@@ -1,0 +1,108 @@
+"""Networks of transformers and diffusers, conditioned and then folded into plain ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchfilm as tf
+from catalogue import randomise
+
+Network = tuple[nn.Module, Callable[..., Any]]
+
+
+def vit() -> Network:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=40,
+        image_size=32,
+        patch_size=8,
+    )
+    x = torch.randn(2, 3, 32, 32)
+    return transformers.ViTModel(config), lambda model, **given: model(x, **given).last_hidden_state
+
+
+def bert() -> Network:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40, vocab_size=50
+    )
+    words = torch.randint(50, (2, 7))
+    return transformers.BertModel(config), lambda model, **given: model(words, **given).last_hidden_state
+
+
+def llama() -> Network:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40, vocab_size=50
+    )
+    words = torch.randint(50, (2, 7))
+    return transformers.LlamaForCausalLM(config), lambda model, **given: model(words, **given).logits
+
+
+def resnet() -> Network:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=5, hidden_sizes=[5, 7], depths=[1, 1], layer_type="basic"
+    )
+    x = torch.randn(2, 3, 32, 32)
+    return transformers.ResNetModel(config), lambda model, **given: model(x, **given).last_hidden_state
+
+
+def unet() -> Network:
+    diffusers = pytest.importorskip("diffusers")
+    model = diffusers.UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(6, 12),
+        norm_num_groups=3,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    x = torch.randn(2, 3, 8, 8)
+    return model, lambda network, **given: network(x, 3, **given).sample
+
+
+CASES = [
+    (vit, tf.preset("vit"), {}, "layernorm_after.weight"),
+    (vit, r".*\.mlp", {"dim": -1, "features": 24}, "mlp.fc2.weight"),
+    (bert, tf.preset("bert"), {}, "output.LayerNorm.weight"),
+    (llama, r".*\.mlp", {"dim": -1, "features": 24}, "mlp.down_proj.weight"),
+    (resnet, tf.preset("resnet"), {}, "convolution.weight"),
+    (unet, tf.preset("unet"), {}, "norm2.weight"),
+]
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(("build", "sites", "options", "target"), CASES, ids=lambda value: str(value)[:20])
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_of_others_folds_into_itself(build, sites, options, target):
+    model, call = build()
+    tf.condition(model.eval(), sites, tf.Vector(7), **options)
+    randomise(tf.conditioning(model))
+    cond = torch.randn(1, 7)
+    plain, report = tf.fold(model, cond=cond, fuse_norms=True)
+    expected = call(model, cond=cond)
+    torch.testing.assert_close(call(plain), expected, rtol=1e-4, atol=1e-4)
+    assert all(target in entry.target and entry.error < 1e-5 for entry in report)
+    assert not any(name.startswith("film.") for name in plain.state_dict())
+    with tf.folded(model, cond=cond):
+        torch.testing.assert_close(call(model), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.plain
+@pytest.mark.filterwarnings("ignore")
+def test_a_norm_that_torch_does_not_know_keeps_its_constant():
+    model, call = llama()
+    tf.condition(model.eval(), tf.preset("llama"), tf.Vector(7))
+    randomise(tf.conditioning(model))
+    cond = torch.randn(1, 7)
+    with pytest.raises(ValueError, match="LlamaRMSNorm does not end with a layer"):
+        tf.fold(model, cond=cond)
+    plain, _ = tf.fold(model, cond=cond, leftover="constant")
+    assert torch.equal(call(plain), call(model, cond=cond))
