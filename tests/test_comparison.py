@@ -1,5 +1,6 @@
 """What a comparison reports: numbers that can be counted by hand, and orders that cannot be otherwise."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -167,3 +168,17 @@ def test_no_networks_and_scores_of_other_samples_are_refused():
             rounds=1,
             score=lambda model: [1.0] * next(counts),
         )
+
+
+def test_a_comparison_is_drawn_with_a_panel_for_each_number():
+    plot = pytest.importorskip("torchfilm.plot")
+    plain = Row("unconditioned", 1000, 0, 2_000_000_000, 2.0, (1.5, 2.5), 1.0, 2_000_000)
+    row = Row("film", 1100, 100, 3_000_000_000, 2.5, (2.0, 3.5), 1.25, 4_000_000)
+    scored = dataclasses.replace(row, name="concat", score=Scored(0.5, 0.25, 0.75, (0.5,)))
+    figure = plot.comparison(Comparison((plain, row, scored), 3, "cpu").to_json()["rows"])
+    titles = [ax.get_xlabel() for ax in figure.axes]
+    assert titles == ["parameters, million", "GFLOP", "ms", "MB kept for training", "score"]
+    assert [bar.get_width() for bar in figure.axes[2].patches] == [2.0, 2.5, 2.5]
+    ((left, _), (right, _)) = figure.axes[2].collections[0].get_segments()[1]
+    assert (left, right) == (2.0, 3.5)
+    assert len(plot.comparison(Comparison((plain,), 3, "cpu").to_json()["rows"]).axes) == 4

@@ -109,6 +109,32 @@ def planes(
     return figure
 
 
+def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """One panel per number, one bar per network: parameters, FLOPs, latency, memory, and the score.
+
+    rows: `compare(...).to_json()["rows"]`. Latency has its middle half as a whisker, the score its 95 %
+    interval; the score's panel is there where a score is.
+    """
+    panels: dict[str, list[tuple[float, float, float]]] = {
+        "parameters, million": [(row["parameters"] / 1e6,) * 3 for row in rows],
+        "GFLOP": [(row["flops"] / 1e9,) * 3 for row in rows],
+        "ms": [(row["milliseconds"], *row["quartiles"]) for row in rows],
+        "MB kept for training": [(row["kept"] / 1e6,) * 3 for row in rows],
+    }
+    if any(row["score"] for row in rows):
+        scores = [row["score"] or {"mean": np.nan, "low": np.nan, "high": np.nan} for row in rows]
+        panels["score"] = [(score["mean"], score["low"], score["high"]) for score in scores]
+    figure, axes = _grid(1, len(panels), 2.4, 0.6 + 0.3 * len(rows), sharey=True)
+    for ax, (title, found) in zip(axes.flat, panels.items(), strict=True):
+        middle, low, high = np.array(found).T
+        names = [row["name"] for row in rows]
+        ax.barh(names, middle, color=COLORS[0], xerr=(middle - low, high - middle), ecolor="0.3")
+        ax.set_xlabel(title, fontsize=8)
+        ax.tick_params(labelsize=7)
+    axes[0, 0].invert_yaxis()
+    return figure
+
+
 def embeddings(points: Mapping[str, Array], labels: Sequence[str], styles: Mapping[str, Mark]) -> Figure:
     """One panel per name with points [n, 2], marked by their labels; axes of an embedding have no unit."""
     columns = min(3, len(points))
