@@ -19,10 +19,10 @@ from torchfilm.training import Interrupted, TrainConfig
 OPTIONS = {
     "data": "NAME OUT --split --scenes --seed --recipe --workers --questions-per-scene --condition --width "
     "--height --episodes --noise --json",
-    "train": "SYSTEM --recipe --data --out --minutes --steps --seed --resume --train-split --val-split "
-    "--scenes --perception --images --cache --json",
+    "train": "SYSTEM --recipe --data --out --minutes --steps --lr --seed --start --resume --train-split "
+    "--val-split --scenes --perception --images --cache --json",
     "eval": "SYSTEM RUN --data --split --experiment --blind --families --limit --scenes --seed --out "
-    "--recipe --minutes --steps --seeds --only --perception --images --cache --json",
+    "--recipe --minutes --steps --seeds --only --perception --images --guidance --cache --json",
     "inspect": "SYSTEM RUN --data --split --out --points --scenes --seed --images --cache --json",
     "ask": "IMAGE QUESTION --model --json",
     "serve": "--model --host --port --json",
@@ -120,6 +120,13 @@ def test_a_run_leaves_a_bundle_and_resumes_to_the_same_weights(data, eyes, train
         "vocab.json",
         "perception.safetensors",
     }
+
+
+def test_a_run_starts_where_another_ended(data, trained, tmp_path, capsys):
+    given = ("train", "--data", data, "--recipe", "tiny", "--out", tmp_path, "--start", trained)
+    assert run(*given, "--steps", 1, "--lr", 1e-12) == 0
+    before, after = (load_bundle(path).network.state_dict() for path in (trained, tmp_path))
+    assert all(torch.allclose(after[name], before[name], atol=1e-4) for name in before if "norm" not in name)
 
 
 def test_an_interrupted_run_leaves_its_newest_weights(data, eyes, tmp_path, monkeypatch):

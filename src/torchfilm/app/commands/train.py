@@ -12,6 +12,7 @@ from torchfilm.app.options import OptionalFloat, OptionalInt, OptionalPath, Opti
 
 if TYPE_CHECKING:
     from torchfilm.data.clevr.files import ClevrFolder
+    from torchfilm.systems.visual_reasoning.bundle import Bundle, Sight
     from torchfilm.training import TrainConfig
 
 
@@ -24,7 +25,8 @@ class Train:
 
     The recipe `perception` trains the stem that laptop recipes see with, on the object labels of a split
     whose scenes no question is asked about. Ctrl-C writes a checkpoint; the same command with --resume
-    goes on. Under torchrun the same command trains on several processes.
+    goes on. --start fine-tunes a trained network, as the paper does on CLEVR-Humans. Under torchrun the same
+    command trains on several processes.
 
     Example: torchfilm train visual_reasoning --recipe laptop --data data-clevr --out runs/first --minutes 15
     """
@@ -42,8 +44,12 @@ class Train:
     """budget by the clock; default: the recipe's"""
     steps: OptionalInt = None
     """budget in steps, instead of minutes"""
+    lr: OptionalFloat = None
+    """learning rate; default: the recipe's"""
     seed: int = 0
     """of weights and order"""
+    start: OptionalPath = None
+    """run or bundle to begin with, its words and perception too; usually with a tenth of the recipe's --lr"""
     resume: bool = False
     """go on with the run in OUT"""
     train_split: OptionalText = None
@@ -87,18 +93,21 @@ class Train:
             print(f"{found['steps']:,} steps in {found['seconds']:,.0f} s{measured}: {out / 'model'}")
 
     def _network(self, folder: ClevrFolder, out: Path) -> dict[str, Any]:
-        from torchfilm.systems.visual_reasoning.bundle import load_sight
+        from torchfilm.systems.visual_reasoning.bundle import load_bundle
         from torchfilm.systems.visual_reasoning.recipe import RECIPES
         from torchfilm.systems.visual_reasoning.running import Material, train_bundle
 
-        recipe = known_recipe(self.recipe, RECIPES)
+        recipe, start = known_recipe(self.recipe, RECIPES), None
+        if self.start is not None:
+            start = load_bundle(self.start)
+            recipe = replace(recipe, config=start.network.config)
         train_split = self.train_split or "train"
         note(f"reading the questions of {folder.root}, split {train_split}")
         with Bar("looking at the pictures", "pictures") as bar:
             material = Material(
                 folder,
-                folder.vocabulary(train_split),
-                load_sight(self.perception) if recipe.config.input == "maps" else None,
+                folder.vocabulary(train_split) if start is None else start.vocabulary,
+                self._sight(start) if recipe.config.input == "maps" else None,
                 train_split,
                 self._held_out(folder),
                 self.scenes,
@@ -106,7 +115,17 @@ class Train:
             )
             material.warm(recipe.config)
         recipe = replace(recipe, training=trained_alike(recipe.training, self, self.seed))
-        return train_bundle(self.recipe, recipe, material, out, resume=self.resume).to_json()
+        if self.lr is not None:
+            recipe = replace(recipe, training=replace(recipe.training, lr=self.lr))
+        begin = None if start is None else start.network
+        return train_bundle(self.recipe, recipe, material, out, resume=self.resume, start=begin).to_json()
+
+    def _sight(self, start: Bundle | None) -> Sight:
+        from torchfilm.systems.visual_reasoning.bundle import load_sight
+
+        if self.perception is None and start is not None and start.sight is not None:
+            return start.sight
+        return load_sight(self.perception)
 
     def _perception(self, folder: ClevrFolder, out: Path) -> dict[str, Any]:
         from torchfilm.systems.visual_reasoning.bundle import save_sight

@@ -20,7 +20,7 @@ from torchfilm.data.clevr.vocabulary import Vocabulary
 from torchfilm.systems.visual_reasoning import build, describe, loss
 from torchfilm.systems.visual_reasoning.baselines import BaselineConfig
 from torchfilm.systems.visual_reasoning.bundle import Bundle, Sight, picture_size
-from torchfilm.systems.visual_reasoning.data import QuestionBatches, reasoning_steps
+from torchfilm.systems.visual_reasoning.data import Curriculum, QuestionBatches, reasoning_steps
 from torchfilm.systems.visual_reasoning.evaluate import score
 from torchfilm.systems.visual_reasoning.exam import Exam, Pictures, predict
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig
@@ -167,9 +167,11 @@ def train_bundle(
 ) -> Outcome:
     """Train a recipe in the run folder `out` and leave its bundle in `out`/model, also when interrupted.
 
-    start: a network whose weights to begin with (fine-tuning); None: fresh ones. questions: what to ask
-    instead of all of the training split's. Under torchrun only rank 0 writes.
+    start: a network whose weights to begin with (fine-tuning), which knows the words, so that there is no
+    curriculum; None: fresh weights. questions: what to ask instead of all of the training split's. Under
+    torchrun only rank 0 writes.
     """
+    feed = recipe.feed if start is None else replace(recipe.feed, curriculum=Curriculum())
     config = fitted(recipe.config, material.vocabulary)
     torch.manual_seed(recipe.training.seed)
     network = build(config)
@@ -182,7 +184,7 @@ def train_bundle(
         result = train(
             network,
             loss,
-            _batches(material, config, recipe.feed, questions),
+            _batches(material, config, feed, questions),
             recipe.training,
             out,
             evaluate=_held_out(material, config),
@@ -192,7 +194,7 @@ def train_bundle(
                 "network": describe(config),
                 "vocabulary": material.vocabulary.digest,
                 "perception": None if material.sight is None else material.sight.digest,
-                "feed": asdict(recipe.feed),
+                "feed": asdict(feed),
                 "scenes": material.scenes,
             },
         )
