@@ -98,9 +98,11 @@ def test_the_vocabulary_is_small_sorted_and_whole():
 def test_manners_are_told_apart_for_conditions_of_their_own():
     rng, scene = np.random.default_rng(4), some_scenes(1)[0]
     assert set(MANNERS) == set(HOWS)
-    for told in instructions(rng, scene):
+    for told in [*instructions(rng, scene), *instructions(rng, scene, held_out=True)]:
         assert "{" not in told.how
         assert not told.how.startswith((",", "and ", "but "))
+        assert not told.how.endswith((",", " and"))
+        assert " ," not in told.how
         assert (told.how == "") <= (told.task.how == "plain")
         assert "it" in words(told.what)
 

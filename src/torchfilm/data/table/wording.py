@@ -156,7 +156,8 @@ def say(
             manners = MANNERS_HELD_OUT[task.how]
     deed, manner = _pick(rng, deeds), _pick(rng, manners)
     text = manner.format(d=deed.format(x=which, p=place))
-    what, how = deed.format(x="it", p=place), " ".join(manner.format(d=" ").strip(" ,").split())
+    what = deed.format(x="it", p=place)
+    how = " ".join(manner.format(d=" ").split()).replace(" ,", ",").strip(" ,").removesuffix(" and")
     return Instruction(task, text, which, what, how.removeprefix("and ").removeprefix("but "), by, held_out)
 
 
