@@ -273,6 +273,21 @@ def test_patches_that_came_later_are_taken_off_first():
     tf.remove(model)
 
 
+def test_a_forward_that_was_put_back_on_the_instance_is_no_patch():
+    model, (x, z) = Net().eval(), inputs()
+    plain = model(x)
+    for module in (model, model.blocks[0].bn):
+        module.forward = module.forward
+    tf.condition(model, SITES, tf.Vector(13))
+    randomise(model.film)
+    heard = model(x, cond=z)
+    assert not torch.allclose(heard, plain)
+    for module in (model, model.blocks[0].bn):
+        module.forward = module.forward
+    assert torch.equal(model(x, cond=z), heard)
+    assert torch.equal(tf.remove(model)(x), plain)
+
+
 @pytest.mark.plain
 def test_a_batch_that_is_a_multiple_is_told_how_to_share_conditions():
     model, (x, z) = conditioned(), inputs()

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchfilm.channels import Where, lineage
 from torchfilm.filling import Conditioning, active, not_both, root_forward
 from torchfilm.fusion import Fusion, resolve
-from torchfilm.sites import Pattern, Sites, find, is_root, is_site
+from torchfilm.sites import Pattern, Sites, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, listen, swap, swap_back
 
 
@@ -162,7 +162,7 @@ def remove(model: nn.Module) -> nn.Module:
     """
     film, root = conditioning(model), unwrapped(model)
     for name, module in [("", root), *root.named_modules()]:
-        if "forward" in vars(module) and (module is root or is_site(module)):
+        if is_patched(module) and (module is root or is_site(module)):
             raise ValueError(
                 f"remove: expected the class's own forward at '{name}', but another was put on it.\n"
                 f"Let whoever did that take it off first (accelerate: remove_hook_from_module)."
@@ -244,7 +244,7 @@ def _check_root(model: nn.Module) -> None:
     elif hasattr(model, "film"):
         fact = f"expected a network without an attribute 'film', got a {kind} that has one"
         remedy = "Rename it: this name is where the conditioning lives."
-    elif isinstance(model, ScriptModule) or "forward" in vars(model):
+    elif isinstance(model, ScriptModule) or is_patched(model):
         fact = f"expected the forward of its class, got a {kind} whose forward is compiled or was replaced"
         remedy = "Condition the network first, and let whoever patches it come after."
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, get_args
@@ -219,6 +220,12 @@ def is_site(module: nn.Module) -> bool:
     return "_film_slot" in module.__dict__
 
 
+def is_patched(module: nn.Module) -> bool:
+    """Tell whether another forward was put on the instance; its class's own, put back there, is none."""
+    own = vars(module).get("forward")
+    return own is not None and own != types.MethodType(type(module).forward, module)
+
+
 def _matches(
     model: nn.Module, names: dict[str, list[str]], sites: str | Sequence[str] | Callable[..., bool] | Preset
 ) -> list[str]:
@@ -325,7 +332,7 @@ def _check_module(name: str, module: nn.Module, parent: nn.Module) -> None:
     elif any(map(is_lazy, module.parameters(recurse=False))):
         fact = f"expected a module with its sizes, got a {kind} that was never called"
         remedy = "Run the network once first."
-    elif "forward" in vars(module):
+    elif is_patched(module):
         fact = f"expected the forward of its class, got a {kind} whose forward was replaced on the instance"
         remedy = "Condition the network first, and let accelerate, or whoever patches it, come after."
     elif is_site(module) or is_root(module):

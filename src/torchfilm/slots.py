@@ -68,6 +68,7 @@ def swap(module: nn.Module, forward: Callable[..., Any]) -> None:
     takes the topmost class off.
     """
     kind = type(module)
+    vars(module).pop("forward", None)  # the old class's own, where somebody put it back on the instance
     if parametrize.is_parametrized(module):
         module.__class__ = _rebased(kind, (subclass(kind.__bases__[0], forward),))
     else:
@@ -76,6 +77,7 @@ def swap(module: nn.Module, forward: Callable[..., Any]) -> None:
 
 def swap_back(module: nn.Module) -> None:
     """Give a module its original class again, and keep what others put on top of ours since."""
+    vars(module).pop("forward", None)
     module.__class__ = _original(type(module))
 
 
