@@ -112,6 +112,20 @@ def test_what_a_repetition_changes_as_well_is_not_put_down_to_the_condition():
     assert "no more than a repetition" in found.words
 
 
+def test_a_policy_whose_success_falls_is_heard_though_chance_moves_the_outputs_as_much():
+    outside = np.random.default_rng(0)
+
+    def episode(x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        noise = torch.from_numpy(outside.normal(size=(len(x), 7))).float()
+        return torch.cat([cond, 30 * noise], dim=1)
+
+    goals = [(x, z, z) for x, z, _ in batches()]
+    found = heard(episode, goals, success=lambda y, goal: (y[:, :7] - goal).abs().amax(1) < 0.1)
+    assert found.effects["swap"].output.low < found.effects["repeat"].output.high
+    assert found.verdict == "heard"
+    assert found.effects["swap"].success.value == -1
+
+
 def test_a_module_predicts_while_it_is_measured_and_keeps_its_modes_also_after_an_exception():
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -7,7 +7,6 @@ that the instruction had no part in it. `heard` asks the counterfactual question
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ Verdict = Literal["ignored", "unused", "heard"]
 Score = Callable[[Any, Any], Any]
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,19 @@ class Hearing:
     def verdict(self) -> Verdict:
         """Return "ignored", "unused" or "heard"; `words` states the criterion."""
         swap, repeat = self.effects["swap"], self.effects["repeat"]
-        by_chance = repeat.output.value > 0 and swap.output.low <= repeat.output.high
-        if swap.output.value <= HARDLY or by_chance:
+        if swap.output.value <= HARDLY:
             return "ignored"
-        worse = [swap.loss is not None and swap.loss.low > 0]
-        worse.append(swap.success is not None and swap.success.high < 0)
-        measured = swap.loss is not None or swap.success is not None
-        return "heard" if any(worse) or not measured else "unused"
+        if _above(swap.loss, repeat.loss, 1) or _above(swap.success, repeat.success, -1):
+            return "heard"
+        if repeat.output.value > 0 and swap.output.low <= repeat.output.high:
+            return "ignored"
+        return "heard" if swap.loss is None and swap.success is None else "unused"
 
     @property
     def words(self) -> str:
         """Return the verdict as sentences, with the criterion."""
         swap, chance = self.effects["swap"].output, self.effects["repeat"].output
-        change = f"swapping it changes the output by {swap.value:.2g} of the difference between samples"
+        change = f"swapping it changes the output by {_shown(swap)} of the difference between samples"
         if self.verdict == "ignored":
             floor = (
                 f"no more than a repetition with the same condition does ({chance.value:.2g})"
@@ -280,9 +280,8 @@ class _Tally:
         """Return the estimates of one change."""
         moved, apart = self._all(name, "moved"), self._all(name, "apart")
 
-        def change(rows: Any) -> float:
-            pairs = zip(moved[rows].mean(axis=0), apart[rows].mean(axis=0), strict=True)
-            return float(np.mean([_ratio(*pair) for pair in pairs]))
+        def change(rows: Rows) -> Numbers:
+            return _ratio(moved[rows].mean(axis=1), apart[rows].mean(axis=1)).mean(axis=1)
 
         means = [self._mean(name, score, rng, resamples) for score in ("loss", "success")]
         return Effect(_estimate(change, len(moved), rng, resamples), means[0], means[1])
@@ -295,7 +294,7 @@ class _Tally:
         if key not in self.found[name][0]:
             return None
         values = self._all(name, key)
-        return _estimate(lambda rows: float(values[rows].mean()), len(values), rng, resamples)
+        return _estimate(lambda rows: values[rows].mean(axis=1), len(values), rng, resamples)
 
     def _all(self, name: str, key: str) -> Numbers:
         return np.concatenate([batch[key] for batch in self.found[name]])
@@ -387,18 +386,28 @@ def _scored(name: str, function: Score, output: Any, target: Any, count: int) ->
     return values.reshape(count, -1).mean(dim=1).numpy()
 
 
-def _ratio(moved: float, apart: float) -> float:
-    if apart == 0:
-        return 0.0 if moved == 0 else math.inf
-    return math.sqrt(moved / apart)
+def _above(found: Estimate | None, chance: Estimate | None, sign: int) -> bool:
+    """Whether a change in the direction of the sign is clear of zero, and of what a repetition makes."""
+    if found is None or chance is None:
+        return False
+    low, floor = (found.low, chance.high) if sign > 0 else (-found.high, -chance.low)
+    return low > max(0.0, floor)
+
+
+def _ratio(moved: Numbers, apart: Numbers) -> Numbers:
+    """Return sqrt(moved / apart); 0 for 0 / 0, and infinity where only what is below is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(moved == 0, 0.0, np.sqrt(moved / apart))
 
 
 def _estimate(
-    statistic: Callable[[Any], float], n: int, rng: np.random.Generator, resamples: int
+    statistic: Callable[[Rows], Numbers], n: int, rng: np.random.Generator, resamples: int
 ) -> Estimate:
-    drawn = [statistic(rng.integers(0, n, n)) for _ in range(resamples)]
+    at_once = max(1, 1_000_000 // n)
+    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    drawn = np.concatenate([statistic(rng.integers(0, n, (size, n))) for size in sizes])
     low, high = np.percentile(drawn, [2.5, 97.5], method="nearest").tolist()
-    return Estimate(statistic(slice(None)), low, high, n)
+    return Estimate(float(statistic(np.arange(n)[None])[0]), low, high, n)
 
 
 def _shown(found: Estimate | None, sign: str = "") -> str:
