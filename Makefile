@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 		{ echo "Python 3.11 or later is needed: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
-	$(BIN)/python -m pip install -q -e '.[systems,serve,dev]'
+	$(BIN)/python -m pip install -q -e '.[systems,serve,robots,others,dev]'
 	touch $@
 
 demo: $(STAMP)

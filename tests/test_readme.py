@@ -130,7 +130,8 @@ def test_a_command_that_is_misspelt_is_found():
 def test_every_dependency_is_named_with_its_reason():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [*extras["dependencies"], *extras["optional-dependencies"]["systems"]]
-    names = [re.split("[<>=]", line)[0] for line in (*lines, *extras["optional-dependencies"]["serve"])]
+    lines += [*extras["optional-dependencies"]["serve"], *extras["optional-dependencies"]["robots"]]
+    names = [re.split("[<>=]", line)[0] for line in lines]
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
     assert [name for name in names if not re.search(rf"`{name}` \(", text)] == []
 
