@@ -225,7 +225,7 @@ def test_a_fused_activation_goes_through_the_transforms_of_functions(activation,
     ours, theirs = (
         (
             torch.vmap(torch.func.grad(loss, argnums=(1, 2, 3)), (None, None, None, 0))(take, x, g, b),
-            torch.func.hessian(loss, argnums=2)(take, x, g, b[0]),
+            torch.func.hessian(loss, argnums=(1, 2, 3))(take, x, g, b[0]),
             torch.vmap(lambda row: take(x, g, row))(b),  # noqa: B023
             torch.func.jvp(lambda g: take(x, g, b[0]), (g,), (g,)),  # noqa: B023
         )

@@ -6,7 +6,7 @@ gate, for `torchfilm.functional.gated_residual` at the end of the branch.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,12 +17,14 @@ from torchfilm.layers import FiLM, GateStart, resolve
 from torchfilm.modulation import Modulation
 from torchfilm.norms import ListeningNorm, channels_of
 
+_Gated = TypeVar("_Gated", bound="_GatedNorm")
+
 
 class _GatedNorm(ListeningNorm):
     """What AdaLN-Zero and adaRMS share: they return the gate of the branch that follows."""
 
     @classmethod
-    def from_norm(cls, norm: nn.Module, cond_dim: int, *, gate: GateStart = "one") -> Self:
+    def from_norm(cls: type[_Gated], norm: nn.Module, cond_dim: int, *, gate: GateStart = "one") -> _Gated:
         """Condition the trained norm of a branch: its own parameters, and a gate that starts at one.
 
         Raises:

@@ -6,7 +6,7 @@ the bit, until it is trained. `layer.modulation(z)` is what a condition becomes,
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -72,6 +72,7 @@ class Head(nn.Module):
         return f"{self.cond_dim}, {self.weight.shape[0]}"
 
 
+@runtime_checkable
 class Listening(Protocol):
     """A layer that turns a condition into a modulation."""
 

@@ -12,7 +12,7 @@ training too; for layer and RMS norms where all samples share one modulation.
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,11 @@ from torchfilm.absorption import absorbed
 from torchfilm.functional import film
 from torchfilm.layers import FiLM, GateStart, resolve
 from torchfilm.modulation import Modulation
+
+# Not typing.Self: the type checker of the test session does not take it in single methods.
+_Batch = TypeVar("_Batch", bound="_ConditionalBatchNorm")
+_Norm = TypeVar("_Norm", bound="ListeningNorm")
+_Conditional = TypeVar("_Conditional", bound="_ConditionalNorm")
 
 
 class _ConditionalBatchNorm(nn.Module):
@@ -47,7 +52,7 @@ class _ConditionalBatchNorm(nn.Module):
         self.film = FiLM(num_features, cond_dim, **options)
 
     @classmethod
-    def from_norm(cls, norm: nn.Module, cond_dim: int) -> Self:
+    def from_norm(cls: type[_Batch], norm: nn.Module, cond_dim: int) -> _Batch:
         """Condition a trained norm; it is kept itself, with its affine, statistics, options and mode.
 
         Raises:
@@ -135,7 +140,7 @@ class ListeningNorm(nn.Module):
     film: FiLM
 
     @classmethod
-    def around(cls, norm: nn.Module, cond_dim: int, dim: int, gate: GateStart | None) -> Self:
+    def around(cls: type[_Norm], norm: nn.Module, cond_dim: int, dim: int, gate: GateStart | None) -> _Norm:
         """Build around the parameters and buffers of a trained norm, with its options and its mode."""
         if type(norm) is not cls._base:
             raise ValueError(_wrong_norm(cls.__name__, cls._base, norm))
@@ -165,7 +170,7 @@ class _ConditionalNorm(ListeningNorm):
     _dim: ClassVar[int]
 
     @classmethod
-    def from_norm(cls, norm: nn.Module, cond_dim: int) -> Self:
+    def from_norm(cls: type[_Conditional], norm: nn.Module, cond_dim: int) -> _Conditional:
         """Condition a trained norm: its parameters and buffers themselves, its options and its mode.
 
         gamma and beta act on the trained output, gamma * norm(x) + beta, so that it is kept at the start.

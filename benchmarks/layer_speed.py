@@ -1,0 +1,172 @@
+"""What does FiLM cost beside a ReLU, and conditional norms beside the norms?
+
+python benchmarks/layer_speed.py
+
+Every way runs in one process, in turn. A ratio is to the ReLU or the norm alone, run eagerly: `median` over
+the rounds of the ratio within a round, and `fastest` call to fastest call, which neighbours on the machine
+disturb least (they empty the caches, and with cold ones ten small calls cost as much as a pass over the
+features). `compiled` takes torch.compile(fullgraph=True).
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+import torchfilm as tf
+import torchfilm.functional as F
+from measuring import save
+
+Way = Callable[..., Tensor]
+
+
+def ratios(ways: Mapping[str, Callable[[], object]], base: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Each way's CPU seconds against those of `base`, all in turn."""
+    for call in ways.values():
+        call()
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, call in ways.items():
+            start = time.thread_time()
+            call()
+            seconds[name].append(time.thread_time() - start)
+    found = {
+        f"{name}_over_{base}": {
+            "median": round(statistics.median(a / b for a, b in zip(times, seconds[base], strict=True)), 3),
+            "fastest": round(min(times) / min(seconds[base]), 3),
+        }
+        for name, times in seconds.items()
+        if name != base
+    }
+    own = {"median": 1e6 * statistics.median(seconds[base]), "fastest": 1e6 * min(seconds[base])}
+    return {f"{base}_us": {name: round(value, 1) for name, value in own.items()}, **found}
+
+
+def training(way: Way, leaves: list[Tensor], weight: Tensor) -> Callable[[], object]:
+    """One forward and backward pass."""
+
+    def call() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        way(*leaves).backward(weight)
+
+    return call
+
+
+def answering(way: Way, leaves: list[Tensor]) -> Callable[[], object]:
+    """One forward pass without a graph."""
+
+    def call() -> None:
+        with torch.no_grad():
+            way(*leaves)
+
+    return call
+
+
+def saved(way: Way, leaves: list[Tensor]) -> float:
+    """Bytes that a forward pass keeps for the backward pass beyond its inputs, over the bytes of x."""
+    given, kept = {leaf.untyped_storage().data_ptr() for leaf in leaves}, {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        way(*leaves)
+    return sum(size for place, size in kept.items() if place not in given) / leaves[0].nbytes
+
+
+def film_and_relu(shape: tuple[int, ...], dim: int, memory: torch.memory_format, rounds: int) -> dict:
+    """film + ReLU against a ReLU: naive, fused in eager, fused and compiled."""
+
+    def naive(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        each = (*gamma.shape, *[1] * (x.ndim - 2)) if dim == 1 else (len(gamma), 1, gamma.shape[1])
+        return torch.relu(gamma.view(each) * x + beta.view(each))
+
+    def fused(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return F.film(x, gamma, beta, dim, activation="relu")
+
+    torch.compiler.reset()
+    ways: dict[str, Way] = {
+        "relu": lambda x, *_: torch.relu(x),
+        "naive": naive,
+        "fused": fused,
+        "compiled": torch.compile(fused, fullgraph=True, dynamic=False),
+    }
+    rows = (shape[0], shape[dim])
+    values = [torch.randn(shape).contiguous(memory_format=memory), torch.randn(rows), torch.randn(rows)]
+    leaves = [value.requires_grad_() for value in values]
+    weight = torch.randn_like(values[0])
+    return {
+        "forward": ratios({name: answering(way, leaves) for name, way in ways.items()}, "relu", rounds),
+        "forward_and_backward": ratios(
+            {name: training(way, leaves, weight) for name, way in ways.items()}, "relu", rounds
+        ),
+        "saved_beyond_inputs": {name: round(saved(way, leaves), 3) for name, way in ways.items()},
+    }
+
+
+def norms(kind: type[nn.Module], sizes: tuple[int, ...], shape: tuple[int, ...], rounds: int) -> dict:
+    """A trained norm's conditional form, with a ready modulation, against the norm."""
+    norm = kind(*sizes, **({"affine": True} if kind is nn.InstanceNorm2d else {}))
+    layer = getattr(tf, f"Conditional{kind.__name__}").from_norm(norm, cond_dim=1)
+    dim = layer.film.dim
+    rows = (shape[0], shape[dim])
+    leaves = [torch.randn(shape).requires_grad_(), torch.randn(rows).requires_grad_(), torch.randn(rows)]
+    leaves[2].requires_grad_()
+    each = (*rows, *[1] * (len(shape) - 2)) if dim != -1 else (rows[0], 1, rows[1])
+    ways: dict[str, Way] = {
+        "norm": lambda x, gamma, beta: norm(x),
+        "naive": lambda x, gamma, beta: gamma.view(each) * norm(x) + beta.view(each),
+        "ours": lambda x, gamma, beta: layer(x, modulation=tf.Modulation(gamma, beta)),
+    }
+    weight = torch.randn(shape)
+    return {
+        "forward": ratios({name: answering(way, leaves) for name, way in ways.items()}, "norm", rounds),
+        "forward_and_backward": ratios(
+            {name: training(way, leaves, weight) for name, way in ways.items()}, "norm", rounds
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=25)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    plain, last = torch.contiguous_format, torch.channels_last
+    activations = {
+        "NCHW (64, 128, 14, 14)": ((64, 128, 14, 14), 1, plain),
+        "NHWC (64, 128, 14, 14)": ((64, 128, 14, 14), 1, last),
+        "NCHW (16, 256, 56, 56)": ((16, 256, 56, 56), 1, plain),
+        "tokens (32, 197, 768)": ((32, 197, 768), -1, plain),
+    }
+    normed = {
+        "GroupNorm (64, 128, 14, 14)": (nn.GroupNorm, (32, 128), (64, 128, 14, 14)),
+        "GroupNorm (64, 512, 16)": (nn.GroupNorm, (32, 512), (64, 512, 16)),
+        "GroupNorm (1, 128, 14, 14)": (nn.GroupNorm, (32, 128), (1, 128, 14, 14)),
+        "InstanceNorm2d (64, 128, 14, 14)": (nn.InstanceNorm2d, (128,), (64, 128, 14, 14)),
+        "LayerNorm (32, 197, 768)": (nn.LayerNorm, (768,), (32, 197, 768)),
+        "LayerNorm (1, 197, 768)": (nn.LayerNorm, (768,), (1, 197, 768)),
+        "RMSNorm (1, 197, 768)": (nn.RMSNorm, (768,), (1, 197, 768)),
+    }
+    save(
+        "layer_speed",
+        {
+            "precision": "float32",
+            "rounds": rounds,
+            "film_and_relu": {name: film_and_relu(*case, rounds) for name, case in activations.items()},
+            "conditional_norms": {name: norms(*case, rounds) for name, case in normed.items()},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
