@@ -149,6 +149,10 @@ ENCODERS = {
         lambda: tf.Several({"t": tf.Scalars(1, 4), "c": tf.Maybe(tf.Classes(5, 4), dropout=0.5)}, "sum"),
         lambda: {"t": torch.rand(2, 1)},
     ),
+    "composed": (
+        lambda: tf.Several({"v": tf.Vector(13), "c": tf.Maybe(tf.Classes(5, 4), null="zero")}, "compose"),
+        lambda: {"v": torch.randn(2, 13), "c": torch.tensor([3, 1])},
+    ),
 }
 
 

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -83,6 +84,25 @@ def test_contexts_and_transforms_act_on_a_compiled_network():
     torch.testing.assert_close(compiled(x, cond=z), expected)
     with pytest.raises(ValueError, match="expected an active condition"):
         torch.compile(model, backend=counter)(x)
+
+
+def test_two_threads_of_a_compiled_network_hear_their_own_conditions():
+    model, (x, _) = conditioned(), inputs()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    conditions = [torch.randn(2, 13) for _ in range(2)]
+    expected = [compiled(x, cond=z).detach() for z in conditions]
+    wrong: list[int] = []
+
+    def run(i: int) -> None:
+        for call in range(50):
+            wrong.extend([call] * (not torch.allclose(compiled(x, cond=conditions[i]), expected[i])))
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 def test_gradients_of_a_compiled_network_are_those_of_the_plain_one():

@@ -86,7 +86,7 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
     made = _SUBCLASSES.get((base, forward))
     if made is None:
         signature = inspect.signature(base.forward)
-        own = types.FunctionType(forward.__code__, forward.__globals__, "forward")
+        own = _copied(forward)
         own.__doc__ = base.forward.__doc__
         keywords = tuple(key for key in ROOT_KEYWORDS if key not in signature.parameters)
         is_root = forward is not site_forward
@@ -107,6 +107,14 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
             namespace |= {"train": _train, **_as_container(base)}
         made = _SUBCLASSES[base, forward] = type(base.__name__, (base,), namespace)
     return made
+
+
+def _copied(function: Any) -> types.FunctionType:
+    """Return a function with the same code, to carry a signature of its own."""
+    parts = (function.__code__, function.__globals__, "forward", function.__defaults__, function.__closure__)
+    copied = types.FunctionType(*parts)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
 
 
 _SUBCLASSES: dict[tuple[type[nn.Module], Callable[..., Any]], type[nn.Module]] = {}
