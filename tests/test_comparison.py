@@ -99,6 +99,7 @@ def test_seeds_are_scored_apart_and_gains_are_on_the_same_samples():
     assert film.low < 0.4 < 0.7 < film.high  # 20 samples of a coin
     assert 0.199 < gain.low <= gain.high < 0.501  # the coins cancel: only the seeds differ
     assert found["film"].gain is None
+    assert str(film).endswith(", 2 seeds")
 
 
 def test_a_single_number_of_a_single_seed_has_no_interval():

@@ -7,7 +7,6 @@ every candidate; and on the network without its conditioning too, which is what 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,8 +44,9 @@ class Scored:
     by_seed: tuple[float, ...]
 
     def __str__(self) -> str:
-        """Show mean and interval."""
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        """Show mean and interval, and over how many seeds."""
+        seeds = f", {len(self.by_seed)} seeds" if len(self.by_seed) > 1 else ""
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]{seeds}"
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def compare(
             scored[name] = {"score": _scored(found, None, rng, resamples)}
             if name != first:
                 scored[name]["gain"] = _scored(found, scores[first], rng, resamples)
-        base = statistics.median(times[candidates[0].name])
+        base = float(np.median(times[candidates[0].name]))
         rows = tuple(_row(one, times[one.name], base, scored.get(one.name, {})) for one in candidates)
     return Comparison(rows, rounds, str(next(candidates[0].model.parameters()).device))
 
