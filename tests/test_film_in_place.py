@@ -1,0 +1,94 @@
+"""film_ computes what film computes, in x's own memory where that is possible."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchfilm.functional as F
+
+LAYOUTS = [
+    ((2, 3, 5, 7), 1, (2, 3)),
+    ((2, 3, 5, 7), -3, (1, 3)),
+    ((2, 3, 5), -1, (2, 5)),
+    ((2, 3, 5), 1, (3,)),
+    ((2, 7, 5), -1, (2, 7, 5)),
+    ((2, 3), 1, (2, 3)),
+    ((2, 3, 1, 1), 1, (2, 3)),
+]
+
+
+@pytest.mark.parametrize(("shape", "dim", "sizes"), LAYOUTS, ids=str)
+def test_x_becomes_the_result(shape, dim, sizes):
+    x, gamma, beta = torch.randn(shape), torch.randn(sizes), torch.randn(sizes)
+    expected = F.film(x.double(), gamma.double(), beta.double(), dim, modulation_dim=-1)
+    y = F.film_(x, gamma, beta, dim)
+    assert y.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(y, expected.float())
+
+
+def test_channels_last_memory_is_written_into_as_it_lies():
+    x = torch.randn(2, 3, 5, 7).to(memory_format=torch.channels_last)
+    gamma, beta = torch.randn(2, 3), torch.randn(2, 3)
+    expected, strides = F.film(x, gamma, beta), x.stride()
+    y = F.film_(x, gamma, beta)
+    assert y.data_ptr() == x.data_ptr()
+    assert y.stride() == strides
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("needs", ["x", "gamma", "beta"])
+def test_with_a_graph_x_stays_as_it_is(needs):
+    given = {"x": torch.randn(2, 3, 5), "gamma": torch.randn(2, 3), "beta": torch.randn(2, 3)}
+    given[needs].requires_grad_()
+    before = given["x"].detach().clone()
+    F.film_(**given).sum().backward()
+    assert given[needs].grad is not None
+    assert torch.equal(given["x"], before)
+
+
+def test_in_another_precision_x_stays_as_it_is():
+    x, gamma, beta = torch.randn(2, 3, 5).bfloat16(), torch.randn(2, 3), torch.randn(2, 3)
+    before = x.clone()
+    torch.testing.assert_close(F.film_(x, gamma, beta), F.film(before, gamma, beta))
+    assert torch.equal(x, before)
+
+
+def test_memory_that_cannot_be_written_into_stays_as_it_is():
+    base, gamma, beta = torch.randn(2, 3, 1), torch.randn(2, 3), torch.randn(2, 3)
+    with torch.inference_mode():
+        frozen = torch.randn(2, 3, 5)
+    for x in (base.expand(2, 3, 5), frozen):
+        before = x.clone()
+        torch.testing.assert_close(F.film_(x, gamma, beta), F.film(before, gamma, beta))
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("mapped", [(None, 0, None), (None, None, 0), (0, 0, 0), (0, None, None)], ids=str)
+def test_vmap_over_any_argument_gives_what_film_gives(mapped):
+    sizes = [(2, 3, 5), (2, 3), (2, 3)]
+    given = [torch.randn(*([4] if m == 0 else []), *size) for m, size in zip(mapped, sizes, strict=True)]
+
+    def all_of(function) -> Tensor:
+        copies = [value.clone() for value in given]
+        return torch.vmap(lambda *values: function(*values), in_dims=mapped)(*copies)
+
+    torch.testing.assert_close(all_of(F.film_), all_of(F.film))
+
+
+def test_what_does_not_fit_is_refused_and_x_is_as_it_was():
+    x = torch.randn(2, 3, 5)
+    before = x.clone()
+    with pytest.raises(ValueError, match="gamma has 5 channels, but x has size 3"):
+        F.film_(x, torch.randn(2, 5), torch.randn(2, 5))
+    with pytest.raises(ValueError, match="FiLM site 'here': beta has 4 channels"):
+        F.film_(x, torch.randn(2, 3), torch.randn(2, 4), site="here")
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("shape", [(8, 128, 14, 14), (1, 197, 768)], ids=str)
+def test_large_features_agree_too(shape):
+    dim = 1 if len(shape) == 4 else -1
+    x, gamma, beta = torch.randn(shape), torch.randn(shape[0], shape[dim]), torch.randn(shape[0], shape[dim])
+    expected = F.film(x.double(), gamma.double(), beta.double(), dim).float()
+    torch.testing.assert_close(F.film(x, gamma, beta, dim), expected)
+    torch.testing.assert_close(F.film_(x, gamma, beta, dim), expected)
