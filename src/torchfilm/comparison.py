@@ -293,14 +293,14 @@ def _kept(candidate: _Candidate) -> int:
     kept: dict[int, int] = {}
     alive = []
 
-    @torch.compiler.disable
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         alive.append(storage)  # a freed address would be given to the next tensor
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    hook: Any = torch.compiler.disable(pack)  # compiled, it would be once for each length of the list
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(hook, lambda tensor: tensor):
         output = candidate()
     del output
     return sum(size for pointer, size in kept.items() if pointer not in own)
