@@ -1,7 +1,7 @@
 """What does listening cost, FiLM against the alternatives at the same sites of the same network?
 
-A residual network of the size of ResNet-18 at 224 pixels; the condition is 16 tokens of 512 numbers; sites are
-its 4 stages or its 8 blocks. Each fusion as it is, and each with as many parameters as FiLM has.
+A residual network of the size of ResNet-18 at 224 pixels; its condition is 16 tokens of 512 numbers; sites
+are the 4 stages or the 8 blocks. Each fusion as it is, and each with as many parameters as FiLM has.
 
 Two answers: whole passes, and the time inside of them that goes into the condition (its encoder, the
 generator and the sites), by a stopwatch around these. Where neighbours disturb the machine, whole passes
