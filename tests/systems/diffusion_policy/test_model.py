@@ -96,6 +96,27 @@ def test_sampling_in_tables_is_sampling_step_by_step(sampler: str, prediction: s
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_table_of_steps_is_made_once_and_anew_when_weights_change():
+    pytest.importorskip("diffusers")
+    policy, o = small(), observations(2)
+
+    def chunk(**options):
+        return policy.sample(o, {}, generator=torch.Generator().manual_seed(4), **options)
+
+    first = chunk()
+    kept = policy._table[1]
+    assert torch.equal(chunk(), first)
+    assert policy._table[1] is kept
+    assert chunk(steps=5).shape == first.shape
+    with torch.no_grad():
+        policy.unet.step_encoder[1].weight.mul_(3)
+    fresh = small()
+    fresh.load_state_dict(policy.state_dict())
+    expected = fresh.sample(o, {}, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(chunk(), expected)
+    assert not torch.equal(expected, first)
+
+
 def test_guidance_of_one_listens_as_trained_and_of_zero_not_at_all():
     pytest.importorskip("diffusers")
     policy, o = small(), observations(2)

@@ -67,6 +67,8 @@ class Inspect:
     def __call__(self) -> None:
         """Draw."""
         known_system(self.system)
+        if self.system != "visual_reasoning":
+            raise ValueError(f"inspect draws visual_reasoning alone so far, got {self.system!r}")
         from torchfilm.systems.visual_reasoning.bundle import load_bundle
         from torchfilm.systems.visual_reasoning.inspect_figures import inspect
 

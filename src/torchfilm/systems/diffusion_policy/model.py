@@ -137,6 +137,7 @@ class DiffusionPolicy(nn.Module):
         )
         film = config.fusion in ("film", "scale", "bias", "gate")
         self.fusion = resolve(config.fusion, **({"head": config.head} if film else {}))
+        self._table: tuple[Any, Tensor] | None = None
         self.listeners = nn.ModuleDict()
         if self.reasoning is not None:
             for place, sites in self._places(dim).items():
@@ -174,6 +175,18 @@ class DiffusionPolicy(nn.Module):
             condition = self.encoder(observations, scaled, Listened(self.fusion, heard.get("encoder")))
         condition = Listened(self.fusion, heard.get("condition"))(condition, "condition")
         return Prepared(condition, heard.get("blocks"))
+
+    def attention(
+        self, observations: Float[Tensor, "batch steps size"], z: Float[Tensor, "batch z"]
+    ) -> Float[Tensor, "batch things"]:
+        """Return the logits of which thing the encoder looks at; ValueError for one that does not choose."""
+        if not isinstance(self.encoder, ThingsEncoder):
+            raise ValueError(
+                f"DiffusionPolicy.attention: expected encoder='things', got {self.config.encoder!r}, which "
+                f"looks at everything alike."
+            )
+        values = self.listeners["encoder"](z) if "encoder" in self.listeners else None
+        return self.encoder.attention(observations, Listened(self.fusion, values))
 
     def denoise(
         self, noisy: Float[Tensor, "batch time action"], step: Int[Tensor, " batch"], prepared: Prepared
@@ -222,7 +235,7 @@ class DiffusionPolicy(nn.Module):
         asked = [self.prepare(observations, conditions)]
         if guidance != 1.0:
             asked.append(self.prepare(observations, {}))
-        table = self.unet.step_rows(schedule.timesteps.to(observations.device))
+        table = self._step_table(schedule.timesteps.to(observations.device))
         rows = [self.unet.condition_rows(one.condition) for one in asked]
         shape = (len(observations), config.horizon, config.action)
         x = torch.randn(shape, generator=generator, device=observations.device)
@@ -237,6 +250,14 @@ class DiffusionPolicy(nn.Module):
 
     def _modulations(self, rows: Tensor) -> dict[str, Modulation]:
         return self.unet.generator.modulations(rows)
+
+    def _step_table(self, steps: Int[Tensor, " steps"]) -> Float[Tensor, "steps rows"]:
+        """What the steps contribute to gamma and beta: kept until weights or steps change."""
+        made_from = [*self.unet.step_encoder.parameters(), *self.unet.generator.parameters()]
+        key = (steps.tolist(), [(weight.data_ptr(), weight._version) for weight in made_from])
+        if self._table is None or self._table[0] != key:
+            self._table = key, self.unet.step_rows(steps)
+        return self._table[1]
 
     def _places(self, dim: int) -> dict[str, dict[str, int]]:
         """The sites that listen, by place."""

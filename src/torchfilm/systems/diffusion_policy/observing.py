@@ -134,6 +134,12 @@ class ThingsEncoder(nn.Module):
         x = self.activation(heard(self.second(x), "encoder_1"))
         return torch.cat([x, chosen, arm, rest], dim=-1)
 
+    def attention(
+        self, raw: Float[Tensor, "batch steps size"], heard: Listened
+    ) -> Float[Tensor, "batch things"]:
+        """Return the logits of which thing is looked at."""
+        return self.score(self.look(self.rows(raw), heard)).squeeze(-1)
+
     def look(self, rows: Tensor, heard: Listened) -> Float[Tensor, "batch things width"]:
         """Return what is made of each thing's row."""
         h = self.activation(heard(self.thing_0(rows), "thing_0"))

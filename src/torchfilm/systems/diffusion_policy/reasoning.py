@@ -81,9 +81,9 @@ class Words(nn.Module):
         self.encoder = WordEncoder(count + 1, word_dim, dim, bag_of_words=True)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, read: Read) -> Float[Tensor, "batch dim"]:
-        """Return z for what a `Vocabulary` read."""
-        return self.norm(self.encoder(*read))
+    def forward(self, read: Read | Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Return z for what a `Vocabulary` read; z itself, made before, is returned as it is."""
+        return read if isinstance(read, Tensor) else self.norm(self.encoder(*read))
 
 
 class Projected(nn.Module):

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from torchfilm.data.table.demonstrations import Demonstrations
+from torchfilm.data.table.tasks import HOWS
 from torchfilm.data.table.wording import vocabulary
 from torchfilm.systems.diffusion_policy import build, describe, loss
 from torchfilm.systems.diffusion_policy.data import Recordings, Windows
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, PolicyConfig
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
 from torchfilm.systems.diffusion_policy.recipe import Recipe
-from torchfilm.training import Interrupted, TrainResult, find_weights, load_weights, save_weights, train
+from torchfilm.systems.diffusion_policy.understanding import (
+    WHICH,
+    Questions,
+    Understanding,
+    understanding_loss,
+)
+from torchfilm.training import (
+    Interrupted,
+    TrainConfig,
+    TrainResult,
+    find_weights,
+    load_weights,
+    save_weights,
+    train,
+)
 
 BALANCE = 0.5
 """How much long episodes are held back, see `Windows`."""
@@ -47,22 +62,28 @@ class Outcome:
         }
 
 
-def recordings_of(demonstrations: Demonstrations, words: Vocabulary) -> Recordings:
-    """Return demonstrations as a policy over states learns from them: arm and table in one vector."""
+def recordings_of(
+    demonstrations: Demonstrations, words: Vocabulary, vectors: Mapping[str, Tensor] | None = None
+) -> Recordings:
+    """Return demonstrations as a policy over states learns from them: arm and table in one vector.
+
+    vectors: what else is heard, by name one row per episode (`TextReader`, `Thinker`, a sensor).
+    """
     both = np.concatenate((demonstrations.state, demonstrations.environment), axis=1)
     told = [episode.told[0].text for episode in demonstrations.episodes]
     return Recordings(
         torch.from_numpy(both.astype(np.float32)),
         torch.from_numpy(demonstrations.action.astype(np.float32)),
         demonstrations.starts,
-        {INSTRUCTION: words(told)},
+        {INSTRUCTION: words(told), **(vectors or {})},
     )
 
 
 def fitted(config: PolicyConfig, recordings: Recordings, words: Vocabulary) -> PolicyConfig:
-    """The config for these words and this many numbers in an observation."""
+    """The config for these words and vectors, and this many numbers in an observation."""
     size, action = recordings.observations.shape[1], recordings.actions.shape[1]
-    return replace(config, observation=size, action=action, vocabulary=words.known)
+    vectors = tuple((name, rows.shape[1]) for name, rows in recordings.heard.items() if name != INSTRUCTION)
+    return replace(config, observation=size, action=action, vocabulary=words.known, vectors=vectors)
 
 
 def fit_scales(policy: DiffusionPolicy, windows: Windows, seed: int = 0) -> None:
@@ -81,19 +102,23 @@ def train_policy(
     out: Path,
     *,
     resume: bool = False,
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    vectors: Mapping[str, Tensor] | None = None,
 ) -> Outcome:
     """Train a recipe in the run folder `out`, and leave the policy in `out`/model, also when interrupted.
 
-    Under torchrun only rank 0 writes.
+    vectors: what the policy hears beside the instruction, as for `recordings_of`. Under torchrun only rank 0
+    writes.
     """
     words = Vocabulary(vocabulary())
-    recordings = recordings_of(demonstrations, words)
+    recordings = recordings_of(demonstrations, words, vectors)
     config = fitted(recipe.config, recordings, words)
     windows = Windows(recordings, config.observations, config.horizon, BALANCE)
     torch.manual_seed(recipe.training.seed)
     policy = build(config)
     fit_scales(policy, windows)
+    if recipe.understanding is not None:
+        understand(policy, recipe.understanding, windows, demonstrations, out / "understanding")
+        windows.recordings = with_words_read(policy, recordings)
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
     try:
         result = train(
@@ -102,7 +127,6 @@ def train_policy(
             windows,
             recipe.training,
             out,
-            evaluate=evaluate,
             resume=resume,
             extra_config={
                 "recipe": name,
@@ -121,6 +145,48 @@ def train_policy(
         save_policy(out / "model", name, policy)
     policy.eval()
     return Outcome(name, policy, result)
+
+
+def understand(
+    policy: DiffusionPolicy,
+    training: TrainConfig,
+    windows: Windows,
+    demonstrations: Demonstrations,
+    out: Path,
+) -> Mapping[str, float]:
+    """Learn what the instructions mean, then hold the words fast; a run that is there is not repeated.
+
+    Returns the loss and the shares of right answers at the end.
+    """
+    tasks = [episode.tasks[0] for episode in demonstrations.episodes]
+    deeds = {deed: i for i, deed in enumerate(sorted({(t.what, t.place or "") for t in tasks}))}
+    labels = {
+        WHICH: torch.tensor([task.which for task in tasks]),
+        "deed": torch.tensor([deeds[task.what, task.place or ""] for task in tasks]),
+        "manner": torch.tensor([HOWS.index(task.how) for task in tasks]),
+    }
+    module = Understanding(policy, {"deed": len(deeds), "manner": len(HOWS)})
+    done: Mapping[str, float] = {}
+    if (out / "weights.safetensors").is_file():
+        load_weights(out / "weights.safetensors", module)
+    else:
+        started = (out / "config.json").is_file()
+        result = train(module, understanding_loss, Questions(windows, labels), training, out, resume=started)
+        done = result.train
+    assert policy.reasoning is not None
+    policy.reasoning.parts[INSTRUCTION].get_submodule("condition").requires_grad_(requires_grad=False)
+    return done
+
+
+@torch.no_grad()
+def with_words_read(policy: DiffusionPolicy, recordings: Recordings) -> Recordings:
+    """The recordings with the vectors of their instructions in place of the words, for words held fast."""
+    assert policy.reasoning is not None
+    read = policy.reasoning.parts[INSTRUCTION].get_submodule("condition")
+    tokens, lengths = recordings.heard[INSTRUCTION]
+    parts = zip(tokens.split(1000), lengths.split(1000), strict=True)
+    vectors = torch.cat([read((part, length)) for part, length in parts])
+    return replace(recordings, heard={**recordings.heard, INSTRUCTION: vectors})
 
 
 def first_process() -> bool:

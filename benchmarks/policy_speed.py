@@ -1,0 +1,100 @@
+"""What does it cost a diffusion policy to make gamma and beta, per control step, and what does listening add?
+
+The U-Net is the paper's (256/512/1024, 65.8 M parameters with a condition of 40 numbers); a control step is
+ten denoising steps for one observation, without the scheduler. Ratios are to the original's form: Mish and
+Linear in every block, at every step.
+
+- original: its form, with the same weights, which is checked to predict the same.
+- tables: the steps' part from a table, the observation's once; exact.
+- blocks: gamma and beta in hand: what is left when generators cost nothing.
+- reasoning: as tables, and gamma(l), beta(l) of a reasoning vector of 128 numbers composed into every block.
+- reasoning, condition: the vector modulates the condition alone, as the released DiffusionVLA.
+
+    python benchmarks/policy_speed.py        (a minute of one core)
+"""
+
+import argparse
+
+import torch
+from torch import Tensor, nn
+
+from measuring import against, save
+from torchfilm.blocks.unet1d import ConditionalUnet1d
+from torchfilm.fusion import resolve
+from torchfilm.modulation import Modulation
+
+STEPS = torch.arange(90, -1, -10)
+
+
+class Original(nn.Module):
+    """The modulations of all blocks in the original's form: Mish and Linear of step and condition, each."""
+
+    def __init__(self, unet: ConditionalUnet1d) -> None:
+        super().__init__()
+        rows = [2 * channels for channels in unet.sites.values()]
+        self.unet = unet
+        self.layers = nn.ModuleList(nn.Linear(unet.generator.cond_dim, n) for n in rows)
+        weights = unet.generator.head.weight.split(rows), unet.generator.head.bias.split(rows)
+        with torch.no_grad():
+            for layer, weight, bias in zip(self.layers, *weights, strict=True):
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
+
+    def forward(self, x: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        z = torch.cat([self.unet.step_encoder(step[:, None]), condition], dim=-1)
+        made = {}
+        for name, layer in zip(self.unet.sites, self.layers, strict=True):
+            gamma, beta = layer(nn.functional.mish(z)).chunk(2, dim=-1)
+            made[name] = Modulation(gamma, beta)
+        return self.unet.denoise(x, made)
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure and save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    unet = ConditionalUnet1d(2, 40).eval()
+    original, x, condition = Original(unet).eval(), torch.randn(1, 16, 2), torch.randn(1, 40)
+    z, table = torch.randn(1, 128), unet.step_rows(STEPS)
+    blocks, place = resolve("film").build(128, unet.sites), resolve("film").build(128, {"condition": 40})
+    made = [unet.generator.modulations(row + unet.condition_rows(condition)) for row in table]
+
+    def tables(condition: Tensor = condition, injected: dict | None = None) -> Tensor:
+        own = unet.condition_rows(condition)
+        for row in table:
+            y = unet.denoise(x, unet.generator.modulations(row + own), injected=injected)
+        return y
+
+    def in_form() -> Tensor:
+        for step in STEPS:
+            y = original(x, step[None], condition)
+        return y
+
+    def in_hand() -> Tensor:
+        for modulations in made:
+            y = unet.denoise(x, modulations)
+        return y
+
+    def through_condition() -> Tensor:
+        m = place(z)["condition"]
+        return tables(m.gamma * condition + m.beta)
+
+    candidates = {
+        "original": in_form,
+        "tables": tables,
+        "blocks": in_hand,
+        "reasoning": lambda: tables(injected=blocks(z)),
+        "reasoning, condition": through_condition,
+    }
+    worst = max(float((call() - in_form()).abs().max()) for call in candidates.values())
+    found = against("original", candidates, rounds)
+    share = 1 - found["blocks"]["ms"] / found["tables"]["ms"]
+    save("policy_speed", {"candidates": found, "error": worst, "generators_share": round(share, 4)})
+
+
+if __name__ == "__main__":
+    main()

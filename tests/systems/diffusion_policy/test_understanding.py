@@ -1,0 +1,82 @@
+"""Words are learned from what they mean, in a world of two colours, before anything is done."""
+
+import numpy as np
+import pytest
+import torch
+from small_policy import CONFIG, observations, small
+
+from torchfilm.systems.diffusion_policy import build
+from torchfilm.systems.diffusion_policy.data import Recordings, Windows
+from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
+from torchfilm.systems.diffusion_policy.understanding import (
+    Asked,
+    Questions,
+    Understanding,
+    understanding_loss,
+)
+from torchfilm.training import Draw
+
+WORDS = Vocabulary(CONFIG.vocabulary)
+
+
+def episodes(count=40):
+    """One-frame episodes with a red and a blue thing, told about one of them, slowly or not."""
+    rng = np.random.default_rng(0)
+    seen = torch.from_numpy(rng.normal(size=(count, 17)).astype(np.float32))
+    red, wanted, slow = rng.integers(2, size=(3, count))
+    for thing in range(2):
+        seen[:, 6 + 5 * thing] = torch.from_numpy((red == thing).astype(np.float32))
+        seen[:, 7 + 5 * thing] = torch.from_numpy((red != thing).astype(np.float32))
+    texts = [
+        f"push the {'red' if w == r else 'blue'} thing{' slowly' if s else ''}"
+        for r, w, s in zip(red, wanted, slow, strict=True)
+    ]
+    recordings = Recordings(seen, torch.zeros(count, 2), np.arange(count + 1), {"instruction": WORDS(texts)})
+    labels = {"which": torch.from_numpy(wanted), "manner": torch.from_numpy(slow)}
+    return Questions(Windows(recordings, 2, 16), labels)
+
+
+def test_colours_and_manners_are_learned_in_a_toy_world():
+    torch.manual_seed(0)
+    asked, module = episodes(), Understanding(build(CONFIG), {"which": 2, "manner": 2})
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    for step in range(150):
+        optimiser.zero_grad()
+        loss = understanding_loss(module, asked(Draw(step, 0, 0.0, 40)))
+        loss.value.backward()
+        optimiser.step()
+    module.eval()
+    right = understanding_loss(module, asked(Draw(0, 1, 0.0, 40))).metrics
+    assert right["which"] == 1
+    assert right["manner"] == 1
+
+
+def test_half_of_what_is_seen_is_the_beginning_of_an_episode():
+    frames = torch.arange(12.0)[:, None]
+    heard = {"instruction": WORDS(["push", "the", "red"])}
+    recordings = Recordings(frames, frames, np.array([0, 4, 8, 12]), heard)
+    batch = Questions(Windows(recordings, 1, 1), {"which": torch.arange(3)})(Draw(0, 0, 0.0, 600))
+    frame = batch.observations[:, 0, 0]
+    assert torch.equal((frame // 4).long(), batch.labels["which"])
+    assert float((frame % 4 == 0).double().mean()) == pytest.approx(5 / 8, abs=0.06)
+
+
+def test_the_loss_is_the_sum_of_the_cross_entropies():
+    module = Understanding(small(), {"which": 2, "manner": 3})
+    labels = {"which": torch.tensor([0, 1]), "manner": torch.tensor([2, 0])}
+    asked = Asked(observations(2), {"instruction": WORDS(["push", "red"])}, labels)
+    logits = {name: value.detach().double().numpy() for name, value in module(asked).items()}
+    expected = 0.0
+    for name, value in logits.items():
+        for row, label in zip(value, labels[name].tolist(), strict=True):
+            expected += (np.log(np.exp(row).sum()) - row[label]) / 2
+    assert understanding_loss(module, asked).value.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_cannot_be_asked_is_refused():
+    with pytest.raises(ValueError, match="expected a policy that hears something"):
+        Understanding(small(vocabulary=(), vectors=()), {"which": 2})
+    flat = small(encoder="flat", relative=False)
+    asked = Asked(observations(1), {}, {"which": torch.tensor([0])})
+    with pytest.raises(ValueError, match="expected encoder='things', got 'flat'"):
+        Understanding(flat, {"which": 2})(asked)
