@@ -16,23 +16,24 @@ from networks import NETWORKS, built, conditioned
 
 
 def measured(name: str, batch: int, rounds: int, cond_dim: int) -> dict[str, object]:
-    """Milliseconds and ratios for one network at one batch size."""
-    plain, live = built(name), conditioned(name, cond_dim)
+    """Milliseconds and ratios for one network at one batch size; each way has weights of its own."""
+    plain, again = built(name), built(name)
+    live, given, off = (conditioned(name, cond_dim) for _ in range(3))
     x, cond = torch.randn(batch, *NETWORKS[name][2]), torch.randn(batch, cond_dim)
     film = tf.conditioning(live)
     modulations = film.modulations(cond)
 
     def unconditioned() -> torch.Tensor:
-        with tf.unconditioned(live):
-            return live(x)
+        with tf.unconditioned(off):
+            return off(x)
 
     ways = {
         "unconditioned": lambda: plain(x),
         "conditioned": lambda: live(x, cond=cond),
-        "modulations given": lambda: live(x, modulation=modulations),
+        "modulations given": lambda: given(x, modulation=modulations),
         "generator alone": lambda: film.modulations(cond),
         "conditioned, switched off": unconditioned,
-        "unconditioned again": lambda: plain(x),
+        "unconditioned again": lambda: again(x),
     }
     return {"sites": len(film.sites), **against("unconditioned", ways, rounds)}
 
