@@ -177,5 +177,5 @@ def _check_exact(conditions: Several, generator: Generator, name: str) -> None:
     raise ValueError(
         f"SeparableTable: expected a generator whose first matrix product reads each condition by itself, "
         f"but {reason}.\n"
-        f"Separable are combine='concat' with a trunk of activations alone, and combine='sum' without a trunk."
+        f"Separable are combine='concat' with a trunk of activations alone, and combine='sum' without one."
     )

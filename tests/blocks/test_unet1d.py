@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torchfilm import Modulation
-from torchfilm.blocks.unet1d import ConditionalUnet1d
+from torchfilm.blocks.unet1d import ConditionalUnet1d, Convolution
 from torchfilm.fusion import resolve
 
 SITES = ["down0_0", "down0_1", "down1_0", "down1_1", "mid_0", "mid_1", "up0_0", "up0_1"]
@@ -12,7 +12,7 @@ SITES = ["down0_0", "down0_1", "down1_0", "down1_1", "mid_0", "mid_1", "up0_0", 
 
 def small(**options):
     torch.manual_seed(5)
-    unet = ConditionalUnet1d(3, 7, widths=(8, 16), step_dim=6, kernel_size=3, groups=4, **options)
+    unet = ConditionalUnet1d(3, 7, widths=(8, 16), step_dim=6, convolution=Convolution(3, 4), **options)
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -57,7 +57,9 @@ def test_an_identity_start_hears_nothing_yet_and_an_original_one_does():
     x, step, condition = batch()
     for start, heard in (("identity", False), ("original", True)):
         torch.manual_seed(0)
-        unet = ConditionalUnet1d(3, 7, widths=(8,), step_dim=6, groups=4, start=start).double()
+        unet = ConditionalUnet1d(
+            3, 7, widths=(8,), step_dim=6, convolution=Convolution(groups=4), start=start
+        ).double()
         assert torch.equal(unet(x, step, condition), unet(x, step, condition + 1)) is not heard
 
 
@@ -114,7 +116,7 @@ def test_a_length_that_cannot_be_halved_is_refused():
         small()(x[:, :3], step, condition)
 
 
-@pytest.mark.parametrize("options", [{"widths": (12,)}, {"widths": ()}, {"kernel_size": 4}])
+@pytest.mark.parametrize("options", [{"widths": (12,)}, {"widths": ()}, {"convolution": Convolution(4)}])
 def test_sizes_that_do_not_fit_are_refused(options: dict):
     with pytest.raises(ValueError, match="expected widths divisible by groups=8 and an odd kernel_size"):
         ConditionalUnet1d(2, 3, **options)

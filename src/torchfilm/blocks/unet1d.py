@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from torchfilm.modulation import Modulation
 
 Placement = Literal["after_activation", "before_activation"]
 
-_STEP_PERIODS = {"min_period": 2 * math.pi, "max_period": 2e4 * math.pi}  # frequencies 1 to 1e-4, per step
+_SHORTEST, _LONGEST = 2 * math.pi, 2e4 * math.pi  # periods: frequencies 1 to 1e-4, per step
 
 
 class Convolved(nn.Module):
@@ -76,6 +77,16 @@ class ResidualBlock1d(nn.Module):
         return self.second(y) + self.shortcut(x)
 
 
+@dataclass(frozen=True)
+class Convolution:
+    """What all convolutions of a U-Net share."""
+
+    kernel_size: int = 5
+    """Odd."""
+    groups: int = 8
+    """Of the group norm behind it; divides every width."""
+
+
 class ConditionalUnet1d(nn.Module):
     """Predict what the noise of a sequence is, given the diffusion step and a condition.
 
@@ -97,8 +108,7 @@ class ConditionalUnet1d(nn.Module):
         cond_dim: size of the condition.
         widths: channels of each level, down; lengths are divisible by 2^(levels - 1).
         step_dim: size of the encoded diffusion step.
-        kernel_size: of the convolutions, odd.
-        groups: of the group norms; divides every width.
+        convolution: kernel and groups of the norms, the same everywhere.
         emit: what is made from the condition; ("beta",) is the original with cond_predict_scale=False.
         placement: behind norm and activation, as the original, or between the two, as Perez et al. 2018.
         start: as above.
@@ -116,17 +126,17 @@ class ConditionalUnet1d(nn.Module):
         *,
         widths: Sequence[int] = (256, 512, 1024),
         step_dim: int = 256,
-        kernel_size: int = 5,
-        groups: int = 8,
+        convolution: Convolution = Convolution(),
         emit: tuple[Literal["gamma", "beta"], ...] = ("gamma", "beta"),
         placement: Placement = "after_activation",
         start: Literal["original", "identity"] = "original",
     ) -> None:
         super().__init__()
+        kernel_size, groups = convolution.kernel_size, convolution.groups
         _check(widths, kernel_size, groups)
         self.widths, self.cond_dim, self.step_dim = tuple(widths), cond_dim, step_dim
         self.step_encoder = nn.Sequential(
-            Scalars(1, step_dim, **_STEP_PERIODS),
+            Scalars(1, step_dim, min_period=_SHORTEST, max_period=_LONGEST),
             nn.Linear(step_dim, 4 * step_dim),
             nn.Mish(),
             nn.Linear(4 * step_dim, step_dim),

@@ -120,7 +120,8 @@ def test_maps_are_what_the_perception_sees_and_are_kept(material, folder, sight)
 
 
 def test_pixels_come_in_0_to_1_and_channels_first(material, folder):
-    config = replace(TINY, input="pixels", input_channels=3, input_height=64, input_width=96, margins=(0, 0, 0, 0))
+    size = {"input_channels": 3, "input_height": 64, "input_width": 96, "margins": (0, 0, 0, 0)}
+    config = replace(TINY, input="pixels", **size)
     seen = material.pictures(config, "val")[np.array([3, 1])]
     expected = np.stack([folder.image("val", 3), folder.image("val", 1)]).transpose(0, 3, 1, 2) / 255
     np.testing.assert_allclose(seen, expected, atol=1e-6)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from torchfilm.blocks.unet1d import ConditionalUnet1d
+from torchfilm.blocks.unet1d import ConditionalUnet1d, Convolution
 
 _STEP = "diffusion_step_encoder."
 _LEAVES = {
@@ -63,7 +63,7 @@ def from_original_unet(state: Mapping[str, Tensor]) -> ConditionalUnet1d:
         first.shape[1] - step_dim,
         widths=widths,
         step_dim=step_dim,
-        kernel_size=named["down_modules.0.0.conv1.block.0.weight"].shape[2],
+        convolution=Convolution(named["down_modules.0.0.conv1.block.0.weight"].shape[2]),
         emit=("gamma", "beta") if len(first) == 2 * widths[0] else ("beta",),
     ).to(first.dtype)
     _fill(unet, named)

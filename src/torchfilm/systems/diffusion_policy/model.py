@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torchfilm.blocks.unet1d import ConditionalUnet1d, Placement
+from torchfilm.blocks.unet1d import ConditionalUnet1d, Convolution, Placement
 from torchfilm.fusion import resolve
 from torchfilm.modulation import Modulation
 from torchfilm.systems.diffusion_policy.normalisation import MinMax
@@ -124,8 +124,7 @@ class DiffusionPolicy(nn.Module):
             dim,
             widths=config.widths,
             step_dim=config.step_dim,
-            kernel_size=config.kernel_size,
-            groups=config.groups,
+            convolution=Convolution(config.kernel_size, config.groups),
             emit=config.emit,
             placement=config.placement,
             start=config.start,
@@ -136,7 +135,8 @@ class DiffusionPolicy(nn.Module):
             else None
         )
         film = config.fusion in ("film", "scale", "bias", "gate")
-        self.fusion = resolve(config.fusion, **({"head": config.head} if film else {}))
+        options: dict[str, Any] = {"head": config.head} if film else {}
+        self.fusion = resolve(config.fusion, **options)
         self._table: tuple[Any, Tensor] | None = None
         self.listeners = nn.ModuleDict()
         if self.reasoning is not None:

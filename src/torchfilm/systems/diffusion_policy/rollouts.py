@@ -40,7 +40,9 @@ def roll_out(
         texts: what to say instead, one for each arm of each episode; it is judged by what was meant.
     """
     arms = len(episodes[0].told)
-    told = [one.text for episode in episodes for one in episode.told] if texts is None else list(texts)
+    told: list[str | None] = [one.text for episode in episodes for one in episode.told]
+    if texts is not None:
+        told = list(texts)
     policy.reset(told)
     scenes, tasks = [e.scene for e in episodes], [e.tasks for e in episodes]
     return [one for outcome in play(scenes, tasks, Arms(policy, arms)) for one in outcome]
