@@ -256,7 +256,18 @@ def systems(results: Results) -> str:
         reached,
         f"{PAPER['overall']} % (full CLEVR)",
     ]
-    return table(["system", "paper", "what it does", "reached here", "the paper"], [line], texts=5)
+    lines = [line]
+    policy = results.get("diffusion_policy_laptop")
+    if policy is not None:
+        by_kind = policy["by_kind"]
+        deeds = ", ".join(
+            f"{what} {100 * by_kind[f'{what} plain']['success']['value']:.0f} %" for what in ("reach", "push")
+        )
+        link = "[diffusion_policy](src/torchfilm/systems/diffusion_policy/README.md)"
+        does = "moves an arm as it is told, where and how"
+        reached = f"{deeds} ({policy['minutes']:g} min of one core)"
+        lines.append([link, "Diffusion Policy, Chi et al. 2023", does, reached, "other tasks"])
+    return table(["system", "paper", "what it does", "reached here", "the paper"], lines, texts=5)
 
 
 def choices(results: Results) -> str:
