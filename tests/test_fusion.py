@@ -263,7 +263,7 @@ class Swap:
     """A fusion of a user: swap neighbouring channels as far as the condition says."""
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
-        head = tf.layers.Head(cond_dim, len(sites))
+        head = tf.heads.LinearHead(cond_dim, len(sites))
 
         class Amounts(nn.Module):
             def __init__(self) -> None:

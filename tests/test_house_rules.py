@@ -155,10 +155,10 @@ def test_an_unread_field_is_found():
 
 LIBRARY = (
     ("modulation",),
-    ("functional",),
+    ("functional", "heads"),
     ("absorption", "layers"),
     ("norms",),
-    ("adaptive", "conditions", "heads"),
+    ("adaptive", "conditions"),
     ("several",),
     ("generator",),
     ("tables",),

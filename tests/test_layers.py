@@ -7,7 +7,7 @@ from torch import nn
 import oracles
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm.layers import Head
+from torchfilm.heads import LinearHead
 
 
 def arrays(layer: nn.Module) -> tuple:
@@ -51,7 +51,7 @@ def test_the_layers_keep_a_plain_layout_of_names_in_the_state_dict():
 
 
 def test_the_head_is_no_linear_layer_for_the_hooks_of_others():
-    assert not isinstance(Head(7, 6), nn.Linear)
+    assert not isinstance(LinearHead(7, 6), nn.Linear)
 
 
 def test_a_gate_scales_what_film_gives():

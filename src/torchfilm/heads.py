@@ -1,4 +1,4 @@
-"""The last layer of a generator: from a condition to all rows of all sites.
+"""From a condition to rows of numbers: the last layer of a generator, the only one of a layer that listens.
 
 - `LinearHead`: y = W z + b; rows * (cond_dim + 1) parameters.
 - `LowRankHead`: y = U (V z) + b; rows * (rank + 1) + rank * cond_dim.
@@ -6,7 +6,9 @@
 - `TableHead`: y = E[k]; rows * classes, and no product at all.
 
 Each owns its start, "zero" unless told otherwise, so that it finds it again after the meta device. None is an
-`nn.Linear`, which the initialisation hooks of other libraries would refill.
+`nn.Linear`, on purpose: the initialisation hooks of other libraries pick `nn.Linear` modules and would refill
+them (a common port of adaRMS lost its zero start in this way). A hook that walks over parameters and not over
+modules cannot be evaded; call `reset_parameters()` after it.
 """
 
 from __future__ import annotations
@@ -24,23 +26,31 @@ Start = Literal["zero", "default"] | float
 
 
 class LinearHead(nn.Module):
-    """Predict the rows from the condition: y = W z + b, with the parameter names of `nn.Linear`.
+    """Predict the rows from the condition: y = W z + b.
+
+    The parameter names are those of `nn.Linear`, so checkpoints convert by renaming alone.
 
     Args:
         cond_dim: size of the condition's last axis.
         rows: how many numbers are predicted.
-        start: how W and b start.
+        start: how W and b start; a bias that is not zero modulates every sample alike.
         device: where the parameters live.
+        dtype: their precision.
     """
 
     def __init__(
-        self, cond_dim: int, rows: int, start: Start = "zero", device: torch.device | str | None = None
+        self,
+        cond_dim: int,
+        rows: int,
+        start: Start = "zero",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.cond_dim = cond_dim
         self.start: Start = start
-        self.weight = nn.Parameter(torch.empty(rows, cond_dim, device=device))
-        self.bias = nn.Parameter(torch.empty(rows, device=device))
+        self.weight = nn.Parameter(torch.empty(rows, cond_dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(rows, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -254,5 +264,5 @@ def _check_size(condition: Tensor, cond_dim: int) -> None:
         raise ValueError(
             f"condition: expected {cond_dim} numbers on the last axis (cond_dim), got shape "
             f"{tuple(condition.shape)}.\n"
-            f"Build the generator with the condition's size, or project the condition first."
+            f"Build the layer or generator with the condition's size, or project the condition first."
         )
