@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import torchfilm as tf
-from measuring import in_turn, save
+from measuring import in_turn, repeated, save
 
 POLICY = (256, 256, 512, 512, 1024, 1024, 1024, 1024, 512, 512, 256, 256)
 SMALL = (64,) * 24
@@ -57,31 +57,16 @@ def error(made: Mapping[str, tf.Modulation], expected: list[tuple[Tensor, Tensor
     return max(float((one - other).abs().max()) for one, other in pairs)
 
 
-def wall_clock(candidates: Calls, rounds: int) -> dict[str, float]:
-    """Median seconds on an accelerator, where CPU seconds say nothing."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds + 1):
-        for name, call in candidates.items():
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: sorted(times[1:])[rounds // 2] for name, times in seconds.items()}
+def after_all_is_done() -> float:
+    """Seconds on an accelerator, where CPU seconds say nothing."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def often(calls: Calls, device: str, rounds: int, repeats: int = 20) -> dict[str, float]:
     """Median seconds of one call, each measured over some in a row: the shortest take microseconds."""
-
-    def repeated(call: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(repeats):
-                call()
-
-        return run
-
-    measure = in_turn if device == "cpu" else wall_clock
-    seconds = measure({name: repeated(call) for name, call in calls.items()}, rounds)
+    clock = time.process_time if device == "cpu" else after_all_is_done
+    seconds = in_turn({name: repeated(call, repeats) for name, call in calls.items()}, rounds, clock)
     return {name: s / repeats for name, s in seconds.items()}
 
 

@@ -18,22 +18,14 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 import torchfilm.functional as F
-from measuring import save
+from measuring import samples, save
 
 Way = Callable[..., Tensor]
 
 
 def ratios(ways: Mapping[str, Callable[[], object]], base: str, rounds: int) -> dict[str, dict[str, float]]:
     """Each way's CPU seconds against those of `base`, all in turn."""
-    for call in ways.values():
-        call()
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, call in ways.items():
-            start = time.thread_time()
-            call()
-            seconds[name].append(time.thread_time() - start)
+    seconds = samples(ways, rounds, clock=time.thread_time, warm_ups=2)
     found = {
         f"{name}_over_{base}": {
             "median": round(statistics.median(a / b for a, b in zip(times, seconds[base], strict=True)), 3),

@@ -29,17 +29,51 @@ from torchfilm.data.clevr.vocabulary import Vocabulary
 RESULTS = Path(__file__).parent / "results"
 
 
-def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of one call of each candidate: all once as a warm-up, then all in turn."""
+def samples(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    clock: Callable[[], float] = time.process_time,
+    warm_ups: int = 1,
+    shuffled: bool = False,
+) -> dict[str, list[float]]:
+    """Seconds of a call of each candidate in each round: all as a warm-up, then all in turn.
+
+    shuffled: each round in another order.
+    """
     for call in candidates.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, call in candidates.items():
-            start = time.process_time()
+        for _ in range(warm_ups):
             call()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    order, shuffle = list(candidates), random.Random(0).shuffle
+    for _ in range(rounds):
+        if shuffled:
+            shuffle(order)
+        for name in order:
+            start = clock()
+            candidates[name]()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def in_turn(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, float]:
+    """Median seconds of one call of each candidate, of the CPU unless another clock is given."""
+    taken = samples(candidates, rounds, clock=clock)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
+    """The call so many times in a row, for what takes microseconds."""
+
+    def run() -> None:
+        for _ in range(times):
+            call()
+
+    return run
 
 
 def against(
@@ -50,23 +84,14 @@ def against(
     A ratio is taken within each round, of which each runs all candidates in another order: what slows the
     machine down for longer than a round slows both.
     """
-    for call in candidates.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    order, shuffle = list(candidates), random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            start = time.process_time()
-            for _ in range(calls):
-                candidates[name]()
-            seconds[name].append((time.process_time() - start) / calls)
+    several = {name: repeated(call, calls) for name, call in candidates.items()}
+    seconds = samples(several, rounds, shuffled=True)
     found = {}
     for name, times in seconds.items():
         ratios = [one / other for one, other in zip(times, seconds[base], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         found[name] = {
-            "ms": round(1000 * statistics.median(times), 4),
+            "ms": round(1000 * statistics.median(times) / calls, 4),
             "ratio": round(middle, 4),
             "quartiles": [round(low, 4), round(high, 4)],
         }
