@@ -14,13 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import library_tables
+import policy_tables
 import reasoning_tables
 import speed_tables
 from table_form import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "src/torchfilm/systems/visual_reasoning/README.md")
+SYSTEMS = ROOT / "src" / "torchfilm" / "systems"
+PAGES = (ROOT / "README.md", *(SYSTEMS / name / "README.md" for name in ("visual_reasoning", "diffusion_policy")))
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -50,6 +52,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         reasoning_tables.ablations,
         reasoning_tables.data_size,
         reasoning_tables.cogent,
+        policy_tables.policy_success,
     )
 }
 

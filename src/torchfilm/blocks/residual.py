@@ -2,7 +2,6 @@
 
 from typing import Literal, get_args
 
-import torch.nn.functional as functional
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -89,7 +88,7 @@ class ListeningBlock(nn.Module):
     def _overview(self, x: Tensor) -> Tensor:
         """What each channel of x has at its strongest, mixed: [rows, channels, 1, 1]."""
         assert self.context is not None
-        return self.context(functional.max_pool2d(x, x.shape[2:]).flatten(1))[:, :, None, None]
+        return self.context(x.amax(dim=(2, 3)))[:, :, None, None]
 
 
 def _spread(x: Tensor, rows: Tensor | None) -> Tensor:

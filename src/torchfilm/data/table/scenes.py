@@ -38,6 +38,7 @@ DEPTH = 0.80  # between the bases of two arms
 OBSTACLE_RADIUS = 0.05
 GOAL_RADIUS = 0.06
 FINGER_RADIUS = 0.012
+_ASIDE = 0.04  # metres, at most, from the line that the obstacle blocks to its centre
 _ROOM = 2 * FINGER_RADIUS + 0.03  # a finger passes between any two things
 _ATTEMPTS = 2000
 
@@ -112,9 +113,10 @@ def sample_scene(
 ) -> Scene:
     """Draw a scene in which every thing can be told apart and reached, with or without a detour.
 
-    With the chance `in_the_way`, the obstacle stands on the straight line from the first arm's finger to one
-    of the things, drawn evenly, so that its place does not tell which thing an instruction is about;
-    otherwise it stands anywhere. No two things share colour, shape and size.
+    With the chance `in_the_way`, the obstacle blocks the straight line from the first arm's finger to one of
+    the things, drawn evenly, so that its place does not tell which thing an instruction is about; otherwise
+    it stands anywhere. It seldom stands in the middle of the line, where both ways around are equally long
+    and a millimetre would decide. No two things share colour, shape and size.
 
     Args:
         rng: the source of everything drawn.
@@ -179,7 +181,7 @@ def _attempt(
     taken = [(finger, FINGER_RADIUS + 0.02) for finger in fingers] + [(at, r + _ROOM) for at, r in spots]
     if blocks:
         (x, y), share = spots[rng.integers(len(spots))][0], _uniform(rng, 0.40, 0.65)
-        start, aside = starts[0], _uniform(rng, -0.012, 0.012)
+        start, aside = starts[0], _uniform(rng, -_ASIDE, _ASIDE)
         obstacle = start[0] + share * (x - start[0]) + aside, start[1] + share * (y - start[1])
         if not _free(obstacle, taken, OBSTACLE_RADIUS):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -81,6 +82,7 @@ class QuestionBatches:
         self.questions = questions.select(order)
         self._difficulty = harder[order]
         self._ranked = np.sort(self._difficulty)
+        self._easier: dict[int, np.ndarray] = {}
         self.images = images
         self.questions_per_scene = questions_per_scene
         self.curriculum = curriculum or Curriculum()
@@ -115,7 +117,7 @@ class QuestionBatches:
         picked = np.empty(num_scenes, np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            order = np.random.default_rng([draw.seed, int(epoch), 1]).permutation(len(self.scenes))
+            order = _epoch_order(draw.seed, int(epoch), len(self.scenes))
             picked[here] = order[positions[here] % len(self.scenes)]
         return picked
 
@@ -130,9 +132,11 @@ class QuestionBatches:
 
     def _allowed(self, share: float) -> np.ndarray:
         """How many questions of each scene are among the easiest `share` of all; at least one."""
-        hardest = self._ranked[max(int(share * len(self._ranked)) - 1, 0)]
-        below = np.concatenate([[0], np.cumsum(self._difficulty <= hardest)])
-        return np.maximum(below[self.first + self.count] - below[self.first], 1)
+        hardest = int(self._ranked[max(int(share * len(self._ranked)) - 1, 0)])
+        if hardest not in self._easier:  # a few whole numbers, each counted once
+            below = np.concatenate([[0], np.cumsum(self._difficulty <= hardest)])
+            self._easier[hardest] = np.maximum(below[self.first + self.count] - below[self.first], 1)
+        return self._easier[hardest]
 
     def _batch(self, picked: np.ndarray, rows: np.ndarray) -> Batch:
         flat = rows.reshape(-1)
@@ -146,6 +150,12 @@ class QuestionBatches:
             scene_index=torch.arange(len(picked)).repeat_interleave(rows.shape[1]),
             answers=torch.from_numpy(self.questions.answers[flat].astype(np.int64)),
         )
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, scenes: int) -> np.ndarray:
+    """The order in which an epoch comes to the scenes; every batch of the epoch asks for it."""
+    return np.random.default_rng([seed, epoch, 1]).permutation(scenes)
 
 
 def reasoning_steps(questions: EncodedQuestions, vocabulary: Vocabulary) -> Int[np.ndarray, " Q"]:
