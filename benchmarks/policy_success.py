@@ -1,4 +1,4 @@
-"""Does a policy do what it is told, and does it listen? Fresh scenes for both; the shipped one unless a run is given.
+"""Does a policy do what it is told, and does it listen? On fresh scenes.
 
 Success, collisions and energy by deed and manner, then the language score; the file is
 results/diffusion_policy_laptop.json, and the READMEs' tables show it.

@@ -33,8 +33,8 @@ def policy_success(results: Results) -> str:
         )
     head = ["told to", "success", "right thing", "collisions", "energy", "success, held-out wording"]
     note = (
-        f"{found['scenes']} scenes, half of them for each deed, the obstacle always in the way; training seed "
-        f"{found['training_seed']}, {found['minutes']:g} minutes of one core; `{found['command']}`, "
+        f"{found['scenes']} scenes, half of them for each deed, the obstacle always in the way; training "
+        f"seed {found['training_seed']}, {found['minutes']:g} minutes of one core; `{found['command']}`, "
         f"{found['date']}.\n"
     )
     return table(head, rows) + "\n" + note + _language(found)
@@ -46,7 +46,11 @@ def _language(found: Mapping[str, Any]) -> str:
         return ""
     effects = found["language"]["effects"]
     said = []
-    for name, words in (("swap", "another's"), ("blank", "none"), ("paraphrase", "the same in held-out words")):
+    for name, words in (
+        ("swap", "another's"),
+        ("blank", "none"),
+        ("paraphrase", "the same in held-out words"),
+    ):
         success = effects[name]["success"]
         low, high = (100 * success[end] for end in ("low", "high"))
         said.append(f"{words} {100 * success['value']:+.0f} ({low:+.0f} to {high:+.0f})")

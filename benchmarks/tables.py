@@ -22,7 +22,10 @@ from table_form import Results
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SYSTEMS = ROOT / "src" / "torchfilm" / "systems"
-PAGES = (ROOT / "README.md", *(SYSTEMS / name / "README.md" for name in ("visual_reasoning", "diffusion_policy")))
+PAGES = (
+    ROOT / "README.md",
+    *(SYSTEMS / name / "README.md" for name in ("visual_reasoning", "diffusion_policy")),
+)
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 

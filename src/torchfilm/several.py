@@ -295,6 +295,8 @@ def drawn(z: Encoded, dropout: float, generator: torch.Generator | None = None) 
     """Draw which samples keep a condition: True with probability 1 - dropout, one number per row of z."""
     vectors = z[0] if isinstance(z, tuple) else z
     shape = vectors.shape[:1] if vectors.ndim > 1 else ()
+    if generator is None:  # written out: Dynamo refuses generator=None
+        return torch.rand(shape, device=vectors.device) >= dropout
     return torch.rand(shape, generator=generator, device=vectors.device) >= dropout
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "data": ("make_data", "MakeData", "Generate scenes and questions, or demonstrations of an arm."),
     "train": ("train", "Train", "Train a system."),
     "eval": ("evaluate", "Evaluate", "Measure a trained system; without a path, the shipped one."),
+    "compare": ("compare", "Compare", "Train FiLM and the alternatives alike, and set them side by side."),
     "inspect": ("inspect", "Inspect", "Draw what is inside a trained system, with the numbers behind."),
     "ask": ("ask", "Ask", "Ask a picture a question."),
     "serve": ("serve", "Serve", "Serve the page on which to ask, and to turn γ and β."),

@@ -3,9 +3,9 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from torchfilm.blocks.recurrence import last_state
 
@@ -60,8 +60,27 @@ class WordEncoder(nn.Module):
             last = (state[0] if isinstance(state, tuple) else state)[0]
         if self.bag is None:
             return last
-        words = torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]
-        return last + BAG_SCALE * (self.bag(tokens) * words[:, :, None]).sum(dim=1)
+        return last + BAG_SCALE * (self.bag(tokens) * real_words(tokens, lengths)[:, :, None]).sum(dim=1)
+
+    def states(
+        self, tokens: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch time width"]:
+        """Return the state at each word, plus its vector of the bag; zero behind the last word."""
+        _check_lengths(tokens, lengths)
+        packed = pack_padded_sequence(
+            self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        states, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        if self.bag is None:
+            return states
+        return states + BAG_SCALE * self.bag(tokens) * real_words(tokens, lengths)[:, :, None]
+
+
+def real_words(
+    tokens: Shaped[Tensor, "batch time *rest"], lengths: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch time"]:
+    """Return True for words and False for the padding behind them."""
+    return torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]
 
 
 def _check_lengths(tokens: Tensor, lengths: Tensor) -> None:

@@ -23,10 +23,11 @@ def noise(policy, count=5):
 
 
 @pytest.mark.parametrize("listens", [("encoder",), ("condition",), ("blocks",), ("encoder", "blocks")])
-@pytest.mark.parametrize("fusion", ["film", "scale", "bias", "concat"])
+@pytest.mark.parametrize("fusion", ["film", "scale", "bias", "concat", "cross_attention"])
 def test_wherever_reasoning_enters_it_changes_nothing_at_the_start_and_something_later(listens, fusion):
     torch.manual_seed(0)
-    policy = build(PolicyConfig(**{**vars(CONFIG), "listens": listens, "fusion": fusion})).eval()
+    alone = {"vectors": ()} if fusion == "cross_attention" else {}
+    policy = build(PolicyConfig(**{**vars(CONFIG), "listens": listens, "fusion": fusion, **alone})).eval()
     with torch.no_grad():
         policy.unet.generator.head.weight.normal_(std=0.1)
     x, step = noise(policy, 2)
@@ -57,6 +58,37 @@ def test_a_condition_that_lacks_is_a_learned_null_for_that_sample_alone():
     assert not torch.allclose(both[:, :7], without[:, :7])
     assert policy.reason({}, 3).shape == (3, 14)
     assert policy.prepare(o, {}).condition.shape[0] == 3
+
+
+def test_words_are_read_one_by_one_for_cross_attention_and_padding_is_not():
+    policy = small(fusion="cross_attention", vectors=())
+    tokens, mask = policy.reason(said("push the red thing", "push"), 2)
+    assert tokens.shape == (2, 4, 7)
+    assert mask.tolist() == [[True] * 4, [True, False, False, False]]
+    o = observations(2)
+    together = policy.prepare(o, said("push the red thing", "push")).condition
+    alone = policy.prepare(o[1:], said("push")).condition
+    torch.testing.assert_close(together[1:], alone)
+    assert policy.prepare(o, {}).condition.shape[0] == 2
+    with pytest.raises(ValueError, match=r"reads word by word, got 6 words and the vectors \['force'\]"):
+        small(fusion="cross_attention")
+
+
+@pytest.mark.parametrize("fusion", ["concat", "cross_attention"])
+def test_an_alternative_of_matched_size_adds_as_many_parameters_as_film(fusion):
+    def added(**changes):
+        policy = small(vectors=(), widths=(32, 64), encoder_width=48, reasoning=32, **changes)
+        return sum(p.numel() for p in policy.listeners.parameters())
+
+    assert added(fusion=fusion, matched=True) == pytest.approx(added(), rel=0.05)
+    assert added(fusion=fusion) != pytest.approx(added(), rel=0.05)
+
+
+def test_a_call_is_a_denoising_after_preparing():
+    policy, o = small(), observations(2)
+    x, step = noise(policy, 2)
+    heard = said("push", "the red")
+    assert torch.equal(policy(x, step, o, heard), policy.denoise(x, step, policy.prepare(o, heard)))
 
 
 def test_things_are_read_alike_in_whatever_order_they_come():

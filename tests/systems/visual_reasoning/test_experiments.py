@@ -13,9 +13,9 @@ from torchfilm.systems.visual_reasoning.experiments import (
     cogent,
     data_size_curve,
     paper_ablations,
-    run_all,
 )
 from torchfilm.systems.visual_reasoning.recipe import RECIPES
+from torchfilm.training.series import run_all
 
 
 class Recorder:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchfilm.app.cli import nearest
 from torchfilm.app.console import Bar, emit, note, percent, table
 
 if TYPE_CHECKING:
@@ -22,14 +21,11 @@ NOISE = 0.004
 
 def train(options: Train) -> None:
     """Train a recipe on demonstrations, made first where there are none."""
-    from torchfilm.app.commands.train import trained_alike
+    from torchfilm.app.commands.train import known_recipe, trained_alike
     from torchfilm.systems.diffusion_policy.recipe import RECIPES
     from torchfilm.systems.diffusion_policy.running import first_process, train_policy
 
-    if options.recipe not in RECIPES:
-        near = nearest(options.recipe, RECIPES)
-        raise ValueError(f"unknown recipe {options.recipe!r}; nearest: {', '.join(near)}")
-    recipe = RECIPES[options.recipe]
+    recipe = known_recipe(options.recipe, RECIPES)
     recipe = replace(recipe, training=trained_alike(recipe.training, options, options.seed))
     data = DATA if options.data == Path("data-clevr") else options.data
     out = options.out or Path("runs") / f"diffusion_policy-{options.recipe}"

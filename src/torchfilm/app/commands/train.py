@@ -80,7 +80,7 @@ class Train:
             policy.train(self)
             return
         if self.recipe != PERCEPTION:
-            known_recipe(self.recipe, RECIPES)
+            known_recipe(self.recipe, RECIPES, PERCEPTION)
         folder = ClevrFolder(self.data, self.images, self.cache)
         out = self.out or Path("runs") / self.recipe
         found = self._perception(folder, out) if self.recipe == PERCEPTION else self._network(folder, out)
@@ -97,7 +97,7 @@ class Train:
         from torchfilm.systems.visual_reasoning.recipe import RECIPES
         from torchfilm.systems.visual_reasoning.running import Material, train_bundle
 
-        recipe, start = known_recipe(self.recipe, RECIPES), None
+        recipe, start = known_recipe(self.recipe, RECIPES, PERCEPTION), None
         if self.start is not None:
             start = load_bundle(self.start)
             recipe = replace(recipe, config=start.network.config)
@@ -190,9 +190,9 @@ def known_system(name: str) -> None:
         raise ValueError(f"unknown system {name!r}; nearest: {', '.join(nearest(name, SYSTEMS))}")
 
 
-def known_recipe(name: str, recipes: dict[str, Any]) -> Any:
-    """The recipe of a name; ValueError with the nearest names if there is none."""
+def known_recipe(name: str, recipes: dict[str, Any], *others: str) -> Any:
+    """The recipe of a name; ValueError with the nearest of these and other names if there is none."""
     if name not in recipes:
-        near = nearest(name, [*recipes, PERCEPTION])
+        near = nearest(name, [*recipes, *others])
         raise ValueError(f"unknown recipe {name!r}; nearest: {', '.join(near)}")
     return recipes[name]

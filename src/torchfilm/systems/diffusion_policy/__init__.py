@@ -39,7 +39,7 @@ def loss(model: nn.Module, batch: Batch) -> Loss:
     noise = torch.randn_like(clean)
     step = torch.randint(config.train_steps, (len(clean),), device=clean.device)
     noisy = noise_schedule(config.train_steps, config.prediction).add_noise(clean, noise, step)
-    predicted = model.denoise(noisy, step, model.prepare(batch.observations, batch.reasoning))
+    predicted = model(noisy, step, batch.observations, batch.reasoning)
     target = noise if config.prediction == "epsilon" else clean
     return Loss(functional.mse_loss(predicted.float(), target), len(clean))
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from torchfilm.blocks.unet1d import ConditionalUnet1d, Convolution, Placement
-from torchfilm.fusion import resolve
+from torchfilm.fusion import Film, Matched, resolve
 from torchfilm.modulation import Modulation
 from torchfilm.systems.diffusion_policy.normalisation import MinMax
 from torchfilm.systems.diffusion_policy.observing import FlatEncoder, Layout, Listened, ThingsEncoder
@@ -19,6 +19,8 @@ from torchfilm.systems.diffusion_policy.reasoning import build_reasoning
 from torchfilm.systems.diffusion_policy.schedule import Prediction, Sampler, sampling_schedule
 
 Place = Literal["encoder", "condition", "blocks"]
+Reasoning = Float[Tensor, "batch z"] | tuple[Float[Tensor, "batch words z"], Bool[Tensor, "batch words"]]
+"""One vector for each sample; for cross-attention one for each word, and which words are real."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class PolicyConfig:
     """How it does that: a name of `torchfilm.fusion.FUSIONS`."""
     head: str = "linear"
     """Of FiLM's generators; "lowrank:R" costs a fraction of the parameters."""
+    matched: bool = False
+    """Choose the fusion's inner width so that it adds as many parameters as FiLM would at the same places."""
 
     train_steps: int = 100
     prediction: Prediction = "epsilon"
@@ -130,7 +134,13 @@ class DiffusionPolicy(nn.Module):
             start=config.start,
         )
         self.reasoning = (
-            build_reasoning(config.vocabulary, dict(config.vectors), config.reasoning, config.dropout)
+            build_reasoning(
+                config.vocabulary,
+                dict(config.vectors),
+                config.reasoning,
+                config.dropout,
+                word_by_word=config.fusion == "cross_attention",
+            )
             if config.conditions
             else None
         )
@@ -141,9 +151,9 @@ class DiffusionPolicy(nn.Module):
         self.listeners = nn.ModuleDict()
         if self.reasoning is not None:
             for place, sites in self._places(dim).items():
-                self.listeners[place] = self.fusion.build(self.reasoning.dim, sites)
+                self.listeners[place] = self._listener(self.reasoning.dim, sites)
 
-    def reason(self, conditions: Mapping[str, Any], batch: int) -> Float[Tensor, "batch z"] | None:
+    def reason(self, conditions: Mapping[str, Any], batch: int) -> Reasoning | None:
         """Return the reasoning vectors of what is heard, by name; None for a policy that hears nothing.
 
         What lacks, or is None, is replaced by a learned null.
@@ -151,6 +161,9 @@ class DiffusionPolicy(nn.Module):
         if self.reasoning is None:
             return None
         z = self.reasoning(dict(conditions))
+        if isinstance(z, tuple):
+            tokens, mask = z
+            return tokens.expand(batch, -1, -1), mask.expand(batch, -1)
         return z.expand(batch, -1)
 
     def prepare(
@@ -163,9 +176,7 @@ class DiffusionPolicy(nn.Module):
         self._check(observations)
         return self.hear(observations, self.reason(conditions, len(observations)))
 
-    def hear(
-        self, observations: Float[Tensor, "batch steps size"], z: Float[Tensor, "batch z"] | None
-    ) -> Prepared:
+    def hear(self, observations: Float[Tensor, "batch steps size"], z: Reasoning | None) -> Prepared:
         """Return what `prepare` does, for reasoning vectors in hand."""
         heard = {} if z is None else {place: listen(z) for place, listen in self.listeners.items()}
         scaled = self.scale(observations)
@@ -177,7 +188,7 @@ class DiffusionPolicy(nn.Module):
         return Prepared(condition, heard.get("blocks"))
 
     def attention(
-        self, observations: Float[Tensor, "batch steps size"], z: Float[Tensor, "batch z"]
+        self, observations: Float[Tensor, "batch steps size"], z: Reasoning
     ) -> Float[Tensor, "batch things"]:
         """Return the logits of which thing the encoder looks at; ValueError for one that does not choose."""
         if not isinstance(self.encoder, ThingsEncoder):
@@ -193,6 +204,16 @@ class DiffusionPolicy(nn.Module):
     ) -> Float[Tensor, "batch time action"]:
         """Return the prediction (noise or clean actions, as the config says) for scaled noisy actions."""
         return self.unet(noisy, step, prepared.condition, fusion=self.fusion, injected=prepared.injected)
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "batch time action"],
+        step: Int[Tensor, " batch"],
+        observations: Float[Tensor, "batch steps size"],
+        conditions: Mapping[str, Any],
+    ) -> Float[Tensor, "batch time action"]:
+        """Return what `denoise` does after `prepare`: a training step as one graph."""
+        return self.denoise(noisy, step, self.prepare(observations, conditions))
 
     def scaled_actions(
         self, actions: Float[Tensor, "batch time action"], observations: Tensor
@@ -248,6 +269,14 @@ class DiffusionPolicy(nn.Module):
             x = schedule.step(predicted, step, x, **_noise_from(schedule, generator)).prev_sample
         return self.action_scale.inverse(x) + self.origin(observations)
 
+    def _listener(self, dim: int, sites: Mapping[str, int]) -> nn.Module:
+        """What makes the values of these sites from the reasoning."""
+        if not self.config.matched:
+            return self.fusion.build(dim, sites)
+        with torch.device("meta"):
+            target = sum(p.numel() for p in Film(head=self.config.head).build(dim, sites).parameters())
+        return Matched(self.fusion, target).build(dim, sites)
+
     def _modulations(self, rows: Tensor) -> dict[str, Modulation]:
         return self.unet.generator.modulations(rows)
 
@@ -276,7 +305,7 @@ class DiffusionPolicy(nn.Module):
                 f"DiffusionPolicy: expected observations (batch, {expected[0]}, {expected[1]}), got "
                 f"{tuple(observations.shape)}. Axes are (batch, steps, numbers), the last step is now."
             )
-        if not observations.isfinite().all():
+        if not torch.compiler.is_compiling() and not observations.isfinite().all():
             raise ValueError(
                 f"DiffusionPolicy: expected finite observations, got "
                 f"{int((~observations.isfinite()).sum())} numbers that are not. Look at the sensors: a "

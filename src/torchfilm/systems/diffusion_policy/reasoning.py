@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from torchfilm.blocks.text import WordEncoder
-from torchfilm.conditions import Vector
+from torchfilm.blocks.text import WordEncoder, real_words
+from torchfilm.conditions import Tokens, Vector
 from torchfilm.data.table.wording import words
 from torchfilm.several import Maybe, Several
 
@@ -86,6 +86,37 @@ class Words(nn.Module):
         return read if isinstance(read, Tensor) else self.norm(self.encoder(*read))
 
 
+class WordStates(Tokens):
+    """The same, one vector for each word and none for the whole: tokens and mask, for cross-attention."""
+
+    def __init__(self, count: int, dim: int, word_dim: int = 32) -> None:
+        super().__init__(dim, pooling=None)
+        self.encoder = WordEncoder(count + 1, word_dim, dim, bag_of_words=True)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(  # type: ignore[override]
+        self, read: Read | tuple[Float[Tensor, "batch time dim"], Int[Tensor, " batch"]]
+    ) -> tuple[Float[Tensor, "batch time dim"], Bool[Tensor, "batch time"]]:
+        """Return the vectors of what a `Vocabulary` read; vectors made before are returned as they are."""
+        tokens, lengths = read
+        if not tokens.is_floating_point():
+            tokens = self.norm(self.encoder.states(tokens, lengths))
+        return tokens, real_words(tokens, lengths)
+
+
+class WordByWord(nn.Module):
+    """The reasoning of a policy that looks at every word of its instruction, and hears nothing else."""
+
+    def __init__(self, count: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.parts = nn.ModuleDict({INSTRUCTION: Maybe(WordStates(count, dim), dropout)})
+
+    def forward(self, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return tokens and mask; one learned token where there is no instruction."""
+        return self.parts[INSTRUCTION](conditions.get(INSTRUCTION))
+
+
 class Projected(nn.Module):
     """A vector that another network made (an encoder, a language model, a sensor), brought to z's size.
 
@@ -105,8 +136,13 @@ class Projected(nn.Module):
 
 
 def build_reasoning(
-    vocabulary: Sequence[str], vectors: Mapping[str, int], dim: int, dropout: float
-) -> Several:
+    vocabulary: Sequence[str],
+    vectors: Mapping[str, int],
+    dim: int,
+    dropout: float,
+    *,
+    word_by_word: bool = False,
+) -> Several | WordByWord:
     """Return the condition of a policy: "instruction" in words, and vectors by name, each of which may lack.
 
     Args:
@@ -114,7 +150,18 @@ def build_reasoning(
         vectors: size of each further vector by name: {"thought": 64, "force": 3}.
         dim: what each contributes to the reasoning vector.
         dropout: share of the training samples that lack a condition, each drawn apart.
+        word_by_word: one vector for each word, as cross-attention reads them.
+
+    Raises:
+        ValueError: for vectors beside words that are read one by one.
     """
+    if word_by_word:
+        if vectors or not vocabulary:
+            raise ValueError(
+                f"policy: expected an instruction alone for a fusion that reads word by word, got "
+                f"{len(vocabulary)} words and the vectors {list(vectors)}. Choose another fusion for vectors."
+            )
+        return WordByWord(len(vocabulary), dim, dropout)
     parts: dict[str, nn.Module] = {}
     if vocabulary:
         parts[INSTRUCTION] = Maybe(Words(len(vocabulary), dim), dropout)

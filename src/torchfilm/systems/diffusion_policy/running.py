@@ -184,9 +184,10 @@ def with_words_read(policy: DiffusionPolicy, recordings: Recordings) -> Recordin
     assert policy.reasoning is not None
     read = policy.reasoning.parts[INSTRUCTION].get_submodule("condition")
     tokens, lengths = recordings.heard[INSTRUCTION]
-    parts = zip(tokens.split(1000), lengths.split(1000), strict=True)
-    vectors = torch.cat([read((part, length)) for part, length in parts])
-    return replace(recordings, heard={**recordings.heard, INSTRUCTION: vectors})
+    found = [read(part) for part in zip(tokens.split(1000), lengths.split(1000), strict=True)]
+    states = torch.cat([one[0] if isinstance(one, tuple) else one for one in found])
+    heard = (states, lengths) if isinstance(found[0], tuple) else states
+    return replace(recordings, heard={**recordings.heard, INSTRUCTION: heard})
 
 
 def first_process() -> bool:

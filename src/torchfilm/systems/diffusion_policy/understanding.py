@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchfilm.conditions import Tokens
 from torchfilm.systems.diffusion_policy.data import Windows
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy
 from torchfilm.training import Draw, EpochOrder, Loss
@@ -81,7 +82,9 @@ class Understanding(nn.Module):
         """Return the logits of each label by name."""
         z = self.policy.reason(asked.reasoning, len(asked.observations))
         assert z is not None
-        found = {name: answer(z) for name, answer in self.answers.items()}
+        assert self.policy.reasoning is not None
+        whole = Tokens(self.policy.reasoning.dim)(z) if isinstance(z, tuple) else z
+        found = {name: answer(whole) for name, answer in self.answers.items()}
         if WHICH in asked.labels:
             found[WHICH] = self.policy.attention(asked.observations, z)
         return found

@@ -6,8 +6,6 @@ in a folder per run, so that a stopped series goes on where it was; delete a run
 
 import csv
 import json
-import os
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from torchfilm import plot
+from torchfilm.training.series import Run, run_all
 
 from .exam import Exam, predict
 from .recipe import ABLATIONS, Recipe, ablate
 
 Setting = TypeVar("Setting")
-Run = Callable[[Setting, int, Path], Mapping[str, float]]
-"""Train and measure one (setting, seed) in a folder of its own; the result's numbers include `accuracy`,
-0..1."""
-
-RESULT = "result.json"
 PAPER_UNCHANGED = 97.4
 """Percent of the paper's network on CLEVR's validation split, +- 0.4 over five runs."""
 
@@ -49,55 +43,6 @@ class Row:
     def sd(self) -> float | None:
         """Standard deviation over seeds; None for a single one."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
-
-
-def run_all(
-    settings: Mapping[str, Setting], run: Run[Setting], out: Path, *, seeds: Sequence[int] = (0,)
-) -> dict[str, list[dict[str, float]]]:
-    """Run each setting with each seed that has no result in `out` yet; return all results, per name one
-    for each seed.
-
-    `run` gets the folder out/NAME/seed_S, which it may use for its own checkpoints: a run that was stopped
-    half-way is called again with the same folder.
-    """
-    bad = [name for name in settings if not re.fullmatch(r"[A-Za-z0-9_.=+-]+", name)]
-    if bad:
-        raise ValueError(
-            f"run_all: expected names that can be folders (letters, digits, _ . = + -), got {bad}."
-        )
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
-    for seed in seeds:
-        for name, setting in settings.items():
-            folder = out / name / f"seed_{seed}"
-            if not (folder / RESULT).is_file():
-                folder.mkdir(parents=True, exist_ok=True)
-                _keep(folder / RESULT, _checked(name, run(setting, seed, folder)))
-            found[name].append(_kept(folder / RESULT))
-    return found
-
-
-def _checked(name: str, result: Mapping[str, float]) -> dict[str, float]:
-    accuracy = result.get("accuracy")
-    if accuracy is None or not 0 <= accuracy <= 1:
-        raise ValueError(
-            f"run {name!r}: expected a result with 'accuracy' between 0 and 1, got {dict(result)}."
-        )
-    return {key: float(value) for key, value in result.items()}
-
-
-def _keep(path: Path, content: Mapping[str, float]) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(dict(content), indent=1), encoding="utf-8")
-    part.replace(path)
-
-
-def _kept(path: Path) -> dict[str, float]:
-    try:
-        return _checked(path.parent.parent.name, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{path}: expected a finished run's numbers, got {error}. Delete its folder."
-        ) from error
 
 
 def ablation_table(

@@ -1,0 +1,71 @@
+"""FiLM against the alternatives in one policy: each trains, is measured, and is not trained twice."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from torchfilm.app.cli import main
+from torchfilm.systems.diffusion_policy import RECIPES
+from torchfilm.systems.diffusion_policy.alternatives import ALTERNATIVES, Contest, hold, summary
+from torchfilm.training import TrainConfig
+from torchfilm.training.series import RESULT
+
+for package in ("mujoco", "pyarrow", "gymnasium", "diffusers"):
+    pytest.importorskip(package)
+
+QUICK = replace(
+    RECIPES["tiny"], training=TrainConfig(steps=2, batch_size=4, warmup_steps=1, checkpoint_steps=1, ema=None)
+)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    from torchfilm.data.table.demonstrations import generate_demonstrations, read_demonstrations
+
+    out = tmp_path_factory.mktemp("table") / "demonstrations"
+    generate_demonstrations(out, 4, seed=3)
+    return read_demonstrations(out)
+
+
+def test_a_contest_is_held_once_and_grows_by_names(shown, tmp_path):
+    heard = []
+    contest = Contest(QUICK, ("film",), seeds=1, scenes=2)
+    found = hold(
+        contest, shown, tmp_path / "out", lambda name, done, total: heard.append((name, done, total))
+    )
+    assert heard == [("film, seed 0", 0, 1)]
+    row = found["rows"]["film"]
+    assert row["seeds"] == 1
+    assert 0 <= row["reach"]["mean"] <= 1
+    assert row["parameters_added"] > 0
+    kept = (tmp_path / "out" / "film" / "seed_0" / RESULT).read_bytes()
+    more = hold(replace(contest, names=("film", "cross_attention")), shown, tmp_path / "out")
+    assert (tmp_path / "out" / "film" / "seed_0" / RESULT).read_bytes() == kept
+    assert set(more["rows"]) == {"film", "cross_attention"}
+    assert more["rows"]["film"]["reach"] == row["reach"]
+    with pytest.raises(ValueError, match=r"expected in .* a contest with .*'scenes': 4"):
+        hold(replace(contest, scenes=4), shown, tmp_path / "out")
+    json.dumps(more)
+
+
+def test_every_alternative_is_a_change_of_one_config():
+    configs = [change(RECIPES["laptop"].config) for change in ALTERNATIVES.values()]
+    assert configs[0] == RECIPES["laptop"].config
+    assert len({repr(config) for config in configs}) == len(configs)
+
+
+def test_seeds_are_summed_up_by_mean_and_range():
+    found = summary([{"reach": 0.5}, {"reach": 1.0}])
+    assert found == {"seeds": 2, "reach": {"mean": 0.75, "low": 0.5, "high": 1.0}}
+
+
+def test_what_cannot_be_compared_is_named(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"expected names among film, .* got flim"):
+        Contest(QUICK, ("flim",))
+    with pytest.raises(ValueError, match="expected at least 1 seed and 2 scenes, got 0 and 100"):
+        Contest(QUICK, seeds=0)
+    assert main(["compare", "visual_reasoning"]) == 2
+    assert "compare: expected diffusion_policy, got 'visual_reasoning'" in capsys.readouterr().err
+    assert main(["compare", "diffusion_policy", "--only", "flim", "--out", str(tmp_path / "x")]) == 2
+    assert not (tmp_path / "x").exists()
