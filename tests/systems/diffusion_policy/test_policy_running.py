@@ -86,6 +86,13 @@ def test_a_balance_of_one_draws_episodes_evenly():
     assert first[1.0] == pytest.approx(1 / 2, abs=0.02)
 
 
+def test_a_share_of_what_is_drawn_are_beginnings():
+    windows = Windows(recordings(), 1, 1, balance=1.0, beginnings=0.5)
+    seen = windows(Draw(0, 0, 0.0, 20_000)).observations[:, 0, 0]
+    assert float((seen == 0).double().mean()) == pytest.approx(0.25 + 0.25 / 4, abs=0.02)
+    assert float((seen == 8).double().mean()) == pytest.approx(0.25 / 5, abs=0.02)
+
+
 def test_recordings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="expected one action per observation"):
         Recordings(torch.ones(3, 1), torch.ones(2, 1), np.array([0, 3]), {})

@@ -25,8 +25,8 @@ class Train:
 
     The recipe `perception` trains the stem that laptop recipes see with, on the object labels of a split
     whose scenes no question is asked about. Ctrl-C writes a checkpoint; the same command with --resume
-    goes on. --start fine-tunes a trained network, as the paper does on CLEVR-Humans. Under torchrun the same
-    command trains on several processes.
+    goes on. --start fine-tunes a trained network, as the paper does on CLEVR-Humans; a recipe with a wider
+    classifier (laptop_large) widens it. Under torchrun the same command trains on several processes.
 
     Example: torchfilm train visual_reasoning --recipe laptop --data data-clevr --out runs/first --minutes 15
     """
@@ -34,7 +34,7 @@ class Train:
     system: SystemName = "visual_reasoning"
     """the system"""
     recipe: str = "laptop"
-    """laptop, tiny, paper, paper_pixels, baselines as laptop_lstm, or perception"""
+    """laptop, laptop_large, tiny, paper, paper_pixels, baselines as laptop_lstm, or perception"""
     data: Path = Path("data-clevr")
     """the data folder: generated, or a released CLEVR_v1.0 or CLEVR-CoGenT; for diffusion_policy
     demonstrations, default data-table, made where there are none"""
@@ -94,12 +94,15 @@ class Train:
 
     def _network(self, folder: ClevrFolder, out: Path) -> dict[str, Any]:
         from torchfilm.systems.visual_reasoning.bundle import load_bundle
+        from torchfilm.systems.visual_reasoning.growth import can_grow, grown
         from torchfilm.systems.visual_reasoning.recipe import RECIPES
         from torchfilm.systems.visual_reasoning.running import Material, train_bundle
 
         recipe, start = known_recipe(self.recipe, RECIPES, PERCEPTION), None
         if self.start is not None:
             start = load_bundle(self.start)
+            if can_grow(start.network.config, recipe.config):
+                start = replace(start, network=grown(start.network, recipe.config))
             recipe = replace(recipe, config=start.network.config)
         train_split = self.train_split or "train"
         note(f"reading the questions of {folder.root}, split {train_split}")

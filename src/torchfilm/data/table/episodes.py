@@ -58,7 +58,7 @@ def sample_episode(
     if num_things < arms:
         raise ValueError(f"num_things: expected one for each of {arms} arms at least, got {num_things}")
     for _ in range(_ATTEMPTS):
-        chance = 0.7 if blocked is None else float(blocked)
+        chance = 0.9 if blocked is None else float(blocked)
         scene = sample_scene(rng, num_things, arms, in_the_way=chance)
         which = rng.permutation(num_things)[:arms].tolist()
         tasks = [_draw(rng, scene, thing, what, how) for thing in which]

@@ -38,7 +38,7 @@ DEPTH = 0.80  # between the bases of two arms
 OBSTACLE_RADIUS = 0.05
 GOAL_RADIUS = 0.06
 FINGER_RADIUS = 0.012
-_ASIDE = 0.04  # metres, at most, from the line that the obstacle blocks to its centre
+_ASIDE = (0.020, 0.045)  # metres from the line that the obstacle blocks to its centre
 _ROOM = 2 * FINGER_RADIUS + 0.03  # a finger passes between any two things
 _ATTEMPTS = 2000
 
@@ -109,14 +109,14 @@ def place_of(scene: Scene, place: str) -> Point:
 
 
 def sample_scene(
-    rng: np.random.Generator, num_things: int = 3, arms: int = 1, in_the_way: float = 0.7
+    rng: np.random.Generator, num_things: int = 3, arms: int = 1, in_the_way: float = 0.9
 ) -> Scene:
     """Draw a scene in which every thing can be told apart and reached, with or without a detour.
 
     With the chance `in_the_way`, the obstacle blocks the straight line from the first arm's finger to one of
     the things, drawn evenly, so that its place does not tell which thing an instruction is about; otherwise
-    it stands anywhere. It seldom stands in the middle of the line, where both ways around are equally long
-    and a millimetre would decide. No two things share colour, shape and size.
+    it stands anywhere. It blocks a line from one side or the other and never from its middle, where both ways
+    around are equally long and a millimetre would decide. No two things share colour, shape and size.
 
     Args:
         rng: the source of everything drawn.
@@ -181,8 +181,13 @@ def _attempt(
     taken = [(finger, FINGER_RADIUS + 0.02) for finger in fingers] + [(at, r + _ROOM) for at, r in spots]
     if blocks:
         (x, y), share = spots[rng.integers(len(spots))][0], _uniform(rng, 0.40, 0.65)
-        start, aside = starts[0], _uniform(rng, -_ASIDE, _ASIDE)
-        obstacle = start[0] + share * (x - start[0]) + aside, start[1] + share * (y - start[1])
+        start, side = starts[0], 1 if rng.random() < 0.5 else -1
+        along = (x - start[0]) / distance(start, (x, y)), (y - start[1]) / distance(start, (x, y))
+        aside = side * _uniform(rng, *_ASIDE)
+        obstacle = (
+            start[0] + share * (x - start[0]) - aside * along[1],
+            start[1] + share * (y - start[1]) + aside * along[0],
+        )
         if not _free(obstacle, taken, OBSTACLE_RADIUS):
             return None
     else:

@@ -61,14 +61,25 @@ class Windows:
         steps, horizon: observations and actions of a window.
         balance: 0 draws all frames evenly, 1 all episodes, however long: a frame of an episode of n frames
             has the weight n^-balance. Slow episodes have many frames that say the same.
+        beginnings: share of the draws, 0 to below 1, that are first frames of episodes, where it is decided
+            which way to go.
     """
 
-    def __init__(self, recordings: Recordings, steps: int, horizon: int, balance: float = 0.0) -> None:
+    def __init__(
+        self,
+        recordings: Recordings,
+        steps: int,
+        horizon: int,
+        balance: float = 0.0,
+        beginnings: float = 0.0,
+    ) -> None:
         self.recordings, self.steps, self.horizon = recordings, steps, horizon
         lengths = np.diff(recordings.starts)
         self._episode = np.repeat(np.arange(len(lengths)), lengths)
-        weights = np.cumsum(lengths[self._episode] ** -float(balance))
-        self._shares = weights / weights[-1]
+        weights = lengths[self._episode] ** -float(balance)
+        weights *= (1 - beginnings) / weights.sum()
+        weights[recordings.starts[:-1]] += beginnings / len(lengths)
+        self._shares = np.cumsum(weights) / weights.sum()
 
     def __len__(self) -> int:
         return len(self._episode)

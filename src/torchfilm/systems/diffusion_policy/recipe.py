@@ -81,7 +81,7 @@ RECIPES: dict[str, Recipe] = {
         TrainConfig(steps=100, batch_size=64, warmup_steps=10, checkpoint_seconds=None),
         50,
     ),
-    "laptop": Recipe(LAPTOP, LAPTOP_TRAINING, 6000, UNDERSTANDING),
+    "laptop": Recipe(LAPTOP, LAPTOP_TRAINING, 40_000, UNDERSTANDING),
     "paper": Recipe(
         PolicyConfig(observation=46, listens=("blocks",)),
         PAPER_TRAINING,

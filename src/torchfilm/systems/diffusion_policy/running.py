@@ -40,6 +40,9 @@ from torchfilm.training import (
 BALANCE = 0.5
 """How much long episodes are held back, see `Windows`."""
 
+BEGINNINGS = 0.25
+"""Share of what is learned from that are beginnings, where the side of a detour is chosen."""
+
 _SAMPLED = 20_000  # windows that the range of the actions is taken from
 
 
@@ -112,7 +115,7 @@ def train_policy(
     words = Vocabulary(vocabulary())
     recordings = recordings_of(demonstrations, words, vectors)
     config = fitted(recipe.config, recordings, words)
-    windows = Windows(recordings, config.observations, config.horizon, BALANCE)
+    windows = Windows(recordings, config.observations, config.horizon, BALANCE, BEGINNINGS)
     torch.manual_seed(recipe.training.seed)
     policy = build(config)
     fit_scales(policy, windows)
@@ -134,6 +137,7 @@ def train_policy(
                 "episodes": len(demonstrations.episodes),
                 "frames": len(windows),
                 "balance": BALANCE,
+                "beginnings": BEGINNINGS,
             },
         )
     except Interrupted:

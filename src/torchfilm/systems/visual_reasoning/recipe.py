@@ -83,6 +83,11 @@ LAPTOP = ReasonerConfig(
 )
 """The paper's architecture at a size for two cores, with a start that finds out soon what words mean."""
 
+LAPTOP_LARGE = replace(LAPTOP, projection=256, hidden=512)
+"""The same with a wider classifier, to which a trained laptop network can grow (`growth.py`)."""
+
+LAPTOP_LARGE_TRAINING = replace(LAPTOP_TRAINING, minutes=45, lr=2e-3, cooldown=0.5)
+
 TINY = replace(
     LAPTOP, word_dim=8, encoder_width=16, blocks=2, channels=8, dilations=(1, 2), projection=16, hidden=16
 )
@@ -99,6 +104,7 @@ RECIPES: dict[str, Recipe] = {
         ReasonerConfig(input="pixels", input_channels=3, input_height=224, input_width=224), PAPER_TRAINING
     ),
     "laptop": Recipe(LAPTOP, LAPTOP_TRAINING, LAPTOP_FEED),
+    "laptop_large": Recipe(LAPTOP_LARGE, LAPTOP_LARGE_TRAINING, LAPTOP_FEED),
     "laptop_lstm": _baseline("lstm"),
     "laptop_cnn_lstm": _baseline("cnn_lstm"),
     "laptop_sa": _baseline("stacked_attention"),
