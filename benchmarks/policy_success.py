@@ -23,9 +23,12 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--language-scenes", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1, help="of the scenes")
-    parser.add_argument("--minutes", type=float, required=True, help="what the training took, of one core")
-    parser.add_argument("--training-seed", type=int, required=True)
+    parser.add_argument("--minutes", type=float, help="what the training took, of one core")
+    parser.add_argument("--training-seed", type=int, default=0)
     given = parser.parse_args()
+    if given.minutes is None:  # `make bench` runs every benchmark; this one needs a training
+        parser.print_help()
+        return
     run = [] if given.run is None else [str(given.run)]
     success = evaluated([*run, "--scenes", str(given.scenes), "--seed", str(given.seed)])
     language = evaluated([*run, "--scenes", str(given.language_scenes), "--experiment", "language"])

@@ -60,3 +60,38 @@ def _language(found: Mapping[str, Any]) -> str:
 def _share(one: Mapping[str, float], *, with_interval: bool = False) -> str:
     interval = f" ({100 * one['low']:.0f} to {100 * one['high']:.0f})" if with_interval else ""
     return f"{100 * one['value']:.0f} %{interval}"
+
+
+def policy_alternatives(results: Results) -> str:
+    """FiLM against the alternatives: means over the seeds and their range, costs, and what others claimed."""
+    found = results.get("diffusion_policy_alternatives")
+    if found is None:
+        return PENDING
+    rows = []
+    for name, row in found["rows"].items():
+        claimed = found["claimed"].get(name)
+        rows.append(
+            [
+                name.replace("_", " "),
+                *(_ranged(row[key]) for key in ("reach", "push", "reach_held_out", "collisions_avoid")),
+                *(_ranged(row[key]) for key in ("energy_saved", "language")),
+                f"{100 * row['parameters_added']:+.1f} %",
+                f"{row['milliseconds_added']:+.2f}",
+                f"{row['time']:.2f}",
+                "–" if claimed is None else f"{claimed[0]:g} %, {claimed[1]:g} ms, {claimed[2]:+g} %",
+            ]
+        )
+    head = ["", "reach %", "push %", "reach, held-out wording %", "collisions when told to avoid %"]
+    head += ["energy when told to save, % of plain", "lost by another's instruction, points"]
+    head += ["parameters", "ms", "time", "claimed elsewhere"]
+    budget = f"{found['minutes']:g} minutes" if found["minutes"] else f"{found['steps']:,} steps"
+    note = (
+        f"{budget} of one core each, {max(row['seeds'] for row in found['rows'].values())} seeds, "
+        f"{found['scenes']} scenes; {found['date']}: `{found['command']}`.\n"
+    )
+    return table(head, rows) + "\n" + note
+
+
+def _ranged(one: Mapping[str, float]) -> str:
+    mean, low, high = (f"{100 * one[key]:.0f}" for key in ("mean", "low", "high"))
+    return mean if low == high else f"{mean} ({low} to {high})"

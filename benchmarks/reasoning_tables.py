@@ -16,6 +16,7 @@ PAPER = {"overall": 97.7, "exist": 99.1, "count": 94.3, "query_attribute": 99.1}
 }
 """Percent on CLEVR's test split, full scenes and features (Perez et al. 2018, table 1)."""
 NAMES = {
+    "laptop_large": "FiLM, wider classifier",
     "laptop": "FiLM",
     "laptop_sa": "stacked attention",
     "laptop_rn": "relation network",
