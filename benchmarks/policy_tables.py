@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from table_form import PENDING, Results, table
+from table_form import PENDING, Results, measured_on, table
 
 MANNERS = {
     "plain": "plainly",
@@ -95,3 +95,23 @@ def policy_alternatives(results: Results) -> str:
 def _ranged(one: Mapping[str, float]) -> str:
     mean, low, high = (f"{100 * one[key]:.0f}" for key in ("mean", "low", "high"))
     return mean if low == high else f"{mean} ({low} to {high})"
+
+
+WAYS = {
+    "original": "Mish and Linear in every block, at every step: the original's form",
+    "tables": "the steps' part from a table, the observation's once a chunk",
+    "blocks": "γ and β in hand: what is left when generators cost nothing",
+    "reasoning": "as the tables, and a reasoning vector in every block",
+    "reasoning, condition": "as the tables, and a reasoning vector on the condition alone",
+}
+
+
+def policy_speed(results: Results) -> str:
+    """One control step at the paper's size, against the original's form in the same process."""
+    found = results.get("policy_speed")
+    if found is None:
+        return PENDING
+    ways = found["candidates"]
+    rows = [[text, f"{ways[name]['ms']:.0f}", f"{ways[name]['ratio']:.3f}"] for name, text in WAYS.items()]
+    share = f"The generators are {100 * found['generators_share']:.1f} % of a step.\n"
+    return table(["", "ms", "ratio"], rows) + "\n" + share + measured_on(found)

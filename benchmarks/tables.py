@@ -57,6 +57,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         reasoning_tables.cogent,
         policy_tables.policy_success,
         policy_tables.policy_alternatives,
+        policy_tables.policy_speed,
     )
 }
 
