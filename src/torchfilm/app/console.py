@@ -37,6 +37,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+_WIDE = 200
+"""Characters of a table that goes to a file or a pipe."""
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: the first column is text, the others are numbers; an empty row is a line."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
@@ -48,7 +52,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         else:
             shown.add_section()
             shown.add_row(*("" for _ in columns))
-    Console(highlight=False).print(shown)
+    width = None if sys.stdout.isatty() else _WIDE  # in a file or a pipe nothing is cut off
+    Console(highlight=False, width=width).print(shown)
 
 
 def percent(share: float | None) -> str:
