@@ -311,3 +311,13 @@ REFUSED = [
 def test_what_cannot_be_meant_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_dropout_in_training_compiles_as_one_graph_for_any_batch():
+    both = tf.Several({"force": tf.Maybe(tf.Vector(3), dropout=0.5)}).train()
+    compiled = torch.compile(both, backend="eager", fullgraph=True, dynamic=True)
+    for batch in (4, 6):
+        value = torch.rand(batch, 3)
+        z = compiled({"force": value})
+        kept = (z == value).all(dim=1)
+        assert torch.equal(z[~kept], torch.zeros_like(z[~kept]))
