@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from torchfilm.blocks.recurrence import last_state
 
@@ -48,10 +48,7 @@ class WordEncoder(nn.Module):
         tokens: word ids, padded at the end with anything; lengths: words per question, 1 to time,
         with <START> and <END> counted. Raises ValueError if a length is outside that range.
         """
-        _check_lengths(tokens, lengths)
-        packed = pack_padded_sequence(
-            self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
+        packed = self._packed(tokens, lengths)
         if isinstance(self.rnn, nn.GRU) and tokens.device.type == "cpu":
             last = last_state(self.rnn, packed.data, packed.batch_sizes.tolist())
             last = last if packed.unsorted_indices is None else last[packed.unsorted_indices]
@@ -66,14 +63,16 @@ class WordEncoder(nn.Module):
         self, tokens: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch time width"]:
         """Return the state at each word, plus its vector of the bag; zero behind the last word."""
-        _check_lengths(tokens, lengths)
-        packed = pack_padded_sequence(
-            self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        states, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        states, _ = self.rnn(self._packed(tokens, lengths))
+        states, _ = pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
         if self.bag is None:
             return states
         return states + BAG_SCALE * self.bag(tokens) * real_words(tokens, lengths)[:, :, None]
+
+    def _packed(self, tokens: Tensor, lengths: Tensor) -> PackedSequence:
+        _check_lengths(tokens, lengths)
+        embedded = self.embedding(tokens)
+        return pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
 
 
 def real_words(

@@ -7,6 +7,7 @@ from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import load_weights as load_weights
 from .checkpoint import save_weights as save_weights
 from .config import TrainConfig as TrainConfig
+from .distributed import first_process as first_process
 from .distributed import synced_batch_norm as synced_batch_norm
 from .folder import RunFolderError as RunFolderError
 from .folder import find_weights as find_weights

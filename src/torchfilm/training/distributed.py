@@ -49,6 +49,11 @@ class Ranks:
             dist.barrier()
 
 
+def first_process() -> bool:
+    """Whether this process writes and speaks: the only one, or rank 0 under torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """The process group that torchrun asks for (gloo on a CPU, NCCL on a GPU), or the one already there.

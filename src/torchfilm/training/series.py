@@ -5,11 +5,12 @@ folder to repeat it.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from .checkpoint import replace_file
 
 Setting = TypeVar("Setting")
 Run = Callable[[Setting, int, Path], Mapping[str, float]]
@@ -75,9 +76,7 @@ def _checked(name: str, result: Mapping[str, float], shares: Sequence[str]) -> d
 
 
 def _keep(path: Path, content: Mapping[str, float]) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(dict(content), indent=1), encoding="utf-8")
-    part.replace(path)
+    replace_file(path, json.dumps(dict(content), indent=1).encode())
 
 
 def _kept(path: Path, shares: Sequence[str]) -> dict[str, float]:

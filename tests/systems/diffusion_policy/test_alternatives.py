@@ -20,12 +20,10 @@ QUICK = replace(
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-    from torchfilm.data.table.demonstrations import generate_demonstrations, read_demonstrations
+def shown(folder):
+    from torchfilm.data.table.demonstrations import read_demonstrations
 
-    out = tmp_path_factory.mktemp("table") / "demonstrations"
-    generate_demonstrations(out, 4, seed=3)
-    return read_demonstrations(out)
+    return read_demonstrations(folder)
 
 
 def test_a_contest_is_held_once_and_grows_by_names(shown, tmp_path):

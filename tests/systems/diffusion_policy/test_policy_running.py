@@ -36,13 +36,6 @@ QUICK = replace(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("table") / "demonstrations"
-    generate_demonstrations(out, 4, seed=3)
-    return out
-
-
-@pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "quick"
     return out, train_policy("tiny", QUICK, read_demonstrations(folder), out)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchfilm.app.commands.policy import DATA, demonstrations
 from torchfilm.app.console import emit, note, percent, table
 from torchfilm.app.options import OptionalFloat, OptionalInt, OptionalPath, OptionalText, SystemName
 
@@ -27,7 +28,7 @@ class Compare:
     """the system: diffusion_policy"""
     recipe: str = "laptop"
     """of the policy, for all"""
-    data: Path = Path("data-table")
+    data: Path = DATA
     """demonstrations, made where there are none"""
     out: OptionalPath = None
     """where the runs lie; default: runs/compare-RECIPE"""
@@ -46,9 +47,8 @@ class Compare:
 
     def __call__(self) -> None:
         """Compare."""
-        from torchfilm.app.commands.policy import demonstrations
         from torchfilm.app.commands.train import known_recipe, trained_alike
-        from torchfilm.systems.diffusion_policy.alternatives import ALTERNATIVES, Contest, hold, write
+        from torchfilm.systems.diffusion_policy.alternatives import ALTERNATIVES, Contest, hold
         from torchfilm.systems.diffusion_policy.recipe import RECIPES
 
         if self.system != "diffusion_policy":
@@ -66,7 +66,6 @@ class Compare:
             note(f"{done} of {total} done; {name}")
 
         found = hold(contest, demonstrations(self.data, recipe.demonstrations), out, progress)
-        write(out / "table.json", found)
         if self.json:
             emit(found)
         else:

@@ -23,7 +23,8 @@ def train(options: Train) -> None:
     """Train a recipe on demonstrations, made first where there are none."""
     from torchfilm.app.commands.train import known_recipe, trained_alike
     from torchfilm.systems.diffusion_policy.recipe import RECIPES
-    from torchfilm.systems.diffusion_policy.running import first_process, train_policy
+    from torchfilm.systems.diffusion_policy.running import train_policy
+    from torchfilm.training import first_process
 
     recipe = known_recipe(options.recipe, RECIPES)
     recipe = replace(recipe, training=trained_alike(recipe.training, options, options.seed))

@@ -71,7 +71,7 @@ class Train:
         """Train."""
         from torchfilm.data.clevr.files import ClevrFolder
         from torchfilm.systems.visual_reasoning.recipe import RECIPES
-        from torchfilm.systems.visual_reasoning.running import first_process
+        from torchfilm.training import first_process
 
         known_system(self.system)
         if self.system == "diffusion_policy":
@@ -132,8 +132,8 @@ class Train:
 
     def _perception(self, folder: ClevrFolder, out: Path) -> dict[str, Any]:
         from torchfilm.systems.visual_reasoning.bundle import save_sight
-        from torchfilm.systems.visual_reasoning.running import first_process
         from torchfilm.systems.visual_reasoning.sights import PERCEPTION_TRAINING, train_sight
+        from torchfilm.training import first_process
 
         split = self.train_split or ("stem" if "stem" in folder.splits() else "train")
         note(f"reading the objects of {folder.root}, split {split}")

@@ -21,6 +21,7 @@ from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
 from torchfilm.systems.diffusion_policy.recipe import Recipe
 from torchfilm.systems.diffusion_policy.running import train_policy
+from torchfilm.training.checkpoint import replace_file
 from torchfilm.training.series import Progress, run_all
 
 CLAIMED: dict[str, tuple[float, float, float]] = {
@@ -86,7 +87,7 @@ def hold(
     out: Path,
     progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Any]:
-    """Train and measure all, and return the table; what is finished in `out` is not repeated.
+    """Train and measure all, and return the table, kept as `out`/table.json; what is done is not repeated.
 
     Each training has a folder, `out`/NAME/seed_S, and goes on where it was stopped.
 
@@ -113,7 +114,9 @@ def hold(
     results = run_all(configs, run, out, seeds=seeds, shares=("reach", "push"), progress=progress)
     costs = control_step({name: out / name / "seed_0" for name in contest.names}, demonstrations)
     rows = {name: summary(found) | cost(costs, name) for name, found in results.items()}
-    return {"rows": rows, "claimed": CLAIMED, **description}
+    found = {"rows": rows, "claimed": CLAIMED, **description}
+    _write(out / "table.json", found)
+    return found
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,9 +166,6 @@ def control_step(folders: Mapping[str, Path], demonstrations: Demonstrations, ro
     state = np.concatenate((demonstrations.state[:1], demonstrations.environment[:1]), axis=1)
     observation = torch.from_numpy(state.astype(np.float32))[None].expand(1, first.config.observations, -1)
     words = Vocabulary(first.config.vocabulary)([demonstrations.episodes[0].told[0].text])
-    with torch.no_grad():
-        silent.scale.load_state_dict(first.scale.state_dict())
-        silent.action_scale.load_state_dict(first.action_scale.state_dict())
     steps: dict[str, nn.Module] = {"silent": ControlStep(silent)}
     steps |= {name: ControlStep(policy) for name, policy in policies.items()}
     return compare(steps, {"observations": observation, "conditions": {INSTRUCTION: words}}, rounds=rounds)
@@ -181,13 +181,6 @@ def cost(costs: Comparison, name: str) -> dict[str, Any]:
         "milliseconds_added": row.milliseconds - silent.milliseconds,
         "time": row.ratio,
     }
-
-
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def _description(contest: Contest, episodes: int) -> dict[str, Any]:
@@ -211,5 +204,9 @@ def _claim(out: Path, contest: Contest, episodes: int) -> dict[str, Any]:
             f"compare: expected in {out} a contest with {wanted}, found one with {found}. "
             "Use its numbers to go on, or another folder."
         )
-    write(path, wanted)
+    _write(path, wanted)
     return wanted
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())

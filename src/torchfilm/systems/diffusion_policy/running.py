@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from torchfilm.training import (
     TrainConfig,
     TrainResult,
     find_weights,
+    first_process,
     load_weights,
     save_weights,
     train,
@@ -192,11 +192,6 @@ def with_words_read(policy: DiffusionPolicy, recordings: Recordings) -> Recordin
     states = torch.cat([one[0] if isinstance(one, tuple) else one for one in found])
     heard = (states, lengths) if isinstance(found[0], tuple) else states
     return replace(recordings, heard={**recordings.heard, INSTRUCTION: heard})
-
-
-def first_process() -> bool:
-    """Whether this process writes and speaks: the only one, or rank 0 under torchrun."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def save_policy(folder: Path, recipe: str, policy: DiffusionPolicy) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from torchfilm.data.clevr.encoding import EncodedQuestions
 from torchfilm.data.clevr.vocabulary import Vocabulary
-from torchfilm.training import Draw
+from torchfilm.training import Draw, EpochOrder
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ class QuestionBatches:
                 f"{len(self.questions)} with answers, about images up to {max(self.scenes, default=-1)}.\n"
                 f"Give the questions and the images of the same split."
             )
+        self._order = EpochOrder(len(self.scenes))
 
     def __call__(self, draw: Draw) -> Batch:
         """Return this process's share of the batch of one step."""
@@ -106,20 +106,12 @@ class QuestionBatches:
                 f"Change one of the two in the recipe."
             )
         num_scenes = draw.batch_size // per_scene
-        picked = self._scenes_of(draw, num_scenes)
+        picked = self._order.indices(
+            Draw(draw.step, draw.seed, draw.progress, num_scenes)
+        )  # of all processes
         rows = self._rows_of(picked, draw)
         part = draw.share(num_scenes)
         return self._batch(picked[part], rows[part])
-
-    def _scenes_of(self, draw: Draw, num_scenes: int) -> np.ndarray:
-        positions = draw.step * num_scenes + np.arange(num_scenes)
-        epochs = positions // len(self.scenes)
-        picked = np.empty(num_scenes, np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            order = _epoch_order(draw.seed, int(epoch), len(self.scenes))
-            picked[here] = order[positions[here] % len(self.scenes)]
-        return picked
 
     def _rows_of(self, picked: np.ndarray, draw: Draw) -> np.ndarray:
         """Question rows [scenes, questions_per_scene], without repeats where a scene has enough."""
@@ -150,12 +142,6 @@ class QuestionBatches:
             scene_index=torch.arange(len(picked)).repeat_interleave(rows.shape[1]),
             answers=torch.from_numpy(self.questions.answers[flat].astype(np.int64)),
         )
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, scenes: int) -> np.ndarray:
-    """The order in which an epoch comes to the scenes; every batch of the epoch asks for it."""
-    return np.random.default_rng([seed, epoch, 1]).permutation(scenes)
 
 
 def reasoning_steps(questions: EncodedQuestions, vocabulary: Vocabulary) -> Int[np.ndarray, " Q"]:

@@ -26,7 +26,15 @@ from torchfilm.systems.visual_reasoning.exam import Exam, Pictures, predict
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig
 from torchfilm.systems.visual_reasoning.recipe import Feed, Recipe
 from torchfilm.systems.visual_reasoning.sights import Progress, split_maps
-from torchfilm.training import Interrupted, TrainConfig, TrainResult, find_weights, load_weights, train
+from torchfilm.training import (
+    Interrupted,
+    TrainConfig,
+    TrainResult,
+    find_weights,
+    first_process,
+    load_weights,
+    train,
+)
 
 HELD_OUT_QUESTIONS = 10_000
 """How many held-out questions a run is measured on."""
@@ -213,11 +221,6 @@ def compilable() -> bool:
     """Whether there is the C++ compiler that torch.compile needs on a CPU."""
     named = os.environ.get("CXX")
     return any(shutil.which(name) for name in ([named] if named else ["c++", "g++", "clang++"]))
-
-
-def first_process() -> bool:
-    """Whether this process writes and speaks: the only one, or rank 0 under torchrun."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _batches(
