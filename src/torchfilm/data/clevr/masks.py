@@ -83,7 +83,10 @@ class SceneMasks:
 
 def entails(first: Phrase, second: Phrase) -> bool:
     """Whether whatever `first` describes is described by `second` too, by the words alone."""
-    return all(b is None or a == b for a, b in zip(first, second, strict=True))
+    for a, b in zip(first, second, strict=True):  # noqa: SIM110 - a generator costs three times as much
+        if b is not None and a != b:
+            return False
+    return True
 
 
 def gives_away(anchor: Phrase, target: Phrase, asked: int) -> bool:
@@ -95,4 +98,7 @@ def gives_away(anchor: Phrase, target: Phrase, asked: int) -> bool:
     """
     if anchor[asked] is None:
         return False
-    return all(a is None or a == b for k, (a, b) in enumerate(zip(anchor, target, strict=True)) if k != asked)
+    for place, value in enumerate(anchor):
+        if place != asked and value is not None and value != target[place]:
+            return False
+    return True

@@ -10,6 +10,7 @@ answer.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .balancing import Answer, AnswerBalance
 from .catalogue import ATTRIBUTES, RELATIONS
@@ -32,8 +33,7 @@ class Draft:
     trivial: bool = False
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """A piece of an instance: the objects it means, and its words."""
 
     mask: int

@@ -10,6 +10,7 @@ that a phrase about other objects may take, `[that is]` words that may be left o
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .catalogue import ATTRIBUTES, FAMILY_FILES, family_index
 
@@ -36,19 +37,19 @@ class Family:
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", family_index(self.file, self.place))
 
-    @property
+    @cached_property
     def terminal(self) -> str:
         """Last function of the program: the question's type, one of 13."""
         last = self.steps[-1]
         return last.replace(" ", "_")
 
-    @property
+    @cached_property
     def asked(self) -> str | None:
         """The attribute that is queried or compared, None for counting and existence."""
         word = self.terminal.rsplit("_", 1)[-1]
         return word if word in ATTRIBUTES else None
 
-    @property
+    @cached_property
     def same(self) -> str | None:
         """The attribute of the family's same_X step, None where it has none."""
         found = [step.split()[1] for step in self.steps if step.startswith("same")]
