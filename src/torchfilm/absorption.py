@@ -79,6 +79,9 @@ def _rms(norm: nn.RMSNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
     return y + bias.reshape(-1)
 
 
+CHANNELS_SECOND = (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+"""Norms that are absorbed and whose channels are axis 1; those of the others are the last axis."""
+
 _ABSORBING = {
     nn.GroupNorm: _group,
     nn.InstanceNorm1d: partial(_instance, axes=3),

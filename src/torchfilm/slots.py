@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from torchfilm.fusion import Fusion
+from torchfilm.absorption import CHANNELS_SECOND, absorbed
+from torchfilm.fusion import Film, Fusion
+from torchfilm.modulation import Modulation
 from torchfilm.sites import Site
 
 
@@ -132,7 +134,26 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if slot.site.where == "input":
         args, kwargs = _with_input_modulated(slot, self._film_inputs, args, kwargs)
         return self._film_base.forward(self, *args, **kwargs)
+    if not kwargs and (whole := _absorbed(self, slot, args)) is not None:
+        return whole
     return _with_output_modulated(slot, self._film_base.forward(self, *args, **kwargs))
+
+
+def _absorbed(module: Any, slot: Slot, args: tuple[Any, ...]) -> Tensor | None:
+    """The modulated output of one of torch's norms in one call, or None where it takes two.
+
+    A norm without an affine takes two: with one of ones it would round otherwise than before.
+    """
+    site, value = slot.site, slot.value
+    x = args[0] if len(args) == 1 else None
+    if not isinstance(x, Tensor) or not isinstance(value, Modulation) or type(slot.fusion) is not Film:
+        return None
+    channel = 1 if issubclass(module._film_base, CHANNELS_SECOND) else x.ndim - 1
+    if (site.repeat, site.batch, site.field, site.dim % x.ndim) != (1, 0, None, channel):
+        return None
+    if getattr(module, "weight", None) is None:
+        return None
+    return absorbed(module._film_base, module, x, value)
 
 
 def no_condition(where: str) -> str:
