@@ -1,10 +1,13 @@
 """The tables of the diffusion policy: what it does when it is told to, and whether it listens."""
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from table_form import PENDING, Results, measured_on, table
+from table_form import PENDING, Result, Results, measured_on, table
+from torchfilm.systems.diffusion_policy.evaluate import Share
 
+DEEDS = ("reach", "push")
 MANNERS = {
     "plain": "plainly",
     "avoid": "avoid the obstacle",
@@ -14,52 +17,70 @@ MANNERS = {
 
 
 def policy_success(results: Results) -> str:
-    """Success, collisions and energy by deed and manner, of one training or several taken together."""
+    """Success, collisions and energy by deed and manner, over all trainings, and success in each."""
     found = results.get("diffusion_policy_laptop")
     if found is None:
         return PENDING
-    rows = []
-    for name, row in found["by_kind"].items():
+    runs, rows = found["runs"], []
+    for name in runs[0]["by_kind"]:
         deed, manner = name.split()
+        told, others = ([run[group][name] for run in runs] for group in ("by_kind", "held_out"))
         rows.append(
             [
                 f"{deed}, {MANNERS[manner]}",
-                _share(row["success"], with_interval=True),
-                _share(row["right"]),
-                _share(row["collisions"]),
-                f"{row['energy']:.2f} J",
-                _share(found["held_out"][name]["success"]),
+                _pooled(told, "success", with_interval=True),
+                ", ".join(f"{100 * row['success']['value']:.0f}" for row in told),
+                _pooled(others, "success"),
+                _pooled(told, "right"),
+                _pooled(told, "collisions", with_interval=True),
+                f"{statistics.fmean(row['energy'] for row in told):.2f} J",
             ]
         )
-    head = ["told to", "success", "right thing", "collisions", "energy", "success, held-out wording"]
+    head = ["told to", "success (95 %)", "by training", "in held-out words", "right thing"]
+    head += ["collisions (95 %)", "energy"]
+    first = runs[0]
     note = (
-        f"{found['scenes']} scenes, half of them for each deed, the obstacle always in the way; training "
-        f"seed {found['training_seed']}, {found['minutes']:g} minutes of one core; `{found['command']}`, "
+        f"{first['scenes']} scenes, half of them for each deed, the obstacle always in the way, played by "
+        f"each of {len(runs)} trainings (seeds 0 to {len(runs) - 1}, {found['minutes']:g} minutes of one "
+        f"core each; {first['execution']} actions of a chunk executed); `{found['command']}`, "
         f"{found['date']}.\n"
     )
-    return table(head, rows) + "\n" + note + _language(found)
+    return table(head, rows) + "\n" + note + _language(runs)
 
 
-def _language(found: Mapping[str, Any]) -> str:
-    """What the language score says, in one sentence for each change of the instruction."""
-    if "language" not in found:
-        return ""
-    effects = found["language"]["effects"]
+def policy_reached(found: Result) -> str:
+    """Success by deed over all manners and trainings, and collisions when told to avoid, in one line."""
+    rows = [(name, row) for run in found["runs"] for name, row in run["by_kind"].items()]
+    done = {what: [row for name, row in rows if name.startswith(what)] for what in DEEDS}
+    said = [f"{what} {_pooled(found, 'success', with_interval=True)}" for what, found in done.items()]
+    avoid = [row for name, row in rows if name in ("reach avoid", "reach both")]
+    minutes, count = found["minutes"], len(found["runs"])
+    return (
+        f"{', '.join(said)}; told to avoid, a reach collides in {_pooled(avoid, 'collisions')} "
+        f"({minutes:g} min of one core, {count} seeds)"
+    )
+
+
+def _pooled(rows: Sequence[Mapping[str, Any]], key: str, *, with_interval: bool = False) -> str:
+    """A share over the episodes of all trainings."""
+    hits = sum(round(row[key]["value"] * row[key]["n"]) for row in rows)
+    n = sum(row[key]["n"] for row in rows)
+    share = Share.of([True] * hits + [False] * (n - hits))
+    interval = f" ({100 * share.low:.0f} to {100 * share.high:.0f})" if with_interval else ""
+    return f"{100 * share.value:.0f} %{interval}"
+
+
+def _language(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What the language score says, with the range of the trainings."""
     said = []
     for name, words in (
         ("swap", "another's"),
         ("blank", "none"),
         ("paraphrase", "the same in held-out words"),
     ):
-        success = effects[name]["success"]
-        low, high = (100 * success[end] for end in ("low", "high"))
-        said.append(f"{words} {100 * success['value']:+.0f} ({low:+.0f} to {high:+.0f})")
-    return f"Points of success with another instruction: {', '.join(said)}.\n"
-
-
-def _share(one: Mapping[str, float], *, with_interval: bool = False) -> str:
-    interval = f" ({100 * one['low']:.0f} to {100 * one['high']:.0f})" if with_interval else ""
-    return f"{100 * one['value']:.0f} %{interval}"
+        points = [100 * run["language"]["effects"][name]["success"]["value"] for run in runs]
+        said.append(f"{words} {statistics.fmean(points):+.0f} ({min(points):+.0f} to {max(points):+.0f})")
+    return f"Points of success with another instruction, by training: {', '.join(said)}.\n"
 
 
 def policy_alternatives(results: Results) -> str:

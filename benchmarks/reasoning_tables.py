@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from policy_tables import policy_reached
 from table_form import PENDING, Result, Results, table
 from torchfilm.systems.visual_reasoning import RECIPES
 
@@ -260,13 +261,9 @@ def systems(results: Results) -> str:
     lines = [line]
     policy = results.get("diffusion_policy_laptop")
     if policy is not None:
-        by_kind = policy["by_kind"]
-        deeds = ", ".join(
-            f"{what} {100 * by_kind[f'{what} plain']['success']['value']:.0f} %" for what in ("reach", "push")
-        )
         link = "[diffusion_policy](src/torchfilm/systems/diffusion_policy/README.md)"
         does = "moves an arm as it is told, where and how"
-        reached = f"{deeds} ({policy['minutes']:g} min of one core)"
+        reached = policy_reached(policy)
         lines.append([link, "Diffusion Policy, Chi et al. 2023", does, reached, "other tasks"])
     return table(["system", "paper", "what it does", "reached here", "the paper"], lines, texts=5)
 

@@ -18,6 +18,7 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("src/torchfilm/
 
 sys.path.append(str(ROOT / "benchmarks"))  # no package: its files import one another by name
 
+policy_tables = importlib.import_module("policy_tables")
 reasoning_tables = importlib.import_module("reasoning_tables")
 tables = importlib.import_module("tables")
 
@@ -37,6 +38,33 @@ def test_the_tables_are_what_the_results_say(page: Path):
 def test_a_number_changed_by_hand_is_found():
     text = "<!-- table: kinds -->\n| 99.9 |\n<!-- /table -->\n"
     assert tables.fill(text, {}) == "<!-- table: kinds -->\nNot measured yet.\n<!-- /table -->\n"
+
+
+def test_trainings_of_a_policy_are_pooled_and_shown_apart():
+    def trained(hits: int) -> dict:
+        share = {"value": hits / 100, "low": 0.0, "high": 1.0, "n": 100}
+        row = {"success": share, "right": share, "collisions": share, "energy": 0.5}
+        effect = {"success": {"value": -hits / 100}}
+        effects = dict.fromkeys(("swap", "blank", "paraphrase"), effect)
+        kinds = {"reach avoid": row, "push plain": row}
+        return {
+            "by_kind": kinds,
+            "held_out": kinds,
+            "scenes": 200,
+            "execution": 2,
+            "language": {"effects": effects},
+        }
+
+    found = {"runs": [trained(100), trained(70)], "minutes": 15, "command": "a", "date": "b"}
+    table = policy_tables.policy_success({"diffusion_policy_laptop": found})
+    assert (
+        "| reach, avoid the obstacle | 85 % (79 to 89) | 100, 70 | 85 % | 85 % | 85 % (79 to 89) |" in table
+    )
+    assert "another's -85 (-100 to -70)" in table
+    said = policy_tables.policy_reached(found)
+    assert said.startswith(
+        "reach 85 % (79 to 89), push 85 % (79 to 89); told to avoid, a reach collides in 85 %"
+    )
 
 
 def test_an_unknown_table_is_an_error():

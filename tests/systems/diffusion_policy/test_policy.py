@@ -34,6 +34,15 @@ def test_a_chunk_is_executed_from_the_action_of_the_last_observation_on():
     torch.testing.assert_close(actions, chunk[:, 1:9].transpose(0, 1))
 
 
+def test_fewer_actions_of_a_chunk_may_be_executed():
+    often, usual = started(execution=2), started()
+    first, second = ([policy.act(state(i)) for i in range(3)] for policy in (often, usual))
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[2], second[2])
+    with pytest.raises(ValueError, match=r"expected an execution of 1 to .* = 15, got 16"):
+        started(execution=16)
+
+
 def test_a_new_instruction_is_obeyed_at_once_with_flush_and_after_the_chunk_without():
     for flush in (True, False):
         told, untold = started(), started()

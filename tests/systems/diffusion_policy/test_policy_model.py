@@ -1,12 +1,16 @@
 """The policy: where reasoning enters, what it leaves alone, and how chunks are sampled."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from small_policy import CONFIG, observations, small
 
+from torchfilm.fusion import resolve
 from torchfilm.systems.diffusion_policy import Batch, PolicyConfig, build, loss, predict
 from torchfilm.systems.diffusion_policy.normalisation import MinMax
+from torchfilm.systems.diffusion_policy.observing import Layout, Listened, ThingsEncoder
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
 
 WORDS = Vocabulary(CONFIG.vocabulary)
@@ -106,6 +110,39 @@ def test_relative_actions_move_with_the_finger():
     moved, by = o.clone(), torch.tensor([0.3, -0.2])
     moved[:, -1, 1:3] += by
     torch.testing.assert_close(policy.scaled_actions(actions, o), policy.scaled_actions(actions + by, moved))
+
+
+@pytest.mark.parametrize("spot", [0, 2, 3])
+def test_the_heading_leads_from_the_thing_to_its_goal_or_to_a_thing_that_goes_nowhere(spot: int):
+    encoder, o = small(landmarks=((0.2, -0.4),)).encoder, observations(4)
+    with torch.no_grad():
+        encoder.score.weight.zero_()  # each thing is meant by a half
+        encoder.spot_score.weight.fill_(1.0)
+        encoder.spot.weight.fill_(-1.0)[spot] = 20.0
+    found = encoder(o, o, Listened(resolve("film"), None)).heading.numpy()
+    for row, heading in zip(o[:, -1].double().numpy(), found, strict=True):
+        finger, thing = row[1:3], (row[3:5] + row[8:10]) / 2
+        begin, end = {0: (finger, thing), 2: (thing, row[15:17]), 3: (thing, [0.2, -0.4])}[spot]
+        way = np.subtract(end, begin)
+        np.testing.assert_allclose(heading, way / np.linalg.norm(way), atol=1e-5)
+
+
+def test_without_a_way_left_the_heading_is_the_first_axis():
+    encoder, o = small(landmarks=((0.0, 0.0),)).encoder, torch.zeros(1, 2, 17)
+    seen = encoder(o, o, Listened(resolve("film"), None))
+    assert seen.heading.tolist() == [[1.0, 0.0]]
+    assert seen.features.isfinite().all()
+
+
+def test_the_network_acts_along_the_heading():
+    policy, o = small(), observations(3)
+    x, step = noise(policy, 3)
+    prepared = policy.prepare(o, said("push the red"))
+    ahead = prepared.heading[:, None].expand(-1, 16, -1)
+    torch.testing.assert_close(prepared.turned(ahead), torch.tensor([1.0, 0.0]).expand(3, 16, 2))
+    torch.testing.assert_close(prepared.turned(prepared.turned(x), back=True), x)
+    around = replace(prepared, heading=-prepared.heading)
+    torch.testing.assert_close(policy.denoise(-x, step, around), -policy.denoise(x, step, prepared))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
@@ -221,8 +258,18 @@ def test_observations_that_are_not_finite_or_of_another_size_are_refused():
         ({"execution": 16}, "expected an execution of 1 to horizon - observations \\+ 1 = 15, got 16"),
         ({"encoder": "none"}, "expected an encoder that can listen"),
         ({"things": None}, "expected `things`, the layout of the state"),
+        (
+            {"action": 3},
+            "expected actions of 2 numbers, .* for the encoder .things., got 3",
+        ),
     ],
 )
 def test_configs_that_cannot_be_meant_are_refused(changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         PolicyConfig(**{**vars(CONFIG), **changes})
+
+
+@pytest.mark.parametrize("size", [11, 14])
+def test_a_layout_that_does_not_fit_is_refused(size: int):
+    with pytest.raises(ValueError, match=f"expected 13 numbers for Layout.*, then pairs, got {size}"):
+        ThingsEncoder(Layout(3, 2, 5), 2, size, 8)

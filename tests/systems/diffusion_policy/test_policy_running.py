@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 
 from torchfilm.app.cli import main
 from torchfilm.data.table.demonstrations import generate_demonstrations, read_demonstrations
-from torchfilm.data.table.tasks import HOWS
+from torchfilm.data.table.scenes import place_of
+from torchfilm.data.table.tasks import HOWS, Task
+from torchfilm.data.table.trials import Trials
 from torchfilm.data.table.wording import vocabulary
 from torchfilm.systems.diffusion_policy import RECIPES, SHIPPED, load
 from torchfilm.systems.diffusion_policy.data import Recordings, Windows
@@ -24,7 +26,7 @@ from torchfilm.systems.diffusion_policy.evaluate import (
 )
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
-from torchfilm.systems.diffusion_policy.running import train_policy
+from torchfilm.systems.diffusion_policy.running import SPOTS, train_policy
 from torchfilm.training import Draw, RunFolderError, TrainConfig
 
 for package in ("mujoco", "pyarrow", "gymnasium", "diffusers"):
@@ -39,6 +41,23 @@ QUICK = replace(
 def run(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "quick"
     return out, train_policy("tiny", QUICK, read_demonstrations(folder), out)
+
+
+def test_the_encoder_sees_the_spots_that_tasks_speak_of(run):
+    _, outcome = run
+    scene = draw_scenes(1, 0)[0].scene
+    trials = Trials([scene], [[Task(0)]])
+    state = np.concatenate((trials.state[:, 0], trials.environment[:, 0]), axis=1)
+    seen = torch.from_numpy(state.astype(np.float32))[:, None].expand(-1, 2, -1)
+    spots = outcome.policy.encoder.spots(seen)[0] * 0.25 + seen[0, -1, 4:6]
+    expected = [scene.obstacle, *(place_of(scene, place) for place in SPOTS[2:])]
+    np.testing.assert_allclose(spots.numpy(), expected, atol=1e-5)
+
+
+def test_actions_have_one_scale_when_the_network_turns(run):
+    scale = run[1].policy.action_scale
+    assert scale.low.tolist() == (-scale.high).tolist()
+    assert scale.high[0] == scale.high[1]
 
 
 def recordings():

@@ -12,6 +12,7 @@ from torchfilm.systems.diffusion_policy.understanding import (
     Asked,
     Questions,
     Understanding,
+    thinned,
     understanding_loss,
 )
 from torchfilm.training import Draw
@@ -20,7 +21,7 @@ WORDS = Vocabulary(CONFIG.vocabulary)
 
 
 def episodes(count=40):
-    """One-frame episodes with a red and a blue thing, told about one of them, slowly or not."""
+    """One-frame episodes with a red and a blue thing, told about one of them, slowly to a place or not."""
     rng = np.random.default_rng(0)
     seen = torch.from_numpy(rng.normal(size=(count, 17)).astype(np.float32))
     red, wanted, slow = rng.integers(2, size=(3, count))
@@ -32,7 +33,11 @@ def episodes(count=40):
         for r, w, s in zip(red, wanted, slow, strict=True)
     ]
     recordings = Recordings(seen, torch.zeros(count, 2), np.arange(count + 1), {"instruction": WORDS(texts)})
-    labels = {"which": torch.from_numpy(wanted), "manner": torch.from_numpy(slow)}
+    labels = {
+        "which": torch.from_numpy(wanted),
+        "where": torch.from_numpy(2 * slow),
+        "manner": torch.from_numpy(slow),
+    }
     return Questions(Windows(recordings, 2, 16), labels)
 
 
@@ -48,6 +53,7 @@ def test_colours_and_manners_are_learned_in_a_toy_world():
     module.eval()
     right = understanding_loss(module, asked(Draw(0, 1, 0.0, 40))).metrics
     assert right["which"] == 1
+    assert right["where"] == 1
     assert right["manner"] == 1
 
 
@@ -59,6 +65,24 @@ def test_half_of_what_is_seen_is_the_beginning_of_an_episode():
     frame = batch.observations[:, 0, 0]
     assert torch.equal((frame // 4).long(), batch.labels["which"])
     assert float((frame % 4 == 0).double().mean()) == pytest.approx(5 / 8, abs=0.06)
+
+
+def test_words_are_left_out_evenly_in_their_order_and_one_stays():
+    rng = np.random.default_rng(0)
+    tokens = torch.arange(1, 6).repeat(2000, 1)
+    lengths = torch.full((2000,), 5)
+    tokens[::2, 3:], lengths[::2] = 0, 3
+    found, left = thinned((tokens, lengths), 0.3, rng)
+    assert float(left[1::2].double().mean() / 5) == pytest.approx(0.7, abs=0.02)
+    for row, length, most in zip(found.tolist(), left.tolist(), lengths.tolist(), strict=True):
+        words = row[:length]
+        assert length >= 1
+        assert words == sorted(set(words) & set(range(1, most + 1)))
+        assert not any(row[length:])
+    same, all_of_them = thinned((tokens, lengths), 0.0, rng)
+    assert torch.equal(same, tokens)
+    assert torch.equal(all_of_them, lengths)
+    assert thinned((tokens, lengths), 0.999, rng)[1].min() == 1
 
 
 def test_the_loss_is_the_sum_of_the_cross_entropies():

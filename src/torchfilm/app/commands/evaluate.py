@@ -80,6 +80,8 @@ class Evaluate:
     """the folder with the images, where they lie elsewhere: CLEVR-Humans is questions alone"""
     guidance: float = 1.0
     """of diffusion_policy: beyond 1 the instruction is exaggerated, at twice the cost"""
+    execution: OptionalInt = None
+    """of diffusion_policy: how many actions are executed before the next are planned; default: its own"""
     cache: OptionalPath = None
     """where derived files are kept; default: .cache in the data folder"""
     json: bool = False

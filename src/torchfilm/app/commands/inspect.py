@@ -34,11 +34,14 @@ class OnDemand(Sequence[np.ndarray]):
 
 @dataclass(frozen=True)
 class Inspect:
-    """Draw what is inside a trained system: γ and β over questions, and where the network looks.
+    """Draw what is inside a trained system: γ and β, and what they do.
 
-    Histograms per block, γ-β planes per feature map, t-SNE by type of question, where the max-pool picks.
+    visual_reasoning: histograms per block, γ-β planes per feature map, t-SNE by type of question, where the
+    max-pool picks. diffusion_policy: the same scene told in four manners as a moving picture, and which
+    part of the instruction each depth hears.
 
     Example: torchfilm inspect visual_reasoning runs/first --data data-clevr --split val --out figures
+    Example: torchfilm inspect diffusion_policy --out figures
     """
 
     system: SystemName = "visual_reasoning"
@@ -52,9 +55,9 @@ class Inspect:
     out: Path = Path("figures")
     """folder for the figures and the numbers behind them"""
     points: int = 3000
-    """how many questions to draw"""
+    """how many questions or instructions to draw"""
     scenes: int = 200
-    """how many fresh scenes"""
+    """how many fresh scenes, of visual_reasoning"""
     seed: int = 0
     """of what is drawn"""
     images: OptionalPath = None
@@ -67,8 +70,21 @@ class Inspect:
     def __call__(self) -> None:
         """Draw."""
         known_system(self.system)
-        if self.system != "visual_reasoning":
-            raise ValueError(f"inspect draws visual_reasoning alone so far, got {self.system!r}")
+        files, about = self._policy() if self.system == "diffusion_policy" else self._reasoning()
+        if self.json:
+            emit({"out": str(self.out), "files": [str(path) for path in files], **about})
+        else:
+            print("\n".join(str(path) for path in files))
+
+    def _policy(self) -> tuple[list[Path], dict[str, Any]]:
+        from torchfilm.systems.diffusion_policy import load
+        from torchfilm.systems.diffusion_policy.inspect_figures import inspect
+        from torchfilm.systems.diffusion_policy.policy import Policy
+
+        files = inspect(Policy(load(self.run)), self.out, points=self.points, seed=self.seed)
+        return files, {"seed": self.seed}
+
+    def _reasoning(self) -> tuple[list[Path], dict[str, Any]]:
         from torchfilm.systems.visual_reasoning.bundle import load_bundle
         from torchfilm.systems.visual_reasoning.inspect_figures import inspect
 
@@ -79,7 +95,4 @@ class Inspect:
             exam = bundle_exam(bundle, folder, split)
             shown = OnDemand(folder, split, len(exam.pictures))
             files = inspect(network, exam, self.out, images=shown, points=self.points, seed=seed)
-        if self.json:
-            emit({"out": str(self.out), "files": [str(path) for path in files], "split": split, "seed": seed})
-        else:
-            print("\n".join(str(path) for path in files))
+        return files, {"split": split, "seed": seed}

@@ -64,7 +64,7 @@ def evaluate(options: Evaluate) -> None:
             "accuracy (success) and language"
         )
     seed = options.seed or 0
-    policy = Policy(load(options.run), guidance=options.guidance)
+    policy = Policy(load(options.run), guidance=options.guidance, execution=options.execution)
     found: dict[str, Any]
     if options.experiment == "language":
         hearing = language_score(policy, options.scenes, seed)

@@ -45,6 +45,7 @@ ALTERNATIVES: dict[str, Callable[[PolicyConfig], PolicyConfig]] = {
     "cross_attention": _fields(fusion="cross_attention"),
     "condition_only": _fields(listens=("condition",)),
     "encoder_only": _fields(listens=("encoder",)),
+    "film_before_activation": _fields(placement="before_activation"),
     "concat_matched": _fields(fusion="concat", matched=True),
     "cross_attention_matched": _fields(fusion="cross_attention", matched=True),
 }

@@ -73,7 +73,7 @@ class Report:
         held_out: the same scenes and tasks in sentences that training never says.
         scenes: how many scenes; each was played in all manners.
         seed: what they were drawn from.
-        guidance: of the policy.
+        guidance, execution: of the policy.
     """
 
     rows: dict[str, Row]
@@ -81,6 +81,7 @@ class Report:
     scenes: int
     seed: int
     guidance: float
+    execution: int
 
     def success(self, what: str, *, held_out: bool = False) -> Share:
         """Success with one deed over all manners."""
@@ -107,6 +108,7 @@ class Report:
             "scenes": self.scenes,
             "seed": self.seed,
             "guidance": self.guidance,
+            "execution": self.execution,
         }
 
 
@@ -141,7 +143,7 @@ def evaluate(policy: Policy, scenes: int = 200, seed: int = 0, *, held_out: bool
     for other in (False, True)[: 1 + held_out]:
         told = in_all_manners(drawn, seed, held_out=other)
         found[other] = rows_of(told, roll_out(policy, told))
-    return Report(found[False], found.get(True, {}), scenes, seed, policy.guidance)
+    return Report(found[False], found.get(True, {}), scenes, seed, policy.guidance, policy.execution)
 
 
 def rows_of(episodes: Sequence[Episode], outcomes: Sequence[Outcome]) -> dict[str, Row]:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from torchfilm.blocks.unet1d import ConditionalUnet1d, Convolution, Placement
 from torchfilm.fusion import Film, Matched, resolve
-from torchfilm.modulation import Modulation
 from torchfilm.systems.diffusion_policy.normalisation import MinMax
-from torchfilm.systems.diffusion_policy.observing import FlatEncoder, Layout, Listened, ThingsEncoder
+from torchfilm.systems.diffusion_policy.observing import FlatEncoder, Layout, Listened, Seen, ThingsEncoder
 from torchfilm.systems.diffusion_policy.reasoning import build_reasoning
 from torchfilm.systems.diffusion_policy.schedule import Prediction, Sampler, sampling_schedule
 
@@ -50,6 +49,8 @@ class PolicyConfig:
     encoder_width: int = 128
     things: tuple[int, int, int] | None = None
     """The layout of the state for the encoder "things": numbers of the arm, things, numbers of each."""
+    landmarks: tuple[tuple[float, float], ...] = ()
+    """Fixed positions in metres that the encoder "things" can go to, beside those in the state."""
     relative: bool = False
     """Actions are predicted from the finger's last position (as `things` says) and not from the origin."""
 
@@ -91,6 +92,11 @@ class PolicyConfig:
                 "PolicyConfig: expected `things`, the layout of the state, for the encoder 'things' and for "
                 "relative actions, got None. The table's is (6, 3, 12)."
             )
+        if self.encoder == "things" and self.action != 2:
+            raise ValueError(
+                f"PolicyConfig: expected actions of 2 numbers, positions on the table, for the encoder "
+                f"'things', got {self.action}. Use encoder='flat'."
+            )
 
     @property
     def conditions(self) -> bool:
@@ -100,10 +106,26 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is the same for all denoising steps of a chunk: the condition, and what the blocks hear."""
+    """What is the same for all denoising steps of a chunk.
+
+    Attributes:
+        condition: what the generators of the U-Net read.
+        injected: what the blocks hear, by name.
+        heading: the unit vector along which the U-Net acts; None: along the axes of the actions.
+    """
 
     condition: Float[Tensor, "batch cond"]
     injected: dict[str, Any] | None
+    heading: Float[Tensor, "batch 2"] | None = None
+
+    def turned(self, actions: Float[Tensor, "batch time 2"], *, back: bool = False) -> Tensor:
+        """Return actions along and across the heading, or `back` from there."""
+        if self.heading is None:
+            return actions
+        cos, sin = self.heading[:, None, 0], self.heading[:, None, 1]
+        sin = -sin if back else sin
+        x, y = actions.unbind(dim=-1)
+        return torch.stack([cos * x + sin * y, cos * y - sin * x], dim=-1)
 
 
 class DiffusionPolicy(nn.Module):
@@ -181,16 +203,19 @@ class DiffusionPolicy(nn.Module):
         heard = {} if z is None else {place: listen(z) for place, listen in self.listeners.items()}
         scaled = self.scale(observations)
         if self.encoder is None:
-            condition = scaled.flatten(1)
+            seen = Seen(scaled.flatten(1))
         else:
-            condition = self.encoder(observations, scaled, Listened(self.fusion, heard.get("encoder")))
-        condition = Listened(self.fusion, heard.get("condition"))(condition, "condition")
-        return Prepared(condition, heard.get("blocks"))
+            seen = self.encoder(observations, scaled, Listened(self.fusion, heard.get("encoder")))
+        condition = Listened(self.fusion, heard.get("condition"))(seen.features, "condition")
+        return Prepared(condition, heard.get("blocks"), seen.heading)
 
     def attention(
         self, observations: Float[Tensor, "batch steps size"], z: Reasoning
-    ) -> Float[Tensor, "batch things"]:
-        """Return the logits of which thing the encoder looks at; ValueError for one that does not choose."""
+    ) -> tuple[Float[Tensor, "batch things"], Float[Tensor, "batch spots"]]:
+        """Return the logits of which thing the encoder looks at, and of where it sees it go.
+
+        Raises ValueError for an encoder that does not choose.
+        """
         if not isinstance(self.encoder, ThingsEncoder):
             raise ValueError(
                 f"DiffusionPolicy.attention: expected encoder='things', got {self.config.encoder!r}, which "
@@ -203,7 +228,9 @@ class DiffusionPolicy(nn.Module):
         self, noisy: Float[Tensor, "batch time action"], step: Int[Tensor, " batch"], prepared: Prepared
     ) -> Float[Tensor, "batch time action"]:
         """Return the prediction (noise or clean actions, as the config says) for scaled noisy actions."""
-        return self.unet(noisy, step, prepared.condition, fusion=self.fusion, injected=prepared.injected)
+        x = prepared.turned(noisy)
+        x = self.unet(x, step, prepared.condition, fusion=self.fusion, injected=prepared.injected)
+        return prepared.turned(x, back=True)
 
     def forward(
         self,
@@ -214,6 +241,11 @@ class DiffusionPolicy(nn.Module):
     ) -> Float[Tensor, "batch time action"]:
         """Return what `denoise` does after `prepare`: a training step as one graph."""
         return self.denoise(noisy, step, self.prepare(observations, conditions))
+
+    @property
+    def turns(self) -> bool:
+        """Whether the network acts along a heading: then all actions have one scale and no offset."""
+        return isinstance(self.encoder, ThingsEncoder)
 
     def scaled_actions(
         self, actions: Float[Tensor, "batch time action"], observations: Tensor
@@ -261,10 +293,7 @@ class DiffusionPolicy(nn.Module):
         shape = (len(observations), config.horizon, config.action)
         x = torch.randn(shape, generator=generator, device=observations.device)
         for row, step in zip(table, schedule.timesteps, strict=True):
-            found = [
-                self.unet.denoise(x, self._modulations(row + own), fusion=self.fusion, injected=one.injected)
-                for own, one in zip(rows, asked, strict=True)
-            ]
+            found = [self._denoise_row(x, row + own, one) for own, one in zip(rows, asked, strict=True)]
             predicted = found[0] if guidance == 1.0 else found[1] + guidance * (found[0] - found[1])
             x = schedule.step(predicted, step, x, **_noise_from(schedule, generator)).prev_sample
         return self.action_scale.inverse(x) + self.origin(observations)
@@ -277,8 +306,11 @@ class DiffusionPolicy(nn.Module):
             target = sum(p.numel() for p in Film(head=self.config.head).build(dim, sites).parameters())
         return Matched(self.fusion, target).build(dim, sites)
 
-    def _modulations(self, rows: Tensor) -> dict[str, Modulation]:
-        return self.unet.generator.modulations(rows)
+    def _denoise_row(self, x: Tensor, row: Tensor, prepared: Prepared) -> Tensor:
+        """What `denoise` returns, for a row of the generators' numbers in hand."""
+        modulations = self.unet.generator.modulations(row)
+        x = self.unet.denoise(prepared.turned(x), modulations, fusion=self.fusion, injected=prepared.injected)
+        return prepared.turned(x, back=True)
 
     def _step_table(self, steps: Int[Tensor, " steps"]) -> Float[Tensor, "steps rows"]:
         """What the steps contribute to gamma and beta: kept until weights or steps change."""
@@ -319,7 +351,7 @@ def _build_encoder(config: PolicyConfig) -> FlatEncoder | ThingsEncoder | None:
         return FlatEncoder(steps, size, width)
     if config.encoder == "things":
         assert config.things is not None
-        return ThingsEncoder(Layout(*config.things), steps, size, width)
+        return ThingsEncoder(Layout(*config.things), steps, size, width, config.landmarks)
     return None
 
 

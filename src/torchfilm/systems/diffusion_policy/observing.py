@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,10 @@ from torchfilm.fusion import Fusion
 from torchfilm.modulation import Modulation
 
 _REACH = 0.25  # metres: the unit of distances from the finger
+_BEHIND = 0.075 / _REACH  # from a thing's centre to where it is pushed from
+_STEP = 0.02  # metres: the unit of what moved between two observations
 _SIZE = 0.03  # metres: the unit of radii
+_NEAR = 1e-4  # of the unit of distances: nearer than this has no direction
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,19 @@ class Listened:
         return self._fusion.apply(x, value, -1, site)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What an encoder makes of observations.
+
+    Attributes:
+        features: the condition of the network behind it.
+        heading: the unit vector [batch, 2] along which it acts, or None: along the axes of the table.
+    """
+
+    features: Float[Tensor, "batch dim"]
+    heading: Float[Tensor, "batch 2"] | None = None
+
+
 class FlatEncoder(nn.Module):
     """A perceptron over the flattened history, whose two hidden layers listen.
 
@@ -73,72 +89,115 @@ class FlatEncoder(nn.Module):
         self.second = nn.Linear(width, width)
         self.activation = nn.Mish()
 
-    def forward(
-        self, raw: Float[Tensor, "batch steps size"], scaled: Tensor, heard: Listened
-    ) -> Float[Tensor, "batch dim"]:
+    def forward(self, raw: Float[Tensor, "batch steps size"], scaled: Tensor, heard: Listened) -> Seen:
         """Return the features of scaled observations; `raw` ones, in their units, are not used here."""
         flat = scaled.flatten(1)
         h = self.activation(heard(self.first(flat), "encoder_0"))
-        return torch.cat([self.activation(heard(self.second(h), "encoder_1")), flat], dim=-1)
+        return Seen(torch.cat([self.activation(heard(self.second(h), "encoder_1")), flat], dim=-1))
 
 
 class ThingsEncoder(nn.Module):
-    """Look at each thing through the instruction, choose one, and at the table as seen from there.
+    """Look through the instruction for a thing and for where it has to go, and see the table along that way.
 
     Every thing t is a row of numbers: where it is, from the finger and among the things, and what it is like;
-    one network reads all of them, so what is learned about one holds for all:
+    one network reads all of them, so what is learned about one holds for all. Where to is one of: nowhere, a
+    further position of the state, a landmark; each spot s has a vector e_s:
 
-        h_t = mish(FiLM(W_2 mish(FiLM(W_1 t)) + mean_s h_s)),  a = softmax_t(w . h_t),  chosen = sum_t a_t t
+        h_t = mish(FiLM(W_2 mish(FiLM(W_1 t)) + mean_s h_s)),  a = softmax_t(w . h_t),  thing = sum_t a_t t
+        b = softmax_s(v . mish(FiLM(e_s))),  goal = sum_s b_s s    (nowhere: the thing itself)
 
-    then two layers, which listen too, over the chosen thing, the mean of the things and the rest.
+    The heading is the direction from the thing to the goal, and where it goes nowhere, from the finger to the
+    thing. All positions are then seen from the finger, along and across three ways: the heading, the way to
+    the thing, and that to where the finger begins (behind a thing that is pushed, at one that is reached).
+    The shorter side of an obstacle is a sign there, wherever things stand. Two layers, which listen too, read
+    that; the network behind acts along the heading.
 
     Args:
         layout: of the observation's numbers.
         steps, size: of the observations [batch, steps, size].
         width: of the layers.
+        landmarks: fixed positions in metres that an instruction may speak of.
     """
 
-    def __init__(self, layout: Layout, steps: int, size: int, width: int) -> None:
+    landmarks: Tensor
+
+    def __init__(
+        self,
+        layout: Layout,
+        steps: int,
+        size: int,
+        width: int,
+        landmarks: Sequence[tuple[float, float]] = (),
+    ) -> None:
         super().__init__()
-        if size < layout.size or layout.arm < 2 or layout.thing < 3:
+        if size < layout.size or (size - layout.size) % 2 or layout.arm < 2 or layout.thing < 3:
             raise ValueError(
-                f"ThingsEncoder: expected observations of at least {layout.size} numbers for {layout}, "
-                f"got {size}. Give the layout of these observations, or use the flat encoder."
+                f"ThingsEncoder: expected {layout.size} numbers for {layout}, then pairs, got {size}. "
+                f"Give the layout of these observations, or use the flat encoder."
             )
         self.layout, self.steps = layout, steps
-        self.rest = size - layout.size
+        further = (size - layout.size) // 2
         row = 2 * steps + 2 + 4 + (layout.thing - 2)
-        look = row + width + steps * layout.arm + self.rest
-        self.sites = {"thing_0": width, "thing_1": width, "encoder_0": 2 * width, "encoder_1": 2 * width}
-        self.dim = 2 * width + row + steps * layout.arm + self.rest
+        along = row + 6 * (3 + further) + 4 * (steps - 1) + 6 + steps * layout.arm
+        self.sites = {
+            "thing_0": width,
+            "thing_1": width,
+            "spot": width,
+            "encoder_0": 2 * width,
+            "encoder_1": 2 * width,
+        }
+        self.dim = 2 * width + along
+        self.register_buffer("landmarks", torch.tensor(landmarks).reshape(-1, 2), persistent=False)
         self.thing_0 = nn.Linear(row, width)
         self.thing_1 = nn.Linear(width, width)
         self.around = nn.Linear(width, width, bias=False)
         self.score = nn.Linear(width, 1)
-        self.first = nn.Linear(look, 2 * width)
+        self.spot = nn.Embedding(1 + further + len(landmarks), width)
+        self.spot_score = nn.Linear(width, 1)
+        self.beside = nn.Linear(6 + 1 + 1, width)
+        self.first = nn.Linear(along + width, 2 * width)
         self.second = nn.Linear(2 * width, 2 * width)
         self.activation = nn.Mish()
 
-    def forward(
-        self, raw: Float[Tensor, "batch steps size"], scaled: Tensor, heard: Listened
-    ) -> Float[Tensor, "batch dim"]:
-        """Return the features of observations, in metres and scaled."""
-        rows = self.rows(raw)
-        h = self.look(rows, heard)
-        attention = self.score(h).softmax(dim=1)
+    def forward(self, raw: Float[Tensor, "batch steps size"], scaled: Tensor, heard: Listened) -> Seen:
+        """Return the features and the heading of observations, in metres and scaled."""
+        rows, spots = self.rows(raw), self.spots(raw)
+        attention = self.score(self.look(rows, heard)).softmax(dim=1)
+        things = rows[..., : 2 * self.steps].unflatten(-1, (self.steps, 2))
         chosen = (attention * rows).sum(dim=1)
-        rest = self._rest(raw)
-        arm = scaled[..., : self.layout.arm].flatten(1)
-        x = torch.cat([chosen, h.mean(dim=1), arm, rest], dim=-1)
-        x = self.activation(heard(self.first(x), "encoder_0"))
+        thing = chosen[:, : 2 * self.steps].unflatten(-1, (self.steps, 2))
+        now = thing[:, -1]
+        share = self.where(len(raw), heard).softmax(dim=1).unsqueeze(-1)
+        goal = share[:, 0] * now + (share[:, 1:] * spots).sum(dim=1)
+        heading = _unit(goal - now + share[:, 0] * now).detach()
+        begin = now - (1 - share[:, 0]) * _BEHIND * heading
+        frames = torch.stack([heading, _unit(now), begin], dim=1).detach()
+
+        radius = rows[..., 2 * self.steps + 6, None]
+        beside = torch.cat([_seen_along(frames, things[:, :, -1]), radius, attention], dim=-1)
+        beside = self.activation(self.beside(beside)).mean(dim=1)
+        further = spots[:, : spots.shape[1] - len(self.landmarks)]
+        positions = torch.cat([torch.stack([now, begin, goal], dim=1), further], dim=1)
+        moved = torch.cat([self._finger(raw).diff(dim=1), thing.diff(dim=1) * _REACH], dim=1) / _STEP
+        along = torch.cat(
+            [
+                chosen,
+                _seen_along(frames, positions).flatten(1),
+                _seen_along(frames[:, :1], moved).flatten(1),
+                frames.flatten(1),
+                scaled[..., : self.layout.arm].flatten(1),
+            ],
+            dim=-1,
+        )
+        x = self.activation(heard(self.first(torch.cat([along, beside], dim=-1)), "encoder_0"))
         x = self.activation(heard(self.second(x), "encoder_1"))
-        return torch.cat([x, chosen, arm, rest], dim=-1)
+        return Seen(torch.cat([x, along], dim=-1), heading)
 
     def attention(
         self, raw: Float[Tensor, "batch steps size"], heard: Listened
-    ) -> Float[Tensor, "batch things"]:
-        """Return the logits of which thing is looked at."""
-        return self.score(self.look(self.rows(raw), heard)).squeeze(-1)
+    ) -> tuple[Float[Tensor, "batch things"], Float[Tensor, "batch spots"]]:
+        """Return the logits of which thing is looked at, and of where it has to go."""
+        return self.score(self.look(self.rows(raw), heard)).squeeze(-1), self.where(len(raw), heard)
 
     def look(self, rows: Tensor, heard: Listened) -> Float[Tensor, "batch things width"]:
         """Return what is made of each thing's row."""
@@ -146,10 +205,15 @@ class ThingsEncoder(nn.Module):
         h = self.thing_1(h) + self.around(h.mean(dim=1, keepdim=True))
         return self.activation(heard(h, "thing_1"))
 
+    def where(self, batch: int, heard: Listened) -> Float[Tensor, "batch spots"]:
+        """Return the logits of where the thing has to go: nowhere, further positions, landmarks."""
+        spots = self.spot.weight.expand(batch, -1, -1)
+        return self.spot_score(self.activation(heard(spots, "spot"))).squeeze(-1)
+
     def rows(self, raw: Float[Tensor, "batch steps size"]) -> Float[Tensor, "batch things row"]:
         """Return each thing's numbers: from the finger (now and before), on the table, among the others."""
         layout = self.layout
-        finger = raw[:, -1:, None, layout.arm - 2 : layout.arm]
+        finger = self._finger(raw)[:, -1:, None]
         things = raw[..., layout.arm : layout.size].unflatten(-1, (layout.things, layout.thing))
         spots = things[..., :2]
         away = ((spots - finger) / _REACH).transpose(1, 2).flatten(2)
@@ -158,8 +222,31 @@ class ThingsEncoder(nn.Module):
         radius = things[:, -1, :, 2:3] / _SIZE - 1
         return torch.cat([away, now, *among, radius, things[:, -1, :, 3:]], dim=-1)
 
-    def _rest(self, raw: Tensor) -> Tensor:
-        """The further positions as seen from the finger."""
-        finger = raw[:, -1, self.layout.arm - 2 : self.layout.arm]
-        spots = raw[:, -1, self.layout.size :].unflatten(-1, (-1, 2))
-        return ((spots - finger[:, None]) / _REACH).flatten(1)
+    def spots(self, raw: Float[Tensor, "batch steps size"]) -> Float[Tensor, "batch spots 2"]:
+        """Return the further positions and the landmarks, from the finger, in units of `_REACH`."""
+        further = raw[:, -1, self.layout.size :].unflatten(-1, (-1, 2))
+        landmarks = self.landmarks.to(raw).expand(len(raw), -1, -1)
+        return (torch.cat([further, landmarks], dim=1) - self._finger(raw)[:, -1:]) / _REACH
+
+    def _finger(self, raw: Tensor) -> Float[Tensor, "batch steps 2"]:
+        return raw[..., self.layout.arm - 2 : self.layout.arm]
+
+
+def _unit(vectors: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 2"]:
+    """Directions; of nothing, along the first axis."""
+    length = vectors.norm(dim=-1, keepdim=True)
+    first = torch.zeros_like(vectors)
+    first[:, 0] = 1
+    return torch.where(length > _NEAR, vectors / length.clamp(min=_NEAR), first)
+
+
+def _seen_along(
+    frames: Float[Tensor, "batch frames 2"], positions: Float[Tensor, "batch n 2"]
+) -> Float[Tensor, "batch n frames_times_2"]:
+    """Return the products of positions with each frame's first axis, and with the axis across it.
+
+    For a unit vector these are coordinates; a longer way counts in its length, and none is a smooth zero.
+    """
+    along = torch.einsum("bfx,bnx->bnf", frames, positions)
+    across = torch.einsum("bfx,bnx->bnf", torch.stack([-frames[..., 1], frames[..., 0]], -1), positions)
+    return torch.cat([along, across], dim=-1)

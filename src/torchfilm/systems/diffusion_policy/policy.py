@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,12 @@ class Policy:
         network: a trained policy, in evaluation mode.
         guidance: beyond 1 the instruction is exaggerated, at twice the cost; see `DiffusionPolicy.sample`.
         steps: of the denoising; default: the config's.
+        execution: how many actions of a chunk are executed before the next is planned; default: the
+            config's. Fewer cost more and correct earlier what goes astray.
         seed: of the noise that chunks start from.
+
+    Raises:
+        ValueError: for an execution beyond the end of a chunk.
 
     Example:
         policy = Policy(load())
@@ -31,9 +37,17 @@ class Policy:
     """
 
     def __init__(
-        self, network: DiffusionPolicy, *, guidance: float = 1.0, steps: int | None = None, seed: int = 0
+        self,
+        network: DiffusionPolicy,
+        *,
+        guidance: float = 1.0,
+        steps: int | None = None,
+        execution: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.network, self.guidance, self.steps = network, guidance, steps
+        self.execution = network.config.execution if execution is None else execution
+        replace(network.config, execution=self.execution)  # refuses what goes beyond a chunk
         self._words = Vocabulary(network.config.vocabulary)
         self._noise = torch.Generator().manual_seed(seed)
         self._heard: dict[str, Any] = {}
@@ -97,8 +111,8 @@ class Policy:
         """
         chosen = torch.arange(len(self._seen)) if rows is None else rows
         self._see(observations, chosen)
-        execution, now = self.network.config.execution, self.network.config.observations - 1
-        due = chosen[self._used[chosen] >= execution]
+        now = self.network.config.observations - 1
+        due = chosen[self._used[chosen] >= self.execution]
         if len(due):
             self._chunks[due] = self._plan(due)
             self._used[due] = 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchfilm.data.table.demonstrations import Demonstrations
+from torchfilm.data.table.scenes import PLACES
 from torchfilm.data.table.tasks import HOWS
 from torchfilm.data.table.wording import vocabulary
 from torchfilm.systems.diffusion_policy import build, describe, loss
@@ -21,6 +22,7 @@ from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, PolicyConf
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
 from torchfilm.systems.diffusion_policy.recipe import Recipe
 from torchfilm.systems.diffusion_policy.understanding import (
+    WHERE,
     WHICH,
     Questions,
     Understanding,
@@ -42,6 +44,12 @@ BALANCE = 0.5
 
 BEGINNINGS = 0.25
 """Share of what is learned from that are beginnings, where the side of a detour is chosen."""
+
+SILENCE = 0.1
+"""Share of the words that are left out while words are learned, see `Questions`."""
+
+SPOTS = (None, "obstacle", "goal", *PLACES)
+"""Where a thing may have to go, in the order of the encoder "things": nowhere, in the state, landmarks."""
 
 _SAMPLED = 20_000  # windows that the range of the actions is taken from
 
@@ -94,8 +102,11 @@ def fit_scales(policy: DiffusionPolicy, windows: Windows, seed: int = 0) -> None
     policy.scale.fit(windows.recordings.observations)
     count = min(_SAMPLED, len(windows))
     batch = windows.at(np.random.default_rng(seed).choice(len(windows), count, replace=False))
-    away = batch.actions - policy.origin(batch.observations)
-    policy.action_scale.fit(away.flatten(0, 1))
+    away = (batch.actions - policy.origin(batch.observations)).flatten(0, 1)
+    if policy.turns:
+        away = away.abs().amax().expand(1, away.shape[1])
+        away = torch.cat([-away, away])
+    policy.action_scale.fit(away)
 
 
 def train_policy(
@@ -166,6 +177,7 @@ def understand(
     deeds = {deed: i for i, deed in enumerate(sorted({(t.what, t.place or "") for t in tasks}))}
     labels = {
         WHICH: torch.tensor([task.which for task in tasks]),
+        WHERE: torch.tensor([SPOTS.index(task.place) for task in tasks]),
         "deed": torch.tensor([deeds[task.what, task.place or ""] for task in tasks]),
         "manner": torch.tensor([HOWS.index(task.how) for task in tasks]),
     }
@@ -175,7 +187,9 @@ def understand(
         load_weights(out / "weights.safetensors", module)
     else:
         started = (out / "config.json").is_file()
-        result = train(module, understanding_loss, Questions(windows, labels), training, out, resume=started)
+        result = train(
+            module, understanding_loss, Questions(windows, labels, SILENCE), training, out, resume=started
+        )
         done = result.train
     assert policy.reasoning is not None
     policy.reasoning.parts[INSTRUCTION].get_submodule("condition").requires_grad_(requires_grad=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from torch.nn import functional
 from torchfilm.conditions import Tokens
 from torchfilm.systems.diffusion_policy.data import Windows
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy
+from torchfilm.systems.diffusion_policy.reasoning import Read
 from torchfilm.training import Draw, EpochOrder, Loss
 
-WHICH = "which"
-"""Name of the label that is answered by looking, and not from the words alone."""
+LOOKED = WHICH, WHERE = "which", "where"
+"""Names of the labels that are answered by where the encoder looks, and not from the words alone."""
 
 
 @dataclass(frozen=True)
@@ -37,35 +39,62 @@ class Asked:
 class Questions:
     """Batches of episodes, each once per epoch, seen at their beginning or, every other one, at any frame.
 
+    Words are left out by chance, so that no meaning hangs on one turn of phrase: what is said in a sentence
+    that training never says is then understood more often.
+
     Args:
         windows: of the recordings.
         labels: by name one class for each episode.
+        silence: share of the words that are left out, 0 to below 1; of each text one is kept.
     """
 
-    def __init__(self, windows: Windows, labels: Mapping[str, Int[Tensor, " episodes"]]) -> None:
-        self._windows, self._labels = windows, dict(labels)
+    def __init__(
+        self, windows: Windows, labels: Mapping[str, Int[Tensor, " episodes"]], silence: float = 0.0
+    ) -> None:
+        self._windows, self._labels, self._silence = windows, dict(labels), silence
         self._order = EpochOrder(len(windows.recordings.starts) - 1)
 
     def __call__(self, draw: Draw) -> Asked:
         """Return this process's share of the batch of one step."""
         episodes = self._order.indices(draw)
         starts = self._windows.recordings.starts
-        share = draw.rng().random(draw.batch_size)[draw.share()]
+        rng = draw.rng()
+        share = rng.random(draw.batch_size)[draw.share()]
         share[::2] = 0
         first, last = starts[episodes], starts[episodes + 1]
         batch = self._windows.at(first + np.floor(share * (last - first)).astype(np.int64))
         rows = torch.from_numpy(episodes)
         labels = {name: classes[rows] for name, classes in self._labels.items()}
-        return Asked(batch.observations, batch.reasoning, labels)
+        return Asked(batch.observations, self._partly(batch.reasoning, rng), labels)
+
+    def _partly(self, heard: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """What is heard, its words thinned out."""
+        return {
+            name: thinned(value, self._silence, rng) if isinstance(value, tuple) else value
+            for name, value in heard.items()
+        }
+
+
+def thinned(read: Read, share: float, rng: np.random.Generator) -> Read:
+    """Return texts in which each word is left out with the chance `share`; of each one word stays."""
+    tokens, lengths = read
+    real = torch.arange(tokens.shape[1]) < lengths[:, None]
+    chances = torch.from_numpy(rng.random(tokens.shape)).masked_fill(~real, -1.0)
+    kept = (chances >= share) | (chances == chances.amax(dim=1, keepdim=True))
+    order = (~kept).int().argsort(dim=1, stable=True)
+    lengths = kept.sum(dim=1)
+    moved = tokens.gather(1, order).masked_fill(torch.arange(tokens.shape[1]) >= lengths[:, None], 0)
+    return moved[:, : int(lengths.max())], lengths
 
 
 class Understanding(nn.Module):
     """A policy that is asked what an instruction means; the answers' own layers are thrown away afterwards.
 
-    "which" is answered by the encoder's attention over the things, all others from the reasoning vector.
+    "which" and "where" are answered by the encoder's attention over things and over spots, all others from
+    the reasoning vector.
 
     Args:
-        policy: with the encoder "things", if there is a label "which".
+        policy: with the encoder "things", if there are labels "which" and "where".
         classes: how many classes each label has, by name.
     """
 
@@ -75,7 +104,7 @@ class Understanding(nn.Module):
             raise ValueError("Understanding: expected a policy that hears something, got one without words.")
         self.policy = policy
         self.answers = nn.ModuleDict(
-            {name: nn.Linear(policy.reasoning.dim, n) for name, n in classes.items() if name != WHICH}
+            {name: nn.Linear(policy.reasoning.dim, n) for name, n in classes.items() if name not in LOOKED}
         )
 
     def forward(self, asked: Asked) -> dict[str, Float[Tensor, "batch classes"]]:
@@ -85,8 +114,9 @@ class Understanding(nn.Module):
         assert self.policy.reasoning is not None
         whole = Tokens(self.policy.reasoning.dim)(z) if isinstance(z, tuple) else z
         found = {name: answer(whole) for name, answer in self.answers.items()}
-        if WHICH in asked.labels:
-            found[WHICH] = self.policy.attention(asked.observations, z)
+        if asked.labels.keys() & LOOKED:
+            looked = zip(LOOKED, self.policy.attention(asked.observations, z), strict=True)
+            found |= {name: logits for name, logits in looked if name in asked.labels}
         return found
 
 

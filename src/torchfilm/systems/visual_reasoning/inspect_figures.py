@@ -5,6 +5,7 @@ Each figure is a PNG with the numbers behind it in a file of the same name (.csv
 
 import csv
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,10 @@ def pool_figure(
     ]
     index = exam.questions.image_index
     figure = plot.over_pictures(
-        [images[i] for i in index], counts, [_wrapped(text) for text in texts], unit="channels picked here"
+        [images[i] for i in index],
+        counts,
+        [textwrap.fill(text, 50) for text in texts],
+        unit="channels picked here",
     )
     rows = (
         (int(index[q]), texts[q], row, column, int(counts[q, row, column]))
@@ -179,15 +183,6 @@ def pool_counts(model: Reasoner, looked: Looked, modulations: Mapping[str, Modul
         for row, maps in zip(rows.tolist(), reasoned.pooled_from.cpu(), strict=True):
             found[row] = pooled_cells(maps)
     return np.array([found[row] for row in sorted(found)])
-
-
-def _wrapped(text: str, width: int = 50) -> str:
-    lines, line = [], ""
-    for word in text.split():
-        if line and len(line) + len(word) >= width:
-            lines, line = [*lines, line], ""
-        line = f"{line} {word}".strip()
-    return "\n".join([*lines, line])
 
 
 def _arrays(modulations: Mapping[str, Modulation]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

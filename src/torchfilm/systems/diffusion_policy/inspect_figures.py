@@ -1,0 +1,237 @@
+"""Look at a trained policy: one scene told four ways, and which depths hear which part of the words.
+
+Each figure has the numbers behind it in a file of the same name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+from PIL import Image
+
+from torchfilm import Modulation, plot
+from torchfilm.data.table.episodes import Episode, sample_episode
+from torchfilm.data.table.playing import Step, play
+from torchfilm.data.table.render import Renderer
+from torchfilm.data.table.solids import MIDDLE, SPAN
+from torchfilm.data.table.trials import Outcome
+from torchfilm.data.table.wording import Instruction
+from torchfilm.systems.diffusion_policy.evaluate import draw_scenes, in_all_manners
+from torchfilm.systems.diffusion_policy.model import DiffusionPolicy
+from torchfilm.systems.diffusion_policy.policy import Policy
+from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
+from torchfilm.systems.diffusion_policy.rollouts import Arms
+from torchfilm.training.checkpoint import replace_file
+
+PARTS = ("which", "what", "how")
+"""What an instruction is made of: the thing, the deed with its place, the manner."""
+
+_FRAME = 50  # milliseconds of a picture: 20 steps of control a second
+_HELD = 20  # pictures for which the end stays
+
+
+@dataclass(frozen=True)
+class Take:
+    """One episode as it was seen: a picture of the table and the finger's position at each step."""
+
+    told: Instruction
+    outcome: Outcome
+    pictures: list[UInt8[np.ndarray, "size size 3"]]
+    path: Float[np.ndarray, "steps 2"]
+
+
+def inspect(policy: Policy, out: Path, *, points: int = 3000, seed: int = 0) -> list[Path]:
+    """Draw all figures into `out` and return the files.
+
+    Args:
+        policy: whose reasoning arrives by a FiLM of some kind (ValueError otherwise).
+        out: the folder.
+        points: instructions from which it is measured what each site hears.
+        seed: of scenes and instructions.
+    """
+    return [
+        *(file for what in ("reach", "push") for file in manners_figure(policy, what, out, seed=seed)),
+        *depth_figure(policy.network, out, points=points, seed=seed),
+    ]
+
+
+def manners_figure(
+    policy: Policy, what: str, out: Path, *, seed: int = 0, size: int = 240, scene: int = 0
+) -> list[Path]:
+    """The same scene and deed told in four manners: a moving picture side by side, and the fingers' paths.
+
+    Args:
+        policy: who acts.
+        what: "reach" or "push".
+        out: gets WHAT_manners.gif, .png and .json.
+        seed, scene: which of the scenes that `evaluate` plays with this seed.
+        size: width and height of one picture in pixels.
+    """
+    scenes = [episode for episode in draw_scenes(2 * scene + 2, seed) if episode.tasks[0].what == what]
+    takes = film_takes(policy, in_all_manners(scenes[scene : scene + 1], seed), size)
+    moving = out / f"{what}_manners.gif"
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(moving, side_by_side(takes))
+    still = plot.save(_paths(takes), out / f"{what}_manners.png")
+    rows = [
+        {"told": take.told.text, **take.outcome.to_dict(), "finger": take.path.round(4).tolist()}
+        for take in takes
+    ]
+    return [moving, still, _json(out / f"{what}_manners.json", rows)]
+
+
+def film_takes(policy: Policy, episodes: Sequence[Episode], size: int) -> list[Take]:
+    """Play episodes of one arm, and keep what was seen."""
+    draw, seen = Renderer(size, "drawn"), [[] for _ in episodes]
+    paths: list[list[np.ndarray]] = [[] for _ in episodes]
+
+    def watch(step: Step) -> None:
+        for row, state, table in zip(step.rows.tolist(), step.state, step.environment, strict=True):
+            scene = episodes[row].scene
+            things = table[0, :-4].reshape(len(scene.things), -1)[:, :2]
+            seen[row].append(draw(scene, state[:, :2], things))
+            paths[row].append(state[0, 4:6])
+
+    policy.reset([episode.told[0].text for episode in episodes])
+    outcomes = play([e.scene for e in episodes], [e.tasks for e in episodes], Arms(policy, 1), watch)
+    return [
+        Take(episode.told[0], outcome[0], pictures, np.array(path))
+        for episode, outcome, pictures, path in zip(episodes, outcomes, seen, paths, strict=True)
+    ]
+
+
+def side_by_side(takes: Sequence[Take]) -> bytes:
+    """A GIF of all takes in a row, as fast as they were; those that end first stand still."""
+    longest = max(len(take.pictures) for take in takes)
+    frames = [
+        Image.fromarray(np.hstack([take.pictures[min(i, len(take.pictures) - 1)] for take in takes]))
+        for i in range(longest + _HELD)
+    ]
+    palette = frames[0].quantize(64)
+    reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    content = io.BytesIO()
+    reduced[0].save(
+        content, "GIF", save_all=True, append_images=reduced[1:], duration=_FRAME, loop=0, optimize=False
+    )
+    return content.getvalue()
+
+
+def depth_figure(network: DiffusionPolicy, out: Path, *, points: int = 3000, seed: int = 0) -> list[Path]:
+    """What the instruction does to γ and β by depth: the share of their variance that each part explains."""
+    rng = np.random.default_rng([seed, 11])
+    told = [sample_episode(rng).told[0] for _ in range(points)]
+    parts = {
+        "which": [one.which for one in told],
+        "what": [f"{one.task.what} {one.task.place or ''}" for one in told],
+        "how": [one.task.how for one in told],
+    }
+    heard = heard_by_site(network, [one.text for one in told])
+    shares: dict[str, dict[str, dict[str, float]]] = {}
+    for site, modulation in heard.items():
+        values = {"gamma": modulation.gamma, "beta": modulation.beta}
+        shares[site] = {
+            name: {part: explained(value.numpy(), parts[part]) for part in PARTS}
+            | {"deviation": float(value.std(dim=0).square().mean().sqrt())}
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+    columns = [(symbol, name, part) for symbol, name in (("γ", "gamma"), ("β", "beta")) for part in PARTS]
+    grid = np.array(
+        [[found.get(name, {}).get(part, 0.0) for _, name, part in columns] for found in shares.values()]
+    )
+    figure = plot.table(
+        grid,
+        list(shares),
+        [f"{symbol}: {part}" for symbol, _, part in columns],
+        xlabel="part of the instruction",
+        ylabel="site, in the order of the computation",
+        unit="share of the variance explained",
+    )
+    path = plot.save(figure, out / "depth.png")
+    return [path, _json(out / "depth.json", shares), _csv(out / "depth.csv", shares)]
+
+
+@torch.no_grad()
+def heard_by_site(network: DiffusionPolicy, texts: Sequence[str]) -> dict[str, Modulation]:
+    """γ and β of every site for each text, in the order of the computation.
+
+    Raises ValueError for a policy that hears no words, or whose fusion has no γ and β.
+    """
+    words = Vocabulary(network.config.vocabulary)
+    z = network.reason({INSTRUCTION: words(texts)}, len(texts)) if network.config.vocabulary else None
+    if z is None or isinstance(z, tuple):
+        raise ValueError(
+            f"inspect: expected a policy that hears an instruction as γ and β, got fusion "
+            f"{network.config.fusion!r} and {len(network.config.vocabulary)} words."
+        )
+    found = {site: value for listen in network.listeners.values() for site, value in listen(z).items()}
+    if not all(isinstance(value, Modulation) for value in found.values()):
+        raise ValueError(
+            f"inspect: expected fusion film, scale or bias, got {network.config.fusion!r}, without γ and β."
+        )
+    return found
+
+
+def explained(values: Float[np.ndarray, "n channels"], labels: Sequence[str]) -> float:
+    """Share 0..1 of the variance of `values` that lies between the groups of equal labels.
+
+    Adjusted for the number of groups, so that labels by chance explain 0 on average:
+    1 - (1 - between / total) (n - 1) / (n - groups).
+    """
+    names, group = np.unique(np.asarray(labels), return_inverse=True)
+    n, away = len(values), values - values.mean(axis=0)
+    total = float((away**2).sum())
+    if total < 1e-12 or len(names) in (1, n):
+        return 0.0
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, group, away)
+    between = float((sums**2 / np.bincount(group)[:, None]).sum())
+    return max(0.0, 1 - (1 - between / total) * (n - 1) / (n - len(names)))
+
+
+def _paths(takes: Sequence[Take]) -> Figure:
+    """The last picture of each take, and the finger's path over it."""
+    titles = [
+        f"{textwrap.fill(take.told.text, 36)}\n{take.outcome.energy:.2f} J, {take.outcome.time:.1f} s, "
+        f"{'obstacle touched' if take.outcome.collisions else 'clear of the obstacle'}"
+        for take in takes
+    ]
+    size = len(takes[0].pictures[0])
+    pixels = [
+        np.stack(
+            [
+                (take.path[:, 0] - MIDDLE[0]) / SPAN * size + size / 2,
+                size / 2 - (take.path[:, 1] - MIDDLE[1]) / SPAN * size,
+            ],
+            axis=-1,
+        )
+        for take in takes
+    ]
+    return plot.paths_over_pictures([take.pictures[-1] for take in takes], pixels, titles)
+
+
+def _json(path: Path, content: Any) -> Path:
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+    return path
+
+
+def _csv(path: Path, shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Path:
+    content = io.StringIO()
+    writer = csv.writer(content)
+    writer.writerow(("site", "parameter", *PARTS, "deviation"))
+    for site, found in shares.items():
+        for name, row in found.items():
+            writer.writerow((site, name, *(row[part] for part in PARTS), row["deviation"]))
+    replace_file(path, content.getvalue().encode())
+    return path
