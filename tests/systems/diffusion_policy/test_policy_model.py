@@ -10,7 +10,7 @@ from small_policy import CONFIG, observations, small
 from torchfilm.fusion import resolve
 from torchfilm.systems.diffusion_policy import Batch, PolicyConfig, build, loss, predict
 from torchfilm.systems.diffusion_policy.normalisation import MinMax
-from torchfilm.systems.diffusion_policy.observing import Layout, Listened, ThingsEncoder
+from torchfilm.systems.diffusion_policy.observing import Layout, Listened, ThingsEncoder, sides
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
 
 WORDS = Vocabulary(CONFIG.vocabulary)
@@ -125,6 +125,29 @@ def test_the_heading_leads_from_the_thing_to_its_goal_or_to_a_thing_that_goes_no
         begin, end = {0: (finger, thing), 2: (thing, row[15:17]), 3: (thing, [0.2, -0.4])}[spot]
         way = np.subtract(end, begin)
         np.testing.assert_allclose(heading, way / np.linalg.norm(way), atol=1e-5)
+
+
+def test_looks_that_are_held_learn_nothing_from_acting():
+    policy, o = small(), observations(3)
+    looks = [policy.encoder.score.weight, policy.encoder.spot.weight, policy.encoder.thing_0.weight]
+    for held in (False, True):
+        policy.encoder.held = held
+        condition = policy.prepare(o, said("push", "the red", "slowly")).condition
+        found = torch.autograd.grad(condition.square().sum(), looks, allow_unused=True)
+        assert [grad is None for grad in found] == [held] * 3
+
+
+def test_what_is_beside_a_way_is_seen_finely_from_the_finger_and_from_the_thing():
+    rng = np.random.default_rng(0)
+    ways, spots, thing = rng.normal(size=(4, 3, 2)), rng.normal(size=(4, 5, 2)), rng.normal(size=(4, 2))
+    found = sides(*map(torch.from_numpy, (ways, spots, thing))).numpy()
+    assert found.shape == (4, 5, 14)
+    for b in range(4):
+        for n, spot in enumerate(spots[b]):
+            along = [way @ spot for way in ways[b]] + [way[0] * spot[1] - way[1] * spot[0] for way in ways[b]]
+            way, away = ways[b, 0], spot - thing[b]
+            fine = [*along, way @ away, way[0] * away[1] - way[1] * away[0]]
+            np.testing.assert_allclose(found[b, n], [*along, *np.tanh(np.array(fine) * 5)])
 
 
 def test_without_a_way_left_the_heading_is_the_first_axis():

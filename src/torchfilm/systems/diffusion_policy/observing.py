@@ -16,6 +16,7 @@ from torchfilm.modulation import Modulation
 
 _REACH = 0.25  # metres: the unit of distances from the finger
 _BEHIND = 0.075 / _REACH  # from a thing's centre to where it is pushed from
+_FINE = 0.05 / _REACH  # distances at which it matters on which side something stands
 _STEP = 0.02  # metres: the unit of what moved between two observations
 _SIZE = 0.03  # metres: the unit of radii
 _NEAR = 1e-4  # of the unit of distances: nearer than this has no direction
@@ -117,6 +118,10 @@ class ThingsEncoder(nn.Module):
         steps, size: of the observations [batch, steps, size].
         width: of the layers.
         landmarks: fixed positions in metres that an instruction may speak of.
+
+    Attributes:
+        held: whether what is looked at is held fast: once it is understood, what is learned about acting
+            would only blur it, and a blurred goal turns every action.
     """
 
     landmarks: Tensor
@@ -138,7 +143,7 @@ class ThingsEncoder(nn.Module):
         self.layout, self.steps = layout, steps
         further = (size - layout.size) // 2
         row = 2 * steps + 2 + 4 + (layout.thing - 2)
-        along = row + 6 * (3 + further) + 4 * (steps - 1) + 6 + steps * layout.arm
+        along = row + 14 * (3 + further) + 4 * (steps - 1) + 6 + steps * layout.arm
         self.sites = {
             "thing_0": width,
             "thing_1": width,
@@ -154,27 +159,27 @@ class ThingsEncoder(nn.Module):
         self.score = nn.Linear(width, 1)
         self.spot = nn.Embedding(1 + further + len(landmarks), width)
         self.spot_score = nn.Linear(width, 1)
-        self.beside = nn.Linear(6 + 1 + 1, width)
+        self.beside = nn.Linear(14 + 1 + 1, width)
         self.first = nn.Linear(along + width, 2 * width)
         self.second = nn.Linear(2 * width, 2 * width)
         self.activation = nn.Mish()
+        self.held = False
 
     def forward(self, raw: Float[Tensor, "batch steps size"], scaled: Tensor, heard: Listened) -> Seen:
         """Return the features and the heading of observations, in metres and scaled."""
         rows, spots = self.rows(raw), self.spots(raw)
-        attention = self.score(self.look(rows, heard)).softmax(dim=1)
+        attention, share = self._choose(raw, heard)
         things = rows[..., : 2 * self.steps].unflatten(-1, (self.steps, 2))
         chosen = (attention * rows).sum(dim=1)
         thing = chosen[:, : 2 * self.steps].unflatten(-1, (self.steps, 2))
         now = thing[:, -1]
-        share = self.where(len(raw), heard).softmax(dim=1).unsqueeze(-1)
         goal = share[:, 0] * now + (share[:, 1:] * spots).sum(dim=1)
-        heading = _unit(goal - now + share[:, 0] * now).detach()
+        heading = _unit(goal - now + share[:, 0] * now)
         begin = now - (1 - share[:, 0]) * _BEHIND * heading
         frames = torch.stack([heading, _unit(now), begin], dim=1).detach()
 
         radius = rows[..., 2 * self.steps + 6, None]
-        beside = torch.cat([_seen_along(frames, things[:, :, -1]), radius, attention], dim=-1)
+        beside = torch.cat([sides(frames, things[:, :, -1], now), radius, attention], dim=-1)
         beside = self.activation(self.beside(beside)).mean(dim=1)
         further = spots[:, : spots.shape[1] - len(self.landmarks)]
         positions = torch.cat([torch.stack([now, begin, goal], dim=1), further], dim=1)
@@ -182,7 +187,7 @@ class ThingsEncoder(nn.Module):
         along = torch.cat(
             [
                 chosen,
-                _seen_along(frames, positions).flatten(1),
+                sides(frames, positions, now).flatten(1),
                 _seen_along(frames[:, :1], moved).flatten(1),
                 frames.flatten(1),
                 scaled[..., : self.layout.arm].flatten(1),
@@ -191,7 +196,12 @@ class ThingsEncoder(nn.Module):
         )
         x = self.activation(heard(self.first(torch.cat([along, beside], dim=-1)), "encoder_0"))
         x = self.activation(heard(self.second(x), "encoder_1"))
-        return Seen(torch.cat([x, along], dim=-1), heading)
+        return Seen(torch.cat([x, along], dim=-1), frames[:, 0])
+
+    def _choose(self, raw: Tensor, heard: Listened) -> tuple[Tensor, Tensor]:
+        """The shares of things and of spots, [batch, n, 1] each."""
+        things, spots = (logits.softmax(dim=1).unsqueeze(-1) for logits in self.attention(raw, heard))
+        return (things.detach(), spots.detach()) if self.held else (things, spots)
 
     def attention(
         self, raw: Float[Tensor, "batch steps size"], heard: Listened
@@ -238,6 +248,21 @@ def _unit(vectors: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 2"]:
     first = torch.zeros_like(vectors)
     first[:, 0] = 1
     return torch.where(length > _NEAR, vectors / length.clamp(min=_NEAR), first)
+
+
+def sides(
+    frames: Float[Tensor, "batch ways 2"],
+    positions: Float[Tensor, "batch n 2"],
+    thing: Float[Tensor, "batch 2"],
+) -> Float[Tensor, "batch n seen"]:
+    """Return positions along and across all ways as they are, and again near zero alone.
+
+    Beside a way of a quarter of a metre, which side a thing stands on is a matter of centimetres: tanh blows
+    those up, and passes over what is far. The first way, the heading, is seen from the thing as well.
+    """
+    seen = _seen_along(frames, positions)
+    beside_thing = _seen_along(frames[:, :1], positions - thing[:, None])
+    return torch.cat([seen, torch.tanh(torch.cat([seen, beside_thing], dim=-1) / _FINE)], dim=-1)
 
 
 def _seen_along(

@@ -19,6 +19,7 @@ from torchfilm.data.table.wording import vocabulary
 from torchfilm.systems.diffusion_policy import build, describe, loss
 from torchfilm.systems.diffusion_policy.data import Recordings, Windows
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, PolicyConfig
+from torchfilm.systems.diffusion_policy.observing import ThingsEncoder
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
 from torchfilm.systems.diffusion_policy.recipe import Recipe
 from torchfilm.systems.diffusion_policy.understanding import (
@@ -169,7 +170,7 @@ def understand(
     demonstrations: Demonstrations,
     out: Path,
 ) -> Mapping[str, float]:
-    """Learn what the instructions mean, then hold the words fast; a run that is there is not repeated.
+    """Learn what the instructions mean, then hold words and looks fast; a run that is there is not repeated.
 
     Returns the loss and the shares of right answers at the end.
     """
@@ -193,6 +194,8 @@ def understand(
         done = result.train
     assert policy.reasoning is not None
     policy.reasoning.parts[INSTRUCTION].get_submodule("condition").requires_grad_(requires_grad=False)
+    if isinstance(policy.encoder, ThingsEncoder):
+        policy.encoder.held = True
     return done
 
 
