@@ -22,7 +22,7 @@ OPTIONS = {
     "train": "SYSTEM --recipe --data --out --minutes --steps --lr --seed --start --resume --train-split "
     "--val-split --scenes --perception --images --cache --json",
     "eval": "SYSTEM RUN --data --split --experiment --blind --families --limit --scenes --seed --out "
-    "--recipe --minutes --steps --seeds --only --perception --images --guidance --cache --json",
+    "--recipe --minutes --steps --seeds --only --perception --images --guidance --execution --cache --json",
     "compare": "SYSTEM --recipe --data --out --minutes --steps --seeds --scenes --only --json",
     "inspect": "SYSTEM RUN --data --split --out --points --scenes --seed --images --cache --json",
     "ask": "IMAGE QUESTION --model --json",

@@ -221,7 +221,7 @@ def test_an_interval_is_wilsons():
 def test_instructions_are_swapped_blanked_and_paraphrased(run):
     hearing = language_score(Policy(load(run[0])), scenes=4, seed=1, batch=4)
     assert set(hearing.effects) == {"repeat", "swap", "blank", "paraphrase"}
-    assert hearing.effects["repeat"].output.value == 0
+    assert hearing.effects["repeat"].success.value == 0
 
 
 def test_the_commands_train_and_measure(tmp_path, capsys, folder):

@@ -217,7 +217,8 @@ class ThingsEncoder(nn.Module):
 
     def where(self, batch: int, heard: Listened) -> Float[Tensor, "batch spots"]:
         """Return the logits of where the thing has to go: nowhere, further positions, landmarks."""
-        spots = self.spot.weight.expand(batch, -1, -1)
+        spots = self.spot(torch.arange(self.spot.num_embeddings, device=self.spot.weight.device))
+        spots = spots.expand(batch, -1, -1)
         return self.spot_score(self.activation(heard(spots, "spot"))).squeeze(-1)
 
     def rows(self, raw: Float[Tensor, "batch steps size"]) -> Float[Tensor, "batch things row"]:
