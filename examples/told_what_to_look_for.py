@@ -43,7 +43,7 @@ def main() -> None:
     torch.manual_seed(0)
     vit = tf.condition(ViT(), r"encoder\.layers\.\d\.norm2", tf.Classes(4, dim=16))
     optimiser = torch.optim.Adam(vit.parameters(), lr=3e-3)
-    for _ in range(300):
+    for _ in range(400):
         pictures, asked, corner = scenes(32)
         loss = nn.functional.cross_entropy(vit(pictures, cond=asked), corner)
         optimiser.zero_grad()
