@@ -26,9 +26,7 @@ def main() -> None:
     parser.add_argument("--execution", type=int, help="actions executed of each chunk; default: the run's")
     parser.add_argument("--minutes", type=float, help="what each training took, of one core")
     given = parser.parse_args()
-    if (
-        given.minutes is None or not given.runs
-    ):  # `make bench` runs every benchmark; this one needs a training
+    if given.minutes is None or not given.runs:  # `make bench` runs them all; this one needs trainings
         parser.print_help()
         return
     options = ["--execution", str(given.execution)] if given.execution else []

@@ -94,3 +94,11 @@ def test_what_does_not_fit_into_the_affine_takes_two_steps(monkeypatch):
 def test_wrong_sizes_are_refused_as_elsewhere():
     with pytest.raises(ValueError, match=r"FiLM site '0': gamma has size 3 where x has size 4"):
         trained(network("group"))(torch.randn(4, 6, 7), cond=torch.randn(3, 5))
+
+
+def test_a_site_that_is_no_norm_may_take_an_input_without_axes():
+    words = nn.Embedding(5, 3)
+    model = trained(tf.condition(nn.Sequential(words), "0", tf.Vector(2)))
+    with torch.no_grad():
+        y, m = model(torch.tensor(1), cond=torch.ones(2)), tf.modulations(model, torch.ones(2))["0"]
+    assert torch.allclose(y, film(words.weight[1], m.gamma, m.beta, -1))

@@ -79,9 +79,6 @@ def _rms(norm: nn.RMSNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
     return y + bias.reshape(-1)
 
 
-CHANNELS_SECOND = (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-"""Norms that are absorbed and whose channels are axis 1; those of the others are the last axis."""
-
 _ABSORBING = {
     nn.GroupNorm: _group,
     nn.InstanceNorm1d: partial(_instance, axes=3),
@@ -90,6 +87,11 @@ _ABSORBING = {
     nn.LayerNorm: _layer,
     nn.RMSNorm: _rms,
 }
+
+CHANNEL_AXIS: dict[type[nn.Module], int] = {
+    kind: -1 if kind in (nn.LayerNorm, nn.RMSNorm) else 1 for kind in _ABSORBING
+}
+"""The norms into which a modulation is absorbed, and on which axis of theirs the channels are."""
 
 
 def _reach(modulation: Modulation, x: Tensor, channels: int) -> Literal["all", "sample"] | None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from torchfilm.absorption import CHANNELS_SECOND, absorbed
+from torchfilm.absorption import CHANNEL_AXIS, absorbed
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
 from torchfilm.sites import Site
@@ -144,16 +144,15 @@ def _absorbed(module: Any, slot: Slot, args: tuple[Any, ...]) -> Tensor | None:
 
     A norm without an affine takes two: with one of ones it would round otherwise than before.
     """
-    site, value = slot.site, slot.value
-    x = args[0] if len(args) == 1 else None
+    axis = CHANNEL_AXIS.get(module._film_base)
+    if axis is None or module.weight is None or len(args) != 1:
+        return None
+    site, value, x = slot.site, slot.value, args[0]
     if not isinstance(x, Tensor) or not isinstance(value, Modulation) or type(slot.fusion) is not Film:
         return None
-    channel = 1 if issubclass(module._film_base, CHANNELS_SECOND) else x.ndim - 1
-    if (site.repeat, site.batch, site.field, site.dim % x.ndim) != (1, 0, None, channel):
+    if (site.repeat, site.batch, site.field) != (1, 0, None) or not x.ndim:
         return None
-    if getattr(module, "weight", None) is None:
-        return None
-    return absorbed(module._film_base, module, x, value)
+    return absorbed(module._film_base, module, x, value) if (site.dim - axis) % x.ndim == 0 else None
 
 
 def no_condition(where: str) -> str:

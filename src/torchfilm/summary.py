@@ -139,7 +139,7 @@ def explained(values: NDArray[Any], labels: Sequence[Any]) -> NDArray[np.float64
         >>> explained(np.array([[1.0, 5.0], [1.0, 7.0], [3.0, 5.0], [3.0, 7.0]]), "aabb").tolist()
         [1.0, 0.0]
     """
-    between, total = _variances(values, labels)
+    between, total = variances(values, labels)
     return np.divide(between, total, out=np.zeros_like(total), where=total > 0)
 
 
@@ -159,7 +159,7 @@ def _line(site: str, modulation: Modulation, labels: Sequence[Any] | None, close
     powers = np.square(np.where(values > floor, values, 0))
     between = None
     if every is not None:
-        parts, total = (part.sum() for part in _variances(both, every))
+        parts, total = (part.sum() for part in variances(both, every))
         between = float(parts / total) if powers.any() else 0.0
     return SiteSummary(
         site=site,
@@ -194,9 +194,7 @@ def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDA
     return rows(modulation.gamma), rows(modulation.beta), math.prod(shape[1:-1])
 
 
-def _variances(
-    values: NDArray[Any], labels: Sequence[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def variances(values: NDArray[Any], labels: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the sums of squares between labels, and all, for each channel."""
     mean = values.mean(axis=0, dtype=np.float64)
     between = np.zeros(values.shape[1])

@@ -176,6 +176,12 @@ def replace_file(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def write_json(path: Path, content: Any) -> Path:
+    """Write plain values as `replace_file` does, and return the path."""
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+    return path
+
+
 def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import newest_checkpoint, replace_file
+from .checkpoint import newest_checkpoint, write_json
 from .config import TrainConfig
 
 FREE_TO_CHANGE = ("checkpoint_seconds", "checkpoint_steps", "keep", "tensorboard")
@@ -53,7 +53,7 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
 def write_description(out: Path, description: Mapping[str, Any]) -> None:
     """Make the folder and its config.json."""
     out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / "config.json", (json.dumps(description, indent=1) + "\n").encode())
+    write_json(out / "config.json", description)
 
 
 def find_weights(out: Path) -> Path:

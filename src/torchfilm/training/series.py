@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .checkpoint import replace_file
+from .checkpoint import write_json
 
 Setting = TypeVar("Setting")
 Run = Callable[[Setting, int, Path], Mapping[str, float]]
@@ -76,7 +76,7 @@ def _checked(name: str, result: Mapping[str, float], shares: Sequence[str]) -> d
 
 
 def _keep(path: Path, content: Mapping[str, float]) -> None:
-    replace_file(path, json.dumps(dict(content), indent=1).encode())
+    write_json(path, dict(content))
 
 
 def _kept(path: Path, shares: Sequence[str]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
 from torchfilm.systems.diffusion_policy.recipe import Recipe
 from torchfilm.systems.diffusion_policy.running import train_policy
-from torchfilm.training.checkpoint import replace_file
+from torchfilm.training.checkpoint import write_json
 from torchfilm.training.series import Progress, run_all
 
 CLAIMED: dict[str, tuple[float, float, float]] = {
@@ -116,7 +116,7 @@ def hold(
     costs = control_step({name: out / name / "seed_0" for name in contest.names}, demonstrations)
     rows = {name: summary(found) | cost(costs, name) for name, found in results.items()}
     found = {"rows": rows, "claimed": CLAIMED, **description}
-    _write(out / "table.json", found)
+    write_json(out / "table.json", found)
     return found
 
 
@@ -141,6 +141,7 @@ def measured(policy: Policy, contest: Contest, minutes: float) -> dict[str, floa
         "push_held_out": report.success("push", held_out=True).value,
         "collisions_plain": report.rows["reach plain"].collisions.value,
         "collisions_avoid": report.rows["reach avoid"].collisions.value,
+        "push_collisions_avoid": report.rows["push avoid"].collisions.value,
         "energy_saved": report.energy_saved("reach"),
         "language": -swap.value,
         "minutes": minutes,
@@ -205,9 +206,5 @@ def _claim(out: Path, contest: Contest, episodes: int) -> dict[str, Any]:
             f"compare: expected in {out} a contest with {wanted}, found one with {found}. "
             "Use its numbers to go on, or another folder."
         )
-    _write(path, wanted)
+    write_json(path, wanted)
     return wanted
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +25,13 @@ from torchfilm.data.table.render import Renderer
 from torchfilm.data.table.solids import MIDDLE, SPAN
 from torchfilm.data.table.trials import Outcome
 from torchfilm.data.table.wording import Instruction
+from torchfilm.summary import variances
 from torchfilm.systems.diffusion_policy.evaluate import draw_scenes, in_all_manners
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
 from torchfilm.systems.diffusion_policy.rollouts import Arms
-from torchfilm.training.checkpoint import replace_file
+from torchfilm.training.checkpoint import replace_file, write_json
 
 PARTS = ("which", "what", "how")
 """What an instruction is made of: the thing, the deed with its place, the manner."""
@@ -88,7 +87,7 @@ def manners_figure(
         {"told": take.told.text, **take.outcome.to_dict(), "finger": take.path.round(4).tolist()}
         for take in takes
     ]
-    return [moving, still, _json(out / f"{what}_manners.json", rows)]
+    return [moving, still, write_json(out / f"{what}_manners.json", rows)]
 
 
 def film_takes(policy: Policy, episodes: Sequence[Episode], size: int) -> list[Take]:
@@ -159,7 +158,7 @@ def depth_figure(network: DiffusionPolicy, out: Path, *, points: int = 3000, see
         unit="share of the variance explained",
     )
     path = plot.save(figure, out / "depth.png")
-    return [path, _json(out / "depth.json", shares), _csv(out / "depth.csv", shares)]
+    return [path, write_json(out / "depth.json", shares), _csv(out / "depth.csv", shares)]
 
 
 @torch.no_grad()
@@ -189,15 +188,11 @@ def explained(values: Float[np.ndarray, "n channels"], labels: Sequence[str]) ->
     Adjusted for the number of groups, so that labels by chance explain 0 on average:
     1 - (1 - between / total) (n - 1) / (n - groups).
     """
-    names, group = np.unique(np.asarray(labels), return_inverse=True)
-    n, away = len(values), values - values.mean(axis=0)
-    total = float((away**2).sum())
-    if total < 1e-12 or len(names) in (1, n):
+    n, groups = len(values), len(set(labels))
+    between, total = (float(part.sum()) for part in variances(values, labels))
+    if total < 1e-12 or groups in (1, n):
         return 0.0
-    sums = np.zeros((len(names), values.shape[1]))
-    np.add.at(sums, group, away)
-    between = float((sums**2 / np.bincount(group)[:, None]).sum())
-    return max(0.0, 1 - (1 - between / total) * (n - 1) / (n - len(names)))
+    return max(0.0, 1 - (1 - between / total) * (n - 1) / (n - groups))
 
 
 def _paths(takes: Sequence[Take]) -> Figure:
@@ -219,11 +214,6 @@ def _paths(takes: Sequence[Take]) -> Figure:
         for take in takes
     ]
     return plot.paths_over_pictures([take.pictures[-1] for take in takes], pixels, titles)
-
-
-def _json(path: Path, content: Any) -> Path:
-    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
-    return path
 
 
 def _csv(path: Path, shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Path:

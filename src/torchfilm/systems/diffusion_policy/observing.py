@@ -17,6 +17,7 @@ from torchfilm.modulation import Modulation
 _REACH = 0.25  # metres: the unit of distances from the finger
 _BEHIND = 0.075 / _REACH  # from a thing's centre to where it is pushed from
 _FINE = 0.05 / _REACH  # distances at which it matters on which side something stands
+_SIDES = 14  # numbers that `sides` makes of a position for three ways
 _STEP = 0.02  # metres: the unit of what moved between two observations
 _SIZE = 0.03  # metres: the unit of radii
 _NEAR = 1e-4  # of the unit of distances: nearer than this has no direction
@@ -143,7 +144,7 @@ class ThingsEncoder(nn.Module):
         self.layout, self.steps = layout, steps
         further = (size - layout.size) // 2
         row = 2 * steps + 2 + 4 + (layout.thing - 2)
-        along = row + 14 * (3 + further) + 4 * (steps - 1) + 6 + steps * layout.arm
+        along = row + _SIDES * (3 + further) + 4 * (steps - 1) + 6 + steps * layout.arm
         self.sites = {
             "thing_0": width,
             "thing_1": width,
@@ -159,7 +160,7 @@ class ThingsEncoder(nn.Module):
         self.score = nn.Linear(width, 1)
         self.spot = nn.Embedding(1 + further + len(landmarks), width)
         self.spot_score = nn.Linear(width, 1)
-        self.beside = nn.Linear(14 + 1 + 1, width)
+        self.beside = nn.Linear(_SIDES + 1 + 1, width)
         self.first = nn.Linear(along + width, 2 * width)
         self.second = nn.Linear(2 * width, 2 * width)
         self.activation = nn.Mish()
@@ -168,7 +169,7 @@ class ThingsEncoder(nn.Module):
     def forward(self, raw: Float[Tensor, "batch steps size"], scaled: Tensor, heard: Listened) -> Seen:
         """Return the features and the heading of observations, in metres and scaled."""
         rows, spots = self.rows(raw), self.spots(raw)
-        attention, share = self._choose(raw, heard)
+        attention, share = self._choose(rows, heard)
         things = rows[..., : 2 * self.steps].unflatten(-1, (self.steps, 2))
         chosen = (attention * rows).sum(dim=1)
         thing = chosen[:, : 2 * self.steps].unflatten(-1, (self.steps, 2))
@@ -198,16 +199,19 @@ class ThingsEncoder(nn.Module):
         x = self.activation(heard(self.second(x), "encoder_1"))
         return Seen(torch.cat([x, along], dim=-1), frames[:, 0])
 
-    def _choose(self, raw: Tensor, heard: Listened) -> tuple[Tensor, Tensor]:
+    def _choose(self, rows: Tensor, heard: Listened) -> tuple[Tensor, Tensor]:
         """The shares of things and of spots, [batch, n, 1] each."""
-        things, spots = (logits.softmax(dim=1).unsqueeze(-1) for logits in self.attention(raw, heard))
+        things, spots = (logits.softmax(dim=1).unsqueeze(-1) for logits in self._logits(rows, heard))
         return (things.detach(), spots.detach()) if self.held else (things, spots)
 
     def attention(
         self, raw: Float[Tensor, "batch steps size"], heard: Listened
     ) -> tuple[Float[Tensor, "batch things"], Float[Tensor, "batch spots"]]:
         """Return the logits of which thing is looked at, and of where it has to go."""
-        return self.score(self.look(self.rows(raw), heard)).squeeze(-1), self.where(len(raw), heard)
+        return self._logits(self.rows(raw), heard)
+
+    def _logits(self, rows: Tensor, heard: Listened) -> tuple[Tensor, Tensor]:
+        return self.score(self.look(rows, heard)).squeeze(-1), self.where(len(rows), heard)
 
     def look(self, rows: Tensor, heard: Listened) -> Float[Tensor, "batch things width"]:
         """Return what is made of each thing's row."""

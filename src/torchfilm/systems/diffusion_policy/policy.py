@@ -46,8 +46,8 @@ class Policy:
         seed: int = 0,
     ) -> None:
         self.network, self.guidance, self.steps = network, guidance, steps
-        self.execution = network.config.execution if execution is None else execution
-        replace(network.config, execution=self.execution)  # refuses what goes beyond a chunk
+        config = network.config if execution is None else replace(network.config, execution=execution)
+        self.execution = config.execution
         self._words = Vocabulary(network.config.vocabulary)
         self._noise = torch.Generator().manual_seed(seed)
         self._heard: dict[str, Any] = {}

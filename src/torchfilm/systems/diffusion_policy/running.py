@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from torchfilm.training import (
     save_weights,
     train,
 )
+from torchfilm.training.checkpoint import write_json
 
 BALANCE = 0.5
 """How much long episodes are held back, see `Windows`."""
@@ -215,5 +215,5 @@ def save_policy(folder: Path, recipe: str, policy: DiffusionPolicy) -> None:
     """Write config.json and, last, weights.safetensors with the normalisation."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"recipe": recipe, "network": describe(policy.config)}
-    (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", content)
     save_weights(folder / "weights.safetensors", policy.state_dict())

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchfilm.blocks.text import real_words
 from torchfilm.conditions import Tokens
 from torchfilm.systems.diffusion_policy.data import Windows
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy
@@ -78,12 +79,11 @@ class Questions:
 def thinned(read: Read, share: float, rng: np.random.Generator) -> Read:
     """Return texts in which each word is left out with the chance `share`; of each one word stays."""
     tokens, lengths = read
-    real = torch.arange(tokens.shape[1]) < lengths[:, None]
-    chances = torch.from_numpy(rng.random(tokens.shape)).masked_fill(~real, -1.0)
+    chances = torch.from_numpy(rng.random(tokens.shape)).masked_fill(~real_words(tokens, lengths), -1.0)
     kept = (chances >= share) | (chances == chances.amax(dim=1, keepdim=True))
     order = (~kept).int().argsort(dim=1, stable=True)
     lengths = kept.sum(dim=1)
-    moved = tokens.gather(1, order).masked_fill(torch.arange(tokens.shape[1]) >= lengths[:, None], 0)
+    moved = tokens.gather(1, order).masked_fill(~real_words(tokens, lengths), 0)
     return moved[:, : int(lengths.max())], lengths
 
 

@@ -106,9 +106,8 @@ class QuestionBatches:
                 f"Change one of the two in the recipe."
             )
         num_scenes = draw.batch_size // per_scene
-        picked = self._order.indices(
-            Draw(draw.step, draw.seed, draw.progress, num_scenes)
-        )  # of all processes
+        of_all_processes = Draw(draw.step, draw.seed, draw.progress, num_scenes)
+        picked = self._order.indices(of_all_processes)
         rows = self._rows_of(picked, draw)
         part = draw.share(num_scenes)
         return self._batch(picked[part], rows[part])
