@@ -30,7 +30,8 @@ def small(**changes) -> DiffusionPolicy:
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    policy.action_scale.fit(torch.tensor([[-0.5, -0.3], [0.4, 0.6]]))
+    ranges = torch.tensor([[-0.5, -0.3], [0.4, 0.6]])
+    policy.action_scale.low[:], policy.action_scale.high[:] = ranges
     return policy.eval()
 
 

@@ -259,8 +259,17 @@ def test_numbers_are_scaled_by_least_and_largest_and_back():
     assert {"low", "high"} == set(scale.state_dict())
 
 
+def test_each_step_of_a_chunk_can_have_its_own_range():
+    scale = MinMax(3, 2)
+    near_to_far = torch.tensor([1.0, 2.0, 10.0])[:, None] * torch.tensor([[-1.0, -1.0], [1.0, 1.0]])[:, None]
+    scale.fit(near_to_far)
+    torch.testing.assert_close(scale(near_to_far[1:] / 2), torch.full((1, 3, 2), 0.5))
+    with pytest.raises(ValueError, match=r"expected rows of \(3, 2\) numbers, got \(4, 2\)"):
+        scale.fit(torch.ones(4, 2))
+
+
 def test_ranges_of_the_wrong_size_or_not_finite_are_refused():
-    with pytest.raises(ValueError, match=r"expected rows of 2 numbers, got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"expected rows of \(2,\) numbers, got \(3, 5\)"):
         MinMax(2).fit(torch.ones(3, 5))
     with pytest.raises(ValueError, match="expected finite numbers, got 1 that are not"):
         MinMax(2).fit(torch.tensor([[1.0, torch.nan]]))

@@ -54,10 +54,16 @@ def test_the_encoder_sees_the_spots_that_tasks_speak_of(run):
     np.testing.assert_allclose(spots.numpy(), expected, atol=1e-5)
 
 
-def test_actions_have_one_scale_when_the_network_turns(run):
+def test_actions_have_one_scale_in_all_directions_when_the_network_turns(run):
     scale = run[1].policy.action_scale
     assert scale.low.tolist() == (-scale.high).tolist()
-    assert scale.high[0] == scale.high[1]
+    assert torch.equal(scale.high[:, 0], scale.high[:, 1])
+
+
+def test_relative_actions_have_a_scale_for_each_step_of_a_chunk(run):
+    high = run[1].policy.action_scale.high
+    assert high.shape == (16, 2)
+    assert high[-1, 0] > 3 * high[1, 0]
 
 
 def recordings():

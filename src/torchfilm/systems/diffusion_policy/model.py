@@ -142,7 +142,8 @@ class DiffusionPolicy(nn.Module):
         super().__init__()
         self.config = config
         self.scale = MinMax(config.observation)
-        self.action_scale = MinMax(config.action)
+        steps = (config.horizon,) if config.relative else ()  # each its own range: see fit_scales
+        self.action_scale = MinMax(*steps, config.action)
         self.encoder = _build_encoder(config)
         dim = config.observations * config.observation if self.encoder is None else self.encoder.dim
         self.unet = ConditionalUnet1d(

@@ -1,4 +1,4 @@
-"""Numbers between -1 and 1: each dimension by its least and largest value, kept with the weights."""
+"""Numbers between -1 and 1: each by its least and largest value, kept with the weights."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_CONSTANT = 1e-4  # a dimension that moves less than this is constant, and becomes 0
+_CONSTANT = 1e-4  # a number that moves less than this is constant, and becomes 0
 
 
 class MinMax(nn.Module):
-    """y = 2 (x - low) / (high - low) - 1 for each dimension; low and high are buffers, saved with weights.
+    """y = 2 (x - low) / (high - low) - 1 for each number; low and high are buffers, saved with weights.
 
-    A constant dimension becomes 0 and not noise blown up. Numbers beyond what was seen go beyond -1 and 1.
+    A constant number becomes 0 and not noise blown up. Numbers beyond what was seen go beyond -1 and 1.
 
     Args:
-        dim: numbers on the last axis.
+        shape: sizes of the last axes, over which each number has its own range.
 
     Example:
         >>> scale = MinMax(2)
@@ -27,20 +27,20 @@ class MinMax(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.register_buffer("low", -torch.ones(dim))
-        self.register_buffer("high", torch.ones(dim))
+        self.register_buffer("low", -torch.ones(shape))
+        self.register_buffer("high", torch.ones(shape))
 
     @torch.no_grad()
-    def fit(self, values: Float[Tensor, "n dim"]) -> None:
-        """Take the least and largest of each column.
+    def fit(self, values: Float[Tensor, "n ..."]) -> None:
+        """Take the least and largest over the first axis.
 
-        Raises ValueError for another number of columns, no rows, or numbers that are not finite.
+        Raises ValueError for another shape, no rows, or numbers that are not finite.
         """
-        if values.ndim != 2 or values.shape[1] != len(self.low) or len(values) == 0:
+        if values.shape[1:] != self.low.shape or len(values) == 0:
             raise ValueError(
-                f"MinMax: expected rows of {len(self.low)} numbers, got {tuple(values.shape)}.\n"
+                f"MinMax: expected rows of {tuple(self.low.shape)} numbers, got {tuple(values.shape)}.\n"
                 f"Build the network for this data, or pass the data it was built for."
             )
         if not values.isfinite().all():
@@ -51,13 +51,13 @@ class MinMax(nn.Module):
         self.low.copy_(values.amin(dim=0))
         self.high.copy_(values.amax(dim=0))
 
-    def forward(self, values: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Return the numbers scaled to -1..1."""
+    def forward(self, values: Tensor) -> Tensor:
+        """Return numbers [..., *shape] scaled to -1..1."""
         half, middle, constant = self._scale()
         return torch.where(constant, 0, (values - middle) / half)
 
-    def inverse(self, values: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Return the numbers in their own unit."""
+    def inverse(self, values: Tensor) -> Tensor:
+        """Return numbers [..., *shape] in their own unit."""
         half, middle, constant = self._scale()
         return torch.where(constant, middle, values * half + middle)
 

@@ -99,13 +99,19 @@ def fitted(config: PolicyConfig, recordings: Recordings, words: Vocabulary) -> P
 
 
 def fit_scales(policy: DiffusionPolicy, windows: Windows, seed: int = 0) -> None:
-    """Take the ranges of observations and of actions from the recordings."""
+    """Take the ranges of observations and of actions from the recordings.
+
+    Relative actions get a range for each step of a chunk: the first are a sixth of the last, and with one
+    range for all they would be as blurred as the last, though they alone are executed.
+    """
     policy.scale.fit(windows.recordings.observations)
     count = min(_SAMPLED, len(windows))
     batch = windows.at(np.random.default_rng(seed).choice(len(windows), count, replace=False))
-    away = (batch.actions - policy.origin(batch.observations)).flatten(0, 1)
-    if policy.turns:
-        away = away.abs().amax().expand(1, away.shape[1])
+    away = batch.actions - policy.origin(batch.observations)
+    if not policy.config.relative:
+        away = away.flatten(0, 1)
+    if policy.turns:  # one range for all directions
+        away = away.abs().amax(dim=-1, keepdim=True).expand_as(away)
         away = torch.cat([-away, away])
     policy.action_scale.fit(away)
 
