@@ -9,16 +9,20 @@ Linear in every block, at every step.
 - blocks: gamma and beta in hand: what is left when generators cost nothing.
 - reasoning: as tables, and gamma(l), beta(l) of a reasoning vector of 128 numbers composed into every block.
 - reasoning, condition: the vector modulates the condition alone, as the released DiffusionVLA.
+- packed: as tables, with the convolutions' weights packed (`torchfilm.blocks.packing`).
+- packed, reasoning: both.
 
     python benchmarks/policy_speed.py        (a minute of one core)
 """
 
 import argparse
+import copy
 
 import torch
 from torch import Tensor, nn
 
 from measuring import against, save
+from torchfilm.blocks.packing import pack_convolutions
 from torchfilm.blocks.unet1d import ConditionalUnet1d
 from torchfilm.fusion import resolve
 from torchfilm.modulation import Modulation
@@ -63,7 +67,11 @@ def main() -> None:
     blocks, place = resolve("film").build(128, unet.sites), resolve("film").build(128, {"condition": 40})
     made = [unet.generator.modulations(row + unet.condition_rows(condition)) for row in table]
 
-    def tables(condition: Tensor = condition, injected: dict | None = None) -> Tensor:
+    packed = pack_convolutions(copy.deepcopy(unet))
+
+    def tables(
+        condition: Tensor = condition, injected: dict | None = None, unet: ConditionalUnet1d = unet
+    ) -> Tensor:
         own = unet.condition_rows(condition)
         for row in table:
             y = unet.denoise(x, unet.generator.modulations(row + own), injected=injected)
@@ -89,6 +97,8 @@ def main() -> None:
         "blocks": in_hand,
         "reasoning": lambda: tables(injected=blocks(z)),
         "reasoning, condition": through_condition,
+        "packed": lambda: tables(unet=packed),
+        "packed, reasoning": lambda: tables(injected=blocks(z), unet=packed),
     }
     worst = max(float((call() - in_form()).abs().max()) for call in candidates.values())
     found = against("original", candidates, rounds)
