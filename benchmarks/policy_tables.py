@@ -118,6 +118,21 @@ def _ranged(one: Mapping[str, float]) -> str:
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
+def policy_depth(results: Results) -> str:
+    """Which part of the instruction explains how much of each site's gamma and beta."""
+    found = results.get("policy_depth")
+    if found is None:
+        return PENDING
+    columns = [(name, part) for name in ("gamma", "beta") for part in ("which", "what", "how")]
+    rows = [
+        [f"`{site}`", *(f"{100 * shares[name][part]:.0f}" for name, part in columns)]
+        for site, shares in found["sites"].items()
+    ]
+    symbols = {"gamma": "γ", "beta": "β"}
+    note = f"{found['instructions']:,} instructions; `{found['command']}`, {found['date']}.\n"
+    return table(["%", *(f"{symbols[name]}: {part}" for name, part in columns)], rows) + "\n" + note
+
+
 WAYS = {
     "original": "Mish and Linear in every block, at every step: the original's form",
     "tables": "the steps' part from a table, the observation's once a chunk",
@@ -136,5 +151,5 @@ def policy_speed(results: Results) -> str:
         return PENDING
     ways = found["candidates"]
     rows = [[text, f"{ways[name]['ms']:.0f}", f"{ways[name]['ratio']:.3f}"] for name, text in WAYS.items()]
-    share = f"The generators are {100 * found['generators_share']:.1f} % of a step.\n"
+    share = f"The generators, alone, take {100 * found['generators_share']:.2f} % of a step with tables.\n"
     return table(["", "ms", "ratio"], rows) + "\n" + share + measured_on(found)

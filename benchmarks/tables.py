@@ -56,6 +56,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         reasoning_tables.data_size,
         reasoning_tables.cogent,
         policy_tables.policy_success,
+        policy_tables.policy_depth,
         policy_tables.policy_alternatives,
         policy_tables.policy_speed,
     )

@@ -356,6 +356,7 @@ def paths_over_pictures(pictures: Sequence[Array], paths: Sequence[Array], title
         ax.plot(*path[0], "o", color="black", fillstyle="none", markersize=7)
         ax.plot(*path[-1], "o", color="black", markersize=5)
         ax.set_title(title, fontsize=7)
+        ax.set_anchor("S")  # what is left of the height is the titles'
         ax.set_axis_off()
     return figure
 

@@ -1,7 +1,8 @@
 """A tiny untrained network that knows all of CLEVR's words, and the scenes that the page shows."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -50,3 +51,12 @@ def answerer(vocabulary: Vocabulary) -> Answerer:
 @pytest.fixture(scope="session")
 def scenes() -> RenderedScenes:
     return RememberedScenes()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from browsing import launch
+
+    browser = launch(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.quit()

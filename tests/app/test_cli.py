@@ -26,7 +26,7 @@ OPTIONS = {
     "compare": "SYSTEM --recipe --data --out --minutes --steps --seeds --scenes --only --json",
     "inspect": "SYSTEM RUN --data --split --out --points --scenes --seed --images --cache --json",
     "ask": "IMAGE QUESTION --model --json",
-    "serve": "--model --host --port --json",
+    "serve": "SYSTEM --model --host --port --json",
 }
 
 

@@ -1,8 +1,7 @@
 """The page in a real browser: ask, turn a dial, see the answer change; with mouse or keyboard alone."""
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,75 +9,36 @@ import pytest
 from PIL import Image
 
 from torchfilm.app.scenes import RenderedScenes
-from torchfilm.app.server import Running, create_app
+from torchfilm.app.server import create_app
+from torchfilm.app.serving import Running
 from torchfilm.systems.visual_reasoning.answering import Answerer
 
 pytest.importorskip("selenium", reason="selenium is not installed")
+from browsing import NEEDS_BROWSER, Opened, errors
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium or its driver is not installed"),
-]
+pytestmark = NEEDS_BROWSER
 
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1280,1000",
-]
 SEED, OTHER_SEED = 7, 8
 QUESTION = "How many red cubes are there?"
-PATIENCE = 60
 
 
-class Page:
+class Page(Opened):
     """The open page, in the words of the tests."""
-
-    def __init__(self, browser: webdriver.Chrome, address: str):
-        self.browser, self.address = browser, address
 
     def open(self, seed: int = SEED) -> None:
         """Open the page on a scene and wait for its first answer."""
         self.browser.get(f"{self.address}/?seed={seed}")
         self.until(lambda: self.verdict != "…" and not self.busy)
 
-    def until(self, condition: Callable[[], object]) -> None:
-        WebDriverWait(self.browser, PATIENCE, 0.05).until(lambda _: condition())
-
-    def find(self, selector: str) -> WebElement:
-        return self.browser.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.browser.find_elements(By.CSS_SELECTOR, selector)
-
-    def text(self, selector: str) -> str:
-        return self.find(selector).text
-
     def ask(self, question: str) -> None:
         box = self.find("#question")
         box.clear()
         box.send_keys(question, Keys.ENTER)
         self.until(lambda: not self.busy)
-
-    def press(self, *keys: str) -> None:
-        ActionChains(self.browser).send_keys(*keys).perform()
-
-    @property
-    def focused(self) -> WebElement:
-        return self.browser.switch_to.active_element
 
     @property
     def verdict(self) -> str:
@@ -101,29 +61,13 @@ def address(answerer: Answerer, scenes: RenderedScenes) -> Iterator[str]:
     running.stop()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    browser = webdriver.Chrome(options=options, service=service)
-    yield browser
-    browser.quit()
-
-
 @pytest.fixture
 def page(browser: webdriver.Chrome, address: str) -> Iterator[Page]:
-    browser.get_log("browser")
+    errors(browser)
     page = Page(browser, address)
     page.open()
     yield page
-    errors = [
-        entry["message"] for entry in browser.get_log("browser") if "status of 4" not in entry["message"]
-    ]
-    assert errors == []
+    assert errors(browser) == []
 
 
 @pytest.fixture(scope="module")

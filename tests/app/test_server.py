@@ -18,7 +18,8 @@ from PIL import Image
 
 from torchfilm.app.limits import BodyLimit, Limits
 from torchfilm.app.scenes import FreshScene, RenderedScenes
-from torchfilm.app.server import PAGE, Running, create_app, serve
+from torchfilm.app.server import create_app
+from torchfilm.app.serving import PAGE, Running, serve_app
 from torchfilm.systems.visual_reasoning.answering import Answerer
 
 QUESTION = "How many red cubes are there?"
@@ -380,7 +381,7 @@ def test_a_running_server_tells_its_address_and_ends_when_told(answerer, scenes)
         httpx.get(f"{running.address}/api/health", timeout=1, trust_env=False)
 
 
-def test_serving_tells_the_address_and_ends_with_ctrl_c(answerer, monkeypatch):
+def test_serving_tells_the_address_and_ends_with_ctrl_c(answerer, scenes, monkeypatch):
     addresses, replies = [], []
 
     def wait(running: Running) -> None:
@@ -388,7 +389,7 @@ def test_serving_tells_the_address_and_ends_with_ctrl_c(answerer, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Running, "wait", wait)
-    serve(answerer, port=0, ready=addresses.append)
+    serve_app(create_app(answerer, scenes), port=0, ready=addresses.append)
     assert replies == [200]
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{addresses[0]}/api/health", timeout=1, trust_env=False)
@@ -401,8 +402,8 @@ def test_a_port_that_is_taken_is_refused(answerer, scenes):
         with pytest.raises(
             ValueError, match=f"cannot listen on 127.0.0.1 port {port}: .*; choose another port"
         ):
-            serve(answerer, port=port)
+            serve_app(create_app(answerer, scenes), port=port)
         with pytest.raises(ValueError, match="cannot listen on port 99999: expected 0"):
-            serve(answerer, port=99999)
+            serve_app(create_app(answerer, scenes), port=99999)
     finally:
         running.stop()

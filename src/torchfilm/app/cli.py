@@ -23,7 +23,7 @@ COMMANDS = {
     "compare": ("compare", "Compare", "Train FiLM and the alternatives alike, and set them side by side."),
     "inspect": ("inspect", "Inspect", "Draw what is inside a trained system, with the numbers behind."),
     "ask": ("ask", "Ask", "Ask a picture a question."),
-    "serve": ("serve", "Serve", "Serve the page on which to ask, and to turn γ and β."),
+    "serve": ("serve", "Serve", "Serve a page: ask, and turn γ and β; or tell an arm what to do."),
 }
 """Name -> module in `commands`, class, what it does."""
 

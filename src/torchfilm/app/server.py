@@ -1,8 +1,8 @@
 """The page and the API behind it: ask a scene a question, turn γ and β, see the answer change.
 
-`create_app` builds the application, `serve` runs it. The application keeps a bounded number of recent
-pictures and nothing else; a scene is named by its seed and can always be made again. One picture or question
-is worked on at a time; a few more may wait; the rest are told to come back.
+`create_app` builds the application, `serving.serve_app` runs it. The application keeps a bounded number of
+recent pictures and nothing else; a scene is named by its seed and can always be made again. One picture or
+question is worked on at a time; a few more may wait; the rest are told to come back.
 """
 
 from __future__ import annotations
@@ -10,26 +10,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import logging
 import secrets
-import socket
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from PIL import Image
-from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from torchfilm.app.limits import BodyLimit, Gate, Limits, error_reply
+from torchfilm.app.limits import BodyLimit, Gate, Limits
 from torchfilm.app.messages import (
     LARGEST_SEED,
     AskReply,
@@ -42,7 +35,8 @@ from torchfilm.app.messages import (
     SceneReply,
     UploadReply,
 )
-from torchfilm.app.scenes import RenderedScenes, Scenes
+from torchfilm.app.scenes import Scenes
+from torchfilm.app.serving import add_errors, add_page
 from torchfilm.systems.visual_reasoning.answering import (
     Answer,
     Answerer,
@@ -52,14 +46,7 @@ from torchfilm.systems.visual_reasoning.answering import (
 from torchfilm.systems.visual_reasoning.pictures import frame, open_picture
 
 T = TypeVar("T")
-PAGE = Path(__file__).parent / "page"
 DISPLAY = (480, 320)
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-log = logging.getLogger(__name__)
 
 
 class GoneError(LookupError):
@@ -136,8 +123,9 @@ def create_app(answerer: Answerer, scenes: Scenes, limits: Limits | None = None)
         responses={code: {"model": ErrorReply} for code in (400, 404, 408, 413, 422, 429, 503)},
     )
     app.add_middleware(BodyLimit, limits=limits)
-    _add_errors(app)
-    _add_page(app)
+    add_errors(app)
+    _add_unknown_words(app)
+    add_page(app, {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"})
     _add_api(app, gate, Gallery(answerer, scenes, limits.pictures))
     return app
 
@@ -193,106 +181,13 @@ def _reply(answer: Answer) -> AskReply:
     )
 
 
-def _add_page(app: FastAPI) -> None:
-    def add(path: str, name: str) -> None:
-        @app.get(path, include_in_schema=False)
-        async def page() -> FileResponse:
-            return FileResponse(PAGE / name, headers={**HEADERS, "Cache-Control": "no-cache"})
-
-    add("/", "index.html")
-    for name in ("page.js", "page.css"):
-        add(f"/{name}", name)
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(StarletteHTTPException)
-    async def refused(request: Request, error: StarletteHTTPException) -> Response:
-        reason = error.detail
-        if error.status_code == 404 and reason == "Not Found":
-            reason = f"there is nothing at {request.url.path}; the page is at /, the API at /openapi.json"
-        if error.status_code == 405:
-            reason = f"{request.method} is not possible at {request.url.path}"
-        return error_reply(error.status_code, reason, dict(error.headers or {}))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return error_reply(
-                422, f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
-            )
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return error_reply(422, f"{where}: {first['msg']}" if where else str(first["msg"]))
-
+def _add_unknown_words(app: FastAPI) -> None:
     @app.exception_handler(UnknownWordError)
     async def unknown_word(_: Request, error: UnknownWordError) -> Response:
         return JSONResponse({"error": str(error), "word": error.word, "nearest": list(error.nearest)}, 400)
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_reply(500, "the server made a mistake; its log says which")
 
 
 def _data_url(image: np.ndarray) -> str:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG", compress_level=3)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-class Running:
-    """A server in a thread of its own: `address` is where it listens, `stop` ends it."""
-
-    def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 8000):
-        listener = _listen(host, port)
-        shown = f"[{host}]" if ":" in host else host
-        self.address = f"http://{shown}:{listener.getsockname()[1]}"
-        config = uvicorn.Config(app, log_level="warning", limit_concurrency=64, timeout_graceful_shutdown=2)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Return when the server has ended."""
-        while self._thread.is_alive():
-            self._thread.join(1)
-
-    def stop(self) -> None:
-        """End the server and wait for it."""
-        self._server.should_exit = True
-        self._thread.join(10)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise ValueError(f"cannot listen on port {port}: expected 0 (any free one) to 65535")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(
-            f"cannot listen on {host} port {port}: {reason}; choose another port, 0 for any free one"
-        ) from None
-
-
-def serve(
-    answerer: Answerer,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    ready: Callable[[str], None] | None = None,
-    scenes: Scenes | None = None,
-) -> None:
-    """Serve the page until Ctrl-C; `ready` is called with its address as soon as it listens.
-
-    port 0 takes any free one. scenes: None renders CLEVR scenes at the network's size. Raises ValueError if
-    the port cannot be had.
-    """
-    scenes = scenes or RenderedScenes(small=(answerer.width, answerer.height))
-    running = Running(create_app(answerer, scenes), host, port)
-    if ready is not None:
-        ready(running.address)
-    try:
-        running.wait()
-    except KeyboardInterrupt:
-        running.stop()

@@ -113,7 +113,7 @@ def test_relative_actions_move_with_the_finger():
 
 
 @pytest.mark.parametrize("spot", [0, 2, 3])
-def test_the_heading_leads_from_the_thing_to_its_goal_or_to_a_thing_that_goes_nowhere(spot: int):
+def test_the_heading_leads_to_the_thing_or_close_behind_one_that_has_to_go_somewhere(spot: int):
     encoder, o = small(landmarks=((0.2, -0.4),)).encoder, observations(4)
     with torch.no_grad():
         encoder.score.weight.zero_()  # each thing is meant by a half
@@ -122,8 +122,9 @@ def test_the_heading_leads_from_the_thing_to_its_goal_or_to_a_thing_that_goes_no
     found = encoder(o, o, Listened(resolve("film"), None)).heading.numpy()
     for row, heading in zip(o[:, -1].double().numpy(), found, strict=True):
         finger, thing = row[1:3], (row[3:5] + row[8:10]) / 2
-        begin, end = {0: (finger, thing), 2: (thing, row[15:17]), 3: (thing, [0.2, -0.4])}[spot]
-        way = np.subtract(end, begin)
+        goal = {0: thing, 2: row[15:17], 3: np.array([0.2, -0.4])}[spot] - thing
+        behind = 0.0375 * goal / (np.linalg.norm(goal) or 1.0)
+        way = thing - behind - finger
         np.testing.assert_allclose(heading, way / np.linalg.norm(way), atol=1e-5)
 
 
@@ -145,15 +146,15 @@ def test_what_is_beside_a_way_is_seen_finely_from_the_finger_and_from_the_thing(
     for b in range(4):
         for n, spot in enumerate(spots[b]):
             along = [way @ spot for way in ways[b]] + [way[0] * spot[1] - way[1] * spot[0] for way in ways[b]]
-            way, away = ways[b, 0], spot - thing[b]
+            way, away = ways[b, 1], spot - thing[b]
             fine = [*along, way @ away, way[0] * away[1] - way[1] * away[0]]
             np.testing.assert_allclose(found[b, n], [*along, *np.tanh(np.array(fine) * 5)])
 
 
-def test_without_a_way_left_the_heading_is_the_first_axis():
+def test_a_goal_without_a_way_is_taken_to_lie_along_the_first_axis():
     encoder, o = small(landmarks=((0.0, 0.0),)).encoder, torch.zeros(1, 2, 17)
     seen = encoder(o, o, Listened(resolve("film"), None))
-    assert seen.heading.tolist() == [[1.0, 0.0]]
+    assert seen.heading.tolist() == [[-1.0, 0.0]]  # the finger stands on the thing, and belongs behind it
     assert seen.features.isfinite().all()
 
 

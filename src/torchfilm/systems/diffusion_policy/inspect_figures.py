@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,25 +126,16 @@ def side_by_side(takes: Sequence[Take]) -> bytes:
     return content.getvalue()
 
 
+Shares = dict[str, dict[str, dict[str, float]]]
+"""Site -> "gamma" or "beta" -> part of the instruction -> share of the variance that it explains.
+
+"deviation" beside the parts is the root of the mean variance over channels.
+"""
+
+
 def depth_figure(network: DiffusionPolicy, out: Path, *, points: int = 3000, seed: int = 0) -> list[Path]:
     """What the instruction does to γ and β by depth: the share of their variance that each part explains."""
-    rng = np.random.default_rng([seed, 11])
-    told = [sample_episode(rng).told[0] for _ in range(points)]
-    parts = {
-        "which": [one.which for one in told],
-        "what": [f"{one.task.what} {one.task.place or ''}" for one in told],
-        "how": [one.task.how for one in told],
-    }
-    heard = heard_by_site(network, [one.text for one in told])
-    shares: dict[str, dict[str, dict[str, float]]] = {}
-    for site, modulation in heard.items():
-        values = {"gamma": modulation.gamma, "beta": modulation.beta}
-        shares[site] = {
-            name: {part: explained(value.numpy(), parts[part]) for part in PARTS}
-            | {"deviation": float(value.std(dim=0).square().mean().sqrt())}
-            for name, value in values.items()
-            if isinstance(value, torch.Tensor)
-        }
+    shares = shares_by_site(network, points=points, seed=seed)
     columns = [(symbol, name, part) for symbol, name in (("γ", "gamma"), ("β", "beta")) for part in PARTS]
     grid = np.array(
         [[found.get(name, {}).get(part, 0.0) for _, name, part in columns] for found in shares.values()]
@@ -159,6 +150,27 @@ def depth_figure(network: DiffusionPolicy, out: Path, *, points: int = 3000, see
     )
     path = plot.save(figure, out / "depth.png")
     return [path, write_json(out / "depth.json", shares), _csv(out / "depth.csv", shares)]
+
+
+def shares_by_site(network: DiffusionPolicy, *, points: int = 3000, seed: int = 0) -> Shares:
+    """Which part of the instruction explains how much of each site's γ and β, over fresh instructions."""
+    rng = np.random.default_rng([seed, 11])
+    told = [sample_episode(rng).told[0] for _ in range(points)]
+    parts = {
+        "which": [one.which for one in told],
+        "what": [f"{one.task.what} {one.task.place or ''}" for one in told],
+        "how": [one.task.how for one in told],
+    }
+    shares: Shares = {}
+    for site, modulation in heard_by_site(network, [one.text for one in told]).items():
+        values = {"gamma": modulation.gamma, "beta": modulation.beta}
+        shares[site] = {
+            name: {part: explained(value.numpy(), parts[part]) for part in PARTS}
+            | {"deviation": float(value.std(dim=0).square().mean().sqrt())}
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+    return shares
 
 
 @torch.no_grad()
@@ -216,7 +228,7 @@ def _paths(takes: Sequence[Take]) -> Figure:
     return plot.paths_over_pictures([take.pictures[-1] for take in takes], pixels, titles)
 
 
-def _csv(path: Path, shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Path:
+def _csv(path: Path, shares: Shares) -> Path:
     content = io.StringIO()
     writer = csv.writer(content)
     writer.writerow(("site", "parameter", *PARTS, "deviation"))

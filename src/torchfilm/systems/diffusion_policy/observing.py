@@ -17,7 +17,7 @@ from torchfilm.modulation import Modulation
 _REACH = 0.25  # metres: the unit of distances from the finger
 _BEHIND = 0.075 / _REACH  # from a thing's centre to where it is pushed from
 _FINE = 0.05 / _REACH  # distances at which it matters on which side something stands
-_SIDES = 14  # numbers that `sides` makes of a position for three ways
+_SIDES = 18  # numbers that `sides` makes of a position for four ways
 _STEP = 0.02  # metres: the unit of what moved between two observations
 _SIZE = 0.03  # metres: the unit of radii
 _NEAR = 1e-4  # of the unit of distances: nearer than this has no direction
@@ -108,11 +108,12 @@ class ThingsEncoder(nn.Module):
         h_t = mish(FiLM(W_2 mish(FiLM(W_1 t)) + mean_s h_s)),  a = softmax_t(w . h_t),  thing = sum_t a_t t
         b = softmax_s(v . mish(FiLM(e_s))),  goal = sum_s b_s s    (nowhere: the thing itself)
 
-    The heading is the direction from the thing to the goal, and where it goes nowhere, from the finger to the
-    thing. All positions are then seen from the finger, along and across three ways: the heading, the way to
-    the thing, and that to where the finger begins (behind a thing that is pushed, at one that is reached).
-    The shorter side of an obstacle is a sign there, wherever things stand. Two layers, which listen too, read
-    that; the network behind acts along the heading.
+    The goal way is the direction from the thing to the goal, and where it goes nowhere, from the finger to
+    the thing; the finger begins behind a thing that is pushed, at one that is reached. The heading goes from
+    the finger to halfway between where it begins and the thing: there it never stands, so nothing flips. All
+    positions are then seen from the finger, along and across four ways: the heading, the goal way, the way to
+    the thing, and that to where the finger begins. The shorter side of an obstacle is a sign there, wherever
+    things stand. Two layers, which listen too, read that; the network behind acts along the heading.
 
     Args:
         layout: of the observation's numbers.
@@ -144,7 +145,7 @@ class ThingsEncoder(nn.Module):
         self.layout, self.steps = layout, steps
         further = (size - layout.size) // 2
         row = 2 * steps + 2 + 4 + (layout.thing - 2)
-        along = row + _SIDES * (3 + further) + 4 * (steps - 1) + 6 + steps * layout.arm
+        along = row + _SIDES * (3 + further) + 4 * (steps - 1) + 8 + steps * layout.arm
         self.sites = {
             "thing_0": width,
             "thing_1": width,
@@ -175,12 +176,13 @@ class ThingsEncoder(nn.Module):
         thing = chosen[:, : 2 * self.steps].unflatten(-1, (self.steps, 2))
         now = thing[:, -1]
         goal = share[:, 0] * now + (share[:, 1:] * spots).sum(dim=1)
-        heading = _unit(goal - now + share[:, 0] * now)
-        begin = now - (1 - share[:, 0]) * _BEHIND * heading
-        frames = torch.stack([heading, _unit(now), begin], dim=1).detach()
+        goal_way = _unit(goal - now + share[:, 0] * now)
+        behind = (1 - share[:, 0]) * _BEHIND * goal_way
+        begin, heading = now - behind, _unit(now - behind / 2)
+        ways = torch.stack([heading, goal_way, _unit(now), begin], dim=1).detach()
 
         radius = rows[..., 2 * self.steps + 6, None]
-        beside = torch.cat([sides(frames, things[:, :, -1], now), radius, attention], dim=-1)
+        beside = torch.cat([sides(ways, things[:, :, -1], now), radius, attention], dim=-1)
         beside = self.activation(self.beside(beside)).mean(dim=1)
         further = spots[:, : spots.shape[1] - len(self.landmarks)]
         positions = torch.cat([torch.stack([now, begin, goal], dim=1), further], dim=1)
@@ -188,16 +190,16 @@ class ThingsEncoder(nn.Module):
         along = torch.cat(
             [
                 chosen,
-                sides(frames, positions, now).flatten(1),
-                _seen_along(frames[:, :1], moved).flatten(1),
-                frames.flatten(1),
+                sides(ways, positions, now).flatten(1),
+                _seen_along(ways[:, :1], moved).flatten(1),
+                ways.flatten(1),
                 scaled[..., : self.layout.arm].flatten(1),
             ],
             dim=-1,
         )
         x = self.activation(heard(self.first(torch.cat([along, beside], dim=-1)), "encoder_0"))
         x = self.activation(heard(self.second(x), "encoder_1"))
-        return Seen(torch.cat([x, along], dim=-1), frames[:, 0])
+        return Seen(torch.cat([x, along], dim=-1), ways[:, 0])
 
     def _choose(self, rows: Tensor, heard: Listened) -> tuple[Tensor, Tensor]:
         """The shares of things and of spots, [batch, n, 1] each."""
@@ -256,27 +258,28 @@ def _unit(vectors: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 2"]:
 
 
 def sides(
-    frames: Float[Tensor, "batch ways 2"],
+    ways: Float[Tensor, "batch ways 2"],
     positions: Float[Tensor, "batch n 2"],
     thing: Float[Tensor, "batch 2"],
 ) -> Float[Tensor, "batch n seen"]:
     """Return positions along and across all ways as they are, and again near zero alone.
 
     Beside a way of a quarter of a metre, which side a thing stands on is a matter of centimetres: tanh blows
-    those up, and passes over what is far. The first way, the heading, is seen from the thing as well.
+    those up, and passes over what is far. The second way, the goal way, is seen from the thing as well: what
+    stands beside that one is in the way of what is pushed.
     """
-    seen = _seen_along(frames, positions)
-    beside_thing = _seen_along(frames[:, :1], positions - thing[:, None])
+    seen = _seen_along(ways, positions)
+    beside_thing = _seen_along(ways[:, 1:2], positions - thing[:, None])
     return torch.cat([seen, torch.tanh(torch.cat([seen, beside_thing], dim=-1) / _FINE)], dim=-1)
 
 
 def _seen_along(
-    frames: Float[Tensor, "batch frames 2"], positions: Float[Tensor, "batch n 2"]
-) -> Float[Tensor, "batch n frames_times_2"]:
-    """Return the products of positions with each frame's first axis, and with the axis across it.
+    ways: Float[Tensor, "batch ways 2"], positions: Float[Tensor, "batch n 2"]
+) -> Float[Tensor, "batch n ways_times_2"]:
+    """Return the products of positions with each way, and with the axis across it.
 
     For a unit vector these are coordinates; a longer way counts in its length, and none is a smooth zero.
     """
-    along = torch.einsum("bfx,bnx->bnf", frames, positions)
-    across = torch.einsum("bfx,bnx->bnf", torch.stack([-frames[..., 1], frames[..., 0]], -1), positions)
+    along = torch.einsum("bwx,bnx->bnw", ways, positions)
+    across = torch.einsum("bwx,bnx->bnw", torch.stack([-ways[..., 1], ways[..., 0]], -1), positions)
     return torch.cat([along, across], dim=-1)
