@@ -88,29 +88,51 @@ def policy_alternatives(results: Results) -> str:
     found = results.get("diffusion_policy_alternatives")
     if found is None:
         return PENDING
-    rows = []
+    reached, cost = [], []
+    shares = ("reach", "push", "reach_held_out", "push_held_out", "collisions_avoid", "push_collisions_avoid")
     for name, row in found["rows"].items():
-        claimed = found["claimed"].get(name)
-        rows.append(
+        called, claimed = name.replace("_", " "), found["claimed"].get(name)
+        reached.append([called, *(_ranged(row[key]) for key in (*shares, "energy_saved", "language"))])
+        paper = row["parameters_added_paper"]
+        cost.append(
             [
-                name.replace("_", " "),
-                *(_ranged(row[key]) for key in ("reach", "push", "reach_held_out", "collisions_avoid")),
-                *(_ranged(row[key]) for key in ("energy_saved", "language")),
+                called,
                 f"{100 * row['parameters_added']:+.1f} %",
-                f"{row['milliseconds_added']:+.2f}",
+                "–" if paper is None else f"{100 * paper:+.2f} %",
+                f"{row['milliseconds_added']:+.1f}",
                 f"{row['time']:.2f}",
+                f"{row['training_time']:.2f}",
                 "–" if claimed is None else f"{claimed[0]:g} %, {claimed[1]:g} ms, {claimed[2]:+g} %",
             ]
         )
-    head = ["", "reach %", "push %", "reach, held-out wording %", "collisions when told to avoid %"]
-    head += ["energy when told to save, % of plain", "lost by another's instruction, points"]
-    head += ["parameters", "ms", "time", "claimed elsewhere"]
+    first = [
+        "%",
+        "reach",
+        "push",
+        "reach, held-out words",
+        "push, held-out words",
+        "a reach told to avoid touches",
+    ]
+    first += [
+        "a push told to avoid touches",
+        "energy told to save, of plain",
+        "lost by another's instruction",
+    ]
+    then = [
+        "beside one that hears nothing",
+        "parameters",
+        "at the paper's size",
+        "control step, ms",
+        "control step",
+    ]
+    then += ["training step", "claimed elsewhere"]
     budget = f"{found['minutes']:g} minutes" if found["minutes"] else f"{found['steps']:,} steps"
+    seeds = max(row["seeds"] for row in found["rows"].values())
     note = (
-        f"{budget} of one core each, {max(row['seeds'] for row in found['rows'].values())} seeds, "
-        f"{found['scenes']} scenes; {found['date']}: `{found['command']}`.\n"
+        f"{budget} of one core each, {seeds} seeds (their mean, least and most), {found['scenes']} scenes in "
+        f"four manners; {found['date']}: `{found['command']}`.\n"
     )
-    return table(head, rows) + "\n" + note
+    return table(first, reached) + "\n" + table(then, cost) + "\n" + note
 
 
 def _ranged(one: Mapping[str, float]) -> str:

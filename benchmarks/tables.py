@@ -24,6 +24,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SYSTEMS = ROOT / "src" / "torchfilm" / "systems"
 PAGES = (
     ROOT / "README.md",
+    ROOT / "docs" / "alternatives.md",
     *(SYSTEMS / name / "README.md" for name in ("visual_reasoning", "diffusion_policy")),
 )
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)

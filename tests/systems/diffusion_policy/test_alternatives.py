@@ -7,7 +7,13 @@ import pytest
 
 from torchfilm.app.cli import main
 from torchfilm.systems.diffusion_policy import RECIPES
-from torchfilm.systems.diffusion_policy.alternatives import ALTERNATIVES, Contest, hold, summary
+from torchfilm.systems.diffusion_policy.alternatives import (
+    ALTERNATIVES,
+    Contest,
+    added_at_paper_size,
+    hold,
+    summary,
+)
 from torchfilm.training import TrainConfig
 from torchfilm.training.series import RESULT
 
@@ -37,6 +43,8 @@ def test_a_contest_is_held_once_and_grows_by_names(shown, tmp_path):
     assert row["seeds"] == 1
     assert 0 <= row["reach"]["mean"] <= 1
     assert row["parameters_added"] > 0
+    assert row["time"] > 0
+    assert row["training_time"] > 0
     kept = (tmp_path / "out" / "film" / "seed_0" / RESULT).read_bytes()
     more = hold(replace(contest, names=("film", "cross_attention")), shown, tmp_path / "out")
     assert (tmp_path / "out" / "film" / "seed_0" / RESULT).read_bytes() == kept
@@ -51,6 +59,18 @@ def test_every_alternative_is_a_change_of_one_config():
     configs = [change(RECIPES["laptop"].config) for change in ALTERNATIVES.values()]
     assert configs[0] == RECIPES["laptop"].config
     assert len({repr(config) for config in configs}) == len(configs)
+
+
+def test_what_is_added_at_the_papers_size_is_what_brings_the_reasoning_to_its_places():
+    words = ("go", "on")
+    added = {name: added_at_paper_size(name, words) for name in ALTERNATIVES}
+    channels = 2 * (256 + 512 + 1024) + 2 * 1024 + 2 * 512 + 2 * 256  # two blocks down and up, two between
+    silent = added["film"] ** -1 * 129 * 2 * channels  # z of 128 numbers and a constant make gamma and beta
+    assert 65e6 < silent < 67e6
+    assert added["scale"] == added["bias"] == added["film"] / 2
+    assert added["film_low_rank"] < 0.005
+    assert added["concat_matched"] == pytest.approx(added["film"], rel=0.02)
+    assert added["encoder_only"] is None
 
 
 def test_seeds_are_summed_up_by_mean_and_range():

@@ -85,10 +85,11 @@ def show(found: Mapping[str, Any]) -> None:
                 f"{row['parameters_added']:+.1%}",
                 f"{row['milliseconds_added']:+.2f}",
                 f"{row['time']:.2f}",
+                f"{row['training_time']:.2f}",
             ]
         )
     head = ["", "seeds", "reach %", "push %", "held out %", "collisions %", "energy %", "language"]
-    table([*head, "parameters", "ms", "time"], rows)
+    table([*head, "parameters", "ms", "step", "training"], rows)
 
 
 def _ranged(one: Mapping[str, float]) -> str:

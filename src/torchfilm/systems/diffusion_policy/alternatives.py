@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from torchfilm.comparison import Comparison, compare
 from torchfilm.data.table.demonstrations import Demonstrations
-from torchfilm.systems.diffusion_policy import load
+from torchfilm.systems.diffusion_policy import load, loss
+from torchfilm.systems.diffusion_policy.data import Batch, Windows, rows_of
 from torchfilm.systems.diffusion_policy.evaluate import evaluate, language_score
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, PolicyConfig
 from torchfilm.systems.diffusion_policy.policy import Policy
-from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
-from torchfilm.systems.diffusion_policy.recipe import Recipe
-from torchfilm.systems.diffusion_policy.running import train_policy
+from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
+from torchfilm.systems.diffusion_policy.recipe import RECIPES, Recipe
+from torchfilm.systems.diffusion_policy.running import recordings_of, train_policy
 from torchfilm.training.checkpoint import write_json
 from torchfilm.training.series import Progress, run_all
+
+_BATCH = 64  # windows of the training step that is timed
 
 CLAIMED: dict[str, tuple[float, float, float]] = {
     "film": (92.3, 1.2, 0.5),
@@ -38,7 +41,7 @@ def _fields(**changes: Any) -> Callable[[PolicyConfig], PolicyConfig]:
 
 ALTERNATIVES: dict[str, Callable[[PolicyConfig], PolicyConfig]] = {
     "film": _fields(),
-    "film_low_rank": _fields(head="lowrank:4"),
+    "film_low_rank": _fields(head="lowrank:16"),
     "scale": _fields(fusion="scale"),
     "bias": _fields(fusion="bias"),
     "concat": _fields(fusion="concat"),
@@ -113,8 +116,8 @@ def hold(
     configs = {name: ALTERNATIVES[name](contest.recipe.config) for name in contest.names}
     seeds = range(contest.seeds)
     results = run_all(configs, run, out, seeds=seeds, shares=("reach", "push"), progress=progress)
-    costs = control_step({name: out / name / "seed_0" for name in contest.names}, demonstrations)
-    rows = {name: summary(found) | cost(costs, name) for name, found in results.items()}
+    costs = Costs.of({name: load(out / name / "seed_0") for name in contest.names}, demonstrations)
+    rows = {name: summary(found) | costs.row(name) for name, found in results.items()}
     found = {"rows": rows, "claimed": CLAIMED, **description}
     write_json(out / "table.json", found)
     return found
@@ -155,34 +158,87 @@ class ControlStep(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, observations: Tensor, conditions: Mapping[str, Any]) -> Tensor:
-        """Return the chunk."""
-        return self.policy.sample(observations, conditions)
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the chunk for the first of the batch."""
+        return self.policy.sample(batch.observations[:1], rows_of(batch.reasoning, torch.tensor([0])))
 
 
-def control_step(folders: Mapping[str, Path], demonstrations: Demonstrations, rounds: int = 15) -> Comparison:
-    """Time one control step of each trained policy, in turn, beside one that hears nothing ("silent")."""
-    policies = {name: load(folder) for name, folder in folders.items()}
-    first = next(iter(policies.values()))
-    silent = DiffusionPolicy(replace(first.config, vocabulary=(), vectors=(), listens=("blocks",)))
-    state = np.concatenate((demonstrations.state[:1], demonstrations.environment[:1]), axis=1)
-    observation = torch.from_numpy(state.astype(np.float32))[None].expand(1, first.config.observations, -1)
-    words = Vocabulary(first.config.vocabulary)([demonstrations.episodes[0].told[0].text])
-    steps: dict[str, nn.Module] = {"silent": ControlStep(silent)}
-    steps |= {name: ControlStep(policy) for name, policy in policies.items()}
-    return compare(steps, {"observations": observation, "conditions": {INSTRUCTION: words}}, rounds=rounds)
+class TrainingStep(nn.Module):
+    """One step of training without the optimiser's: the loss of a batch and its gradient."""
+
+    def __init__(self, policy: DiffusionPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss; the gradients are dropped."""
+        with torch.enable_grad():
+            value = loss(self.policy, batch).value
+            value.backward()
+        self.policy.zero_grad(set_to_none=True)
+        return value.detach()
 
 
-def cost(costs: Comparison, name: str) -> dict[str, Any]:
-    """Parameters added in percent, and milliseconds of a control step beside those without reasoning."""
-    silent, row = costs["silent"], costs[name]
-    return {
-        "parameters": row.parameters,
-        "parameters_added": row.parameters / silent.parameters - 1,
-        "milliseconds": row.milliseconds,
-        "milliseconds_added": row.milliseconds - silent.milliseconds,
-        "time": row.ratio,
-    }
+@dataclass(frozen=True)
+class Costs:
+    """What the alternatives cost, beside the same policy that hears nothing ("silent").
+
+    Attributes:
+        control, training: a `ControlStep` and a `TrainingStep`, measured in turn.
+        policies: by name.
+    """
+
+    control: Comparison
+    training: Comparison
+    policies: Mapping[str, DiffusionPolicy]
+
+    @classmethod
+    def of(
+        cls, policies: Mapping[str, DiffusionPolicy], demonstrations: Demonstrations, rounds: int = 15
+    ) -> Costs:
+        """Measure; policies of the same observations and words."""
+        config = next(iter(policies.values())).config
+        recordings = recordings_of(demonstrations, Vocabulary(config.vocabulary))
+        windows = Windows(recordings, config.observations, config.horizon)
+        batch = windows.at(np.random.default_rng(0).choice(len(windows), _BATCH))
+        silent = DiffusionPolicy(replace(config, vocabulary=(), vectors=(), listens=("blocks",)))
+        every = {"silent": silent, **policies}
+        control = compare(
+            {name: ControlStep(one) for name, one in every.items()}, {"batch": batch}, rounds=rounds
+        )
+        training = compare(
+            {name: TrainingStep(one) for name, one in every.items()}, {"batch": batch}, rounds=rounds
+        )
+        return cls(control, training, policies)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Shares of the silent policy: parameters added, and times; milliseconds of a control step."""
+        silent, row = self.control["silent"], self.control[name]
+        return {
+            "parameters": row.parameters,
+            "parameters_added": _listening(self.policies[name]) / silent.parameters,
+            "parameters_added_paper": added_at_paper_size(name, self.policies[name].config.vocabulary),
+            "milliseconds": row.milliseconds,
+            "milliseconds_added": row.milliseconds - silent.milliseconds,
+            "time": row.ratio,
+            "training_time": self.training[name].ratio,
+        }
+
+
+def added_at_paper_size(name: str, vocabulary: tuple[str, ...]) -> float | None:
+    """The share of parameters that an alternative adds to the paper's network; None where it has no place."""
+    if name == "encoder_only":  # the paper's state needs no encoder
+        return None
+    silent = RECIPES["paper"].config
+    config = ALTERNATIVES[name](replace(silent, vocabulary=vocabulary))
+    with torch.device("meta"):
+        policies = [DiffusionPolicy(one) for one in (silent, config)]
+    return _listening(policies[1]) / sum(p.numel() for p in policies[0].parameters())
+
+
+def _listening(policy: DiffusionPolicy) -> int:
+    """Parameters that bring the reasoning to its places."""
+    return sum(parameter.numel() for parameter in policy.listeners.parameters())
 
 
 def _description(contest: Contest, episodes: int) -> dict[str, Any]:
