@@ -107,17 +107,19 @@ def machine() -> str:
 def save(name: str, numbers: Mapping[str, Any], command: str = "") -> None:
     """Write results/NAME.json: when, with what, on what, by which command; then the numbers.
 
-    command: what stands after "python benchmarks/", where paths are to be left out; else what was typed.
+    command: what stands after "python benchmarks/", where paths are to be left out, or a whole `torchfilm`
+        command; else what was typed.
     """
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
+    command = command or " ".join([f"{name}.py", *sys.argv[1:]])
     content = {
         "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
         "machine": machine(),
-        "command": f"python benchmarks/{command or ' '.join([f'{name}.py', *sys.argv[1:]])}",
+        "command": command if command.startswith("torchfilm ") else f"python benchmarks/{command}",
         **numbers,
     }
     text = json.dumps(content, indent=2) + "\n"
