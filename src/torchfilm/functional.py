@@ -207,7 +207,7 @@ def _affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """Return gamma * x + beta of aligned tensors, not yet rounded, in the form that is fastest here."""
     if torch.compiler.is_compiling() or beta.dtype != gamma.dtype:
         wide = torch.promote_types(gamma.dtype, beta.dtype)
-        return gamma.to(wide) * x + beta
+        return x * gamma.to(wide) + beta
     if (
         x.dtype == gamma.dtype
         and x.numel() >= _ONE_PASS_FROM
@@ -215,7 +215,7 @@ def _affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         and not _has_graph(x, gamma, beta)
     ):
         return torch.addcmul(beta, gamma, x)
-    y = gamma * x
+    y = x * gamma
     if y.dtype != beta.dtype:
         return y + beta
     try:
