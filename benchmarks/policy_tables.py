@@ -112,8 +112,6 @@ def policy_alternatives(results: Results) -> str:
         "reach, held-out words",
         "push, held-out words",
         "a reach told to avoid touches",
-    ]
-    first += [
         "a push told to avoid touches",
         "energy told to save, of plain",
         "lost by another's instruction",
@@ -124,8 +122,9 @@ def policy_alternatives(results: Results) -> str:
         "at the paper's size",
         "control step, ms",
         "control step",
+        "training step",
+        "claimed elsewhere",
     ]
-    then += ["training step", "claimed elsewhere"]
     budget = f"{found['minutes']:g} minutes" if found["minutes"] else f"{found['steps']:,} steps"
     seeds = max(row["seeds"] for row in found["rows"].values())
     note = (

@@ -1,8 +1,10 @@
 """A real headless browser, and a page that is open in it."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -32,6 +34,7 @@ FLAGS = [
     "--window-size=1280,1000",
 ]
 PATIENCE = 60
+Page = TypeVar("Page", bound="Opened")
 
 
 def launch(folder: Path) -> webdriver.Chrome:
@@ -49,11 +52,24 @@ def errors(browser: webdriver.Chrome) -> list[str]:
     return [entry["message"] for entry in browser.get_log("browser") if "status of 4" not in entry["message"]]
 
 
+@contextmanager
+def visiting(page: Page) -> Iterator[Page]:
+    """The page, open; at the end nothing has been complained of."""
+    errors(page.browser)
+    page.open()
+    yield page
+    assert errors(page.browser) == []
+
+
 class Opened:
     """A page of `address`, in the words of tests."""
 
     def __init__(self, browser: webdriver.Chrome, address: str):
         self.browser, self.address = browser, address
+
+    def open(self) -> None:
+        """Open the page and wait until it has settled."""
+        raise NotImplementedError
 
     def until(self, condition: Callable[[], object]) -> None:
         WebDriverWait(self.browser, PATIENCE, 0.05).until(lambda _: condition())

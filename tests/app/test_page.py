@@ -14,7 +14,7 @@ from torchfilm.app.serving import Running
 from torchfilm.systems.visual_reasoning.answering import Answerer
 
 pytest.importorskip("selenium", reason="selenium is not installed")
-from browsing import NEEDS_BROWSER, Opened, errors
+from browsing import NEEDS_BROWSER, Opened, visiting
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -63,11 +63,8 @@ def address(answerer: Answerer, scenes: RenderedScenes) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: webdriver.Chrome, address: str) -> Iterator[Page]:
-    errors(browser)
-    page = Page(browser, address)
-    page.open()
-    yield page
-    assert errors(browser) == []
+    with visiting(Page(browser, address)) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")

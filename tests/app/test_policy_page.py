@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("selenium", reason="selenium is not installed")
 pytest.importorskip("mujoco")
 pytest.importorskip("diffusers")
-from browsing import NEEDS_BROWSER, Opened, errors
+from browsing import NEEDS_BROWSER, Opened, visiting
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
@@ -50,11 +50,8 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: webdriver.Chrome, address: str) -> Iterator[Page]:
-    errors(browser)
-    page = Page(browser, address)
-    page.open()
-    yield page
-    assert errors(browser) == []
+    with visiting(Page(browser, address)) as page:
+        yield page
 
 
 def test_the_page_opens_with_one_deed_told_four_ways(page):

@@ -11,9 +11,9 @@ pytest.importorskip("fastapi")
 
 import torch
 from fastapi.testclient import TestClient
+from served import size_of_page
 
 from torchfilm.app.policy_server import create_policy_app
-from torchfilm.app.serving import PAGE
 from torchfilm.systems.diffusion_policy import load
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
@@ -126,12 +126,5 @@ def test_the_api_is_described_and_the_page_needs_nothing_from_elsewhere(client):
     for path in described["paths"].values():
         for operation in path.values():
             assert operation["summary"]
-    sizes = 0
-    for name in ("policy.html", "policy.js", "policy.css", "page.css"):
-        text = (PAGE / name).read_text()
-        sizes += len(text.encode())
-        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", text), name
-        reply = client.get("/" if name == "policy.html" else f"/{name}")
-        assert reply.text == text
-        assert "default-src 'self'" in reply.headers["content-security-policy"]
-    assert sizes < 50_000
+    others = ("policy.js", "shared.js", "policy.css", "page.css")
+    assert size_of_page(client, "policy.html", others, known="http://www.w3.org/2000/svg") < 50_000

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from PIL import Image
+from served import size_of_page
 
 from torchfilm.app.limits import BodyLimit, Limits
 from torchfilm.app.scenes import FreshScene, RenderedScenes
 from torchfilm.app.server import create_app
-from torchfilm.app.serving import PAGE, Running, serve_app
+from torchfilm.app.serving import Running, serve_app
 from torchfilm.systems.visual_reasoning.answering import Answerer
 
 QUESTION = "How many red cubes are there?"
@@ -146,15 +147,7 @@ def test_the_api_is_described_with_examples_and_errors(client):
 
 
 def test_the_page_is_light_and_needs_nothing_from_elsewhere(client):
-    sizes = 0
-    for name in ("index.html", "page.js", "page.css"):
-        text = (PAGE / name).read_text()
-        sizes += len(text.encode())
-        assert not re.search(r"https?://|@import|url\(", text), name
-        reply = client.get("/" if name == "index.html" else f"/{name}")
-        assert reply.text == text
-        assert "default-src 'self'" in reply.headers["content-security-policy"]
-    assert sizes < 60_000
+    assert size_of_page(client, "index.html", ("page.js", "shared.js", "page.css")) < 60_000
 
 
 # ---------------------------------------------------------------- what it refuses

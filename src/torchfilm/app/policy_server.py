@@ -7,20 +7,18 @@ at a time, a few more may wait, the rest are told to come back.
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query
 
-from torchfilm.app.limits import BodyLimit, Gate, Limits
-from torchfilm.app.messages import LARGEST_SEED, ErrorReply, HealthReply, Part
+from torchfilm.app.limits import Gate, Limits
+from torchfilm.app.messages import LARGEST_SEED, Part
 from torchfilm.app.policy_messages import Place, TableReply, TellReply, TellRequest, ThingReply, ToldReply
-from torchfilm.app.serving import add_errors, add_page
-from torchfilm.data.table.episodes import sample_episode
-from torchfilm.data.table.kinematics import LINK, finger_of, joints_of
+from torchfilm.app.serving import page_app
+from torchfilm.data.table.episodes import Episode, sample_episode
+from torchfilm.data.table.kinematics import elbow_of, finger_of, joints_of
 from torchfilm.data.table.scenes import COLOURS, PLACES, Scene
 from torchfilm.data.table.tasks import HOWS, Task, What
 from torchfilm.data.table.wording import PLACE_WORDS, say
@@ -37,37 +35,18 @@ def create_policy_app(policy: Policy, limits: Limits | None = None) -> FastAPI:
 
     Every error is a JSON object {"error": reason}; no reply ever holds a traceback.
     """
-    limits = limits or Limits()
-    gate = Gate(limits)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        gate.close()
-
-    app = FastAPI(
-        title="torchfilm: a policy that listens",
-        description="Tell an arm what to do, and how; see what it does, and what γ and β its layers hear.",
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-        responses={code: {"model": ErrorReply} for code in (400, 404, 408, 413, 422, 429, 503)},
+    app, gate = page_app(
+        "torchfilm: a policy that listens",
+        "Tell an arm what to do, and how; see what it does, and what γ and β its layers hear.",
+        "policy.html",
+        ("policy.js", "shared.js", "page.css", "policy.css"),
+        limits or Limits(),
     )
-    app.add_middleware(BodyLimit, limits=limits)
-    add_errors(app)
-    names = ("policy.js", "page.css", "policy.css")
-    add_page(app, {"/": "policy.html", **{f"/{name}": name for name in names}})
     _add_api(app, gate, policy)
     return app
 
 
 def _add_api(app: FastAPI, gate: Gate, policy: Policy) -> None:
-    born = time.monotonic()
-
-    @app.get("/api/health", summary="Is the server up?")
-    async def health() -> HealthReply:
-        return HealthReply(seconds_up=time.monotonic() - born)
-
     @app.get("/api/table", summary="Lay a fresh table, or the table of a seed, with example instructions")
     async def table(
         seed: Annotated[int | None, Query(ge=0, le=LARGEST_SEED, examples=[7])] = None,
@@ -82,8 +61,8 @@ def _add_api(app: FastAPI, gate: Gate, policy: Policy) -> None:
 
 def lay(seed: int) -> TableReply:
     """The table of a seed, as it stands, and what can be told there."""
-    scene, examples = _drawn(seed)
-    joints = joints_of(np.array(scene.starts[0]))
+    rng, episode = _drawn(seed)
+    scene = episode.scene
     return TableReply(
         seed=seed,
         things=[
@@ -100,26 +79,29 @@ def lay(seed: int) -> TableReply:
         goal=scene.goal,
         places=PLACES,
         finger=scene.starts[0],
-        elbow=_places(_elbows(joints))[0],
-        examples=examples,
+        elbow=_places(elbow_of(joints_of(np.array(scene.starts[:1]))))[0],
+        examples=_examples(rng, episode),
     )
 
 
-def _drawn(seed: int) -> tuple[Scene, list[list[str]]]:
-    """A scene whose obstacle stands in the way of the first example, and the examples."""
+def _drawn(seed: int) -> tuple[np.random.Generator, Episode]:
+    """A scene whose obstacle stands in the way of its task, and what further draws come from."""
     rng = np.random.default_rng([seed, 13])
-    episode = sample_episode(rng, what=DEEDS[0], how="plain", blocked=True)
-    scene, first = episode.scene, episode.tasks[0]
-    tasks = [first]
+    return rng, sample_episode(rng, what=DEEDS[0], how="plain", blocked=True)
+
+
+def _examples(rng: np.random.Generator, episode: Episode) -> list[list[str]]:
+    """The episode's task and others, each told in all manners."""
+    scene, tasks = episode.scene, [episode.tasks[0]]
     for what in DEEDS[1:]:
         place = None if what == "reach" else str(rng.choice(list(PLACE_WORDS)))
         tasks.append(Task(int(rng.integers(len(scene.things))), what, place=place))
     every = [[Task(task.which, task.what, how, task.place) for how in HOWS] for task in tasks]
-    return scene, [[say(rng, scene, task).text for task in manners] for manners in every]
+    return [[say(rng, scene, task).text for task in manners] for manners in every]
 
 
 def _tell(policy: Policy, request: TellRequest) -> TellReply:
-    scene, _ = _drawn(request.scene)
+    scene = _drawn(request.scene)[1].scene
     return TellReply(told=[_reply(scene, one) for one in tell(policy, scene, request.instructions)])
 
 
@@ -137,7 +119,7 @@ def _reply(scene: Scene, told: Told) -> ToldReply:
         looked=told.things,
         places={place or "here": share for place, share in told.places.items()},
         finger=_places(finger_of(told.joints)),
-        elbow=_places(_elbows(told.joints)),
+        elbow=_places(elbow_of(told.joints)),
         things=[_places(frame) for frame in told.positions],
         modulations={site: _part(modulation) for site, modulation in told.heard.items()},
     )
@@ -150,11 +132,6 @@ def _part(modulation: Modulation) -> Part:
         gamma=[1.0] * size if gamma is None else gamma[0].tolist(),
         beta=[0.0] * size if beta is None else beta[0].tolist(),
     )
-
-
-def _elbows(joints: np.ndarray) -> np.ndarray:
-    angle = np.atleast_2d(joints)[:, 0]
-    return LINK * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
 
 
 def _places(points: np.ndarray) -> list[Place]:

@@ -11,10 +11,8 @@ import base64
 import hashlib
 import io
 import secrets
-import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -22,21 +20,19 @@ from fastapi import FastAPI, HTTPException, Query, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
-from torchfilm.app.limits import BodyLimit, Gate, Limits
+from torchfilm.app.limits import Gate, Limits
 from torchfilm.app.messages import (
     LARGEST_SEED,
     AskReply,
     AskRequest,
-    ErrorReply,
     Example,
-    HealthReply,
     Part,
     Ranked,
     SceneReply,
     UploadReply,
 )
 from torchfilm.app.scenes import Scenes
-from torchfilm.app.serving import add_errors, add_page
+from torchfilm.app.serving import page_app
 from torchfilm.systems.visual_reasoning.answering import (
     Answer,
     Answerer,
@@ -107,36 +103,19 @@ def create_app(answerer: Answerer, scenes: Scenes, limits: Limits | None = None)
     Every error is a JSON object {"error": reason}; no reply ever holds a traceback.
     """
     limits = limits or Limits()
-    gate = Gate(limits)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        gate.close()
-
-    app = FastAPI(
-        title="torchfilm: visual reasoning",
-        description="Ask a picture a question; read and turn the γ and β through which it is heard.",
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-        responses={code: {"model": ErrorReply} for code in (400, 404, 408, 413, 422, 429, 503)},
+    app, gate = page_app(
+        "torchfilm: visual reasoning",
+        "Ask a picture a question; read and turn the γ and β through which it is heard.",
+        "index.html",
+        ("page.js", "shared.js", "page.css"),
+        limits,
     )
-    app.add_middleware(BodyLimit, limits=limits)
-    add_errors(app)
     _add_unknown_words(app)
-    add_page(app, {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"})
     _add_api(app, gate, Gallery(answerer, scenes, limits.pictures))
     return app
 
 
 def _add_api(app: FastAPI, gate: Gate, gallery: Gallery) -> None:
-    born = time.monotonic()
-
-    @app.get("/api/health", summary="Is the server up?")
-    async def health() -> HealthReply:
-        return HealthReply(seconds_up=time.monotonic() - born)
-
     @app.get("/api/scene", summary="Render a fresh scene, or the scene of a seed, with example questions")
     async def scene(
         seed: Annotated[int | None, Query(ge=0, le=LARGEST_SEED, examples=[7])] = None,

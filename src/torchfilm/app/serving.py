@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import uvicorn
@@ -14,7 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from torchfilm.app.limits import error_reply
+from torchfilm.app.limits import BodyLimit, Gate, Limits, error_reply
+from torchfilm.app.messages import ErrorReply, HealthReply
 
 PAGE = Path(__file__).parent / "page"
 HEADERS = {
@@ -23,6 +26,40 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 log = logging.getLogger(__name__)
+
+
+def page_app(
+    title: str, description: str, page: str, others: Sequence[str], limits: Limits
+) -> tuple[FastAPI, Gate]:
+    """An application with a page, /api/health and /openapi.json, and the gate through which work goes.
+
+    Every error is a JSON object {"error": reason}; no reply ever holds a traceback.
+    page, others: files of the folder `page`; the first is at /.
+    """
+    gate, born = Gate(limits), time.monotonic()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        gate.close()
+
+    app = FastAPI(
+        title=title,
+        description=description,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={code: {"model": ErrorReply} for code in (400, 404, 408, 413, 422, 429, 503)},
+    )
+    app.add_middleware(BodyLimit, limits=limits)
+    add_errors(app)
+    add_page(app, {"/": page, **{f"/{name}": name for name in others}})
+
+    @app.get("/api/health", summary="Is the server up?")
+    async def health() -> HealthReply:
+        return HealthReply(seconds_up=time.monotonic() - born)
+
+    return app, gate
 
 
 def add_page(app: FastAPI, files: Mapping[str, str]) -> None:

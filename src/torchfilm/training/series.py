@@ -60,7 +60,7 @@ def run_all(
         if not (folder / RESULT).is_file():
             progress(f"{name}, seed {seed}", done, len(every))
             folder.mkdir(parents=True, exist_ok=True)
-            _keep(folder / RESULT, _checked(name, run(settings[name], seed, folder), shares))
+            write_json(folder / RESULT, _checked(name, run(settings[name], seed, folder), shares))
         found[name].append(_kept(folder / RESULT, shares))
     return found
 
@@ -73,10 +73,6 @@ def _checked(name: str, result: Mapping[str, float], shares: Sequence[str]) -> d
                 f"run {name!r}: expected a result with {share!r} between 0 and 1, got {dict(result)}."
             )
     return {key: float(value) for key, value in result.items()}
-
-
-def _keep(path: Path, content: Mapping[str, float]) -> None:
-    write_json(path, dict(content))
 
 
 def _kept(path: Path, shares: Sequence[str]) -> dict[str, float]:

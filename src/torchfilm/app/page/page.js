@@ -1,7 +1,7 @@
 // The page: a picture, a question, an answer, and the dials. Talks to /api and to nothing else.
 
-const $ = (id) => document.getElementById(id);
-const NEUTRAL = { gamma: 1, beta: 0 };
+import { $, NEUTRAL, call, post } from "./shared.js";
+
 const SIGN = { gamma: "γ", beta: "β" };
 const AXIS = { gamma: [-1, 2.2], beta: [-1.5, 1.5] }; // at least this is shown
 
@@ -15,21 +15,6 @@ let axis = { ...AXIS };    // [lowest, highest] value on the charts
 let blocks = [];        // one Block per block of the network
 
 // ---------------------------------------------------------------- the API
-
-async function call(path, options) {
-  let reply;
-  try {
-    reply = await fetch(path, options);
-  } catch {
-    throw new Error("The server does not answer. Is it still running?");
-  }
-  const body = await reply.json().catch(() => ({}));
-  if (!reply.ok) throw Object.assign(new Error(body.error || `error ${reply.status}`), body);
-  return body;
-}
-
-const post = (path, body) =>
-  call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
 const ask = (question, edits) => post("/api/ask", { ...source, question, edits, top: 1000 });
 

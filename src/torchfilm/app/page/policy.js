@@ -1,28 +1,14 @@
 // The policy's page: a table, up to four sentences, what the arm does, and what its layers hear.
 
-const $ = (id) => document.getElementById(id);
+import { $, NEUTRAL, call, post } from "./shared.js";
+
 const FRAME = 50;               // ms: 20 frames a second, as fast as it was
-const NEUTRAL = { gamma: 1, beta: 0 };
 const TONE = { gamma: ["#3b6fd4", "#d9660a"], beta: ["#7a4bc2", "#0b8f83"] }; // below and above neutral
 
 let table = null;               // the reply of /api/table
 let told = [];                  // one ToldReply for each take
 let started = 0;                // when the replay began
 let takes = [];
-
-// ---------------------------------------------------------------- the API
-
-async function call(path, options) {
-  let reply;
-  try {
-    reply = await fetch(path, options);
-  } catch {
-    throw new Error("The server does not answer. Is it still running?");
-  }
-  const body = await reply.json().catch(() => ({}));
-  if (!reply.ok) throw new Error(body.error || `error ${reply.status}`);
-  return body;
-}
 
 // ---------------------------------------------------------------- drawing; y goes up on the table and down in SVG
 
@@ -100,9 +86,8 @@ class Take {
     verdict.className = `verdict ${reply.success ? "good" : "bad"}`;
     verdict.title = reply.success ? "and did it" : "and did not do it";
     const clear = 100 * reply.clearance;
-    const post = reply.collisions ? "touched the post" : `kept ${clear.toFixed(1)} cm off the post`;
-    this.find(".facts").innerHTML = `<b>${reply.energy.toFixed(2)} J</b> · <b>${reply.seconds.toFixed(1)} s</b> · <b></b>`;
-    this.find(".facts").lastElementChild.textContent = post;
+    const kept = reply.collisions ? "touched the post" : `kept ${clear.toFixed(1)} cm off the post`;
+    this.find(".facts").innerHTML = `<b>${reply.energy.toFixed(2)} J</b> · <b>${reply.seconds.toFixed(1)} s</b> · <b>${kept}</b>`;
     this.find(".looked").replaceChildren(...reply.looked.map((share, i) => bar(table.things[i].name, share)));
   }
 }
@@ -198,10 +183,7 @@ async function tell() {
   const filled = takes.filter((take) => take.box.value.trim());
   if (!filled.length) throw new Error("Write at least one sentence.");
   const instructions = filled.map((take) => take.box.value.trim());
-  const reply = await call("api/tell", {
-    method: "POST", headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ scene: table.seed, instructions }),
-  });
+  const reply = await post("api/tell", { scene: table.seed, instructions });
   takes.forEach((take) => { if (!filled.includes(take)) take.lay(""); });
   told = reply.told;
   told.forEach((one, i) => { one.take = filled[i]; filled[i].report(one); });

@@ -23,6 +23,11 @@ def finger_of(joints: NDArray[np.float64]) -> NDArray[np.float64]:
     return finger
 
 
+def elbow_of(joints: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Elbow positions [..., 2] in metres for joint angles [..., 2] in radians."""
+    return LINK * np.stack([np.cos(joints[..., 0]), np.sin(joints[..., 0])], axis=-1)
+
+
 def velocity_of(joints: NDArray[np.float64], rates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Finger velocities [..., 2] in m/s for joint angles and their rates [..., 2] in rad and rad/s."""
     first, second = joints[..., 0], joints[..., 0] + joints[..., 1]

@@ -20,7 +20,6 @@ from PIL import Image
 
 from torchfilm import Modulation, plot
 from torchfilm.data.table.episodes import Episode, sample_episode
-from torchfilm.data.table.playing import Step, play
 from torchfilm.data.table.render import Renderer
 from torchfilm.data.table.solids import MIDDLE, SPAN
 from torchfilm.data.table.trials import Outcome
@@ -30,7 +29,7 @@ from torchfilm.systems.diffusion_policy.evaluate import draw_scenes, in_all_mann
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
-from torchfilm.systems.diffusion_policy.rollouts import Arms
+from torchfilm.systems.diffusion_policy.rollouts import track
 from torchfilm.training.checkpoint import replace_file, write_json
 
 PARTS = ("which", "what", "how")
@@ -92,21 +91,21 @@ def manners_figure(
 
 def film_takes(policy: Policy, episodes: Sequence[Episode], size: int) -> list[Take]:
     """Play episodes of one arm, and keep what was seen."""
-    draw, seen = Renderer(size, "drawn"), [[] for _ in episodes]
-    paths: list[list[np.ndarray]] = [[] for _ in episodes]
-
-    def watch(step: Step) -> None:
-        for row, state, table in zip(step.rows.tolist(), step.state, step.environment, strict=True):
-            scene = episodes[row].scene
-            things = table[0, :-4].reshape(len(scene.things), -1)[:, :2]
-            seen[row].append(draw(scene, state[:, :2], things))
-            paths[row].append(state[0, 4:6])
-
-    policy.reset([episode.told[0].text for episode in episodes])
-    outcomes = play([e.scene for e in episodes], [e.tasks for e in episodes], Arms(policy, 1), watch)
+    draw, told = Renderer(size, "drawn"), [episode.told[0] for episode in episodes]
+    tracks = track(
+        policy, [e.scene for e in episodes], [one.task for one in told], [one.text for one in told]
+    )
     return [
-        Take(episode.told[0], outcome[0], pictures, np.array(path))
-        for episode, outcome, pictures, path in zip(episodes, outcomes, seen, paths, strict=True)
+        Take(
+            one,
+            found.outcome,
+            [
+                draw(episode.scene, joints[None], things)
+                for joints, things in zip(found.state[:, :2], found.things, strict=True)
+            ],
+            found.state[:, 4:6],
+        )
+        for episode, one, found in zip(episodes, told, tracks, strict=True)
     ]
 
 

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from torchfilm.data.table.episodes import Episode
-from torchfilm.data.table.playing import play
+from torchfilm.data.table.playing import Step, play
+from torchfilm.data.table.scenes import Scene
+from torchfilm.data.table.tasks import Task
 from torchfilm.data.table.trials import Outcome, Trials
 from torchfilm.systems.diffusion_policy.policy import Policy
+
+
+@dataclass(frozen=True)
+class Track:
+    """One episode of one arm, step by step.
+
+    Attributes:
+        outcome: how it went.
+        state: [steps, 6] `STATE_NAMES`.
+        things: [steps, things, 2] metres.
+    """
+
+    outcome: Outcome
+    state: NDArray[np.float32]
+    things: NDArray[np.float32]
+
+
+def observed(trials: Trials, rows: NDArray[np.intp]) -> Float[Tensor, "rows_times_arms size"]:
+    """What a policy over states sees of these tables: arm and table in one vector, every arm in turn."""
+    seen = np.concatenate((trials.state[rows], trials.environment[rows]), axis=-1)
+    return torch.from_numpy(seen.reshape(-1, seen.shape[-1]).astype(np.float32))
 
 
 class Arms:
@@ -22,10 +48,8 @@ class Arms:
 
     def __call__(self, trials: Trials, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Targets [rows, arms, 2] in metres."""
-        seen = np.concatenate((trials.state[rows], trials.environment[rows]), axis=-1)
         places = (rows[:, None] * self._arms + np.arange(self._arms)).reshape(-1)
-        flat = torch.from_numpy(seen.reshape(len(places), -1).astype(np.float32))
-        actions = self._policy.act(flat, torch.from_numpy(places.astype(np.int64)))
+        actions = self._policy.act(observed(trials, rows), torch.from_numpy(places.astype(np.int64)))
         return actions.numpy().astype(np.float64).reshape(len(rows), self._arms, -1)
 
 
@@ -46,3 +70,29 @@ def roll_out(
     policy.reset(told)
     scenes, tasks = [e.scene for e in episodes], [e.tasks for e in episodes]
     return [one for outcome in play(scenes, tasks, Arms(policy, arms)) for one in outcome]
+
+
+def track(
+    policy: Policy, scenes: Sequence[Scene], tasks: Sequence[Task], texts: Sequence[str]
+) -> list[Track]:
+    """Play one-armed episodes together, and keep where arm and things were at each step.
+
+    Args:
+        policy: is reset with the texts.
+        scenes, tasks: one for each text; the task is what it is judged by.
+        texts: what is said.
+    """
+    state: list[list[NDArray]] = [[] for _ in texts]
+    things: list[list[NDArray]] = [[] for _ in texts]
+
+    def watch(step: Step) -> None:
+        for row, arm, table in zip(step.rows.tolist(), step.state, step.environment, strict=True):
+            state[row].append(arm[0])
+            things[row].append(table[0, :-4].reshape(len(scenes[row].things), -1)[:, :2])
+
+    policy.reset(list(texts))
+    outcomes = play(scenes, [[task] for task in tasks], Arms(policy, 1), watch)
+    return [
+        Track(outcome[0], np.array(arm), np.array(moved))
+        for outcome, arm, moved in zip(outcomes, state, things, strict=True)
+    ]

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchfilm.data.table.playing import Step, play
 from torchfilm.data.table.scenes import Scene
 from torchfilm.data.table.tasks import Task
 from torchfilm.data.table.trials import Outcome, Trials
@@ -18,7 +17,7 @@ from torchfilm.modulation import Modulation
 from torchfilm.systems.diffusion_policy.inspect_figures import heard_by_site
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
-from torchfilm.systems.diffusion_policy.rollouts import Arms
+from torchfilm.systems.diffusion_policy.rollouts import observed, track
 from torchfilm.systems.diffusion_policy.running import SPOTS
 
 
@@ -59,27 +58,18 @@ def tell(policy: Policy, scene: Scene, texts: Sequence[str]) -> list[Told]:
         ValueError: for unknown words, an empty text, or a policy that hears no words, or does not say what it
             looks at.
     """
-    policy.reset(list(texts))  # refuses what cannot be read
     heard = heard_by_site(policy.network, texts)
     tasks, things, places = _understood(policy, scene, texts)
-    joints: list[list[np.ndarray]] = [[] for _ in texts]
-    positions: list[list[np.ndarray]] = [[] for _ in texts]
-
-    def watch(step: Step) -> None:
-        for row, state, table in zip(step.rows.tolist(), step.state, step.environment, strict=True):
-            joints[row].append(state[0, :2])
-            positions[row].append(table[0, :-4].reshape(len(scene.things), -1)[:, :2])
-
-    outcomes = play([scene] * len(texts), [[task] for task in tasks], Arms(policy, 1), watch)
+    tracks = track(policy, [scene] * len(texts), tasks, texts)
     return [
         Told(
             text=text,
             task=tasks[row],
             things=things[row].tolist(),
             places=dict(zip(SPOTS, places[row].tolist(), strict=True)),
-            outcome=outcomes[row][0],
-            joints=np.array(joints[row]),
-            positions=np.array(positions[row]),
+            outcome=tracks[row].outcome,
+            joints=tracks[row].state[:, :2],
+            positions=tracks[row].things,
             heard={site: modulation[row : row + 1] for site, modulation in heard.items()},
         )
         for row, text in enumerate(texts)
@@ -93,8 +83,7 @@ def _understood(
     """What is looked at in the first moment: the task for each text, and the shares behind it."""
     network = policy.network
     trials = Trials([scene], [[Task(0)]])
-    now = np.concatenate((trials.state[:, 0], trials.environment[:, 0]), axis=1).astype(np.float32)
-    seen = torch.from_numpy(now)[:, None].expand(len(texts), network.config.observations, -1)
+    seen = observed(trials, trials.running)[:, None].expand(len(texts), network.config.observations, -1)
     words = Vocabulary(network.config.vocabulary)(list(texts))
     z = network.reason({INSTRUCTION: words}, len(texts))
     assert z is not None
