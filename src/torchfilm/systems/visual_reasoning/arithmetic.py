@@ -7,7 +7,6 @@ the rule applies (a third) the paper's accuracy rises from 71.5 to 80.7 %.
 """
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from torchfilm import Modulation, Modulations, plot
 from torchfilm.data.clevr.catalogue import ATTRIBUTES
 from torchfilm.data.clevr.encoding import EncodedQuestions, encode_questions
 from torchfilm.data.clevr.vocabulary import SPECIALS, Vocabulary
+from torchfilm.training.checkpoint import write_json
 
 from .exam import Exam, Reasoner, conclude, look, modulate
 
@@ -258,7 +258,7 @@ def _write_zero_shot(
     out: Path,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / "zero_shot.json").write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
+    write_json(out / "zero_shot.json", found.to_json())
     words = exam.vocabulary.answer_words
     with (out / "zero_shot.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

@@ -25,6 +25,7 @@ from torchfilm.systems.visual_reasoning.baselines import Baseline, BaselineConfi
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig, VisualReasoner
 from torchfilm.systems.visual_reasoning.perception import STRIDE, Perception, PerceptionConfig
 from torchfilm.training import load_weights, save_weights
+from torchfilm.training.checkpoint import write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class Bundle:
         if self.sight is not None:
             content["perception"] = asdict(self.sight.config)
             save_weights(folder / "perception.safetensors", self.sight.network.state_dict())
-        _write_json(folder / "config.json", content)
+        write_json(folder / "config.json", content)
         self.vocabulary.save(folder / "vocab.json")
         save_weights(folder / "weights.safetensors", self.network.state_dict())
 
@@ -123,7 +124,7 @@ def load_blind(
 def save_sight(folder: Path, sight: Sight) -> None:
     """Write a perception alone: config.json and perception.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", {"recipe": "perception", "perception": asdict(sight.config)})
+    write_json(folder / "config.json", {"recipe": "perception", "perception": asdict(sight.config)})
     save_weights(folder / "perception.safetensors", sight.network.state_dict())
 
 
@@ -161,7 +162,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(content)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: expected a bundle's config, got {error}.") from error
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,5 @@
 """Measure a network as the paper does: accuracy by kind, type and family, and the errors."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torchfilm.data.clevr.catalogue import KINDS, TERMINAL_KINDS
 from torchfilm.data.clevr.encoding import EncodedQuestions
 from torchfilm.data.clevr.question_types import TYPES
 from torchfilm.data.clevr.vocabulary import SPECIALS, Vocabulary
+from torchfilm.training.checkpoint import write_json
 
 from .exam import Exam, predict
 
@@ -116,7 +116,7 @@ class Report:
     def save(self, path: Path) -> None:
         """Write `to_json` to a file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
+        write_json(path, self.to_json())
 
 
 def evaluate(

@@ -5,7 +5,6 @@ in a folder per run, so that a stopped series goes on where it was; delete a run
 """
 
 import csv
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from torchfilm import plot
+from torchfilm.training.checkpoint import write_json
 from torchfilm.training.series import Run, run_all
 
 from .exam import Exam, predict
@@ -67,9 +67,7 @@ def ablation_table(
         ("variant", "accuracy", "sd", "runs", "paper"),
         [(r.name, r.mean, "" if r.sd is None else r.sd, len(r.accuracies), r.paper or "") for r in rows],
     )
-    _write_json(
-        out / "ablations.json", {r.name: {"accuracies": r.accuracies, "paper": r.paper} for r in rows}
-    )
+    write_json(out / "ablations.json", {r.name: {"accuracies": r.accuracies, "paper": r.paper} for r in rows})
     plot.save(
         plot.dots(
             {r.name: [100 * a for a in r.accuracies] for r in rows},
@@ -164,7 +162,7 @@ def cogent(
         tuple(r[0]["on_a"] for r in results.values()),
         tuple(r[0]["on_b"] for r in results.values()),
     )
-    _write_json(out / "cogent.json", found.to_json())
+    write_json(out / "cogent.json", found.to_json())
     rows = zip(found.questions, found.on_a, found.on_b, strict=True)
     _write_csv(out / "cogent.csv", ("questions_of_b", "accuracy_a", "accuracy_b"), list(rows))
     figure = plot.curves(
@@ -178,11 +176,6 @@ def cogent(
     )
     plot.save(figure, out / "cogent.png")
     return found
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -4,7 +4,6 @@ Each figure is a PNG with the numbers behind it in a file of the same name (.csv
 """
 
 import csv
-import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import UInt8
 
 from torchfilm import Modulation, plot
 from torchfilm.data.clevr.question_types import TYPES
+from torchfilm.training.checkpoint import write_json
 
 from .answering import looked as pooled_cells
 from .exam import Exam, Looked, Reasoner, conclude, look, modulate, reasoned_batches
@@ -78,7 +78,7 @@ def histogram_figure(modulations: Mapping[str, Modulation], out: Path) -> list[P
         for name, values in (("gamma", gamma), ("beta", beta))
     }
     path = plot.save(plot.histograms(gamma, beta), out / "histograms.png")
-    return [path, _json(out / "histograms.json", numbers)]
+    return [path, write_json(out / "histograms.json", numbers)]
 
 
 def _summary(values: np.ndarray) -> dict[str, Any]:
@@ -191,11 +191,6 @@ def _arrays(modulations: Mapping[str, Modulation]) -> tuple[dict[str, np.ndarray
 
     gamma = {site: taken(m.gamma) for site, m in modulations.items()}
     return gamma, {site: taken(m.beta) for site, m in modulations.items()}
-
-
-def _json(path: Path, content: Any) -> Path:
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
 
 
 def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:

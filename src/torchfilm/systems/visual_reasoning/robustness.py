@@ -4,7 +4,6 @@ Perez et al. 2018, section 4.5 and figure 7: beta by its training mean costs 1.0
 """
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from torchfilm import Modulation, plot
 from torchfilm.data.clevr.encoding import EncodedQuestions
+from torchfilm.training.checkpoint import write_json
 
 from .exam import Exam, Looked, Reasoner, conclude, look, modulate
 
@@ -144,8 +144,7 @@ def add_noise(
 def write(found: Robustness, out: Path) -> list[Path]:
     """Write robustness.json, and the curves of figure 7 as noise.png and noise.csv."""
     out.mkdir(parents=True, exist_ok=True)
-    numbers = out / "robustness.json"
-    numbers.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
+    numbers = write_json(out / "robustness.json", found.to_json())
     with (out / "noise.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("sd", "gamma", "beta", "both"))
