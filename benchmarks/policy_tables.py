@@ -53,11 +53,11 @@ def policy_reached(found: Result) -> str:
     rows = [(name, row) for run in found["runs"] for name, row in run["by_kind"].items()]
     done = {what: [row for name, row in rows if name.startswith(what)] for what in DEEDS}
     said = [f"{what} {_pooled(found, 'success', with_interval=True)}" for what, found in done.items()]
-    avoid = [row for name, row in rows if name in ("reach avoid", "reach both")]
+    avoid = {what: [row for name, row in rows if name in (f"{what} avoid", f"{what} both")] for what in DEEDS}
+    touched = [f"a {what} collides in {_pooled(told, 'collisions')}" for what, told in avoid.items()]
     minutes, count = found["minutes"], len(found["runs"])
     return (
-        f"{', '.join(said)}; told to avoid, a reach collides in {_pooled(avoid, 'collisions')} "
-        f"({minutes:g} min of one core, {count} seeds)"
+        f"{', '.join(said)}; told to avoid, {', '.join(touched)} ({minutes:g} min of one core, {count} seeds)"
     )
 
 
@@ -163,6 +163,31 @@ WAYS = {
     "packed": "as the tables, with the convolutions' weights packed",
     "packed, reasoning": "packed, and a reasoning vector in every block",
 }
+
+
+def policy_tokens(results: Results) -> str:
+    """How many words that matter each fusion carries, at one time each or everywhere."""
+    found = results.get("policy_tokens")
+    if found is None:
+        return PENDING
+    fusions = list(dict.fromkeys(row["fusion"] for row in found["rows"]))
+    by = {(row["place"], row["words"], row["fusion"]): row["obeyed"] for row in found["rows"]}
+    where = {"time": "one part of the time", "action": "one number, at all times"}
+    rows = []
+    for place, words in dict.fromkeys((row["place"], row["words"]) for row in found["rows"]):
+        shares = [[100 * share for share in by[place, words, fusion]] for fusion in fusions]
+        said = [
+            f"{statistics.fmean(one):.0f}"
+            + (f" ({min(one):.0f} to {max(one):.0f})" if max(one) - min(one) > 1 else "")
+            for one in shares
+        ]
+        rows.append([where[place], str(words), *said])
+    note = (
+        f"{found['steps']:,} steps of {found['batch_size']}, {found['seeds']} seeds (mean, least and most); "
+        f"{found['date']}: `{found['command']}`.\n"
+    )
+    head = ["each word sets", "words", *(f"{fusion.replace('_', ' ')}, %" for fusion in fusions)]
+    return table(head, rows) + "\n" + note
 
 
 def policy_speed(results: Results) -> str:

@@ -59,6 +59,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         policy_tables.policy_success,
         policy_tables.policy_depth,
         policy_tables.policy_alternatives,
+        policy_tables.policy_tokens,
         policy_tables.policy_speed,
     )
 }

@@ -75,7 +75,7 @@ def test_inspect_draws_a_policy(tmp_path, capsys):
         assert film.size == (960, 240)
     with (tmp_path / "depth.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 2 * (5 + 8)
+    assert len(rows) == 2 * (7 + 8)
     assert all(0 <= float(row[part]) <= 1 for row in rows for part in PARTS)
 
 

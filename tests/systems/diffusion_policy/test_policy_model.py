@@ -112,30 +112,89 @@ def test_relative_actions_move_with_the_finger():
     torch.testing.assert_close(policy.scaled_actions(actions, o), policy.scaled_actions(actions + by, moved))
 
 
-@pytest.mark.parametrize("spot", [0, 2, 3])
-def test_the_heading_leads_to_the_thing_or_close_behind_one_that_has_to_go_somewhere(spot: int):
-    encoder, o = small(landmarks=((0.2, -0.4),)).encoder, observations(4)
+def meaning(encoder, spot):
+    """Let an encoder mean all things alike, and one spot."""
     with torch.no_grad():
-        encoder.score.weight.zero_()  # each thing is meant by a half
+        encoder.score.weight.zero_()
         encoder.spot_score.weight.fill_(1.0)
         encoder.spot.weight.fill_(-1.0)[spot] = 20.0
-    found = encoder(o, o, Listened(resolve("film"), None)).heading.numpy()
-    for row, heading in zip(o[:, -1].double().numpy(), found, strict=True):
-        finger, thing = row[1:3], (row[3:5] + row[8:10]) / 2
-        goal = {0: thing, 2: row[15:17], 3: np.array([0.2, -0.4])}[spot] - thing
-        behind = 0.0375 * goal / (np.linalg.norm(goal) or 1.0)
-        way = thing - behind - finger
-        np.testing.assert_allclose(heading, way / np.linalg.norm(way), atol=1e-5)
+
+
+def units(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def taken(choice, best):
+    logits, directions = (value.double().detach() for value in choice)
+    shares = torch.eye(logits.shape[1]).double()[logits.argmax(1)] if best else logits.softmax(1)
+    return units((shares[..., None] * directions).sum(1).numpy())
+
+
+@pytest.mark.parametrize(("learning", "held"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize("spot", [0, 2, 3])
+def test_the_finger_heads_for_a_thing_or_for_close_behind_one_that_has_to_go_somewhere(spot, learning, held):
+    encoder, o = small(landmarks=((0.2, -0.4),)).encoder, observations(4)
+    meaning(encoder, spot)
+    encoder.train(learning).held = held
+    best = held or not learning
+    silent = Listened(resolve("film"), None)
+    half, here = torch.full((4, 2), 0.5), torch.eye(4)[[spot] * 4]
+    pushed, moved = encoder.ways(o, half, here, silent)
+    np.testing.assert_allclose(
+        encoder(o, o, silent).heading.detach().numpy(), taken(moved, best).astype(np.float32), atol=1e-4
+    )
+    rows = o[:, -1].double().numpy()
+    finger, thing = rows[:, 1:3], (rows[:, 3:5] + rows[:, 8:10]) / 2
+    along = 0 if spot == 0 else taken(pushed, best)
+    straight = units(thing - 0.0375 * along - finger)
+    np.testing.assert_allclose(moved.directions[:, 0].detach().numpy(), straight, atol=1e-4)
+
+
+@pytest.mark.parametrize("spot", [0, 1, 3])
+def test_things_and_fingers_have_ways_round_everything_but_themselves(spot: int):
+    encoder, o = small(landmarks=((0.2, -0.4),), solids=(0.05,)).encoder, observations(4)
+    o[..., [5, 10]] = torch.rand(4, 2, 2, generator=torch.Generator().manual_seed(1)) * 0.1  # radii
+    turn = torch.tensor([0, 3, 6, 1])
+    pushed, moved = encoder.ways(
+        o, torch.eye(2)[[1] * 4], torch.eye(4)[[spot] * 4], Listened(resolve("film"), None), turn
+    )
+    assert pushed.logits.shape == moved.logits.shape == (4, 1 + 2 * 3)
+    assert (pushed.logits.softmax(1)[:, [2, 5]] < 1e-4).all()  # a thing does not go round itself
+    assert bool((moved.logits.softmax(1)[:, [2, 5]] < 1e-4).all()) == (spot == 0)  # a finger that pushes may
+    row = o[:, -1].double().numpy()
+    finger, thing, obstacle = row[:, 1:3], row[:, 8:10], row[:, 13:15]
+    goal = {0: thing, 1: obstacle, 3: np.array([[0.2, -0.4]] * 4)}[spot]
+    along = pushed.directions[torch.arange(4), turn].double().numpy()
+    begin = thing if spot == 0 else thing - 0.075 * along
+    for choice, start, end, radius in ((pushed, thing, goal, row[:, 10]), (moved, finger, begin, 0.012)):
+        if start is goal:
+            continue
+        apart = np.linalg.norm(obstacle - start, axis=-1)
+        beyond = np.linalg.norm(obstacle - end, axis=-1)
+        held = np.minimum(0.05 + 0.018 + radius, 0.96 * np.minimum(apart, beyond))
+        angle = np.arcsin(1.02 * held / apart)
+        there = (obstacle - start) / apart[:, None]
+        across = np.stack([-there[:, 1], there[:, 0]], axis=-1)
+        for index, sign in ((3, 1), (6, -1)):
+            expected = np.cos(angle)[:, None] * there + sign * np.sin(angle)[:, None] * across
+            np.testing.assert_allclose(choice.directions[:, index].numpy(), expected, atol=1e-4)
+
+
+def test_more_solids_than_positions_are_refused():
+    with pytest.raises(ValueError, match="expected radii for at most 2 further positions, got 3"):
+        small(solids=(0.1, 0.1, 0.1))
 
 
 def test_looks_that_are_held_learn_nothing_from_acting():
-    policy, o = small(), observations(3)
-    looks = [policy.encoder.score.weight, policy.encoder.spot.weight, policy.encoder.thing_0.weight]
+    policy, o = small().train(), observations(3)
+    encoder = policy.encoder
+    looks = [encoder.score.weight, encoder.spot.weight, encoder.thing_0.weight]
+    looks += [encoder.turning.score.weight]
     for held in (False, True):
-        policy.encoder.held = held
+        encoder.held = held
         condition = policy.prepare(o, said("push", "the red", "slowly")).condition
         found = torch.autograd.grad(condition.square().sum(), looks, allow_unused=True)
-        assert [grad is None for grad in found] == [held] * 3
+        assert [grad is None for grad in found] == [held] * 4
 
 
 def test_what_is_beside_a_way_is_seen_finely_from_the_finger_and_from_the_thing():
@@ -154,7 +213,7 @@ def test_what_is_beside_a_way_is_seen_finely_from_the_finger_and_from_the_thing(
 def test_a_goal_without_a_way_is_taken_to_lie_along_the_first_axis():
     encoder, o = small(landmarks=((0.0, 0.0),)).encoder, torch.zeros(1, 2, 17)
     seen = encoder(o, o, Listened(resolve("film"), None))
-    assert seen.heading.tolist() == [[-1.0, 0.0]]  # the finger stands on the thing, and belongs behind it
+    assert float(seen.heading.norm()) == pytest.approx(1)
     assert seen.features.isfinite().all()
 
 

@@ -24,9 +24,10 @@ from torchfilm.systems.diffusion_policy.evaluate import (
     language_score,
     rows_of,
 )
+from torchfilm.systems.diffusion_policy.looking import SPOTS
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
-from torchfilm.systems.diffusion_policy.running import SPOTS, train_policy
+from torchfilm.systems.diffusion_policy.running import train_policy
 from torchfilm.training import Draw, RunFolderError, TrainConfig
 
 for package in ("mujoco", "pyarrow", "gymnasium", "diffusers"):
@@ -214,6 +215,7 @@ def test_a_report_counts_what_was_played(run):
     assert found["n"] == 8
     assert set(found["by_kind"]) == {f"{what} {how}" for what in ("reach", "push") for how in HOWS}
     assert report.success("reach").n == report.success("push", held_out=True).n == 4
+    assert found["held_out"]["push both"]["looks"]["n"] == 1
     json.dumps(found)
 
 

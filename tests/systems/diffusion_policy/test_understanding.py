@@ -89,12 +89,38 @@ def test_the_loss_is_the_sum_of_the_cross_entropies():
     module = Understanding(small(), {"which": 2, "manner": 3})
     labels = {"which": torch.tensor([0, 1]), "manner": torch.tensor([2, 0])}
     asked = Asked(observations(2), {"instruction": WORDS(["push", "red"])}, labels)
-    logits = {name: value.detach().double().numpy() for name, value in module(asked).items()}
+    logits = {name: value.detach().double().numpy() for name, (value, _) in module(asked).items()}
     expected = 0.0
     for name, value in logits.items():
         for row, label in zip(value, labels[name].tolist(), strict=True):
             expected += (np.log(np.exp(row).sum()) - row[label]) / 2
     assert understanding_loss(module, asked).value.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_ways_are_asked_of_someone_who_knows_thing_and_place_and_where_there_is_one():
+    module, seen = Understanding(small(solids=(0.05,)), {}), observations(3)
+    labels = {"which": torch.tensor([0, 1, 1]), "where": torch.tensor([2, 0, 2])}
+    heard = {"instruction": WORDS(["push", "red", "the"])}
+    turns = torch.tensor([[6, 0], [-1, 4], [-1, -1]])
+    answers = module(Asked(seen, heard, labels, turns))
+    choices = module.policy.ways(
+        seen,
+        module.policy.reason(heard, 3),
+        torch.eye(2)[labels["which"]],
+        torch.eye(3)[labels["where"]],
+        torch.tensor([6, 0, 0]),
+    )
+    expected = understanding_loss(module, Asked(seen, heard, labels)).value
+    for column, (name, choice) in enumerate(zip(("thing's way", "finger's way"), choices, strict=True)):
+        logits, right = answers[name]
+        torch.testing.assert_close(logits, choice.logits)
+        assert torch.equal(right, turns[:, column])
+        rows = right >= 0
+        expected = expected + torch.nn.functional.cross_entropy(logits[rows], right[rows])
+    whole = understanding_loss(module, Asked(seen, heard, labels, turns))
+    torch.testing.assert_close(whole.value, expected)
+    nowhere = understanding_loss(module, Asked(seen, heard, labels, torch.full((3, 2), -1)))
+    torch.testing.assert_close(nowhere.value, understanding_loss(module, Asked(seen, heard, labels)).value)
 
 
 def test_what_cannot_be_asked_is_refused():

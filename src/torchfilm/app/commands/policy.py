@@ -91,12 +91,14 @@ def show(report: Report) -> None:
                 f"{row.success.n:,}",
                 percent(row.success.value),
                 f"{100 * row.success.low:.1f} to {100 * row.success.high:.1f}",
+                "" if row.looks is None else percent(row.looks.value),
                 percent(row.right.value),
                 percent(row.collisions.value),
                 f"{row.energy:.2f}",
                 "" if other is None else percent(other.success.value),
             ]
         )
-    table(["told to", "n", "success", "95 %", "right thing", "collisions", "J", "held-out wording"], rows)
+    names = ["told to", "n", "success", "95 %", "looks right", "right thing", "collisions", "J"]
+    table([*names, "held-out wording"], rows)
     saved = ", ".join(f"{what} {percent(report.energy_saved(what))}" for what in ("reach", "push"))
     print(f"Energy when told to save it, of the plain one's: {saved}.")

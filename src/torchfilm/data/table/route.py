@@ -58,13 +58,7 @@ def ahead(path: Path, at: Point, reach: float) -> tuple[Point, float]:
 
     Returns that point, and the length in metres from the nearest point to the end.
     """
-    best, where, share = math.inf, 0, 0.0
-    for i, (a, b) in enumerate(itertools.pairwise(path)):
-        length = distance(a, b)
-        t = 0.0 if length == 0 else _project(at, a, b, length)
-        gap = math.hypot(a[0] + t * (b[0] - a[0]) - at[0], a[1] + t * (b[1] - a[1]) - at[1])
-        if gap <= best:  # of two points equally near, the later one
-            best, where, share = gap, i, t
+    where, share = _nearest(path, at)
     point, left = None, 0.0
     for a, b in zip(path[where:], path[where + 1 :], strict=False):
         length = distance(a, b)
@@ -75,6 +69,24 @@ def ahead(path: Path, at: Point, reach: float) -> tuple[Point, float]:
         left += length - begin
         share = 0.0
     return point or path[-1], left
+
+
+def next_corner(path: Path, at: Point) -> Point:
+    """The corner of `path`, or its end, that comes after the point nearest to `at`."""
+    where, share = _nearest(path, at)
+    return path[min(where + 1 + (share == 1.0), len(path) - 1)]
+
+
+def _nearest(path: Path, at: Point) -> tuple[int, float]:
+    """The stretch of a path on which its point nearest to `at` lies, and at which share of that."""
+    best, where, share = math.inf, 0, 0.0
+    for i, (a, b) in enumerate(itertools.pairwise(path)):
+        length = distance(a, b)
+        t = 0.0 if length == 0 else _project(at, a, b, length)
+        gap = math.hypot(a[0] + t * (b[0] - a[0]) - at[0], a[1] + t * (b[1] - a[1]) - at[1])
+        if gap <= best:  # of two points equally near, the later one
+            best, where, share = gap, i, t
+    return where, share
 
 
 def _project(point: Point, a: Point, b: Point, length: float) -> float:

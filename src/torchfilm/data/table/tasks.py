@@ -105,6 +105,14 @@ def behind(scene: Scene, things: list[Point], task: Task, aim: Point) -> Point:
     return thing[0] - share * (aim[0] - thing[0]), thing[1] - share * (aim[1] - thing[1])
 
 
+def is_behind(scene: Scene, things: list[Point], task: Task, finger: Point, aim: Point) -> bool:
+    """Whether a finger stands where it can push the thing towards `aim`, give or take 25 degrees."""
+    thing = things[task.which]
+    apart, away = distance(finger, thing), distance(thing, aim)
+    facing = (thing[0] - finger[0]) * (aim[0] - thing[0]) + (thing[1] - finger[1]) * (aim[1] - thing[1])
+    return facing > 0.9 * apart * away and apart < scene.things[task.which].radius + FINGER_RADIUS + 0.035
+
+
 def approach_path(scene: Scene, things: list[Point], task: Task, finger: Point, aim: Point) -> Path:
     """The way of a finger around the thing to `behind` it."""
     touch = scene.things[task.which].radius + FINGER_RADIUS

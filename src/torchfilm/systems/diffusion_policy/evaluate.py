@@ -17,6 +17,7 @@ from torchfilm.data.table.tasks import HOWS, Task, tasks_of
 from torchfilm.data.table.trials import Outcome
 from torchfilm.data.table.wording import say
 from torchfilm.heard import Hearing
+from torchfilm.systems.diffusion_policy.looking import looks_of
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.rollouts import roll_out
 
@@ -55,6 +56,8 @@ class Row:
         collisions: episodes in which the obstacle was touched.
         energy: mean in joules, over all episodes.
         seconds: mean duration.
+        looks: the thing and the place that were looked at in the first moment were those meant; None for a
+            policy that looks at everything.
     """
 
     success: Share
@@ -62,6 +65,7 @@ class Row:
     collisions: Share
     energy: float
     seconds: float
+    looks: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -142,26 +146,39 @@ def evaluate(policy: Policy, scenes: int = 200, seed: int = 0, *, held_out: bool
     found = {}
     for other in (False, True)[: 1 + held_out]:
         told = in_all_manners(drawn, seed, held_out=other)
-        found[other] = rows_of(told, roll_out(policy, told))
+        found[other] = rows_of(told, roll_out(policy, told), looks_right(policy, told))
     return Report(found[False], found.get(True, {}), scenes, seed, policy.guidance, policy.execution)
 
 
-def rows_of(episodes: Sequence[Episode], outcomes: Sequence[Outcome]) -> dict[str, Row]:
-    """Sort outcomes by deed and manner."""
-    groups: dict[str, list[tuple[Task, Outcome]]] = {f"{what} {how}": [] for what in _WHATS for how in HOWS}
-    for episode, outcome in zip(episodes, outcomes, strict=True):
-        task = episode.tasks[0]
-        groups[f"{task.what} {task.how}"].append((task, outcome))
+def looks_right(policy: Policy, episodes: Sequence[Episode]) -> list[bool] | None:
+    """Whether the thing and the place that are looked at are those meant; None where everything is."""
+    if policy.network.config.encoder != "things" or not policy.network.config.vocabulary:
+        return None
+    told = [episode.told[0] for episode in episodes]
+    looks = looks_of(policy.network, [episode.scene for episode in episodes], [one.text for one in told])
+    pairs = zip(looks.tasks(), told, strict=True)
+    return [(seen.which, seen.place) == (one.task.which, one.task.place) for seen, one in pairs]
+
+
+def rows_of(
+    episodes: Sequence[Episode], outcomes: Sequence[Outcome], looks: Sequence[bool] | None = None
+) -> dict[str, Row]:
+    """Sort outcomes by deed and manner, and whether looks were right."""
+    groups: dict[str, list[int]] = {f"{what} {how}": [] for what in _WHATS for how in HOWS}
+    tasks = [episode.tasks[0] for episode in episodes]
+    for row, task in enumerate(tasks):
+        groups[f"{task.what} {task.how}"].append(row)
     return {
         name: Row(
-            Share.of([outcome.success for _, outcome in group]),
-            Share.of([outcome.chosen == task.which for task, outcome in group]),
-            Share.of([outcome.collisions > 0 for _, outcome in group]),
-            float(np.mean([outcome.energy for _, outcome in group])),
-            float(np.mean([outcome.time for _, outcome in group])),
+            Share.of([outcomes[row].success for row in rows]),
+            Share.of([outcomes[row].chosen == tasks[row].which for row in rows]),
+            Share.of([outcomes[row].collisions > 0 for row in rows]),
+            float(np.mean([outcomes[row].energy for row in rows])),
+            float(np.mean([outcomes[row].time for row in rows])),
+            None if looks is None else Share.of([looks[row] for row in rows]),
         )
-        for name, group in groups.items()
-        if group
+        for name, rows in groups.items()
+        if rows
     }
 
 

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torchfilm.blocks.unet1d import ConditionalUnet1d, Convolution, Placement
 from torchfilm.fusion import Film, Matched, resolve
 from torchfilm.systems.diffusion_policy.normalisation import MinMax
-from torchfilm.systems.diffusion_policy.observing import FlatEncoder, Layout, Listened, Seen, ThingsEncoder
+from torchfilm.systems.diffusion_policy.observing import (
+    Choice,
+    FlatEncoder,
+    Layout,
+    Listened,
+    Seen,
+    ThingsEncoder,
+)
 from torchfilm.systems.diffusion_policy.reasoning import build_reasoning
 from torchfilm.systems.diffusion_policy.schedule import Prediction, Sampler, sampling_schedule
 
@@ -51,6 +58,8 @@ class PolicyConfig:
     """The layout of the state for the encoder "things": numbers of the arm, things, numbers of each."""
     landmarks: tuple[tuple[float, float], ...] = ()
     """Fixed positions in metres that the encoder "things" can go to, beside those in the state."""
+    solids: tuple[float, ...] = ()
+    """Radii in metres of the first further positions of the state, which the encoder "things" goes round."""
     relative: bool = False
     """Actions are predicted from the finger's last position (as `things` says) and not from the origin."""
 
@@ -217,13 +226,40 @@ class DiffusionPolicy(nn.Module):
 
         Raises ValueError for an encoder that does not choose.
         """
+        encoder, heard = self._choosing(z)
+        return encoder.attention(observations, heard)
+
+    def ways(
+        self,
+        observations: Float[Tensor, "batch steps size"],
+        z: Reasoning,
+        things: Float[Tensor, "batch things"],
+        spots: Float[Tensor, "batch spots"],
+        turn: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Choice, Choice]:
+        """Return which ways the thing could take, and the finger, for shares of what is looked at.
+
+        turn: the index of the way that the thing takes; default: the one that is chosen. Raises ValueError
+        for an encoder that does not choose.
+        """
+        encoder, heard = self._choosing(z)
+        return encoder.ways(observations, things, spots, heard, turn)
+
+    @property
+    def looks(self) -> tuple[int, int]:
+        """Among how many things, and how many spots, the encoder "things" chooses."""
+        assert isinstance(self.encoder, ThingsEncoder)
+        return self.encoder.layout.things, self.encoder.spot.num_embeddings
+
+    def _choosing(self, z: Reasoning) -> tuple[ThingsEncoder, Listened]:
+        """The encoder, and what it hears."""
         if not isinstance(self.encoder, ThingsEncoder):
             raise ValueError(
                 f"DiffusionPolicy.attention: expected encoder='things', got {self.config.encoder!r}, which "
                 f"looks at everything alike."
             )
         values = self.listeners["encoder"](z) if "encoder" in self.listeners else None
-        return self.encoder.attention(observations, Listened(self.fusion, values))
+        return self.encoder, Listened(self.fusion, values)
 
     def denoise(
         self, noisy: Float[Tensor, "batch time action"], step: Int[Tensor, " batch"], prepared: Prepared
@@ -352,7 +388,7 @@ def _build_encoder(config: PolicyConfig) -> FlatEncoder | ThingsEncoder | None:
         return FlatEncoder(steps, size, width)
     if config.encoder == "things":
         assert config.things is not None
-        return ThingsEncoder(Layout(*config.things), steps, size, width, config.landmarks)
+        return ThingsEncoder(Layout(*config.things), steps, size, width, config.landmarks, config.solids)
     return None
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from torchfilm.functional import film
 from torchfilm.fusion import Fusion
 from torchfilm.modulation import Modulation
+from torchfilm.systems.diffusion_policy.detours import Ways, features_of_ways, ways_round
 
 _REACH = 0.25  # metres: the unit of distances from the finger
-_BEHIND = 0.075 / _REACH  # from a thing's centre to where it is pushed from
+_BEHIND = 0.075  # metres: from a thing's centre to where it is pushed from
 _FINE = 0.05 / _REACH  # distances at which it matters on which side something stands
 _SIDES = 18  # numbers that `sides` makes of a position for four ways
 _STEP = 0.02  # metres: the unit of what moved between two observations
 _SIZE = 0.03  # metres: the unit of radii
+_FINGER = 0.012  # metres: a finger's radius
+_AWAY = 0.018  # metres: what is left between what moves and what it goes round
+_LEAST = 1e-6
 _NEAR = 1e-4  # of the unit of distances: nearer than this has no direction
 
 
@@ -72,6 +76,23 @@ class Seen:
     heading: Float[Tensor, "batch 2"] | None = None
 
 
+class Choice(NamedTuple):
+    """Ways that could be taken: how much speaks for each, and its direction at the start."""
+
+    logits: Float[Tensor, "batch ways"]
+    directions: Float[Tensor, "batch ways 2"]
+
+
+class _Go(NamedTuple):
+    """What follows from what is looked at: the ways of thing and finger, and what is taken of them."""
+
+    thing: Choice
+    finger: Choice
+    along: Tensor
+    begin: Tensor
+    heading: Tensor
+
+
 class FlatEncoder(nn.Module):
     """A perceptron over the flattened history, whose two hidden layers listen.
 
@@ -98,6 +119,39 @@ class FlatEncoder(nn.Module):
         return Seen(torch.cat([self.activation(heard(self.second(h), "encoder_1")), flat], dim=-1))
 
 
+class Turning(nn.Module):
+    """Choose a way by what it would lead to; the instruction says what is to be avoided.
+
+        h_k = mish(FiLM(W_2 mish(FiLM(W_1 k)) + mean_k h_k)),  logit_k = w . h_k
+
+    Args:
+        alone: as for `ways_round`.
+        width: of the layers.
+    """
+
+    def __init__(self, alone: int, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features_of_ways(alone) + 1, width)
+        self.second = nn.Linear(width, width)
+        self.around = nn.Linear(width, width, bias=False)
+        self.score = nn.Linear(width, 1)
+        self.activation = nn.Mish()
+
+    def forward(
+        self, ways: Ways, own: Float[Tensor, "batch n"], heard: Listened, *, finger: bool
+    ) -> Float[Tensor, "batch ways"]:
+        """Return the logits.
+
+        own: 0..1, how far a circle is what moves, which nothing goes round; finger: whether that moves.
+        """
+        who = ways.features.new_full((*ways.features.shape[:2], 1), float(finger))
+        h = self.activation(heard(self.first(torch.cat([ways.features, who], dim=-1)), "way_0"))
+        h = self.second(h) + self.around(h.mean(dim=1, keepdim=True))
+        logits = self.score(self.activation(heard(h, "way_1"))).squeeze(-1)
+        barred = torch.cat([own.new_zeros(len(own), 1), own, own], dim=1)
+        return logits + torch.log1p(-barred.clamp(max=1 - _LEAST))
+
+
 class ThingsEncoder(nn.Module):
     """Look through the instruction for a thing and for where it has to go, and see the table along that way.
 
@@ -108,25 +162,29 @@ class ThingsEncoder(nn.Module):
         h_t = mish(FiLM(W_2 mish(FiLM(W_1 t)) + mean_s h_s)),  a = softmax_t(w . h_t),  thing = sum_t a_t t
         b = softmax_s(v . mish(FiLM(e_s))),  goal = sum_s b_s s    (nowhere: the thing itself)
 
-    The goal way is the direction from the thing to the goal, and where it goes nowhere, from the finger to
-    the thing; the finger begins behind a thing that is pushed, at one that is reached. The heading goes from
-    the finger to halfway between where it begins and the thing: there it never stands, so nothing flips. All
-    positions are then seen from the finger, along and across four ways: the heading, the goal way, the way to
-    the thing, and that to where the finger begins. The shorter side of an obstacle is a sign there, wherever
-    things stand. Two layers, which listen too, read that; the network behind acts along the heading.
+    A thing that has to go somewhere goes straight or round something, and the finger begins behind it; one
+    that is reached is where the finger ends. The finger, too, goes straight or round something. `Turning`
+    chooses both ways; the heading is the finger's. Straight towards a thing that is pushed means: to halfway
+    between where the finger begins and the thing, where it never stands, so that nothing flips.
+
+    All positions are then seen from the finger, along and across four ways: the heading, that of the thing,
+    the one from finger to thing, and that to where the finger begins. Two layers, which listen too, read
+    that; the network behind acts along the heading.
 
     Args:
         layout: of the observation's numbers.
         steps, size: of the observations [batch, steps, size].
         width: of the layers.
         landmarks: fixed positions in metres that an instruction may speak of.
+        solids: radii in metres of the first further positions, to go round.
 
     Attributes:
-        held: whether what is looked at is held fast: once it is understood, what is learned about acting
-            would only blur it, and a blurred goal turns every action.
+        held: whether what is looked at and which way is taken are held fast: once it is understood, what is
+            learned about acting would only blur it, and a blurred goal turns every action.
     """
 
     landmarks: Tensor
+    solids: Tensor
 
     def __init__(
         self,
@@ -135,6 +193,7 @@ class ThingsEncoder(nn.Module):
         size: int,
         width: int,
         landmarks: Sequence[tuple[float, float]] = (),
+        solids: Sequence[float] = (),
     ) -> None:
         super().__init__()
         if size < layout.size or (size - layout.size) % 2 or layout.arm < 2 or layout.thing < 3:
@@ -144,23 +203,31 @@ class ThingsEncoder(nn.Module):
             )
         self.layout, self.steps = layout, steps
         further = (size - layout.size) // 2
+        if len(solids) > further:
+            raise ValueError(
+                f"ThingsEncoder: expected radii for at most {further} further positions, got {len(solids)}."
+            )
         row = 2 * steps + 2 + 4 + (layout.thing - 2)
         along = row + _SIDES * (3 + further) + 4 * (steps - 1) + 8 + steps * layout.arm
         self.sites = {
             "thing_0": width,
             "thing_1": width,
             "spot": width,
+            "way_0": width,
+            "way_1": width,
             "encoder_0": 2 * width,
             "encoder_1": 2 * width,
         }
         self.dim = 2 * width + along
         self.register_buffer("landmarks", torch.tensor(landmarks).reshape(-1, 2), persistent=False)
+        self.register_buffer("solids", torch.tensor(solids, dtype=torch.float32), persistent=False)
         self.thing_0 = nn.Linear(row, width)
         self.thing_1 = nn.Linear(width, width)
         self.around = nn.Linear(width, width, bias=False)
         self.score = nn.Linear(width, 1)
         self.spot = nn.Embedding(1 + further + len(landmarks), width)
         self.spot_score = nn.Linear(width, 1)
+        self.turning = Turning(len(solids), width)
         self.beside = nn.Linear(_SIDES + 1 + 1, width)
         self.first = nn.Linear(along + width, 2 * width)
         self.second = nn.Linear(2 * width, 2 * width)
@@ -176,10 +243,9 @@ class ThingsEncoder(nn.Module):
         thing = chosen[:, : 2 * self.steps].unflatten(-1, (self.steps, 2))
         now = thing[:, -1]
         goal = share[:, 0] * now + (share[:, 1:] * spots).sum(dim=1)
-        goal_way = _unit(goal - now + share[:, 0] * now)
-        behind = (1 - share[:, 0]) * _BEHIND * goal_way
-        begin, heading = now - behind, _unit(now - behind / 2)
-        ways = torch.stack([heading, goal_way, _unit(now), begin], dim=1).detach()
+        go = self._go(raw, attention.squeeze(-1), share.squeeze(-1), heard)
+        begin = (go.begin - self._finger(raw)[:, -1]) / _REACH
+        ways = torch.stack([go.heading, go.along, _unit(now), begin], dim=1).detach()
 
         radius = rows[..., 2 * self.steps + 6, None]
         beside = torch.cat([sides(ways, things[:, :, -1], now), radius, attention], dim=-1)
@@ -215,6 +281,55 @@ class ThingsEncoder(nn.Module):
     def _logits(self, rows: Tensor, heard: Listened) -> tuple[Tensor, Tensor]:
         return self.score(self.look(rows, heard)).squeeze(-1), self.where(len(rows), heard)
 
+    def ways(
+        self,
+        raw: Float[Tensor, "batch steps size"],
+        things: Float[Tensor, "batch things"],
+        spots: Float[Tensor, "batch spots"],
+        heard: Listened,
+        turn: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Choice, Choice]:
+        """Return which ways the thing could take, and the finger.
+
+        things, spots: the shares of what is looked at, as the softmax of `attention` gives them. turn: the
+        index of the way that the thing takes; default: the one that is chosen.
+        """
+        go = self._go(raw, things, spots, heard, turn)
+        return go.thing, go.finger
+
+    def _go(
+        self, raw: Tensor, things: Tensor, spots: Tensor, heard: Listened, turn: Tensor | None = None
+    ) -> _Go:
+        """Where the thing goes, where the finger has to be for that, and how it gets there; in metres."""
+        layout, finger, count = self.layout, self._finger(raw)[:, -1], len(self.solids)
+        rows = raw[:, -1, layout.arm : layout.size].unflatten(-1, (layout.things, layout.thing))
+        thing = torch.einsum("bt,btx->bx", things, rows[..., :2])
+        radius = (things * rows[..., 2]).sum(dim=1, keepdim=True)
+        solid = raw[:, -1, layout.size : layout.size + 2 * count].unflatten(-1, (count, 2))
+        centres = torch.cat([rows[..., :2], solid], dim=1)
+        radii = torch.cat([rows[..., 2], self.solids.expand(len(raw), -1)], dim=1) + _AWAY
+        own = torch.cat([things, things.new_zeros(len(raw), count)], dim=1)
+        reaches = spots[:, :1]
+
+        goal = reaches * thing + torch.einsum("bs,bsx->bx", spots[:, 1:], self._spots(raw))
+        found = ways_round(thing, goal, centres, radii + radius, own, count)
+        pushed = Choice(self.turning(found, own, heard, finger=False), found.directions)
+        along = self._taken(pushed) if turn is None else _one_of(pushed.directions, turn)
+        along = _unit(reaches * _unit(thing - finger) + (1 - reaches) * along)
+        behind = (1 - reaches) * _BEHIND * along
+        begin = thing - behind
+        found = ways_round(finger, begin, centres, radii + _FINGER, reaches * own, count)
+        straight = _unit(thing - behind / 2 - finger)
+        directions = torch.cat([straight[:, None], found.directions[:, 1:]], dim=1)
+        moved = Choice(self.turning(found, reaches * own, heard, finger=True), directions)
+        return _Go(pushed, moved, along, begin, self._taken(moved))
+
+    def _taken(self, choice: Choice) -> Float[Tensor, "batch 2"]:
+        """The way that is taken: the best; their mean while the choice is learned."""
+        if self.held or not self.training:
+            return _one_of(choice.directions, choice.logits.argmax(dim=1))
+        return _unit((choice.logits.softmax(dim=1).unsqueeze(-1) * choice.directions).sum(dim=1))
+
     def look(self, rows: Tensor, heard: Listened) -> Float[Tensor, "batch things width"]:
         """Return what is made of each thing's row."""
         h = self.activation(heard(self.thing_0(rows), "thing_0"))
@@ -241,12 +356,20 @@ class ThingsEncoder(nn.Module):
 
     def spots(self, raw: Float[Tensor, "batch steps size"]) -> Float[Tensor, "batch spots 2"]:
         """Return the further positions and the landmarks, from the finger, in units of `_REACH`."""
+        return (self._spots(raw) - self._finger(raw)[:, -1:]) / _REACH
+
+    def _spots(self, raw: Tensor) -> Float[Tensor, "batch spots 2"]:
         further = raw[:, -1, self.layout.size :].unflatten(-1, (-1, 2))
-        landmarks = self.landmarks.to(raw).expand(len(raw), -1, -1)
-        return (torch.cat([further, landmarks], dim=1) - self._finger(raw)[:, -1:]) / _REACH
+        return torch.cat([further, self.landmarks.to(raw).expand(len(raw), -1, -1)], dim=1)
 
     def _finger(self, raw: Tensor) -> Float[Tensor, "batch steps 2"]:
         return raw[..., self.layout.arm - 2 : self.layout.arm]
+
+
+def _one_of(
+    directions: Float[Tensor, "batch ways 2"], index: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch 2"]:
+    return directions.gather(1, index[:, None, None].expand(-1, 1, 2)).squeeze(1)
 
 
 def _unit(vectors: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 2"]:

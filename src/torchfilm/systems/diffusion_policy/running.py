@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from torchfilm.data.table.demonstrations import Demonstrations
-from torchfilm.data.table.scenes import PLACES
 from torchfilm.data.table.tasks import HOWS
 from torchfilm.data.table.wording import vocabulary
 from torchfilm.systems.diffusion_policy import build, describe, loss
 from torchfilm.systems.diffusion_policy.data import Recordings, Windows
+from torchfilm.systems.diffusion_policy.looking import SPOTS
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, PolicyConfig
 from torchfilm.systems.diffusion_policy.observing import ThingsEncoder
+from torchfilm.systems.diffusion_policy.plans import Plans
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
 from torchfilm.systems.diffusion_policy.recipe import Recipe
 from torchfilm.systems.diffusion_policy.understanding import (
@@ -48,9 +49,6 @@ BEGINNINGS = 0.25
 
 SILENCE = 0.1
 """Share of the words that are left out while words are learned, see `Questions`."""
-
-SPOTS = (None, "obstacle", "goal", *PLACES)
-"""Where a thing may have to go, in the order of the encoder "things": nowhere, in the state, landmarks."""
 
 _SAMPLED = 20_000  # windows that the range of the actions is taken from
 
@@ -195,7 +193,12 @@ def understand(
     else:
         started = (out / "config.json").is_file()
         result = train(
-            module, understanding_loss, Questions(windows, labels, SILENCE), training, out, resume=started
+            module,
+            understanding_loss,
+            Questions(windows, labels, SILENCE, Plans(demonstrations)),
+            training,
+            out,
+            resume=started,
         )
         done = result.train
     assert policy.reasoning is not None

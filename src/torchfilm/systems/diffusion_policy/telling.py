@@ -6,19 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from torchfilm.data.table.scenes import Scene
 from torchfilm.data.table.tasks import Task
-from torchfilm.data.table.trials import Outcome, Trials
+from torchfilm.data.table.trials import Outcome
 from torchfilm.modulation import Modulation
 from torchfilm.systems.diffusion_policy.inspect_figures import heard_by_site
+from torchfilm.systems.diffusion_policy.looking import SPOTS, looks_of
 from torchfilm.systems.diffusion_policy.policy import Policy
-from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
-from torchfilm.systems.diffusion_policy.rollouts import observed, track
-from torchfilm.systems.diffusion_policy.running import SPOTS
+from torchfilm.systems.diffusion_policy.rollouts import track
 
 
 @dataclass(frozen=True)
@@ -59,14 +56,16 @@ def tell(policy: Policy, scene: Scene, texts: Sequence[str]) -> list[Told]:
             looks at.
     """
     heard = heard_by_site(policy.network, texts)
-    tasks, things, places = _understood(policy, scene, texts)
-    tracks = track(policy, [scene] * len(texts), tasks, texts)
+    scenes = [scene] * len(texts)
+    looks = looks_of(policy.network, scenes, texts)
+    tasks = looks.tasks()
+    tracks = track(policy, scenes, tasks, texts)
     return [
         Told(
             text=text,
             task=tasks[row],
-            things=things[row].tolist(),
-            places=dict(zip(SPOTS, places[row].tolist(), strict=True)),
+            things=looks.things[row].tolist(),
+            places=dict(zip(SPOTS, looks.spots[row].tolist(), strict=True)),
             outcome=tracks[row].outcome,
             joints=tracks[row].state[:, :2],
             positions=tracks[row].things,
@@ -74,24 +73,3 @@ def tell(policy: Policy, scene: Scene, texts: Sequence[str]) -> list[Told]:
         )
         for row, text in enumerate(texts)
     ]
-
-
-@torch.no_grad()
-def _understood(
-    policy: Policy, scene: Scene, texts: Sequence[str]
-) -> tuple[list[Task], Float[Tensor, "texts things"], Float[Tensor, "texts spots"]]:
-    """What is looked at in the first moment: the task for each text, and the shares behind it."""
-    network = policy.network
-    trials = Trials([scene], [[Task(0)]])
-    seen = observed(trials, trials.running)[:, None].expand(len(texts), network.config.observations, -1)
-    words = Vocabulary(network.config.vocabulary)(list(texts))
-    z = network.reason({INSTRUCTION: words}, len(texts))
-    assert z is not None
-    things, spots = (logits.softmax(dim=-1) for logits in network.attention(seen, z))
-    possible = spots.clone()
-    possible[:, SPOTS.index("obstacle")] = 0
-    tasks = []
-    for which, spot in zip(things.argmax(-1).tolist(), possible.argmax(-1).tolist(), strict=True):
-        place = SPOTS[spot]
-        tasks.append(Task(which) if place is None else Task(which, "push", place=place))
-    return tasks, things, spots

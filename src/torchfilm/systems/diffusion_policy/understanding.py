@@ -7,7 +7,7 @@ red ball" to one of three things is then there before the first action is denois
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,19 @@ from torch.nn import functional
 from torchfilm.blocks.text import real_words
 from torchfilm.conditions import Tokens
 from torchfilm.systems.diffusion_policy.data import Windows
-from torchfilm.systems.diffusion_policy.model import DiffusionPolicy
+from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, Reasoning
 from torchfilm.systems.diffusion_policy.reasoning import Read
 from torchfilm.training import Draw, EpochOrder, Loss
 
 LOOKED = WHICH, WHERE = "which", "where"
 """Names of the labels that are answered by where the encoder looks, and not from the words alone."""
+
+TURNED = THING, FINGER = "thing's way", "finger's way"
+"""Names of the answers to which way the thing goes, and the finger."""
+
+Turns = Callable[[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]], Int[np.ndarray, "batch 2"]]
+"""Of episodes and of their frames, counted through all: which way the thing goes, and the finger; an index
+into `ways_round`, -1 where there is no way left."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Asked:
     observations: Float[Tensor, "batch steps size"]
     reasoning: dict[str, object]
     labels: dict[str, Int[Tensor, " batch"]]
+    turns: Int[Tensor, "batch 2"] | None = None
 
 
 class Questions:
@@ -47,12 +55,17 @@ class Questions:
         windows: of the recordings.
         labels: by name one class for each episode.
         silence: share of the words that are left out, 0 to below 1; of each text one is kept.
+        turns: which way thing and finger go.
     """
 
     def __init__(
-        self, windows: Windows, labels: Mapping[str, Int[Tensor, " episodes"]], silence: float = 0.0
+        self,
+        windows: Windows,
+        labels: Mapping[str, Int[Tensor, " episodes"]],
+        silence: float = 0.0,
+        turns: Turns | None = None,
     ) -> None:
-        self._windows, self._labels, self._silence = windows, dict(labels), silence
+        self._windows, self._labels, self._silence, self._turns = windows, dict(labels), silence, turns
         self._order = EpochOrder(len(windows.recordings.starts) - 1)
 
     def __call__(self, draw: Draw) -> Asked:
@@ -63,10 +76,12 @@ class Questions:
         share = rng.random(draw.batch_size)[draw.share()]
         share[::2] = 0
         first, last = starts[episodes], starts[episodes + 1]
-        batch = self._windows.at(first + np.floor(share * (last - first)).astype(np.int64))
+        frames = first + np.floor(share * (last - first)).astype(np.int64)
+        batch = self._windows.at(frames)
+        turns = None if self._turns is None else torch.from_numpy(self._turns(episodes, frames))
         rows = torch.from_numpy(episodes)
         labels = {name: classes[rows] for name, classes in self._labels.items()}
-        return Asked(batch.observations, self._partly(batch.reasoning, rng), labels)
+        return Asked(batch.observations, self._partly(batch.reasoning, rng), labels, turns)
 
     def _partly(self, heard: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """What is heard, its words thinned out."""
@@ -107,8 +122,10 @@ class Understanding(nn.Module):
             {name: nn.Linear(policy.reasoning.dim, n) for name, n in classes.items() if name not in LOOKED}
         )
 
-    def forward(self, asked: Asked) -> dict[str, Float[Tensor, "batch classes"]]:
-        """Return the logits of each label by name."""
+    def forward(
+        self, asked: Asked
+    ) -> dict[str, tuple[Float[Tensor, "batch classes"], Int[Tensor, " batch"]]]:
+        """Return the logits of each answer by name, and what is right; -1 where nothing is."""
         z = self.policy.reason(asked.reasoning, len(asked.observations))
         assert z is not None
         assert self.policy.reasoning is not None
@@ -117,15 +134,30 @@ class Understanding(nn.Module):
         if asked.labels.keys() & LOOKED:
             looked = zip(LOOKED, self.policy.attention(asked.observations, z), strict=True)
             found |= {name: logits for name, logits in looked if name in asked.labels}
-        return found
+        answered = {name: (logits, asked.labels[name]) for name, logits in found.items()}
+        if asked.turns is not None:
+            answered |= self._ways(asked, asked.turns, z)
+        return answered
+
+    def _ways(self, asked: Asked, turns: Tensor, z: Reasoning) -> dict[str, tuple[Tensor, Tensor]]:
+        """Which way thing and finger go, for someone who knows thing and place, and the way of the other."""
+        shares = [
+            functional.one_hot(asked.labels[name], classes).to(asked.observations)
+            for name, classes in zip(LOOKED, self.policy.looks, strict=True)
+        ]
+        choices = self.policy.ways(asked.observations, z, *shares, turn=turns[:, 0].clamp(min=0))
+        return {
+            name: (choice.logits, turn)
+            for name, choice, turn in zip(TURNED, choices, turns.unbind(dim=1), strict=True)
+        }
 
 
 def understanding_loss(model: nn.Module, asked: Asked) -> Loss:
     """Return the sum of the cross-entropies in nats, and the share of right answers by label."""
-    logits = model(asked)
-    losses = [functional.cross_entropy(logits[name], label) for name, label in asked.labels.items()]
-    right = {
-        name: (logits[name].argmax(dim=1) == label).float().mean().detach()
-        for name, label in asked.labels.items()
-    }
+    answers = model(asked)
+    losses, right = [], {}
+    for name, (logits, label) in answers.items():
+        count = (label >= 0).sum().clamp(min=1)
+        losses.append(functional.cross_entropy(logits, label, ignore_index=-1, reduction="sum") / count)
+        right[name] = ((logits.argmax(dim=1) == label).sum() / count).detach()
     return Loss(torch.stack(losses).sum(), len(asked.observations), right)
