@@ -205,6 +205,34 @@ def ablations(results: Results) -> str:
     return table(["network", "%", "the paper"], rows) + "\n" + _trained(found)
 
 
+def fusion_reasoning(results: Results) -> str:
+    """FiLM against the alternatives in the laptop's network: what they answer, and what they cost."""
+    found = results.get("fusion_reasoning")
+    if found is None:
+        return PENDING
+    base = found["rows"][0]
+    rows = []
+    for row in found["rows"][1:]:
+        score = row["score"]
+        rows.append(
+            [
+                row["name"].replace("_", " "),
+                f"{100 * score['mean']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})",
+                f"{100 * row['added'] / (row['parameters'] - row['added']):+.0f} %",
+                f"{100 * (row['flops'] / base['flops'] - 1):+.1f} %",
+                f"{row['ratio']:.2f}",
+                f"{row['kept'] / 1e6:.1f}",
+            ]
+        )
+    head = ["the question arrives by", "right, % (95 %)", "parameters", "products", "time", "MB kept"]
+    note = (
+        f"{found['questions']:,} held-out questions after {found['steps']:,} steps, one seed; beside the network "
+        "that hears nothing: parameters with the question's encoder, and a forward pass of 64 questions in eval "
+        f"mode; {found['date']}: `{found['command']}`.\n"
+    )
+    return table(head, rows) + "\n" + note
+
+
 def data_size(results: Results) -> str:
     found = results.get("visual_reasoning_data_size")
     if found is None:

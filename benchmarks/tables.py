@@ -54,6 +54,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         reasoning_tables.means,
         reasoning_tables.noise,
         reasoning_tables.ablations,
+        reasoning_tables.fusion_reasoning,
         reasoning_tables.data_size,
         reasoning_tables.cogent,
         policy_tables.policy_success,

@@ -1,0 +1,186 @@
+"""Which way of fusing a question into a network for visual reasoning answers best, and what does each cost?
+
+The laptop recipe's network without FiLM of its own is conditioned from outside, `tf.condition` at the
+BatchNorm of every block: by FiLM, by its parts and by what it competes with, all the identity at the start.
+The same question encoder (cross-attention reads words one by one), scenes, order of questions and number of
+steps; held-out questions, and `tf.compare` for the costs.
+
+    python benchmarks/fusion_reasoning.py OUT --data DIR [--steps 2500] [--seeds 1]
+
+Finished runs in OUT are not repeated.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import torchfilm as tf
+from measuring import save
+from torchfilm.data.clevr.encoding import EncodedQuestions
+from torchfilm.data.clevr.files import ClevrFolder
+from torchfilm.fusion import resolve
+from torchfilm.systems.diffusion_policy.reasoning import Words, WordStates
+from torchfilm.systems.visual_reasoning.bundle import load_bundle
+from torchfilm.systems.visual_reasoning.data import Batch, QuestionBatches, reasoning_steps
+from torchfilm.systems.visual_reasoning.exam import Exam
+from torchfilm.systems.visual_reasoning.model import VisualReasoner
+from torchfilm.systems.visual_reasoning.recipe import LAPTOP, LAPTOP_FEED, LAPTOP_TRAINING
+from torchfilm.systems.visual_reasoning.running import HELD_OUT_QUESTIONS, Material, fitted
+from torchfilm.training import Loss, load_weights, train
+from torchfilm.training.series import run_all
+
+SITES = r"blocks\.block\d+\.norm"
+FUSIONS = ("film", "scale", "bias", "gate", "low_rank", "concat", "cross_attention")
+MATCHED = ("concat", "cross_attention")
+WORDS, TIMED = 64, 64
+
+
+class Question(Words):
+    """One vector of a question, which comes as two arguments."""
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        """Return [questions, dim]."""
+        return super().forward((tokens, lengths))
+
+
+class QuestionWords(WordStates):
+    """One vector for each word of a question."""
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return [questions, words, dim], and which words are real."""
+        return super().forward((tokens, lengths))
+
+
+class Silent(VisualReasoner):
+    """The laptop's network, none of whose blocks listens: pictures in, answers out."""
+
+    def forward(self, images: Tensor, scene_index: Tensor) -> Tensor:  # type: ignore[override]
+        """Return logits [questions, answers]; scene_index: the picture of each question."""
+        return self.reason(self.features(images)[scene_index], {}).logits
+
+
+def network(name: str, material: Material) -> Silent:
+    """The silent network with a fusion at its norms; "NAME_matched" adds as many parameters as FiLM."""
+    config = fitted(replace(LAPTOP, filmed_blocks=()), material.vocabulary)
+    net = Silent(config)  # type: ignore[arg-type]
+    net.encoder = nn.Identity()  # type: ignore[assignment]
+    kind = name.removesuffix("_matched")
+    reads = QuestionWords if kind == "cross_attention" else Question
+    fusion = resolve(kind)
+    if name != kind:
+        sites = {site.name: site.features for site in tf.find(net, SITES)}
+        target = sum(p.numel() for p in resolve("film").build(config.encoder_width, sites).parameters())
+        fusion = resolve(kind, match_params=target)
+    count = len(material.vocabulary.questions) - 1
+    return tf.condition(net, SITES, reads(count, config.encoder_width, WORDS), fusion=fusion)  # type: ignore[return-value]
+
+
+def loss(model: nn.Module, batch: Batch) -> Loss:
+    """Cross-entropy of the answers in nats."""
+    logits = model(batch.images, batch.scene_index, cond=(batch.questions, batch.lengths)).float()
+    right = (logits.argmax(dim=1) == batch.answers).float().mean()
+    return Loss(functional.cross_entropy(logits, batch.answers), len(logits), {"accuracy": right.detach()})
+
+
+@torch.no_grad()
+def right(model: nn.Module, exam: Exam) -> Tensor:
+    """Which questions of an exam are answered rightly, 1 or 0."""
+    model.eval()
+    questions, found = exam.questions, []
+    for rows in np.array_split(np.arange(len(exam)), max(1, len(exam) // 250)):
+        images, cond, scenes = asked(exam, rows)
+        logits = model(images, scenes, cond=cond)
+        found.append(logits.argmax(dim=1) == torch.from_numpy(questions.answers[rows].astype(np.int64)))
+    return torch.cat(found).double()
+
+
+def asked(exam: Exam, rows: np.ndarray) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Pictures, questions and which picture each is about."""
+    chosen: EncodedQuestions = exam.questions.select(rows)
+    scenes, index = np.unique(chosen.image_index, return_inverse=True)
+    tokens, lengths = (torch.from_numpy(np.asarray(x, np.int64)) for x in (chosen.tokens, chosen.lengths))
+    images = torch.from_numpy(np.asarray(exam.pictures[scenes], np.float32))
+    return images, (tokens[:, : int(lengths.max())], lengths), torch.from_numpy(index)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", nargs="?", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[], help="train and compare these alone")
+    given = parser.parse_args()
+    if given.out is None or given.data is None:  # `make bench` runs every benchmark; this one trains
+        parser.print_help()
+        return
+    torch.set_num_threads(1)
+    shipped = load_bundle(None)
+    material = Material(ClevrFolder(given.data), shipped.vocabulary, shipped.sight)
+    questions = material.training_questions()
+    batches = QuestionBatches(
+        material.pictures(LAPTOP, "train"),  # type: ignore[arg-type]
+        questions,
+        questions_per_scene=LAPTOP_FEED.questions_per_scene,
+        curriculum=LAPTOP_FEED.curriculum,
+        difficulty=reasoning_steps(questions, material.vocabulary),
+    )
+    exam = material.exam(LAPTOP, "val").sample(HELD_OUT_QUESTIONS, seed=0)
+
+    def run(name: str, seed: int, folder: Path) -> dict[str, float]:
+        torch.manual_seed(seed)
+        model = network(name, material).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        training = replace(
+            LAPTOP_TRAINING,
+            minutes=None,
+            steps=given.steps,
+            seed=seed,
+            compile=not name.startswith("cross_attention"),  # its backward pass trips over the words' mask
+        )
+        started = (folder / "run" / "config.json").is_file()
+        train(model, loss, batches, training, folder / "run", resume=started)
+        return {"accuracy": float(right(model, exam).mean())}
+
+    names = given.only or [*FUSIONS, *(f"{name}_matched" for name in MATCHED)]
+    run_all(
+        {name: name for name in names},
+        run,
+        given.out,
+        seeds=range(given.seeds),
+        progress=lambda name, done, total: print(f"{done} of {total} done; {name}", flush=True),
+    )
+    models = {
+        name: [trained(name, given.out / name, seed, material) for seed in range(given.seeds)]
+        for name in names
+    }
+    images, cond, scenes = asked(exam, np.arange(TIMED))
+    comparison = tf.compare(
+        models,
+        {"images": images, "scene_index": scenes, "cond": cond},
+        score=lambda model: right(model, exam),
+    )
+    print(comparison)
+    options = f"--steps {given.steps} --seeds {given.seeds}"
+    save(
+        "fusion_reasoning",
+        {"steps": given.steps, "questions": len(exam), **comparison.to_json()},
+        f"fusion_reasoning.py OUT --data DIR {options}",
+    )
+
+
+def trained(name: str, folder: Path, seed: int, material: Material) -> nn.Module:
+    """The network that a finished run left."""
+    model = network(name, material)
+    load_weights(folder / f"seed_{seed}" / "run" / "weights.safetensors", model)
+    return model.eval()
+
+
+if __name__ == "__main__":
+    main()
