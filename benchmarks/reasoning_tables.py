@@ -226,9 +226,9 @@ def fusion_reasoning(results: Results) -> str:
         )
     head = ["the question arrives by", "right, % (95 %)", "parameters", "products", "time", "MB kept"]
     note = (
-        f"{found['questions']:,} held-out questions after {found['steps']:,} steps, one seed; beside the network "
-        "that hears nothing: parameters with the question's encoder, and a forward pass of 64 questions in eval "
-        f"mode; {found['date']}: `{found['command']}`.\n"
+        f"{found['questions']:,} held-out questions after {found['steps']:,} steps, one seed; beside the "
+        "network that hears nothing: parameters with the question's encoder, and a forward pass of 64 "
+        f"questions in eval mode; {found['date']}: `{found['command']}`.\n"
     )
     return table(head, rows) + "\n" + note
 
