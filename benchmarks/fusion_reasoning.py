@@ -3,7 +3,7 @@
 The laptop recipe's network without FiLM of its own is conditioned from outside, `tf.condition` at the
 BatchNorm of every block: by FiLM, by its parts and by what it competes with, all the identity at the start.
 The same question encoder (cross-attention reads words one by one), scenes, order of questions and number of
-steps; held-out questions, and `tf.compare` for the costs.
+steps; held-out questions no harder than those that training has come to, and `tf.compare` for the costs.
 
     python benchmarks/fusion_reasoning.py OUT --data DIR [--steps 2500] [--seeds 1]
 
@@ -108,6 +108,15 @@ def asked(exam: Exam, rows: np.ndarray) -> tuple[Tensor, tuple[Tensor, Tensor], 
     return images, (tokens[:, : int(lengths.max())], lengths), torch.from_numpy(index)
 
 
+def as_far_as_trained(material: Material, questions: EncodedQuestions, steps: int) -> Exam:
+    """Held-out questions, no harder than those that the curriculum has come to after so many steps."""
+    share = LAPTOP_FEED.curriculum.share(steps * LAPTOP_TRAINING.batch_size)
+    hardest = np.quantile(reasoning_steps(questions, material.vocabulary), share)
+    exam = material.exam(LAPTOP, "val")
+    asked = reasoning_steps(exam.questions, material.vocabulary) <= hardest
+    return replace(exam, questions=exam.questions.select(asked)).sample(HELD_OUT_QUESTIONS, seed=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -132,7 +141,7 @@ def main() -> None:
         curriculum=LAPTOP_FEED.curriculum,
         difficulty=reasoning_steps(questions, material.vocabulary),
     )
-    exam = material.exam(LAPTOP, "val").sample(HELD_OUT_QUESTIONS, seed=0)
+    exam = as_far_as_trained(material, questions, given.steps)
 
     def run(name: str, seed: int, folder: Path) -> dict[str, float]:
         torch.manual_seed(seed)
@@ -167,7 +176,8 @@ def main() -> None:
         score=lambda model: right(model, exam),
     )
     print(comparison)
-    options = f"--steps {given.steps} --seeds {given.seeds}"
+    only = f" --only {' '.join(given.only)}" if given.only else ""
+    options = f"--steps {given.steps} --seeds {given.seeds}{only}"
     save(
         "fusion_reasoning",
         {"steps": given.steps, "questions": len(exam), **comparison.to_json()},
