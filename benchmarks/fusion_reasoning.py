@@ -108,10 +108,23 @@ def asked(exam: Exam, rows: np.ndarray) -> tuple[Tensor, tuple[Tensor, Tensor], 
     return images, (tokens[:, : int(lengths.max())], lengths), torch.from_numpy(index)
 
 
-def as_far_as_trained(material: Material, questions: EncodedQuestions, steps: int) -> Exam:
+def batches_of(material: Material) -> QuestionBatches:
+    """The laptop recipe's questions, the easy ones first."""
+    questions = material.training_questions()
+    return QuestionBatches(
+        material.pictures(LAPTOP, "train"),  # type: ignore[arg-type]
+        questions,
+        questions_per_scene=LAPTOP_FEED.questions_per_scene,
+        curriculum=LAPTOP_FEED.curriculum,
+        difficulty=reasoning_steps(questions, material.vocabulary),
+    )
+
+
+def as_far_as_trained(material: Material, steps: int) -> Exam:
     """Held-out questions, no harder than those that the curriculum has come to after so many steps."""
     share = LAPTOP_FEED.curriculum.share(steps * LAPTOP_TRAINING.batch_size)
-    hardest = np.quantile(reasoning_steps(questions, material.vocabulary), share)
+    known = reasoning_steps(material.training_questions(), material.vocabulary)
+    hardest = np.quantile(known, share)
     exam = material.exam(LAPTOP, "val")
     asked = reasoning_steps(exam.questions, material.vocabulary) <= hardest
     return replace(exam, questions=exam.questions.select(asked)).sample(HELD_OUT_QUESTIONS, seed=0)
@@ -133,15 +146,8 @@ def main() -> None:
     torch.set_num_threads(1)
     shipped = load_bundle(None)
     material = Material(ClevrFolder(given.data), shipped.vocabulary, shipped.sight)
-    questions = material.training_questions()
-    batches = QuestionBatches(
-        material.pictures(LAPTOP, "train"),  # type: ignore[arg-type]
-        questions,
-        questions_per_scene=LAPTOP_FEED.questions_per_scene,
-        curriculum=LAPTOP_FEED.curriculum,
-        difficulty=reasoning_steps(questions, material.vocabulary),
-    )
-    exam = as_far_as_trained(material, questions, given.steps)
+    batches = batches_of(material)
+    exam = as_far_as_trained(material, given.steps)
 
     def run(name: str, seed: int, folder: Path) -> dict[str, float]:
         torch.manual_seed(seed)
