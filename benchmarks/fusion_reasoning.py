@@ -17,21 +17,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import torchfilm as tf
 from measuring import save
-from torchfilm.data.clevr.encoding import EncodedQuestions
 from torchfilm.data.clevr.files import ClevrFolder
 from torchfilm.fusion import resolve
 from torchfilm.systems.diffusion_policy.reasoning import Words, WordStates
+from torchfilm.systems.visual_reasoning import loss
 from torchfilm.systems.visual_reasoning.bundle import load_bundle
-from torchfilm.systems.visual_reasoning.data import Batch, QuestionBatches, reasoning_steps
-from torchfilm.systems.visual_reasoning.exam import Exam
+from torchfilm.systems.visual_reasoning.data import Batch, reasoning_steps
+from torchfilm.systems.visual_reasoning.exam import Exam, predict
 from torchfilm.systems.visual_reasoning.model import VisualReasoner
 from torchfilm.systems.visual_reasoning.recipe import LAPTOP, LAPTOP_FEED, LAPTOP_TRAINING
 from torchfilm.systems.visual_reasoning.running import HELD_OUT_QUESTIONS, Material, fitted
-from torchfilm.training import Loss, load_weights, train
+from torchfilm.training import Draw, load_weights, started, train
 from torchfilm.training.series import run_all
 
 SITES = r"blocks\.block\d+\.norm"
@@ -80,44 +79,27 @@ def network(name: str, material: Material) -> Silent:
     return tf.condition(net, SITES, reads(count, config.encoder_width, WORDS), fusion=fusion)  # type: ignore[return-value]
 
 
-def loss(model: nn.Module, batch: Batch) -> Loss:
-    """Cross-entropy of the answers in nats."""
-    logits = model(batch.images, batch.scene_index, cond=(batch.questions, batch.lengths)).float()
-    right = (logits.argmax(dim=1) == batch.answers).float().mean()
-    return Loss(functional.cross_entropy(logits, batch.answers), len(logits), {"accuracy": right.detach()})
+class Asked(nn.Module):
+    """A conditioned network, called as the system calls its own."""
+
+    def __init__(self, conditioned: nn.Module) -> None:
+        super().__init__()
+        self.conditioned = conditioned
+
+    def forward(self, images: Tensor, questions: Tensor, lengths: Tensor, scene_index: Tensor) -> Tensor:
+        """Return logits [questions, answers]."""
+        return self.conditioned(images, scene_index, cond=(questions, lengths))
 
 
-@torch.no_grad()
 def right(model: nn.Module, exam: Exam) -> Tensor:
     """Which questions of an exam are answered rightly, 1 or 0."""
-    model.eval()
-    questions, found = exam.questions, []
-    for rows in np.array_split(np.arange(len(exam)), max(1, len(exam) // 250)):
-        images, cond, scenes = asked(exam, rows)
-        logits = model(images, scenes, cond=cond)
-        found.append(logits.argmax(dim=1) == torch.from_numpy(questions.answers[rows].astype(np.int64)))
-    return torch.cat(found).double()
+    return torch.from_numpy(predict(Asked(model), exam) == exam.questions.answers).double()
 
 
-def asked(exam: Exam, rows: np.ndarray) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-    """Pictures, questions and which picture each is about."""
-    chosen: EncodedQuestions = exam.questions.select(rows)
-    scenes, index = np.unique(chosen.image_index, return_inverse=True)
-    tokens, lengths = (torch.from_numpy(np.asarray(x, np.int64)) for x in (chosen.tokens, chosen.lengths))
-    images = torch.from_numpy(np.asarray(exam.pictures[scenes], np.float32))
-    return images, (tokens[:, : int(lengths.max())], lengths), torch.from_numpy(index)
-
-
-def batches_of(material: Material) -> QuestionBatches:
-    """The laptop recipe's questions, the easy ones first."""
-    questions = material.training_questions()
-    return QuestionBatches(
-        material.pictures(LAPTOP, "train"),  # type: ignore[arg-type]
-        questions,
-        questions_per_scene=LAPTOP_FEED.questions_per_scene,
-        curriculum=LAPTOP_FEED.curriculum,
-        difficulty=reasoning_steps(questions, material.vocabulary),
-    )
+def asked(batch: Batch) -> dict[str, object]:
+    """What a conditioned network is called with."""
+    cond = (batch.questions, batch.lengths)
+    return {"images": batch.images, "scene_index": batch.scene_index, "cond": cond}
 
 
 def as_far_as_trained(material: Material, steps: int) -> Exam:
@@ -146,7 +128,7 @@ def main() -> None:
     torch.set_num_threads(1)
     shipped = load_bundle(None)
     material = Material(ClevrFolder(given.data), shipped.vocabulary, shipped.sight)
-    batches = batches_of(material)
+    batches = material.batches(LAPTOP, LAPTOP_FEED)
     exam = as_far_as_trained(material, given.steps)
 
     def run(name: str, seed: int, folder: Path) -> dict[str, float]:
@@ -159,8 +141,8 @@ def main() -> None:
             seed=seed,
             compile=not name.startswith("cross_attention"),  # its backward pass trips over the words' mask
         )
-        started = (folder / "run" / "config.json").is_file()
-        train(model, loss, batches, training, folder / "run", resume=started)
+        out = folder / "run"
+        train(model, lambda net, batch: loss(Asked(net), batch), batches, training, out, resume=started(out))
         return {"accuracy": float(right(model, exam).mean())}
 
     names = given.only or [*FUSIONS, *(f"{name}_matched" for name in MATCHED)]
@@ -175,11 +157,8 @@ def main() -> None:
         name: [trained(name, given.out / name, seed, material) for seed in range(given.seeds)]
         for name in names
     }
-    images, cond, scenes = asked(exam, np.arange(TIMED))
     comparison = tf.compare(
-        models,
-        {"images": images, "scene_index": scenes, "cond": cond},
-        score=lambda model: right(model, exam),
+        models, asked(batches(Draw(given.steps, 0, 1.0, TIMED))), score=lambda model: right(model, exam)
     )
     print(comparison)
     only = f" --only {' '.join(given.only)}" if given.only else ""

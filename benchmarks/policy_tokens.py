@@ -22,7 +22,7 @@ import torch
 from measuring import save
 from torchfilm.systems.diffusion_policy import Batch, DiffusionPolicy, PolicyConfig, build, loss, predict
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
-from torchfilm.training import Draw, TrainConfig, train
+from torchfilm.training import Draw, TrainConfig, started, train
 from torchfilm.training.series import run_all
 
 HEIGHTS = MappingProxyType({"floor": -0.75, "low": -0.25, "high": 0.25, "top": 0.75})
@@ -109,7 +109,8 @@ def trained(setting: Setting, seed: int, folder: Path, steps: int) -> dict[str, 
         checkpoint_seconds=None,
         tensorboard=False,
     )
-    train(policy, loss, batches, config, folder / "run", resume=(folder / "run" / "config.json").is_file())
+    run = folder / "run"
+    train(policy, loss, batches, config, run, resume=started(run))
     fresh = setting.batch(np.random.default_rng([seed, 1_000_000_007]), TRIES)
     torch.manual_seed(seed)
     return {"accuracy": setting.obeyed(predict(policy, fresh).numpy(), fresh)}

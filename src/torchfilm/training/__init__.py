@@ -11,6 +11,7 @@ from .distributed import first_process as first_process
 from .distributed import synced_batch_norm as synced_batch_norm
 from .folder import RunFolderError as RunFolderError
 from .folder import find_weights as find_weights
+from .folder import started as started
 from .interruption import Interrupted as Interrupted
 from .loop import Loss as Loss
 from .loop import TrainResult as TrainResult

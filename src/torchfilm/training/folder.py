@@ -24,11 +24,15 @@ def describe(config: TrainConfig, extra: Mapping[str, Any] | None) -> dict[str, 
     return json.loads(json.dumps({"train": asdict(config), "extra": dict(extra or {})}))
 
 
+def started(out: Path) -> bool:
+    """Whether there is a run in `out`, to go on with."""
+    return (out / "config.json").is_file()
+
+
 def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
     """Raise RunFolderError unless the run may start, or go on, in `out`; changes nothing."""
-    started = (out / "config.json").is_file()
     if resume:
-        if not started:
+        if not started(out):
             raise RunFolderError(
                 f"Resume: expected a run in {out}, found no config.json there. Start it without resume."
             )

@@ -65,6 +65,7 @@ def cogent(options: Evaluate) -> None:
     from torchfilm.systems.visual_reasoning.bundle import load_bundle
     from torchfilm.systems.visual_reasoning.experiments import cogent as series
     from torchfilm.systems.visual_reasoning.running import train_bundle
+    from torchfilm.training import started
 
     base, material = _prepared(options, "trainA", "valA")
     out = options.out or Path("runs/cogent")
@@ -73,7 +74,7 @@ def cogent(options: Evaluate) -> None:
 
     def fine_tune(size: int, folder: Path) -> torch.nn.Module:
         recipe = replace(base, training=trained_alike(base.training, options, 0))
-        run, resume = folder / "run", (folder / "run" / "config.json").is_file()
+        run = folder / "run"
         if size == 0:
             train_bundle(options.recipe, recipe, material, out / "on_a", resume=(out / "on_a").is_dir())
             return load_bundle(out / "on_a").network
@@ -81,7 +82,7 @@ def cogent(options: Evaluate) -> None:
         start = load_bundle(out / "on_a").network
         chosen = asked.select(slice(size))
         return train_bundle(
-            options.recipe, gentle, tuning, run, resume=resume, start=start, questions=chosen
+            options.recipe, gentle, tuning, run, resume=started(run), start=start, questions=chosen
         ).bundle.network
 
     exams = [material.exam(base.config, split) for split in ("valA", "testB")]
@@ -120,11 +121,11 @@ def _measured(
 ) -> dict[str, float]:
     """Train one setting and return its held-out accuracy, over all and by kind."""
     from torchfilm.systems.visual_reasoning.running import train_bundle
+    from torchfilm.training import started
 
     recipe = replace(recipe, training=trained_alike(recipe.training, options, seed))
-    resume = (folder / "config.json").is_file()
     note(f"training in {folder}")
-    outcome = train_bundle(options.recipe, recipe, material, folder, resume=resume)
+    outcome = train_bundle(options.recipe, recipe, material, folder, resume=started(folder))
     return dict(outcome.result.evaluation)
 
 

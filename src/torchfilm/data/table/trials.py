@@ -30,6 +30,12 @@ def environment_names(num_things: int) -> tuple[str, ...]:
     return (*things, "obstacle_x", "obstacle_y", "goal_x", "goal_y")
 
 
+def positions_of(environment: NDArray[np.floating], num_things: int) -> NDArray[np.floating]:
+    """Where the things are, [..., things, 2] metres, in numbers [..., size] of `environment_names`."""
+    things = environment[..., :-4]
+    return things.reshape(*things.shape[:-1], num_things, -1)[..., :2]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How one arm's episode went so far.

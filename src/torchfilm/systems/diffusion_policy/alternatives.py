@@ -22,6 +22,7 @@ from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
 from torchfilm.systems.diffusion_policy.recipe import RECIPES, Recipe
 from torchfilm.systems.diffusion_policy.running import recordings_of, train_policy
+from torchfilm.training import started
 from torchfilm.training.checkpoint import write_json
 from torchfilm.training.series import Progress, run_all
 
@@ -109,8 +110,7 @@ def hold(
     def run(config: PolicyConfig, seed: int, folder: Path) -> dict[str, float]:
         training = replace(contest.recipe.training, seed=seed)
         recipe = replace(contest.recipe, config=config, training=training)
-        resume = (folder / "config.json").is_file()
-        outcome = train_policy(folder.parent.name, recipe, demonstrations, folder, resume=resume)
+        outcome = train_policy(folder.parent.name, recipe, demonstrations, folder, resume=started(folder))
         return measured(Policy(outcome.policy), contest, outcome.result.seconds / 60)
 
     configs = {name: ALTERNATIVES[name](contest.recipe.config) for name in contest.names}

@@ -239,16 +239,16 @@ class ThingsEncoder(nn.Module):
         rows, spots = self.rows(raw), self.spots(raw)
         attention, share = self._choose(rows, heard)
         things = rows[..., : 2 * self.steps].unflatten(-1, (self.steps, 2))
-        chosen = (attention * rows).sum(dim=1)
+        chosen = (attention[..., None] * rows).sum(dim=1)
         thing = chosen[:, : 2 * self.steps].unflatten(-1, (self.steps, 2))
         now = thing[:, -1]
-        goal = share[:, 0] * now + (share[:, 1:] * spots).sum(dim=1)
-        go = self._go(raw, attention.squeeze(-1), share.squeeze(-1), heard)
+        goal = share[:, :1] * now + (share[:, 1:, None] * spots).sum(dim=1)
+        go = self._go(raw, attention, share, heard)
         begin = (go.begin - self._finger(raw)[:, -1]) / _REACH
         ways = torch.stack([go.heading, go.along, _unit(now), begin], dim=1).detach()
 
         radius = rows[..., 2 * self.steps + 6, None]
-        beside = torch.cat([sides(ways, things[:, :, -1], now), radius, attention], dim=-1)
+        beside = torch.cat([sides(ways, things[:, :, -1], now), radius, attention[..., None]], dim=-1)
         beside = self.activation(self.beside(beside)).mean(dim=1)
         further = spots[:, : spots.shape[1] - len(self.landmarks)]
         positions = torch.cat([torch.stack([now, begin, goal], dim=1), further], dim=1)
@@ -268,8 +268,8 @@ class ThingsEncoder(nn.Module):
         return Seen(torch.cat([x, along], dim=-1), ways[:, 0])
 
     def _choose(self, rows: Tensor, heard: Listened) -> tuple[Tensor, Tensor]:
-        """The shares of things and of spots, [batch, n, 1] each."""
-        things, spots = (logits.softmax(dim=1).unsqueeze(-1) for logits in self._logits(rows, heard))
+        """The shares of things and of spots, [batch, n] each."""
+        things, spots = (logits.softmax(dim=1) for logits in self._logits(rows, heard))
         return (things.detach(), spots.detach()) if self.held else (things, spots)
 
     def attention(

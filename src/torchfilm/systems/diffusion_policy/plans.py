@@ -11,6 +11,7 @@ from torchfilm.data.table.demonstrations import Demonstrations
 from torchfilm.data.table.route import Circle, Path, ahead, next_corner
 from torchfilm.data.table.scenes import OBSTACLE_RADIUS, Point, distance
 from torchfilm.data.table.tasks import approach_path, finger_path, is_behind, thing_path
+from torchfilm.data.table.trials import positions_of
 
 _AHEAD = 0.04  # metres that a thing is pushed ahead along its path, as the expert does
 _THERE = 0.01  # metres: nearer to the end of its path than this, a thing has no way left
@@ -30,8 +31,8 @@ class Plans:
     def _turns(self, episode: int, frame: int) -> tuple[int, int]:
         scene, task = (one := self._demonstrations.episodes[episode]).scene, one.tasks[0]
         x, y = self._demonstrations.state[frame, 4:6].tolist()
-        rows = self._demonstrations.environment[frame, :-4].reshape(len(scene.things), -1)
-        things = [(float(row[0]), float(row[1])) for row in rows]
+        table = self._demonstrations.environment[frame]
+        things: list[Point] = [(x, y) for x, y in positions_of(table, len(scene.things)).tolist()]
         circles = {i: (at, scene.things[i].radius) for i, at in enumerate(things)}
         if task.avoids:
             circles[len(things)] = (scene.obstacle, OBSTACLE_RADIUS)

@@ -15,7 +15,7 @@ from torchfilm.data.table.episodes import Episode
 from torchfilm.data.table.playing import Step, play
 from torchfilm.data.table.scenes import Scene
 from torchfilm.data.table.tasks import Task
-from torchfilm.data.table.trials import Outcome, Trials
+from torchfilm.data.table.trials import Outcome, Trials, positions_of
 from torchfilm.systems.diffusion_policy.policy import Policy
 
 
@@ -88,7 +88,7 @@ def track(
     def watch(step: Step) -> None:
         for row, arm, table in zip(step.rows.tolist(), step.state, step.environment, strict=True):
             state[row].append(arm[0])
-            things[row].append(table[0, :-4].reshape(len(scenes[row].things), -1)[:, :2])
+            things[row].append(positions_of(table[0], len(scenes[row].things)))
 
     policy.reset(list(texts))
     outcomes = play(scenes, [[task] for task in tasks], Arms(policy, 1), watch)

@@ -37,6 +37,7 @@ from torchfilm.training import (
     first_process,
     load_weights,
     save_weights,
+    started,
     train,
 )
 from torchfilm.training.checkpoint import write_json
@@ -191,14 +192,13 @@ def understand(
     if (out / "weights.safetensors").is_file():
         load_weights(out / "weights.safetensors", module)
     else:
-        started = (out / "config.json").is_file()
         result = train(
             module,
             understanding_loss,
             Questions(windows, labels, SILENCE, Plans(demonstrations)),
             training,
             out,
-            resume=started,
+            resume=started(out),
         )
         done = result.train
     assert policy.reasoning is not None

@@ -113,6 +113,19 @@ class Material:
         questions = self.folder.encoded(self.train_split, self.vocabulary)
         return questions if self.scenes is None else questions.select(questions.image_index < self.scenes)
 
+    def batches(
+        self, config: ReasonerConfig | BaselineConfig, feed: Feed, questions: EncodedQuestions | None = None
+    ) -> QuestionBatches:
+        """The training split as a network of this config is fed with it; questions: None asks all."""
+        asked = self.training_questions() if questions is None else questions
+        return QuestionBatches(
+            self.pictures(config, self.train_split),  # type: ignore[arg-type]
+            asked,
+            questions_per_scene=feed.questions_per_scene,
+            curriculum=feed.curriculum,
+            difficulty=reasoning_steps(asked, self.vocabulary),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -192,7 +205,7 @@ def train_bundle(
         result = train(
             network,
             loss,
-            _batches(material, config, feed, questions),
+            material.batches(config, feed, questions),
             recipe.training,
             out,
             evaluate=_held_out(material, config),
@@ -221,22 +234,6 @@ def compilable() -> bool:
     """Whether there is the C++ compiler that torch.compile needs on a CPU."""
     named = os.environ.get("CXX")
     return any(shutil.which(name) for name in ([named] if named else ["c++", "g++", "clang++"]))
-
-
-def _batches(
-    material: Material,
-    config: ReasonerConfig | BaselineConfig,
-    feed: Feed,
-    questions: EncodedQuestions | None,
-) -> QuestionBatches:
-    asked = material.training_questions() if questions is None else questions
-    return QuestionBatches(
-        material.pictures(config, material.train_split),  # type: ignore[arg-type]
-        asked,
-        questions_per_scene=feed.questions_per_scene,
-        curriculum=feed.curriculum,
-        difficulty=reasoning_steps(asked, material.vocabulary),
-    )
 
 
 def _held_out(
