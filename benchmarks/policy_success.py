@@ -3,7 +3,9 @@
 Success, collisions and energy by deed and manner, then the language score; the file is
 results/diffusion_policy_laptop.json, and the READMEs' tables show it.
 
-    python benchmarks/policy_success.py RUN_0 RUN_1 RUN_2 --minutes 15
+Seeds and minutes are what the runs' own files say.
+
+    python benchmarks/policy_success.py RUN_0 RUN_1 RUN_2
 """
 
 import argparse
@@ -19,27 +21,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="*", type=Path, help="one of each training seed, from 0 on")
+    parser.add_argument("runs", nargs="*", type=Path, help="trainings, one of each seed")
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--language-scenes", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1, help="of the scenes")
     parser.add_argument("--execution", type=int, help="actions executed of each chunk; default: the run's")
-    parser.add_argument("--minutes", type=float, help="what each training took, of one core")
     given = parser.parse_args()
-    if given.minutes is None or not given.runs:  # `make bench` runs them all; this one needs trainings
+    if not given.runs:  # `make bench` runs them all; this one needs trainings
         parser.print_help()
         return
     options = ["--execution", str(given.execution)] if given.execution else []
     scenes = ["--scenes", str(given.scenes), "--seed", str(given.seed), *options]
     talk = ["--scenes", str(given.language_scenes), "--experiment", "language", *options]
+    trained = [training(run) for run in given.runs]
     runs = [
         {**evaluated([str(run), *scenes]), "language": evaluated([str(run), *talk])} for run in given.runs
     ]
     save(
         "diffusion_policy_laptop",
-        {"minutes": given.minutes, "runs": runs},
+        {
+            "seeds": [seed for seed, _ in trained],
+            "minutes": round(max(minutes for _, minutes in trained), 1),
+            "runs": runs,
+        },
         " ".join(["policy_success.py RUN ...", *scenes]),
     )
+
+
+def training(run: Path) -> tuple[int, float]:
+    """The seed of a run, and the minutes that it took: understanding, where there was one, and acting."""
+    seed = json.loads((run / "config.json").read_text(encoding="utf-8"))["train"]["seed"]
+    stages = [stage for stage in (run / "understanding", run) if (stage / "metrics.jsonl").is_file()]
+    lasts = [(stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1] for stage in stages]
+    return seed, sum(json.loads(last)["seconds"] for last in lasts) / 60
 
 
 def evaluated(options: list[str]) -> dict[str, object]:

@@ -33,17 +33,18 @@ def policy_success(results: Results) -> str:
                 _pooled(others, "success"),
                 _pooled(told, "right"),
                 _pooled(told, "collisions", with_interval=True),
-                f"{statistics.fmean(row['energy'] for row in told):.2f} J",
+                _pooled(others, "collisions"),
+                *(f"{statistics.fmean(row['energy'] for row in rows):.2f} J" for rows in (told, others)),
             ]
         )
     head = ["told to", "success (95 %)", "by training", "in held-out words", "right thing"]
-    head += ["collisions (95 %)", "energy"]
+    head += ["collisions (95 %)", "in held-out words", "energy", "in held-out words"]
     first = runs[0]
+    seeds = f"seeds {', '.join(map(str, found['seeds']))}, " if "seeds" in found else ""
     note = (
         f"{first['scenes']} scenes, half of them for each deed, the obstacle always in the way, played by "
-        f"each of {len(runs)} trainings (seeds 0 to {len(runs) - 1}, {found['minutes']:g} minutes of one "
-        f"core each; {first['execution']} actions of a chunk executed); `{found['command']}`, "
-        f"{found['date']}.\n"
+        f"each of {len(runs)} trainings ({seeds}{found['minutes']:g} minutes of one core each; "
+        f"{first['execution']} actions of a chunk executed); `{found['command']}`, {found['date']}.\n"
     )
     return table(head, rows) + "\n" + note + _language(runs)
 
@@ -71,16 +72,25 @@ def _pooled(rows: Sequence[Mapping[str, Any]], key: str, *, with_interval: bool 
 
 
 def _language(runs: Sequence[Mapping[str, Any]]) -> str:
-    """What the language score says, with the range of the trainings."""
+    """What the language score says of each training, with its 95 % interval over the scenes."""
     said = []
     for name, words in (
         ("swap", "another's"),
         ("blank", "none"),
         ("paraphrase", "the same in held-out words"),
     ):
-        points = [100 * run["language"]["effects"][name]["success"]["value"] for run in runs]
-        said.append(f"{words} {statistics.fmean(points):+.0f} ({min(points):+.0f} to {max(points):+.0f})")
-    return f"Points of success with another instruction, by training: {', '.join(said)}.\n"
+        points = [run["language"]["effects"][name]["success"] for run in runs]
+        shown = ("{value:+.0f} ({low:+.0f} to {high:+.0f})".format_map(_in_points(one)) for one in points)
+        said.append(f"{words} {', '.join(shown)}")
+    scenes = runs[0]["language"]["n"]
+    return (
+        f"Points of success with another instruction, of each training with its 95 % interval over {scenes} "
+        f"scenes: {'; '.join(said)}.\n"
+    )
+
+
+def _in_points(one: Mapping[str, float]) -> dict[str, float]:
+    return {key: 100 * one[key] for key in ("value", "low", "high")}
 
 
 def policy_alternatives(results: Results) -> str:

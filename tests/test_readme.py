@@ -1,6 +1,7 @@
 """The READMEs tell the truth: tables are what the results files say, code runs, links lead somewhere."""
 
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -18,6 +19,7 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("src/torchfilm/
 
 sys.path.append(str(ROOT / "benchmarks"))  # no package: its files import one another by name
 
+policy_success = importlib.import_module("policy_success")
 policy_tables = importlib.import_module("policy_tables")
 reasoning_tables = importlib.import_module("reasoning_tables")
 tables = importlib.import_module("tables")
@@ -41,30 +43,42 @@ def test_a_number_changed_by_hand_is_found():
 
 
 def test_trainings_of_a_policy_are_pooled_and_shown_apart():
-    def trained(hits: int) -> dict:
+    def played(hits: int, energy: float) -> dict:
         share = {"value": hits / 100, "low": 0.0, "high": 1.0, "n": 100}
-        row = {"success": share, "right": share, "collisions": share, "energy": 0.5}
-        effect = {"success": {"value": -hits / 100}}
-        effects = dict.fromkeys(("swap", "blank", "paraphrase"), effect)
-        kinds = {"reach avoid": row, "push plain": row}
+        row = {"success": share, "right": share, "collisions": share, "energy": energy}
+        return {"reach avoid": row, "push plain": row}
+
+    def trained(hits: int) -> dict:
+        success = {"value": -hits / 100, "low": -1.0, "high": -hits / 200, "n": 60}
+        effects = {name: {"success": success} for name in ("swap", "blank", "paraphrase")}
         return {
-            "by_kind": kinds,
-            "held_out": kinds,
+            "by_kind": played(hits, 0.5),
+            "held_out": played(hits - 20, 0.75),
             "scenes": 200,
             "execution": 2,
-            "language": {"effects": effects},
+            "language": {"effects": effects, "n": 60},
         }
 
-    found = {"runs": [trained(100), trained(70)], "minutes": 15, "command": "a", "date": "b"}
+    runs = [trained(100), trained(70)]
+    found = {"runs": runs, "seeds": [3, 5], "minutes": 15, "command": "a", "date": "b"}
     table = policy_tables.policy_success({"diffusion_policy_laptop": found})
-    assert (
-        "| reach, avoid the obstacle | 85 % (79 to 89) | 100, 70 | 85 % | 85 % | 85 % (79 to 89) |" in table
-    )
-    assert "another's -85 (-100 to -70)" in table
+    first = "| reach, avoid the obstacle | 85 % (79 to 89) | 100, 70 | 65 % | 85 % | 85 % (79 to 89) |"
+    assert f"{first} 65 % | 0.50 J | 0.75 J |" in table
+    assert "over 60 scenes: another's -100 (-100 to -50), -70 (-100 to -35); none" in table
+    assert "2 trainings (seeds 3, 5, 15 minutes of one core each" in table
     said = policy_tables.policy_reached(found)
     assert said.startswith(
         "reach 85 % (79 to 89), push 85 % (79 to 89); told to avoid, a reach collides in 85 %"
     )
+
+
+def test_what_a_training_took_is_read_from_its_own_files(tmp_path: Path):
+    (tmp_path / "understanding").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps({"train": {"seed": 4, "minutes": 13}, "extra": {}}))
+    for folder, seconds in ((tmp_path / "understanding", 120), (tmp_path, 780)):
+        lines = [json.dumps({"step": step, "seconds": seconds / (2 - step)}) for step in (0, 1)]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert policy_success.training(tmp_path) == (4, 15.0)
 
 
 def test_an_unknown_table_is_an_error():
