@@ -5,12 +5,17 @@ import sys
 import numpy as np
 import pytest
 
-from torchfilm.data.outside import MT10, PUSHT, metaworld, metaworld_expert, pusht
+pytest.importorskip("gymnasium")
+
+import gymnasium
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers import RecordEpisodeStatistics
+
+from torchfilm.data.outside import MT10, PUSHT, Told, metaworld, metaworld_expert, pusht
 
 
 @pytest.mark.filterwarnings("ignore")  # of pygame and pymunk
 def test_push_t_is_told_checked_and_judged():
-    pytest.importorskip("gymnasium")
     pytest.importorskip("gym_pusht")
     env = pusht("environment_state_agent_pos")
     observation, info = env.reset(seed=0)
@@ -32,7 +37,6 @@ def test_push_t_is_told_checked_and_judged():
 
 @pytest.mark.filterwarnings("ignore")
 def test_push_t_moves_the_same_for_the_same_seed():
-    pytest.importorskip("gymnasium")
     pytest.importorskip("gym_pusht")
     seen = []
     for _ in range(2):
@@ -56,12 +60,35 @@ def test_meta_worlds_experts_succeed(name):
     assert info["is_success"]
 
 
+def told_to_stay() -> Told:
+    """A world of gymnasium's own, told something: what wraps and stacks environments has to take it."""
+    return Told(gymnasium.make("MountainCarContinuous-v0", max_episode_steps=3), "stay")
+
+
+def test_what_is_told_can_be_wrapped_and_stacked():
+    env = RecordEpisodeStatistics(told_to_stay())
+    assert env.unwrapped.spec.id == "MountainCarContinuous-v0"
+    assert env.spec.additional_wrappers[0].kwargs == {"task": "stay"}
+    env.reset(seed=0)
+    for _ in range(3):
+        *_, truncated, info = env.step(np.zeros(1))
+    assert truncated
+    assert (info["task"], info["episode"]["l"], info["is_success"]) == ("stay", 3, False)
+    both = SyncVectorEnv([told_to_stay, told_to_stay])
+    _, info = both.reset(seed=0)
+    assert info["task"].tolist() == ["stay", "stay"]
+    *_, info = both.step(np.zeros((2, 1), np.float32))
+    assert info["is_success"].tolist() == [False, False]
+
+
 @pytest.mark.parametrize(
-    ("package", "call"), [("gym_pusht", pusht), ("metaworld", lambda: metaworld("reach-v3"))]
+    ("package", "extra", "call"),
+    [("gym_pusht", "pusht", pusht), ("metaworld", "metaworld", lambda: metaworld("reach-v3"))],
 )
-def test_a_missing_package_is_one_line(package, call, monkeypatch):
+def test_a_missing_package_is_one_line(package, extra, call, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf"needs {package.replace('_', '-')}: pip install") as caught:
+    said = rf"needs {package.replace('_', '-')}: pip install 'torchfilm\[{extra}\]'"
+    with pytest.raises(ValueError, match=said) as caught:
         call()
     assert "\n" not in str(caught.value)
 

@@ -32,7 +32,7 @@ PUSHT = "push the T block onto its goal"
 """The instruction of Push-T."""
 
 
-def _needed(package: str, extra: str) -> Any:
+def _needed(package: str, name: str, extra: str) -> Any:
     """A module of others, or one line that says how to get it (ValueError)."""
     import importlib
 
@@ -43,7 +43,8 @@ def _needed(package: str, extra: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise ValueError(
-            f"this benchmark needs {extra}: pip install {extra} ({type(error).__name__}: {error})"
+            f"this benchmark needs {name}: pip install 'torchfilm[{extra}]' "
+            f"({type(error).__name__}: {error})"
         ) from error
     finally:
         if before is None:
@@ -52,20 +53,23 @@ def _needed(package: str, extra: str) -> Any:
             os.environ[quiet] = before
 
 
-class Told:
+gymnasium = _needed("gymnasium", "gymnasium", "robots")
+
+
+class Told(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
     """Adds an instruction to an environment of others; made by `pusht` and `metaworld`.
 
-    `reset` and `step` are gymnasium's; `info` has `task` (the instruction) and `is_success` besides.
+    A wrapper as gymnasium's own; `info` has `task` (the instruction) and `is_success` besides.
     """
 
     def __init__(self, env: Any, task: str) -> None:
-        self.unwrapped = env
+        gymnasium.utils.RecordConstructorArgs.__init__(self, task=task)
+        gymnasium.Wrapper.__init__(self, env)
         self.task = task
-        self.observation_space, self.action_space = env.observation_space, env.action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Begin an episode."""
-        observation, info = self.unwrapped.reset(seed=seed, options=options)
+        observation, info = self.env.reset(seed=seed, options=options)
         return self._checked(observation), {**info, "task": self.task, "is_success": False}
 
     def step(self, action: NDArray[Any]) -> tuple[Any, float, bool, bool, dict]:
@@ -75,18 +79,10 @@ class Told:
             raise ValueError(
                 f"action: expected {list(self.action_space.shape)} finite numbers, got {given.tolist()}"
             )
-        observation, reward, terminated, truncated, info = self.unwrapped.step(given)
+        observation, reward, terminated, truncated, info = self.env.step(given)
         success = bool(info.get("is_success", info.get("success", False)))
         more = {**info, "task": self.task, "is_success": success}
         return self._checked(observation), float(reward), bool(terminated), bool(truncated), more
-
-    def render(self) -> Any:
-        """A picture, where the environment was made to give one."""
-        return self.unwrapped.render()
-
-    def close(self) -> None:
-        """Give back what the environment holds."""
-        self.unwrapped.close()
 
     def _checked(self, observation: Any) -> Any:
         parts = observation.values() if isinstance(observation, dict) else [observation]
@@ -111,8 +107,7 @@ def pusht(obs_type: str = "state", size: int = 96) -> Told:
     known = ("state", "environment_state_agent_pos", "pixels", "pixels_agent_pos")
     if obs_type not in known:
         raise ValueError(f"obs_type: expected one of {', '.join(known)}, got {obs_type!r}")
-    _needed("gym_pusht", "gym-pusht")
-    gymnasium = _needed("gymnasium", "gymnasium")
+    _needed("gym_pusht", "gym-pusht", "pusht")
     sizes = {"observation_width": size, "observation_height": size}
     env = gymnasium.make("gym_pusht/PushT-v0", obs_type=obs_type, disable_env_checker=True, **sizes)
     return Told(env, PUSHT)
@@ -127,8 +122,7 @@ def metaworld(name: str, seed: int = 0, render_mode: str | None = None) -> Told:
     """
     if name not in MT10:
         raise ValueError(f"name: expected one of {', '.join(MT10)}, got {name!r}")
-    _needed("metaworld", "metaworld")
-    gymnasium = _needed("gymnasium", "gymnasium")
+    _needed("metaworld", "metaworld", "metaworld")
     options = {"render_mode": render_mode, "disable_env_checker": True}
     return Told(gymnasium.make("Meta-World/MT1", env_name=name, seed=seed, **options), MT10[name])
 
@@ -140,7 +134,7 @@ def metaworld_expert(name: str) -> Any:
     """
     if name not in MT10:
         raise ValueError(f"name: expected one of {', '.join(MT10)}, got {name!r}")
-    policies = _needed("metaworld.policies", "metaworld")
+    policies = _needed("metaworld.policies", "metaworld", "metaworld")
     policy = policies.ENV_POLICY_MAP[name]()
 
     def answer(observation: NDArray[Any]) -> NDArray[np.float32]:
