@@ -6,12 +6,15 @@ import pytest
 pytest.importorskip("mujoco")
 pytest.importorskip("gymnasium")
 
+import gymnasium
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import SyncVectorEnv
 
 from torchfilm.data.table.env import TableEnv, TableVectorEnv
 from torchfilm.data.table.episodes import sample_episode
 from torchfilm.data.table.experts import Expert
 from torchfilm.data.table.observations import OBS_TYPES
+from torchfilm.data.table.simulator import DeadSimulatorError
 from torchfilm.data.table.trials import MAX_STEPS, STATE_NAMES, environment_names
 
 
@@ -24,7 +27,35 @@ def expert_action(env: TableEnv, expert: Expert) -> np.ndarray:
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # positions have no natural bounds
 @pytest.mark.parametrize("arms", [1, 2])
 def test_gymnasium_finds_nothing_to_complain_of(arms):
-    check_env(TableEnv(arms=arms), skip_render_check=True)
+    env = gymnasium.make("torchfilm/Table-v0", arms=arms, render_mode="rgb_array").unwrapped
+    assert isinstance(env, TableEnv)
+    check_env(env)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_gymnasium_makes_many_tables_at_once():
+    many = gymnasium.make_vec("torchfilm/Table-v0", num_envs=2)
+    assert isinstance(many.unwrapped, TableVectorEnv)
+    assert many.unwrapped.num_envs == 2
+
+
+def test_gymnasium_stacks_tables_over_whole_episodes():
+    many = SyncVectorEnv([TableEnv, TableEnv])
+    _, info = many.reset(seed=0, options={"what": "push", "how": "plain"})
+    expert, ends, chosen = None, [], set()
+    for _ in range(3 * MAX_STEPS):
+        first, second = many.envs
+        if expert is None or info["outcome"]["time"][0] == 0:
+            expert = Expert(first.episode.scene, first.episode.tasks[0])
+        still = second.trials.tables.fingers[0, 0].astype(np.float32)
+        _, _, terminated, truncated, info = many.step(np.stack([expert_action(first, expert), still]))
+        ends += [(row, bool(terminated[row])) for row in np.flatnonzero(terminated | truncated).tolist()]
+        chosen |= {tuple(info["outcome"]["chosen"].tolist())}
+        if {(0, True), (1, False)} <= set(ends) and len(ends) > 3:
+            break
+    assert {(0, True), (1, False)} <= set(ends)  # one by success, one by the end of time
+    assert any(a >= 0 and b == -1 for a, b in chosen)
+    assert info["is_success"].dtype == bool
 
 
 @pytest.mark.parametrize("arms", [1, 2])
@@ -131,6 +162,59 @@ def test_mistakes_are_named():
         TableEnv(render_mode="human")
     with pytest.raises(ValueError, match="num_envs: expected at least 1, got 0"):
         TableVectorEnv(0)
+
+
+@pytest.mark.parametrize("make", [TableEnv, lambda **options: TableVectorEnv(2, **options)])
+def test_tables_that_cannot_be_are_refused_when_they_are_made(make):
+    for options, said in (
+        ({"arms": 3}, "arms: expected 1 to 2, got 3"),
+        ({"num_things": 0}, "num_things: expected 1 to 4, got 0"),
+        ({"num_things": 1, "arms": 2}, "num_things: expected one for each of 2 arms at least, got 1"),
+        ({"size": 0}, "size: expected at least 1 pixel, got 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make(**options)
+
+
+def test_episodes_that_cannot_be_are_refused():
+    env, many = TableEnv(num_things=2), TableVectorEnv(2, num_things=2)
+    with pytest.raises(ValueError, match="what: expected reach, push, or None for any, got 'fly'"):
+        env.reset(options={"what": "fly"})
+    with pytest.raises(ValueError, match=r"how: expected plain, .*, or None for any, got 'fast'"):
+        many.reset(options={"how": "fast"})
+    episode = sample_episode(np.random.default_rng(0), num_things=3)
+    said = "expected num_things=2 and arms=1, as the environment has, got 3 and 1"
+    with pytest.raises(ValueError, match=f"episode 0: {said}"):
+        env.reset(options={"episode": episode})
+    fitting = sample_episode(np.random.default_rng(0), num_things=2)
+    with pytest.raises(ValueError, match=f"episode 1: {said}"):
+        many.reset(options={"episodes": [fitting, episode]})
+    with pytest.raises(ValueError, match="options: expected an episode alone, got what beside it"):
+        env.reset(options={"episode": fitting, "what": "push"})
+
+
+def test_a_dead_table_is_reset_alone_and_the_others_go_on():
+    many = TableVectorEnv(3)
+    many.reset(seed=0, options={"what": "push"})
+    with pytest.raises(ValueError, match=r"reset_mask: expected it alone .*, got what beside it"):
+        many.reset(options={"reset_mask": np.ones(3, bool), "what": "reach"})
+    with pytest.raises(ValueError, match=r"reset_mask: expected 3 booleans, got bool \[2\]"):
+        many.reset(options={"reset_mask": np.ones(2, bool)})
+    many.step(many.trials.tables.fingers[:, 0] + 0.02)
+    before, spots = list(many.episodes), many.trials.tables.fingers[:, 0].copy()
+    many.trials.tables.rates[1] = 1e11
+    for _ in range(2):
+        with pytest.raises(DeadSimulatorError, match=r"table 1: .* Reset this table") as caught:
+            many.step(spots)
+    mask = np.isin(np.arange(3), caught.value.rows)
+    _, info = many.reset(options={"reset_mask": mask})
+    assert [old == new for old, new in zip(before, many.episodes, strict=True)] == [True, False, True]
+    assert many.episodes[1].tasks[0].what == "push"
+    assert [outcome["time"] for outcome in info["outcome"]] == pytest.approx([0.05, 0, 0.05])
+    *_, info = many.step(many.trials.tables.fingers[:, 0])
+    assert [outcome["time"] for outcome in info["outcome"]] == pytest.approx([0.1, 0.05, 0.1])
+    with pytest.raises(ValueError, match="after a reset of all tables, got it first"):
+        TableVectorEnv(3).reset(options={"reset_mask": mask})
 
 
 def test_many_tables_are_as_many_single_ones():

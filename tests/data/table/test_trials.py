@@ -103,6 +103,31 @@ def test_each_arm_is_judged_by_its_own_task():
     assert not trials.done[0]
 
 
+def test_a_table_whose_simulator_fails_has_failed_and_the_others_end_as_they_would():
+    episodes = some_episodes(3, what="reach")
+    scenes, tasks = [e.scene for e in episodes], [e.tasks for e in episodes]
+    experts, sound, told = Experts(Trials(scenes, tasks)), play(scenes, tasks), []
+
+    def wild(trials, rows):
+        if trials.outcomes(1)[0].time > 0.3 and 1 in rows:
+            trials.tables.rates[1] = 1e11
+        told.append(rows.tolist())
+        return experts(trials, rows)
+
+    found = play(scenes, tasks, wild)
+    assert [found[0], found[2]] == [sound[0], sound[2]]
+    (failed,) = found[1]
+    assert (failed.done, failed.success) == (True, False)
+    assert failed.failure.startswith("table 1: the simulator gave positions that are not finite")
+    assert failed.to_dict()["failure"] == failed.failure
+    assert "failure" not in found[0][0].to_dict()
+    assert 1 not in told[-1]
+    trials = Trials(scenes, tasks)
+    trials.fail([1], "gone")
+    trials.put(1, scenes[1], tasks[1])
+    assert (trials.outcomes(1)[0].failure, trials.outcomes(1)[0].done) == (None, False)
+
+
 def test_tasks_that_do_not_fit_are_named():
     scene = sample_scene(np.random.default_rng(0))
     with pytest.raises(ValueError, match="tasks of row 0: expected 1, each about one of 3 things"):

@@ -32,15 +32,21 @@ class TableEnv(gymnasium.Env):
     `MAX_STEPS` steps.
 
     `info` has `task` (the instruction; a tuple for two arms), `is_success`, `outcome` (a dict, or a tuple of
-    them: energy, clearance, collisions, time, path), and `instruction` with the parts apart.
+    them: the fields of `Outcome`, with chosen -1 where there was none), and `instruction` with its parts.
+
+    Importing this module makes it known as "torchfilm/Table-v0";
+    `gymnasium.make("torchfilm.data.table.env:torchfilm/Table-v0")` imports it.
 
     Args:
         obs_type: "state" (one vector), "environment_state_agent_pos" (a dict of two), "pixels", or
             "pixels_agent_pos" (a dict); with two arms each has a first axis of two.
-        num_things: 1 to 4.
+        num_things: 1 to 4, and one for each arm.
         arms: 1 or 2.
         size: width and height of pictures in pixels.
         render_mode: None or "rgb_array".
+
+    Raises:
+        ValueError: for anything else.
 
     Example:
         env = TableEnv()
@@ -73,10 +79,16 @@ class TableEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Begin an episode; `options={"episode": ...}` gives it, else it is drawn, by `options` as keywords.
 
-        The keywords are those of `sample_episode`: what, how, by, blocked, held_out.
+        The keywords are those of `sample_episode`: what, how, by, blocked, held_out. Raises ValueError for
+        others, for a keyword beside an episode, and for an episode with other arms or things than the table.
         """
         super().reset(seed=seed)
-        self.episode = _episode(self.np_random, options, self._num_things, self._arms)
+        given, sizes = dict(options or {}), (self._num_things, self._arms)
+        episode = given.pop("episode", None)
+        if episode is not None and given:
+            raise ValueError(f"options: expected an episode alone, got {', '.join(sorted(given))} beside it")
+        drawn = _drawn(self.np_random, given, *sizes) if episode is None else _fitting([episode], *sizes)[0]
+        self.episode = drawn
         self.trials = Trials([self.episode.scene], [self.episode.tasks])
         return self._observation(), self._info(self.trials.outcomes(0))
 
@@ -133,6 +145,9 @@ class TableVectorEnv(gymnasium.vector.VectorEnv):
     As `TableEnv`, with a first axis for the tables. A table whose episode ended begins a new one in the next
     step, whose action for it is ignored (gymnasium's NEXT_STEP). With the same seed, table i has the episodes
     of the i-th child of that seed, whatever the others do.
+
+    A `DeadSimulatorError` names the `rows` that can no longer be stepped; nothing has moved then, and `reset`
+    with a `reset_mask` gives these tables, and no others, a new episode.
     """
 
     metadata = {  # noqa: RUF012
@@ -155,30 +170,34 @@ class TableVectorEnv(gymnasium.vector.VectorEnv):
         self.observation_space = batched(self.single_observation_space, num_envs)
         self.action_space = batched(self.single_action_space, num_envs)
         self.trials: Trials | None = None
-        self._rngs: list[np.random.Generator] = []
-        self._options: dict[str, Any] | None = None
+        self._rngs: dict[int, np.random.Generator] = {}
+        self._options: dict[str, Any] = {}
         self.episodes: list[Episode] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Begin an episode on each table; `options`, kept for later ones, are those of `TableEnv.reset`.
 
-        `options={"episodes": [...]}` gives the first episodes.
+        `options={"episodes": [...]}` gives the first episodes. `options={"reset_mask": [N] booleans}` begins
+        an episode on these tables alone, with the options that were kept.
         """
-        if seed is not None or not self._rngs:
-            seeds = np.random.SeedSequence(seed).spawn(self.num_envs)
-            self._rngs = [np.random.default_rng(s) for s in seeds]
         given = dict(options or {})
-        first = given.pop("episodes", None)
-        self._options = given
-        if first is not None and len(first) != self.num_envs:
-            raise ValueError(f"episodes: expected one for each of {self.num_envs} tables, got {len(first)}")
-        sizes = (self._num_things, self._arms)
-        self.episodes = list(first) if first else [_episode(rng, given, *sizes) for rng in self._rngs]
-        self.trials = Trials([e.scene for e in self.episodes], [e.tasks for e in self.episodes])
+        mask = given.pop("reset_mask", None)
+        rows = np.arange(self.num_envs) if mask is None else self._masked(mask, given)
+        if seed is not None or self.trials is None:
+            seeds = np.random.SeedSequence(seed).spawn(self.num_envs)
+            self._rngs |= {row: np.random.default_rng(seeds[row]) for row in rows.tolist()}
+        if mask is None:
+            self._begin_all(given)
+        else:
+            for row in rows.tolist():
+                self._begin(row)
         return self._answer()
 
     def step(self, actions: Any) -> tuple[Any, NDArray, NDArray, NDArray, dict]:
-        """Move all tables for 0.05 s; tables that had ended begin anew."""
+        """Move all tables for 0.05 s; tables that had ended begin anew.
+
+        Raises ValueError and DeadSimulatorError as `TableEnv.step`; nothing has moved then.
+        """
         if self.trials is None:
             raise ValueError("step: expected reset() to be called first")
         trials = self.trials
@@ -188,14 +207,43 @@ class TableVectorEnv(gymnasium.vector.VectorEnv):
         if len(running):
             trials.step(targets[running], running)
         for row in over.tolist():
-            self.episodes[row] = _episode(self._rngs[row], self._options, self._num_things, self._arms)
-            trials.put(row, self.episodes[row].scene, self.episodes[row].tasks)
+            self._begin(row)
         after = [trials.outcomes(row) for row in range(self.num_envs)]
         rewards = np.array([_reward(b, a) for b, a in zip(before, after, strict=True)])
         rewards[over] = 0
         late = np.array([any(_late(o) for o in outcome) for outcome in after])
         observation, info = self._answer(after)
         return observation, rewards, trials.done & ~late, trials.done & late, info
+
+    def _begin_all(self, options: dict[str, Any]) -> None:
+        """Begin with the episodes in `options`, or with drawn ones, and keep the other options."""
+        sizes, first = (self._num_things, self._arms), options.pop("episodes", None)
+        if first is not None and len(first) != self.num_envs:
+            raise ValueError(f"episodes: expected one for each of {self.num_envs} tables, got {len(first)}")
+        rows = range(self.num_envs)
+        drawn = [_drawn(self._rngs[row], options, *sizes) for row in rows] if first is None else first
+        self.episodes, self._options = _fitting(drawn, *sizes), options
+        self.trials = Trials([e.scene for e in self.episodes], [e.tasks for e in self.episodes])
+
+    def _begin(self, row: int) -> None:
+        """Begin another episode on one table."""
+        assert self.trials is not None
+        self.episodes[row] = _drawn(self._rngs[row], self._options, self._num_things, self._arms)
+        self.trials.put(row, self.episodes[row].scene, self.episodes[row].tasks)
+
+    def _masked(self, mask: Any, others: dict[str, Any]) -> NDArray[np.intp]:
+        """The tables to reset. Raises ValueError for another mask, with other options, or as the first."""
+        chosen = np.asarray(mask)
+        if self.trials is None or others:
+            raise ValueError(
+                "reset_mask: expected it alone and after a reset of all tables, got "
+                + (f"{', '.join(sorted(others))} beside it" if others else "it first")
+            )
+        if chosen.shape != (self.num_envs,) or chosen.dtype != np.bool_:
+            raise ValueError(
+                f"reset_mask: expected {self.num_envs} booleans, got {chosen.dtype} {list(chosen.shape)}"
+            )
+        return np.flatnonzero(chosen)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Give back what pictures need."""
@@ -206,7 +254,8 @@ class TableVectorEnv(gymnasium.vector.VectorEnv):
         assert self.trials is not None
         rows = np.arange(self.num_envs)
         known = outcomes or [self.trials.outcomes(row) for row in range(self.num_envs)]
-        return self._observer(self.trials, rows), _infos(self.episodes, known)
+        infos = _infos(self.episodes, known)
+        return self._observer(self.trials, rows), infos | {"is_success": np.array(infos["is_success"])}
 
 
 def _actions(arms: int) -> Any:
@@ -214,15 +263,25 @@ def _actions(arms: int) -> Any:
     return gymnasium.spaces.Box(low, high, dtype=np.float32)
 
 
-def _episode(rng: np.random.Generator, options: dict[str, Any] | None, num_things: int, arms: int) -> Episode:
-    given = dict(options or {})
-    episode = given.pop("episode", None)
+def _drawn(rng: np.random.Generator, options: dict[str, Any], num_things: int, arms: int) -> Episode:
     known = {"what", "how", "by", "blocked", "held_out"}
-    if set(given) - known:
+    if set(options) - known:
         raise ValueError(
-            f"options: expected episode, or {', '.join(sorted(known))}, got {', '.join(sorted(given))}"
+            f"options: expected episode, or {', '.join(sorted(known))}, got {', '.join(sorted(options))}"
         )
-    return episode or sample_episode(rng, num_things=num_things, arms=arms, **given)
+    return sample_episode(rng, num_things=num_things, arms=arms, **options)
+
+
+def _fitting(episodes: Sequence[Episode], num_things: int, arms: int) -> list[Episode]:
+    """The episodes, checked for the sizes that the spaces were made for."""
+    for row, episode in enumerate(episodes):
+        sizes = len(episode.scene.things), len(episode.scene.starts)
+        if sizes != (num_things, arms):
+            raise ValueError(
+                f"episode {row}: expected num_things={num_things} and arms={arms}, as the environment has, "
+                f"got {sizes[0]} and {sizes[1]}"
+            )
+    return list(episodes)
 
 
 def _shaped(actions: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -242,16 +301,28 @@ def _late(outcome: Outcome) -> bool:
     return outcome.done and not outcome.success and outcome.time >= MAX_STEPS / FPS
 
 
-def _infos(episodes: Sequence[Episode], outcomes: Sequence[Sequence[Outcome]]) -> dict[str, list | NDArray]:
+def _infos(episodes: Sequence[Episode], outcomes: Sequence[Sequence[Outcome]]) -> dict[str, list]:
     def one(values: Sequence[Any]) -> Any:
         return values[0] if len(values) == 1 else tuple(values)
 
     return {
         "task": [one([told.text for told in episode.told]) for episode in episodes],
         "instruction": [one(episode.told) for episode in episodes],
-        "is_success": np.array([all(o.success for o in outcome) for outcome in outcomes]),
-        "outcome": [one([o.to_dict() for o in outcome]) for outcome in outcomes],
+        "is_success": [all(o.success for o in outcome) for outcome in outcomes],
+        "outcome": [one([_plain(o) for o in outcome]) for outcome in outcomes],
     }
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    """The fields, with a number for "none chosen": gymnasium stacks what it finds by its type."""
+    return outcome.to_dict() | {"chosen": -1 if outcome.chosen is None else outcome.chosen}
+
+
+gymnasium.register(
+    "torchfilm/Table-v0",
+    entry_point="torchfilm.data.table.env:TableEnv",
+    vector_entry_point="torchfilm.data.table.env:TableVectorEnv",
+)
 
 
 __all__ = ["OBS_TYPES", "TableEnv", "TableVectorEnv"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scenes import Scene, sample_scene
-from .tasks import HOWS, How, Task, What, in_the_way, tasks_of
+from .scenes import Scene, check_counts, sample_scene
+from .tasks import HOWS, WHATS, How, Task, What, in_the_way, tasks_of
 from .wording import Instruction, descriptions, say
 
 _ATTEMPTS = 200
@@ -42,7 +42,7 @@ def sample_episode(
 
     Args:
         rng: the source of everything drawn.
-        what: "reach" or "push"; default: either, evenly.
+        what: one of `WHATS`; default: either, evenly.
         how: one of `HOWS`; default: any, evenly.
         blocked: whether the obstacle has to stand in the first arm's way; default: as it comes.
         held_out: whether to say it as training never does.
@@ -50,13 +50,16 @@ def sample_episode(
         num_things, arms: as for `sample_scene`.
 
     Raises:
-        ValueError: as `sample_scene`; with fewer things than arms; or for ways to name that do not exist.
+        ValueError: as `sample_scene`; with fewer things than arms; or for a what, a how, or ways to name
+            that do not exist.
 
     Example:
         episode = sample_episode(np.random.default_rng(0), what="push", how="avoid", blocked=True)
     """
-    if num_things < arms:
-        raise ValueError(f"num_things: expected one for each of {arms} arms at least, got {num_things}")
+    for name, value, known in (("what", what, WHATS), ("how", how, HOWS)):
+        if value is not None and value not in known:
+            raise ValueError(f"{name}: expected {', '.join(known)}, or None for any, got {value!r}")
+    check_things(num_things, arms)
     for _ in range(_ATTEMPTS):
         chance = 0.9 if blocked is None else float(blocked)
         scene = sample_scene(rng, num_things, arms, in_the_way=chance)
@@ -72,8 +75,15 @@ def sample_episode(
     raise ValueError(f"expected options that scenes can meet, got blocked={blocked}, by={by}")
 
 
+def check_things(num_things: int, arms: int) -> None:
+    """Raise ValueError unless each arm can be told about a thing of its own."""
+    check_counts(num_things, arms)
+    if num_things < arms:
+        raise ValueError(f"num_things: expected one for each of {arms} arms at least, got {num_things}")
+
+
 def _draw(rng: np.random.Generator, scene: Scene, which: int, what: What | None, how: How | None) -> Task:
-    deed: What = what or ("reach", "push")[rng.integers(2)]
+    deed: What = what or WHATS[rng.integers(2)]
     manner: How = how or HOWS[rng.integers(len(HOWS))]
     fitting = [t for t in tasks_of(scene) if (t.which, t.what, t.how) == (which, deed, manner)]
     return fitting[rng.integers(len(fitting))]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .episodes import check_things
 from .render import Renderer
 from .trials import STATE_NAMES, Trials, environment_names
 
@@ -34,11 +35,17 @@ class Observer:
         obs_type: one of `OBS_TYPES`.
         arms, num_things: of the tables to observe.
         size: width and height of pictures in pixels.
+
+    Raises:
+        ValueError: for another kind, numbers of arms and things that no table has, or a size below 1.
     """
 
     def __init__(self, obs_type: str, arms: int, num_things: int, size: int) -> None:
         if obs_type not in OBS_TYPES:
             raise ValueError(f"obs_type: expected one of {', '.join(OBS_TYPES)}, got {obs_type!r}")
+        check_things(num_things, arms)
+        if size < 1:
+            raise ValueError(f"size: expected at least 1 pixel, got {size}")
         self._kind, self._arms = obs_type, arms
         self.renderer = Renderer(size) if "pixels" in obs_type else None
         lead = () if arms == 1 else (arms,)

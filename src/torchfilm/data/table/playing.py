@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .experts import Expert
 from .scenes import Scene
-from .simulator import Array, turn
+from .simulator import Array, DeadSimulatorError, turn
 from .tasks import Task
 from .trials import Outcome, Trials
 
@@ -78,10 +78,11 @@ def play(
         watch: called in each step with what was seen and answered.
 
     Returns:
-        For each scene the outcome of each arm.
+        For each scene the outcome of each arm. A table whose simulator fails has failed, with the reason in
+        its outcome; the others go on.
 
     Raises:
-        ValueError, DeadSimulatorError: as `Tables.step`.
+        ValueError: as `Tables.step`.
 
     Example:
         outcomes = play(scenes, [[Task(0, how="avoid")] for _ in scenes])
@@ -92,5 +93,18 @@ def play(
         targets = answer(trials, rows)
         if watch is not None:
             watch(Step(rows, trials.state[rows], trials.environment[rows], targets))
-        trials.step(targets, rows)
+        _step(trials, targets, rows)
     return [trials.outcomes(row) for row in range(len(trials))]
+
+
+def _step(trials: Trials, targets: Array, rows: NDArray[np.intp]) -> None:
+    """Step the rows that can be stepped; the episodes of the others end."""
+    while len(rows):
+        try:
+            trials.step(targets, rows)
+        except DeadSimulatorError as error:
+            trials.fail(error.rows, str(error))
+            alive = ~np.isin(rows, error.rows)
+            targets, rows = targets[alive], rows[alive]
+        else:
+            return

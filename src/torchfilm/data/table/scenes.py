@@ -130,9 +130,7 @@ def sample_scene(
     Example:
         scene = sample_scene(np.random.default_rng(0))
     """
-    for name, value, least, most in (("num_things", num_things, 1, 4), ("arms", arms, 1, 2)):
-        if not least <= value <= most:
-            raise ValueError(f"{name}: expected {least} to {most}, got {value}")
+    check_counts(num_things, arms)
     if not 0 <= in_the_way <= 1:
         raise ValueError(f"in_the_way: expected a chance in [0, 1], got {in_the_way}")
     kinds = _kinds(rng, num_things)
@@ -143,6 +141,13 @@ def sample_scene(
         if scene is not None:
             return scene
     raise RuntimeError(f"no room for {num_things} things after {_ATTEMPTS} attempts")
+
+
+def check_counts(num_things: int, arms: int) -> None:
+    """Raise ValueError unless a table can have so many things and arms."""
+    for name, value, least, most in (("num_things", num_things, 1, 4), ("arms", arms, 1, 2)):
+        if not least <= value <= most:
+            raise ValueError(f"{name}: expected {least} to {most}, got {value}")
 
 
 def distance(a: Point, b: Point) -> float:

@@ -22,7 +22,15 @@ _SANE = 1e6  # no position, angle or rate of a living table is near it
 
 
 class DeadSimulatorError(RuntimeError):
-    """A simulator that can no longer be stepped."""
+    """Tables that can no longer be stepped.
+
+    Attributes:
+        rows: which.
+    """
+
+    def __init__(self, message: str, rows: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 @dataclass(frozen=True)
@@ -127,9 +135,12 @@ class Tables:
         states, torques = self._rolled([self._models[row] for row in chosen.tolist()], before, goals)
         bad = ~(np.abs(states) < _SANE).all((1, 2))
         if bad.any():
+            dead = tuple(chosen[bad].tolist())
+            at, wanted = before[bad][0][0], np.round(goals[bad][0], 3).tolist()
             raise DeadSimulatorError(
-                f"table {chosen[bad][0]}: the simulator gave positions that are not finite, or too large; at "
-                f"{before[bad][0][0]:.2f} s, targets {np.round(goals[bad][0], 3).tolist()}. Reset this table."
+                f"table {dead[0]}: the simulator gave positions that are not finite, or too large; at "
+                f"{at:.2f} s, targets {wanted}. Reset this table.",
+                dead,
             )
         self._state[chosen] = states[:, -1]
         return self._trace(before, states, torques)

@@ -11,6 +11,7 @@ from .scenes import FINGER_RADIUS, OBSTACLE_RADIUS, PLACES, Point, Scene, distan
 
 What = Literal["reach", "push"]
 How = Literal["plain", "avoid", "save", "both"]
+WHATS: tuple[What, ...] = ("reach", "push")
 HOWS: tuple[How, ...] = ("plain", "avoid", "save", "both")
 """Plainly, avoiding the obstacle, saving energy, or both."""
 
@@ -30,7 +31,7 @@ class Task:
 
     Attributes:
         which: index of the thing in its scene.
-        what: "reach" or "push".
+        what: one of `WHATS`.
         how: one of `HOWS`.
         place: where to push to, "goal" or a name of `PLACES`; None for "reach".
     """
@@ -41,7 +42,7 @@ class Task:
     place: str | None = None
 
     def __post_init__(self) -> None:
-        if self.what not in ("reach", "push") or self.how not in HOWS:
+        if self.what not in WHATS or self.how not in HOWS:
             raise ValueError(f"task: expected reach or push, and one of {', '.join(HOWS)}, got {self}")
         if (self.place is None) != (self.what == "reach") or self.place not in (None, "goal", *PLACES):
             raise ValueError(

@@ -51,6 +51,7 @@ class Outcome:
         collisions: how many times they came to touch it.
         time: in seconds.
         path: length of the finger's path in metres.
+        failure: what the simulator said when it failed, which ended the episode; None where it did not.
     """
 
     success: bool
@@ -61,10 +62,11 @@ class Outcome:
     collisions: int
     time: float
     path: float
+    failure: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them."""
-        return asdict(self)
+        """All fields as JSON can hold them; `failure` where there was one."""
+        return {name: value for name, value in asdict(self).items() if name != "failure" or value is not None}
 
 
 class Trials:
@@ -101,6 +103,7 @@ class Trials:
         self._fixed = np.zeros((*shape, len(environment_names(self.tables.num_things))), np.float32)
         self.scenes: list[Scene] = list(scenes)
         self.tasks: list[tuple[Task, ...]] = [()] * len(scenes)
+        self._failures: dict[tuple[int, int], str] = {}
         for row, (scene, told) in enumerate(zip(scenes, tasks, strict=True)):
             self.put(row, scene, told)
 
@@ -130,6 +133,7 @@ class Trials:
             self._which[row, arm], self._reaches[row, arm] = task.which, task.what == "reach"
             self._places[row, arm] = place_of(view, task.place or "goal")
             self._fixed[row, arm] = _description(view)
+            self._failures.pop((row, arm), None)
         gap = self._gaps(np.array([row]), self.tables.fingers[[row], None], self.tables.things[[row], None])
         self._clearance[row] = gap[0, 0]
         self._touching[row] = gap[0, 0] < 0
@@ -170,6 +174,12 @@ class Trials:
         self._measure(chosen, trace, live)
         self._judge(chosen, live)
 
+    def fail(self, rows: Sequence[int], reason: str) -> None:
+        """End the episodes of tables that can no longer be stepped, without success for arms still at it."""
+        for row in rows:
+            self._failures |= {(row, arm): reason for arm in np.flatnonzero(~self._ended[row]).tolist()}
+            self._ended[row] = True
+
     def outcomes(self, row: int) -> tuple[Outcome, ...]:
         """How it went for each arm of a table."""
         return tuple(
@@ -182,6 +192,7 @@ class Trials:
                 collisions=int(self._collisions[row, arm]),
                 time=seconds(int(self._steps[row, arm])),
                 path=float(self._path[row, arm]),
+                failure=self._failures.get((row, arm)),
             )
             for arm in range(self.tables.arms)
         )
