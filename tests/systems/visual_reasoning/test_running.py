@@ -1,18 +1,21 @@
 """From a folder to a trained bundle: what is seen, what is written, what is read again."""
 
+import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from torchfilm.data.clevr.catalogue import KINDS
 from torchfilm.data.clevr.features import write_features
 from torchfilm.data.clevr.files import ClevrFolder
 from torchfilm.data.clevr.generate import generate_dataset
 from torchfilm.data.clevr.vocabulary import Vocabulary
-from torchfilm.systems.visual_reasoning import BaselineConfig, build
+from torchfilm.systems.visual_reasoning import BaselineConfig, build, running
 from torchfilm.systems.visual_reasoning.answering import Answerer
 from torchfilm.systems.visual_reasoning.bundle import (
     Bundle,
@@ -27,7 +30,8 @@ from torchfilm.systems.visual_reasoning.perception import Perception, Perception
 from torchfilm.systems.visual_reasoning.recipe import RECIPES, TINY, Recipe
 from torchfilm.systems.visual_reasoning.running import Material, budgeted, fitted, train_bundle
 from torchfilm.systems.visual_reasoning.sights import Labelled, LabelledBatches, split_maps
-from torchfilm.training import Draw, TrainConfig
+from torchfilm.training import Draw, Interrupted, Loss, TrainConfig, train
+from torchfilm.training.checkpoint import newest_checkpoint
 
 SMALL = PerceptionConfig((4, 6, 8), num_blocks=1)
 
@@ -81,6 +85,50 @@ def test_a_trained_bundle_answers_alike_when_read_again(material, tmp_path):
     assert told["n"] == len(material.exam(again.network.config, "val"))
     assert set(told["by_kind"]) <= set(KINDS)
     assert Answerer.load(find_bundle(tmp_path)).height == 64
+
+
+def learned(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor that a run leaves: of its newest checkpoint (weights, average, optimiser) and bundle."""
+    files = [
+        *max((run / "checkpoints").glob("step_*")).glob("*.safetensors"),
+        run / "model/weights.safetensors",
+    ]
+    return {f"{file.name}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def told(run: Path) -> list[dict[str, object]]:
+    """The lines of a run's metrics, without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "items_per_second")} for line in lines]
+
+
+@pytest.mark.parametrize("stopped_by", [KeyError("the power is gone"), signal.SIGTERM])
+def test_a_run_stopped_half_way_goes_on_to_the_bit(stopped_by, material, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    recipe = replace(tiny(steps=4, checkpoint_steps=2, log_steps=1), feed=RECIPES["tiny"].feed)
+    train_bundle("tiny", recipe, material, whole)
+    calls = []
+
+    def failing(model: torch.nn.Module, batch: object) -> Loss:
+        calls.append(batch)
+        if len(calls) == 3 and isinstance(stopped_by, Exception):
+            raise stopped_by
+        if len(calls) == 2 and isinstance(stopped_by, int):
+            signal.raise_signal(stopped_by)
+        return running.loss(model, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "train", lambda net, loss, *rest, **more: train(net, failing, *rest, **more))
+        with pytest.raises((KeyError, Interrupted)):
+            train_bundle("tiny", recipe, material, broken)
+    assert newest_checkpoint(broken / "checkpoints").name == "step_0000002"
+    assert (broken / "model" / "weights.safetensors").is_file() == isinstance(stopped_by, int)
+    train_bundle("tiny", recipe, material, broken, resume=True)
+    expected, found = learned(whole), learned(broken)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    assert told(broken) == told(whole)
+    assert len(told(whole)) == 5
 
 
 def test_a_run_resumed_after_its_end_trains_no_further(material, tmp_path):

@@ -110,7 +110,9 @@ RECIPES: dict[str, Recipe] = {
     "laptop_sa": _baseline("stacked_attention"),
     "laptop_rn": _baseline("relation_network"),
     "tiny": Recipe(
-        TINY, TrainConfig(steps=100, batch_size=64, warmup_steps=10, checkpoint_seconds=None), LAPTOP_FEED
+        TINY,
+        TrainConfig(steps=100, batch_size=64, warmup_steps=10, checkpoint_seconds=None, checkpoint_steps=20),
+        LAPTOP_FEED,
     ),
 }
 
