@@ -123,3 +123,29 @@ def test_a_small_stem_learns_to_see_the_scenes_it_is_shown():
 def test_pictures_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"multiples of 8, got \(1, 3, 60, 96\)"):
         Perception(SMALL)(torch.rand(1, 3, 60, 96))
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts_however_objects_are_spread():
+    attributes, places = (
+        torch.from_numpy(x) for x in object_labels([s for s, _ in scenes(5, seed=6)], 64, 96)
+    )
+    attributes[0], attributes[1, :, :4] = -1, -1  # parts with unequal numbers of objects, a picture with none
+    raw = torch.randn(5, NUM_MAPS, 8, 12, dtype=torch.float64)
+    places = places.double()
+    whole = perception_loss(raw, attributes, places)
+    parts = [
+        (rows, perception_loss(raw[rows], attributes[rows], places[rows])) for rows in (slice(2), slice(2, 5))
+    ]
+    counts = [int((attributes[rows, 0] >= 0).sum()) / len(attributes[rows]) for rows, _ in parts]
+    assert counts[0] < counts[1] / 2
+    shares = torch.stack([value * len(raw[rows]) for rows, value in parts])
+    torch.testing.assert_close(shares.sum() / len(raw), whole)
+
+
+def test_a_batch_without_objects_has_a_finite_loss_and_gradient():
+    attributes = torch.full((2, 4, 8, 12), -1, dtype=torch.int8)
+    raw = torch.randn(2, NUM_MAPS, 8, 12, requires_grad=True)
+    loss = perception_loss(raw, attributes, torch.zeros(2, 4, 8, 12))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(raw.grad).all()

@@ -121,6 +121,9 @@ def perception_loss(
 ) -> Float[Tensor, ""]:
     """Return the sum of the losses: objectness in every cell, attributes and places where there is an object.
 
+    Means over the pictures, in each over its cells, or over its objects (0 where it has none). So the mean
+    over parts of a batch, weighted by their pictures, is that over the batch, however objects are spread.
+
     Args:
         raw: what `Perception.forward` returns.
         attributes: int [N, 4, h, w], -1 where there is no object.
@@ -129,10 +132,16 @@ def perception_loss(
     objectness, *groups, place = raw.split([1, *(len(values) for values in GROUPS.values()), PLACES], dim=1)
     there = attributes[:, 0] >= 0
     loss = functional.binary_cross_entropy_with_logits(objectness[:, 0], there.float()) * 10
+    of_objects = torch.zeros_like(raw[:, 0][there])
     for i, group in enumerate(groups):
-        loss = loss + functional.cross_entropy(group.movedim(1, -1)[there], attributes[:, i][there].long())
+        right = attributes[:, i][there].long()
+        of_objects = of_objects + functional.cross_entropy(
+            group.movedim(1, -1)[there], right, reduction="none"
+        )
     difference = (place - places).movedim(1, -1)[there]
-    return loss + functional.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.1)
+    apart = functional.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.1, reduction="none")
+    objects = there.sum(dim=(1, 2), keepdim=True).expand_as(there)[there]
+    return loss + ((of_objects + apart.mean(dim=1)) / objects).sum() / len(raw)
 
 
 def mirrored(
