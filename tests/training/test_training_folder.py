@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ def test_resuming_with_another_config_names_the_fields(tmp_path: Path) -> None:
 def test_how_often_to_save_may_change_on_resuming(tmp_path: Path) -> None:
     run(tmp_path)
     run(tmp_path, resume=True, checkpoint_steps=2, keep=5)
+
+
+def test_a_run_of_a_version_without_a_field_had_its_default(tmp_path: Path) -> None:
+    run(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    del described["train"]["best"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    run(tmp_path, resume=True)
+    with pytest.raises(RunFolderError, match=r"train\.best: None in the run, 'error' now"):
+        run(tmp_path, resume=True, best="error")
 
 
 def test_resuming_a_finished_run_trains_nothing_and_gives_the_same_result(tmp_path: Path) -> None:

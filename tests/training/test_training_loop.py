@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import pty
 import re
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from toy_line import (
     TRUE_BIAS,
     TRUE_WEIGHTS,
@@ -23,7 +25,7 @@ from toy_line import (
     toy_config,
 )
 
-from torchfilm.training import Draw, Loss, train
+from torchfilm.training import Draw, Loss, find_weights, train
 from torchfilm.training.distributed import Ranks
 
 
@@ -135,6 +137,53 @@ def test_evaluation_sees_the_average_in_eval_mode_and_leaves_no_trace(tmp_path: 
     assert seen == [(False, False, False)] * 4
     assert result.evaluation == {"slope": float(module.head.weight.detach()[0, 0])}
     assert (module.training, module.norm.training) == (True, False)
+
+
+def score_of_step(module: torch.nn.Module) -> dict[str, float]:
+    """A score with its largest value at step 12, again at 18, and none at 6."""
+    assert isinstance(module, Line)
+    steps = int(module.norm.num_batches_tracked or 0)
+    return {"steps": steps, "score": {6: math.nan, 12: 0.9, 18: 0.9, 24: 0.5}[steps]}
+
+
+def test_the_weights_of_the_best_evaluation_count(tmp_path: Path) -> None:
+    config, module = toy_config(best="score", keep=99), Line()
+    result = train(module, squared_error, Points(), config, tmp_path, evaluate=score_of_step)
+    at_12 = load_file(tmp_path / "checkpoints" / "step_0000012" / "ema.safetensors")
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, at_12[name])
+        assert torch.equal(load_file(result.weights)[name], at_12[name])
+    assert result.evaluation == {"steps": 12, "score": 0.9}
+    with pytest.raises(ValueError, match=r"expected evaluate to give best='score', got error"):
+        train(Line(), squared_error, Points(), config, tmp_path / "other", evaluate=mean_error)
+
+
+@pytest.mark.parametrize("stop_at", [14, 17, 23])
+def test_the_best_weights_survive_a_stop_to_the_bit(tmp_path: Path, stop_at: int) -> None:
+    whole, broken, config = tmp_path / "whole", tmp_path / "broken", toy_config(best="score")
+    train(Line(), squared_error, Points(), config, whole, evaluate=score_of_step)
+    points = Points()
+
+    def failing(draw: Draw) -> object:
+        if draw.step == stop_at:
+            raise KeyError("the power is gone")
+        return points(draw)
+
+    with pytest.raises(KeyError, match="power"):
+        train(Line(), squared_error, failing, config, broken, evaluate=score_of_step)
+    found = find_weights(broken).parent.name, find_weights(broken).name
+    assert (
+        found
+        == {
+            14: ("step_0000012", "ema.safetensors"),
+            17: ("step_0000016", "best.safetensors"),
+            23: ("step_0000020", "best.safetensors"),
+        }[stop_at]
+    )
+    result = train(Line(), squared_error, Points(), config, broken, evaluate=score_of_step, resume=True)
+    assert learned(broken) == learned(whole)
+    assert "best.safetensors" in learned(whole)
+    assert result.evaluation == {"steps": 12, "score": 0.9}
 
 
 def test_channels_last_weights_resume_to_the_bit(tmp_path: Path) -> None:

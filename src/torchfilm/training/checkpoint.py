@@ -2,6 +2,7 @@
 
 RUN/checkpoints/step_0001200/weights.safetensors     the module's state dict
                              ema.safetensors         its average (where there is one)
+                             best.safetensors        those of the best evaluation (where the config asks)
                              optimiser.safetensors   PARAMETER/SLOT, as conv.weight/exp_avg
                              state.json              counters, and the SHA-256 of each file beside it
 RUN/checkpoints/latest                               the name of the newest complete folder
@@ -36,7 +37,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one checkpoint folder holds: named tensors per file (`weights`, `optimiser`, `ema`), counters."""
+    """What one checkpoint folder holds: named tensors per file (`weights`, `optimiser`...), counters."""
 
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]

@@ -49,6 +49,9 @@ class TrainConfig:
     log_steps: int = 50
     evaluate_steps: int | None = None
     evaluate_seconds: float | None = None
+    best: str | None = None
+    """Name of a measured value: the weights count at which an evaluation found it largest, the first of
+    equals. None, or without evaluations: the last weights count."""
     tensorboard: bool = True
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from .config import TrainConfig
 
 FREE_TO_CHANGE = ("checkpoint_seconds", "checkpoint_steps", "keep", "tensorboard")
 """Fields that change nothing of what is learned: a resumed run may have them differently."""
+
+_DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
 
 
 class RunFolderError(ValueError):
@@ -36,7 +38,9 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
             raise RunFolderError(
                 f"Resume: expected a run in {out}, found no config.json there. Start it without resume."
             )
-        _compare(out, json.loads((out / "config.json").read_text()), description)
+        before = json.loads((out / "config.json").read_text())
+        before["train"] = _DEFAULTS | before.get("train", {})  # a field that the run's version did not have
+        _compare(out, before, description)
         return
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"Run folder: expected a new folder, got the file {out}. Choose another name.")
@@ -61,11 +65,11 @@ def write_description(out: Path, description: Mapping[str, Any]) -> None:
 
 
 def find_weights(out: Path) -> Path:
-    """The weights file of a run: the finished run's, else its newest checkpoint's (EMA if it has one)."""
+    """The weights file of a run: the finished run's, else its newest checkpoint's (best, EMA, last)."""
     newest = newest_checkpoint(out / "checkpoints")
     candidates = [out / "weights.safetensors"]
     if newest:
-        candidates += [newest / "ema.safetensors", newest / "weights.safetensors"]
+        candidates += [newest / f"{name}.safetensors" for name in ("best", "ema", "weights")]
     for path in candidates:
         if path.is_file():
             return path

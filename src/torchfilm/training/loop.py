@@ -18,6 +18,7 @@ from .checkpoint import (
     Checkpoint,
     check_fit,
     copy_state,
+    load_weights,
     newest_checkpoint,
     read_checkpoint,
     save_weights,
@@ -50,7 +51,11 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run comes to; the module now holds the weights in `weights` (the average with EMA)."""
+    """What a finished run comes to; the module now holds the weights in `weights`.
+
+    They are the last (the average with EMA), or with the config's `best` those of the best evaluation, which
+    is then the one given here.
+    """
 
     steps: int
     seconds: float
@@ -150,6 +155,7 @@ class _Counters:
     evaluated_seconds: float = 0.0
     train: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
 
 
 class _Run:
@@ -174,6 +180,7 @@ class _Run:
         self.optimiser = build_optimiser(module, config)
         self.trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.average = WeightAverage(module, config.ema) if config.ema is not None else None
+        self.best: Mapping[str, Tensor] = {}
         self.counters = _Counters()
         self.window = Mean()
         self.progress_line = ProgressLine(shown=ranks.first)
@@ -196,6 +203,7 @@ class _Run:
                 for name, value in checkpoint.tensors["ema"].items():
                     self.average.tensors[name].copy_(value)
                 self.average.updates = checkpoint.state["step"]
+            self.best = checkpoint.tensors.get("best", {})
             self.counters = _Counters(**checkpoint.state["counters"])
             self.window = Mean(checkpoint.state["window"])
             size = checkpoint.state["metrics_bytes"]
@@ -315,6 +323,7 @@ class _Run:
             self.module.eval()
             with torch.no_grad(), GlobalRandomState():
                 values = {name: float(value) for name, value in evaluate(self.module).items()}
+            self._keep_if_best(values)
         finally:
             for m, mode in modes:
                 m.training = mode
@@ -324,6 +333,20 @@ class _Run:
         self._write("evaluate", values)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:4])
         self.progress_line.say(f"evaluated at step {self.counters.step}: {shown}")
+
+    def _keep_if_best(self, values: dict[str, float]) -> None:
+        """Hold on to the module's present weights if no evaluation has found better ones."""
+        name = self.config.best
+        if name is None:
+            return
+        if name not in values:
+            raise ValueError(
+                f"train: expected evaluate to give best={name!r}, got {', '.join(values) or 'nothing'}. "
+                "Set TrainConfig.best to one of these, or to None."
+            )
+        if values[name] > self.counters.best.get(name, -math.inf):
+            self.counters.best = values
+            self.best = {key: value.detach().clone() for key, value in self.module.state_dict().items()}
 
     def checkpoint(self) -> None:
         """Write the whole state at this step (rank 0)."""
@@ -336,6 +359,8 @@ class _Run:
         }
         if self.average is not None:
             tensors["ema"] = self.average.tensors
+        if self.best:
+            tensors["best"] = self.best
         state = {
             "step": self.counters.step,
             "counters": vars(self.counters),
@@ -368,7 +393,7 @@ class _Run:
         )
 
     def _finish(self, evaluate: Evaluate | None, *, unwritten: bool) -> TrainResult:
-        """Last evaluation, checkpoint and weights; the module is left with the averaged weights."""
+        """Last evaluation, checkpoint and weights; the module is left with the averaged or best weights."""
         if self.window.items:
             self._log()
         if evaluate is not None and self.counters.evaluated_step != self.counters.step:
@@ -380,10 +405,13 @@ class _Run:
             self.average.swap()
         weights = self.out / "weights.safetensors"
         if self.ranks.first:
-            save_weights(weights, self.module.state_dict())
+            save_weights(weights, self.best or self.module.state_dict())
         self.ranks.wait()
+        if self.config.best is not None:  # only rank 0 has evaluated
+            load_weights(weights, self.module)
         counters = self.counters
-        return TrainResult(counters.step, counters.seconds, weights, counters.train, counters.evaluation)
+        evaluation = counters.best or counters.evaluation
+        return TrainResult(counters.step, counters.seconds, weights, counters.train, evaluation)
 
     def close(self) -> None:
         """Close files and the progress line."""

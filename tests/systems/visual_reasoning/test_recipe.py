@@ -71,6 +71,7 @@ def test_the_paper_recipes_train_as_the_paper_did():
         assert (training.lr, training.weight_decay, training.batch_size) == (3e-4, 1e-5, 64)
         assert (training.optimiser, training.decay, training.grad_clip) == ("adam_l2", "all", None)
         assert training.schedule == "constant"
+        assert (training.best, training.evaluate_steps) == ("accuracy", 699_989 // 64)
 
 
 @pytest.mark.parametrize("name", CHANGED)

@@ -41,6 +41,8 @@ PAPER_TRAINING = TrainConfig(
     warmup_steps=0,
     schedule="constant",
     ema=None,
+    evaluate_steps=10_937,
+    best="accuracy",
 )
 """80 epochs of 699,989 questions (Perez et al. 2018, section 4.1); the best of the epochs counts."""
 
