@@ -7,6 +7,7 @@ happens in it: no condition stays behind for a later call to hear by accident.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,6 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.active: Any = None
-        self.checked = False
         self.version = 0
         self.transforms: list[Transform] = []
 
@@ -51,6 +51,7 @@ class Conditioning(nn.Module):
         self.fusion = fusion
         self.sites: dict[str, Site] = {site.name: site for site in sites}
         self.slots = {site.name: Slot(site, fusion) for site in sites}
+        self.places: list[tuple[tuple[str, ...], Slot]] = []
         self.local = _Local()
         self.recipe: dict[str, Any] | None = None
         self.frozen_parameters: list[str] = []
@@ -119,19 +120,47 @@ class Conditioning(nn.Module):
     def check(self, root: nn.Module) -> None:
         """Raise ValueError where a site's module is in the network no more: the condition would not be heard.
 
-        Done at the first call in each thread and whenever the mode is set: converters of others, as
-        `nn.SyncBatchNorm.convert_sync_batchnorm`, put new modules in the place of old ones.
+        Done at every call that is not compiled, and whenever the mode is set: code of others puts new modules
+        in the place of old ones, as `nn.SyncBatchNorm.convert_sync_batchnorm` does. A site inside of a new
+        wrapper is still heard.
         """
-        modules = dict(root.named_modules(remove_duplicate=False))
-        for name, slot in self.slots.items():
-            module = modules.get(name)
-            if module is None or vars(module).get("_film_slot") is not slot:
-                now = "nothing" if module is None else f"another {type(module).__name__}"
-                raise ValueError(
-                    f"Site '{name}': expected the module that was conditioned, got {now} in its place.\n"
-                    f"Convert or prune the network first, then condition it; remove(model) undoes this."
-                )
-        self.local.checked = True
+        if self._in_place(root):
+            return
+        slots = {id(slot): slot for slot in self.slots.values()}
+        found = [
+            (tuple(path.split(".")), slot)
+            for path, module in root.named_modules(remove_duplicate=False)
+            if (slot := slots.get(id(vars(module).get("_film_slot")))) is not None
+        ]
+        before, now = (Counter(slot.site.name for _, slot in places) for places in (self.places, found))
+        for name in self.slots:
+            if now[name] < max(before[name], 1):
+                raise ValueError(self._replaced(root, name, [path for path, _ in found]))
+        self.places = found
+
+    def _in_place(self, root: Any) -> bool:
+        """Tell whether all sites are where they were: a microsecond each."""
+        try:
+            for path, slot in self.places:
+                module = root
+                for key in path:
+                    module = module._modules[key]
+                if module.__dict__["_film_slot"] is not slot:
+                    return False
+        except (KeyError, AttributeError):
+            return False
+        return bool(self.places)
+
+    def _replaced(self, root: nn.Module, name: str, found: list[tuple[str, ...]]) -> str:
+        """Say what is where a site was: at its name, or at the first of its places that lost it."""
+        lost = [path for path, slot in self.places if slot.site.name == name and path not in found]
+        path = ".".join(lost[0]) if lost else name
+        module = dict(root.named_modules(remove_duplicate=False)).get(path)
+        now = "nothing" if module is None else f"another {type(module).__name__}"
+        return (
+            f"Site '{path}': expected the module that was conditioned, got {now} in its place.\n"
+            f"Convert or prune the network first, then condition it; remove(model) undoes this."
+        )
 
     def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
         missing = [name for name in self.slots if name not in values]
@@ -161,12 +190,20 @@ def active(film: Conditioning, entry: Any) -> Iterator[None]:
         film.fill(held)
 
 
+def check_in_place(root: Any) -> None:
+    """Check the sites of a root; a compiled network does so while it is compiled, as after each change."""
+    root._modules["film"].check(root)
+
+
+# What torch.compiler.assume_constant_result does, which would import the whole compiler for it.
+check_in_place._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Fill the slots from `cond` or `modulation`, run the original forward, and leave the slots as before."""
     keys = self._film_keywords
     film = self._modules["film"]
-    if not torch.compiler.is_compiling() and not film.local.checked:
-        film.check(self)
+    check_in_place(self)
     values = film.values(
         kwargs.pop("cond", None) if "cond" in keys else None,
         kwargs.pop("modulation", None) if "modulation" in keys else None,

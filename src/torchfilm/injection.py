@@ -189,6 +189,7 @@ def _apply(model: nn.Module, film: Conditioning) -> None:
                     one.__dict__["_film_nested"] = True
         swap(model, root_forward)
         model.add_module("film", film)
+        film.check(model)
     except BaseException:
         _undo(model, film)
         raise

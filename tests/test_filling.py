@@ -1,0 +1,110 @@
+"""Every call asks whether the sites are still in the network: a condition that nobody hears is an error."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import torchfilm as tf
+from catalogue import randomise
+from networks import conditioned, inputs
+
+pytestmark = pytest.mark.plain
+
+
+def small() -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
+    """Return a network that has heard a condition, and its inputs."""
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1)
+    model = randomise(tf.condition(nn.Sequential(*layers), "1", tf.Vector(7))).eval()
+    x, z = torch.randn(2, 3, 5, 5), torch.randn(2, 7)
+    model(x, cond=z)
+    return model, x, z
+
+
+def test_a_site_that_was_replaced_between_two_calls_is_an_error_and_not_silence():
+    model, x, z = small()
+    site = model[1]
+    model[1] = nn.BatchNorm2d(8).eval()
+    with pytest.raises(ValueError, match=r"Site '1': .* got another BatchNorm2d in its place.\nConvert or"):
+        model(x, cond=z)
+    with pytest.raises(ValueError, match=r"Site '1'"), tf.using(model, cond=z):
+        model(x)
+    model[1] = site
+    assert not torch.equal(model(x, cond=z), model(x, cond=-z))
+
+
+def test_a_converter_that_works_in_place_is_an_error_and_not_silence():
+    model, (x, z) = conditioned(), inputs()
+    model(x, cond=z)
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(model) is model
+    with pytest.raises(ValueError, match=r"Site 'blocks.0.bn': .* got another SyncBatchNorm in its place"):
+        model(x, cond=z)
+
+
+def test_a_block_around_a_site_that_was_replaced_or_deleted_is_an_error():
+    model, (x, z) = conditioned(), inputs()
+    model(x, cond=z)
+    block = model.blocks[1]
+    model.blocks[1] = nn.Identity()
+    with pytest.raises(ValueError, match=r"Site 'blocks.1.bn': .* got nothing in its place"):
+        model(x, cond=z)
+    model.blocks[1] = block
+    model(x, cond=z)
+    del model.blocks[0].bn
+    with pytest.raises(ValueError, match=r"Site 'blocks.0.bn': .* got nothing in its place"):
+        model(x, cond=z)
+
+
+def test_one_of_two_uses_of_a_tied_site_that_was_replaced_is_an_error():
+    layer = nn.Linear(3, 3)
+    model = tf.condition(nn.Sequential(layer, nn.ReLU(), layer), "0", tf.Vector(7))
+    x, z = torch.randn(2, 3), torch.randn(2, 7)
+    model(x, cond=z)
+    model[2] = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"Site '2': .* got another Linear in its place"):
+        model(x, cond=z)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_asked_about_their_own_modules(copied):
+    model, x, z = small()
+    other = copied(model)
+    model[1] = nn.BatchNorm2d(8).eval()
+    assert not torch.equal(other(x, cond=z), other(x, cond=-z))
+    other[1] = nn.BatchNorm2d(8).eval()
+    with pytest.raises(ValueError, match=r"Site '1': expected the module that was conditioned"):
+        other(x, cond=z)
+
+
+class Wrapper(nn.Module):
+    """What others put around a block, as torch.compile and checkpoint wrappers do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_a_site_inside_of_a_new_wrapper_is_still_heard():
+    model, (x, z) = conditioned(), inputs()
+    expected = model(x, cond=z)
+    model.blocks[0] = Wrapper(model.blocks[0])
+    model.blocks[1].bn = Wrapper(model.blocks[1].bn)
+    assert torch.equal(model(x, cond=z), expected)
+    model.blocks[0].inner.bn = nn.BatchNorm2d(3).eval()
+    with pytest.raises(ValueError, match=r"Site 'blocks.0.inner.bn': .* got another BatchNorm2d"):
+        model(x, cond=z)
+
+
+def test_a_compiled_network_asks_again_after_a_change():
+    model, x, z = small()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    compiled(x, cond=z)
+    model[1] = nn.BatchNorm2d(8).eval()
+    with pytest.raises(Exception, match=r"Site '1': expected the module that was conditioned"):
+        compiled(x, cond=z)
