@@ -14,7 +14,7 @@ import torchfilm as tf
 from catalogue import randomise
 from networks import SITES, Net, inputs
 
-pytestmark = [pytest.mark.plain, pytest.mark.slow]
+pytestmark = pytest.mark.plain
 
 
 def built() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
