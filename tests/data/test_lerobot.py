@@ -1,6 +1,7 @@
 """LeRobot's format: what is written can be read, by us and by the layout's rules, whole or not at all."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -77,6 +78,7 @@ def test_sentences_are_the_index_of_a_pandas_frame(made):
     frame = pandas.read_parquet(made / "meta/tasks.parquet")
     assert frame.index.name == "task"
     assert frame.loc["task 1"].task_index == 1
+    assert frame.iloc[0].name == "task 0"
 
 
 def test_statistics_are_numpys(made):
@@ -104,11 +106,36 @@ def test_many_frames_go_to_several_files(tmp_path, monkeypatch):
         "data/chunk-000/file-001.parquet",
         "data/chunk-001/file-000.parquet",
     ]
+    assert sorted(name for name in files_of(made) if "episodes" in name) == [
+        "meta/episodes/chunk-000/file-000.parquet",
+        "meta/episodes/chunk-000/file-001.parquet",
+        "meta/episodes/chunk-001/file-000.parquet",
+    ]
     folder = LeRobotFolder(made)
-    assert [e["data/chunk_index"] for e in folder.episodes] == [0, 0, 1]
+    for kind in ("data", "meta/episodes"):
+        places = [(e[f"{kind}/chunk_index"], e[f"{kind}/file_index"]) for e in folder.episodes]
+        assert places == [(0, 0), (0, 1), (1, 0)]
+    stats = json.loads((made / "meta/stats.json").read_text())
+    assert stats["index"]["max"] == [13]
     assert np.array_equal(
         folder.column("action"), np.concatenate([r.columns["action"] for r in recordings()])
     )
+
+
+def test_frames_that_are_written_are_kept_no_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(lerobot, "_FILE_BYTES", 100)
+    kept, alive = [], []
+
+    def shown():
+        for number in range(6):
+            columns = {key: np.full((3, len(names)), number, np.float32) for key, names in NAMES.items()}
+            kept.append(weakref.ref(columns["action"]))
+            yield Recording(columns, "stay")
+            del columns
+            alive.append(sum(one() is not None for one in kept))
+
+    write_lerobot(tmp_path / "out", shown(), 20, NAMES)
+    assert max(alive) <= 2  # the one that waits for its file, and the one that has just come
 
 
 def test_a_writer_that_fails_leaves_nothing_behind(tmp_path):
