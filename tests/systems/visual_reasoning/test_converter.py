@@ -1,12 +1,16 @@
 """A checkpoint in the original's format gives the answers that the original's equations give."""
 
+import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as functional
 
-from torchfilm.systems.visual_reasoning.converter import from_original
+from torchfilm.systems.visual_reasoning.bundle import load_bundle
+from torchfilm.systems.visual_reasoning.converter import convert, from_original, main
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig, VisualReasoner
 
 SMALL = ReasonerConfig(
@@ -162,6 +166,100 @@ def test_another_shape_is_named():
         from_original(*original(SMALL), replace(SMALL, answers=12))
 
 
-def test_a_layout_that_the_original_has_not_is_named():
-    with pytest.raises(ValueError, match=r"expected filmed_blocks=None .*, got \(1,\)"):
-        from_original(*original(SMALL), replace(SMALL, filmed_blocks=(1,)))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"filmed_blocks": (1,)},
+        {"placement": "after_relu2"},
+        {"bound": "tanh"},
+        {"residual": False},
+        {"pooling": "mean"},
+        {"dilations": (1, 2)},
+        {"gamma_offset": 0.5},
+        {"emit": ("gamma",)},
+        {"margins": (1, 0, 0, 0)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_layout_that_the_original_has_not_is_named(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"expected {name}=.* as in the paper's network, got"):
+        from_original(*original(SMALL), replace(SMALL, **change))
+    from_original(*original(SMALL), replace(SMALL, initial_weights="torch", local_start=True))
+
+
+ARGS = {"gamma_option": "linear", "gamma_baseline": 1, "condition_method": "bn-film", "learning_rate": 3e-4}
+
+
+def files(folder: Path, config: ReasonerConfig, words: int = 13, **args: object) -> tuple[Path, Path]:
+    """A checkpoint and a vocabulary as the original's training and preprocessing leave them."""
+    generator, network = ({k: v.float() for k, v in state.items()} for state in original(config))
+    size = f"{config.input_channels},{config.input_height},{config.input_width}"
+    content = {
+        "args": ARGS | {"feature_dim": size} | args,
+        "program_generator_state": generator,
+        "program_generator_kwargs": {"hidden_dim": config.encoder_width},
+        "execution_engine_state": network,
+        "execution_engine_kwargs": {"module_dim": config.channels},
+        "vocab": {"question_token_to_idx": {"<NULL>": 0}},
+        "val_accs": [0.5, 0.9],
+    }
+    torch.save(content, folder / "film.pt")
+    special = ["<NULL>", "<START>", "<END>", "<UNK>"]
+    tables = {
+        "question_token_to_idx": [*special, *(f"word{i}" for i in range(words - 4))],
+        "program_token_to_idx": [*special, "scene"],
+        "answer_token_to_idx": [*special, "yes", "no", *map(str, range(5))],
+    }
+    numbered = {key: {name: i for i, name in enumerate(names)} for key, names in tables.items()}
+    (folder / "vocab.json").write_text(json.dumps(numbered))
+    return folder / "film.pt", folder / "vocab.json"
+
+
+@pytest.mark.parametrize("config", [SMALL, PIXELS], ids=["features", "pixels"])
+def test_a_checkpoint_becomes_a_bundle_that_answers_as_the_original_would(config, tmp_path):
+    checkpoint, vocabulary = files(tmp_path, config)
+    convert(checkpoint, vocabulary, tmp_path / "bundle")
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.network.config == config
+    assert bundle.recipe == ("paper_pixels" if config.input == "pixels" else "paper")
+    assert bundle.vocabulary.question_words[4] == "word0"
+    generator, network = ({k: v.float() for k, v in state.items()} for state in original(config))
+    image, question = torch.rand(config.input_channels, config.input_height, config.input_width), [1, 9, 7, 2]
+    with torch.no_grad():
+        logits = bundle.network(image[None], torch.tensor([question]), torch.tensor([4]))[0]
+    raw = read({name: value.double() for name, value in generator.items()}, question)
+    expected = look({name: value.double() for name, value in network.items()}, image.double(), raw, config)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"expected a new folder, found a config\.json"):
+        convert(checkpoint, vocabulary, tmp_path / "bundle")
+
+
+def test_a_checkpoint_that_does_not_convert_is_named(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"a run with gamma_option='linear' as the paper's, got 'sigmoid'"):
+        convert(*files(tmp_path, SMALL, gamma_option="sigmoid"), out)
+    with pytest.raises(ValueError, match=r"expected 13 words and 11 answers .* got 14 and 11"):
+        convert(*files(tmp_path, SMALL, words=14), out)
+    torch.save({"baseline_state": {}}, tmp_path / "film.pt")
+    with pytest.raises(ValueError, match=r"found no program_generator_state and no execution_engine_state"):
+        convert(tmp_path / "film.pt", tmp_path / "vocab.json", out)
+    torch.save({"program_generator_state": Path("x")}, tmp_path / "film.pt")
+    with pytest.raises(ValueError, match=r"expected a checkpoint of plain tensors, texts and numbers"):
+        convert(tmp_path / "film.pt", tmp_path / "vocab.json", out)
+    states = {name: {"a": torch.ones(1)} for name in ("program_generator_state", "execution_engine_state")}
+    torch.save(states, tmp_path / "film.pt")
+    with pytest.raises(ValueError, match=r"missing encoder_embed\.weight, .*Is it the paper's FiLM"):
+        convert(tmp_path / "film.pt", tmp_path / "vocab.json", out)
+    assert not out.exists()
+
+
+def test_the_converter_is_a_command(tmp_path, monkeypatch, capsys):
+    given = [*map(str, files(tmp_path, SMALL)), str(tmp_path / "bundle")]
+    monkeypatch.setattr(sys, "argv", ["converter", *given])
+    main()
+    assert load_bundle(tmp_path / "bundle").recipe == "paper"
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: " in (said := capsys.readouterr().err)
+    assert "expected a new folder" in said
