@@ -5,6 +5,8 @@ tables of the READMEs show it.
 
     python benchmarks/experiment.py means --data DIR --split test --limit 8000
     python benchmarks/experiment.py ablations --data DIR --steps 4000 --only blocks_1 no_residual
+    python benchmarks/experiment.py cogent --data DIR --perception DIR --seeds 3
+    python benchmarks/experiment.py arithmetic runs/cogent/on_a/seed_0 --data DIR
 """
 
 import json
@@ -15,7 +17,7 @@ from pathlib import Path
 from measuring import save
 
 EXPERIMENTS = ("means", "noise", "arithmetic", "ablations", "data_size", "cogent")
-PLACES = ("--data", "--out", "--cache", "--perception")
+PLACES = ("--data", "--out", "--cache", "--perception", "--blind", "--images")
 
 
 def main() -> None:
@@ -32,9 +34,11 @@ def main() -> None:
 
 
 def _public(options: list[str]) -> list[str]:
-    """The options without the paths of this machine."""
-    hidden = {i + 1 for i, option in enumerate(options) if option in PLACES}
-    return ["DIR" if i in hidden else option for i, option in enumerate(options)]
+    """The options without the paths of this machine; the first may be a run."""
+    hidden = {i + 1: "DIR" for i, option in enumerate(options) if option in PLACES}
+    if options and not options[0].startswith("--"):
+        hidden[0] = "RUN"
+    return [hidden.get(i, option) for i, option in enumerate(options)]
 
 
 if __name__ == "__main__":

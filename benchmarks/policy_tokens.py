@@ -12,7 +12,7 @@ Finished runs in OUT are not repeated.
 
 import argparse
 import statistics
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -133,6 +133,11 @@ def main() -> None:
         {one.name: one for one in every},
         lambda setting, seed, folder: trained(setting, seed, folder, given.steps),
         given.out,
+        describe=lambda setting: {
+            "network": asdict(setting.config()),
+            **asdict(setting),
+            "steps": given.steps,
+        },
         seeds=range(given.seeds),
         progress=lambda name, done, total: print(f"{done} of {total} done; {name}", flush=True),
     )

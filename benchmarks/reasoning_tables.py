@@ -237,10 +237,28 @@ def data_size(results: Results) -> str:
     found = results.get("visual_reasoning_data_size")
     if found is None:
         return PENDING
+    settings = found["settings"]
+    rows = [[f"{int(name.removeprefix('scenes_')):,}", _spread(row)] for name, row in settings.items()]
+    blind = found.get("blind")
+    beside = "" if blind is None else f"Without the picture: {100 * blind:.1f} %. "
+    seeds = _seeds(list(settings.values()))
+    seen = f"{beside}Means{seeds}; " if seeds else beside
+    return table(["scenes trained on", "%"], rows, texts=0) + "\n" + seen + _trained(found)
+
+
+def arithmetic(results: Results) -> str:
+    """Zero-shot answers by sums of gamma and beta."""
+    found = results.get("visual_reasoning_arithmetic")
+    if found is None:
+        return PENDING
+    paper = found["paper"]
     rows = [
-        [f"{int(name.removeprefix('scenes_')):,}", _spread(row)] for name, row in found["settings"].items()
+        ["questions to which it applies", *(f"{100 * found[k]:.1f}" for k in ("before", "after"))],
+        ["all questions", *(f"{100 * found[k]:.1f}" for k in ("all_before", "all_after"))],
+        ["the paper, where it applies", *(f"{100 * paper[k]:.1f}" for k in ("before", "after"))],
     ]
-    return table(["scenes trained on", "%"], rows, texts=0) + "\n" + _trained(found)
+    share = f"It applies to {found['applies']:,} of "
+    return table(["%", "as they are", "by arithmetic"], rows) + "\n" + share + _asked(found)
 
 
 def cogent(results: Results) -> str:
@@ -248,11 +266,13 @@ def cogent(results: Results) -> str:
     if found is None:
         return PENDING
     columns = zip(found["questions"], found["A"], found["B"], strict=True)
-    rows = [[f"{asked:,}", f"{100 * a:.1f}", f"{100 * b:.1f}"] for asked, a, b in columns]
+    rows = [[f"{asked:,}", _spread(a), _spread(b)] for asked, a, b in columns]
     before, after = found["paper"]["before"], found["paper"]["after"]
     theirs = (
         f"The paper: {100 * before['A']:.1f} and {100 * before['B']:.1f} before, "
-        f"{100 * after['A']:.1f} and {100 * after['B']:.1f} after fine-tuning on 30,000 questions.\n"
+        f"{100 * after['A']:.1f} and {100 * after['B']:.1f} after fine-tuning on 30,000 questions. Here: "
+        f"{found['training']} on A, {found['fine_tuning']} for each fine-tuning"
+        f"{_seeds(found['A'])}.\n"
     )
     return table(["questions of B", "on A, %", "on B, %"], rows, texts=0) + "\n" + theirs + _trained(found)
 
@@ -260,6 +280,11 @@ def cogent(results: Results) -> str:
 def _spread(row: Mapping[str, Any]) -> str:
     sd = row.get("sd")
     return f"{100 * row['accuracy']:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "")
+
+
+def _seeds(rows: Sequence[Mapping[str, Any]]) -> str:
+    number = len(rows[0]["accuracies"])
+    return f" over {number} seeds" if number > 1 else ""
 
 
 def _asked(found: Result) -> str:

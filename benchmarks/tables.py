@@ -1,6 +1,6 @@
 """Fill the tables of the READMEs from the results files, so that no number in them is typed.
 
-A table stands between `<!-- table: NAME -->` and `<!-- /table -->`; what has not been measured says so.
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->`; what has not been measured is left empty.
 
     python benchmarks/tables.py            rewrite the READMEs
     python benchmarks/tables.py --check    exit 1 if a table is not what the results say
@@ -17,7 +17,7 @@ import library_tables
 import policy_tables
 import reasoning_tables
 import speed_tables
-from table_form import Results
+from table_form import PENDING, Results
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -57,6 +57,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         reasoning_tables.fusion_reasoning,
         reasoning_tables.data_size,
         reasoning_tables.cogent,
+        reasoning_tables.arithmetic,
         policy_tables.policy_success,
         policy_tables.policy_depth,
         policy_tables.policy_alternatives,
@@ -72,7 +73,8 @@ def fill(text: str, results: Results) -> str:
     def made(match: re.Match[str]) -> str:
         if match[2] not in TABLES:
             raise ValueError(f"expected a table of {', '.join(TABLES)}, got {match[2]!r}")
-        return f"{match[1]}{TABLES[match[2]](results)}{match[3]}"
+        table = TABLES[match[2]](results)
+        return f"{match[1]}{'' if table == PENDING else table}{match[3]}"
 
     return BLOCK.sub(made, text)
 

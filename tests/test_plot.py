@@ -106,6 +106,7 @@ def test_every_figure_is_written_without_a_global_state(tmp_path) -> None:
         "dots": plot.dots({"u": [1.0, 2.0], "v": [3.0]}, {"v": 2.5}, xlabel="x", reference="paper"),
         "heat": plot.heat({"s": RNG.normal(size=(7, 3))}, LABELS, neutral=0, unit="β"),
         "bars": plot.bars({-1: 2.0, 0: 5.0}, xlabel="x", ylabel="y"),
+        "groups": plot.grouped_bars({"u": [1, 2], "v": [3, np.nan]}, ["here", "there"], ylabel="%"),
         "empty": plot.over_pictures(pictures[:1], np.zeros((1, 2, 3)), ["p"], unit="channels"),
     }
     for name, figure in figures.items():

@@ -39,7 +39,7 @@ def test_the_tables_are_what_the_results_say(page: Path):
 
 def test_a_number_changed_by_hand_is_found():
     text = "<!-- table: kinds -->\n| 99.9 |\n<!-- /table -->\n"
-    assert tables.fill(text, {}) == "<!-- table: kinds -->\nNot measured yet.\n<!-- /table -->\n"
+    assert tables.fill(text, {}) == "<!-- table: kinds -->\n<!-- /table -->\n"
 
 
 def test_trainings_of_a_policy_are_pooled_and_shown_apart():
@@ -79,6 +79,33 @@ def test_what_a_training_took_is_read_from_its_own_files(tmp_path: Path):
         lines = [json.dumps({"step": step, "seconds": seconds / (2 - step)}) for step in (0, 1)]
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert policy_success.training(tmp_path) == (4, 15.0)
+
+
+def rows_of(*shares: float) -> dict:
+    mean = sum(shares) / len(shares)
+    return {"accuracy": mean, "sd": 0.01 if len(shares) > 1 else None, "accuracies": list(shares)}
+
+
+def test_the_experiments_have_the_papers_numbers_and_their_budgets_beside():
+    about = {"date": "2026-11-27", "command": "a", "split": "testB", "n": 1000}
+    paper = {"before": {"A": 0.983, "B": 0.756}, "after": {"A": 0.808, "B": 0.969}}
+    columns = {"questions": [0, 3000], "A": [rows_of(0.9, 0.8), rows_of(0.7, 0.8)]}
+    columns["B"] = [rows_of(0.5, 0.6), rows_of(0.9, 0.9)]
+    budgets = {"training": "15 minutes", "fine_tuning": "3 minutes"}
+    found = reasoning_tables.cogent({"visual_reasoning_cogent": about | columns | budgets | {"paper": paper}})
+    assert "| 0 | 85.0 ± 1.0 | 55.0 ± 1.0 |" in found
+    assert "98.3 and 75.6 before" in found
+    assert "Here: 15 minutes on A, 3 minutes for each fine-tuning over 2 seeds." in found
+    sizes = {"settings": {"scenes_250": rows_of(0.5), "scenes_1000": rows_of(0.8)}, "blind": 0.42}
+    found = reasoning_tables.data_size({"visual_reasoning_data_size": about | sizes})
+    assert "| 1,000 | 80.0 |" in found
+    assert "Without the picture: 42.0 %. 2026-11-27" in found
+    shares = {"applies": 300, "before": 0.7, "after": 0.8, "all_before": 0.75, "all_after": 0.78}
+    shares["paper"] = {"share": 1 / 3, "before": 0.715, "after": 0.807}
+    found = reasoning_tables.arithmetic({"visual_reasoning_arithmetic": about | shares})
+    assert "| questions to which it applies | 70.0 | 80.0 |" in found
+    assert "| the paper, where it applies | 71.5 | 80.7 |" in found
+    assert "It applies to 300 of 1,000 questions of the split testB" in found
 
 
 def test_an_unknown_table_is_an_error():

@@ -390,6 +390,27 @@ def bars(values: Mapping[Any, float], *, xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
+def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], *, ylabel: str) -> Figure:
+    """A group of bars per entry of `values`, one bar per name, with its value written above; nan draws none.
+
+    values: group -> one value per name.
+    """
+    figure, axes = _grid(1, 1, max(4.5, 1.5 + 0.6 * len(names) * len(values)), 3.4)
+    ax: Axes = axes[0, 0]
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        places = [group + (i - (len(names) - 1) / 2) * width for group in range(len(values))]
+        drawn = ax.bar(places, [found[i] for found in values.values()], 0.92 * width, color=COLORS[i])
+        texts = ["" if np.isnan(found[i]) else f"{found[i]:.1f}" for found in values.values()]
+        ax.bar_label(drawn, texts, fontsize=7, padding=1)
+        drawn.set_label(name)
+    ax.set_xticks(range(len(values)), list(values), fontsize=8)
+    ax.set_ylabel(ylabel)
+    if len(names) > 1:
+        figure.legend(loc="outside upper right", ncols=len(names), fontsize=8, frameon=False)
+    return figure
+
+
 def dots(
     values: Mapping[str, Sequence[float]],
     references: Mapping[str, float],

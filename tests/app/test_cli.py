@@ -70,6 +70,12 @@ def blind(data, eyes, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch) -> None:
+    """Figures go to runs/EXPERIMENT here, where no --out is named."""
+    monkeypatch.chdir(tmp_path)
+
+
 def only_json(capsys) -> dict:
     """What stdout holds: one JSON object on one line, and nothing else."""
     lines = capsys.readouterr().out.splitlines()
@@ -201,6 +207,59 @@ def test_eval_trains_ablations_and_the_data_size_curve(data, eyes, tmp_path, cap
         assert (out / f"{experiment}.png").is_file()
 
 
+@pytest.fixture(scope="module")
+def conditions(tmp_path_factory) -> Path:
+    """Splits of CoGenT's two conditions."""
+    out = tmp_path_factory.mktemp("cogent") / "data"
+    for seed, split in enumerate(("trainA", "valA", "valB", "testB")):
+        given = ("--scenes", 9, "--questions-per-scene", 13, "--workers", 1, "--seed", seed)
+        assert run("data", "clevr", out, "--split", split, *given) == 0
+    return out
+
+
+def test_eval_fine_tunes_on_condition_b_and_asks_by_arithmetic(conditions, eyes, tmp_path, capsys):
+    given = ("--data", conditions, "--recipe", "tiny", "--steps", 10, "--perception", eyes)
+    more = ("--experiment", "cogent", "--seeds", 2, "--out", tmp_path, "--json")
+    assert run("eval", *given, *more, "--only", 30) == 0  # without 0: trained on A all the same
+    said = capsys.readouterr()
+    assert "training on A: 10 steps; each fine-tuning: 2 steps" in said.err
+    assert len(json.loads(said.out)["B"][0]["accuracies"]) == 2
+    on_a, tuned = (tmp_path / name for name in ("on_a/seed_1", "questions_30/seed_1/run"))
+    before, after = (load_bundle(folder).network.state_dict() for folder in (on_a, tuned))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    config = json.loads((tuned / "config.json").read_text())
+    assert (config["train"]["steps"], config["train"]["seed"]) == (2, 1)
+    assert run("eval", *given, *more, "--only", 0, 30) == 0
+    found = only_json(capsys)
+    assert found["questions"] == [0, 30]
+    assert all(0 <= row["accuracy"] <= 1 for row in (*found["A"], *found["B"]))
+    zero = ("eval", "visual_reasoning", on_a, "--data", conditions, "--experiment", "arithmetic")
+    assert run(*zero, "--json") == 0
+    found = only_json(capsys)
+    assert (found["split"], found["n"]) == ("testB", len(list(ClevrFolder(conditions).questions("testB"))))
+    assert {path.name for path in Path("runs/arithmetic").iterdir()} == {
+        "zero_shot.csv",
+        "zero_shot.json",
+        "zero_shot.png",
+    }
+
+
+def test_a_series_refuses_the_results_of_another_budget(data, eyes, tmp_path, capsys):
+    given = ("eval", "--experiment", "data_size", "--only", 7, "--out", tmp_path, "--data", data)
+    given = (*given, "--recipe", "tiny", "--perception", eyes)
+    assert run(*given, "--steps", 2) == 0
+    assert re.search("scenes_7 +[0-9.]+ %", capsys.readouterr().out)
+    assert run(*given, "--steps", 3) == 2
+    assert "train.steps: expected 3, got 2" in capsys.readouterr().err
+    assert run(*given, "--steps", 2, "--blind", data) == 2
+
+
+def test_the_curve_over_the_data_has_the_blind_networks_level(data, eyes, blind, tmp_path, capsys):
+    given = ("--experiment", "data_size", "--only", 7, "--out", tmp_path, "--steps", 2, "--blind", blind)
+    assert run("eval", "--data", data, "--recipe", "tiny", "--perception", eyes, *given, "--json") == 0
+    assert 0 <= only_json(capsys)["blind"] <= 1
+
+
 def test_ask_answers(data, trained, capsys):
     image = data / "images" / "val" / "CLEVR_val_000002.png"
     question = next(ClevrFolder(data).questions("train"))["question"]
@@ -275,6 +334,12 @@ def test_errors_are_one_line_and_exit_code_2(data, trained, tmp_path, capsys):
         (["eval", "visual_reasoning", trained, "--data", tmp_path / "no"], "expected a CLEVR folder"),
         (["eval", "visual_reasoning", trained, "--data", data, "--split", "z"], "Splits there: train, val"),
         (["eval", "--experiment", "ablations"], "expected --data"),
+        (
+            ["eval", "--experiment", "cogent", "--data", data, "--split", "val"],
+            "expected no --split, got 'val'",
+        ),
+        (["eval", "--experiment", "arithmetic", "--data", data], "got no RUN .the shipped one has seen all"),
+        (["eval", "visual_reasoning", trained, "--experiment", "arithmetic"], "got no --data"),
         ([*tiny, "--out", trained, "--perception", trained], "with resume"),
         ([*tiny, "--out", new, "--perception", data], "expected a trained perception"),
         (["train", "--recipe", "paper", "--data", data, "--out", new], "train_features.h5"),

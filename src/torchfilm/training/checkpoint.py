@@ -13,11 +13,13 @@ A checkpoint is written into a folder of another name, flushed to the disk, and 
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,17 @@ def replace_file(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> Path:
     """Write plain values as `replace_file` does, and return the path."""
     replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+    return path
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """Write a table with a header as CSV, whole or not at all, in a folder that is made if need be."""
+    content = io.StringIO(newline="")
+    writer = csv.writer(content)
+    writer.writerow(header)
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content.getvalue().encode())
     return path
 
 

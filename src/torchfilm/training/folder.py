@@ -78,14 +78,21 @@ def find_weights(out: Path) -> Path:
     )
 
 
-def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What two descriptions of plain values say differently: "train.lr" -> (before, now)."""
     first, second = _flat(before), _flat(now)
-    absent = object()
-    differing = [
-        f"  {name}: {first.get(name, 'absent')!r} in the run, {second.get(name, 'absent')!r} now"
+    return {
+        name: (first.get(name, "absent"), second.get(name, "absent"))
         for name in sorted({*first, *second})
-        if first.get(name, absent) != second.get(name, absent)
-        and name not in {f"train.{n}" for n in FREE_TO_CHANGE}
+        if (name in first) != (name in second) or first.get(name) != second.get(name)
+    }
+
+
+def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differing = [
+        f"  {name}: {one!r} in the run, {other!r} now"
+        for name, (one, other) in differences(before, now).items()
+        if name not in {f"train.{n}" for n in FREE_TO_CHANGE}
     ]
     if differing:
         raise RunFolderError(

@@ -17,10 +17,10 @@ from torchfilm.systems.visual_reasoning.robustness import (
 )
 
 
-def test_noise_of_sd_zero_is_exactly_the_plain_accuracy() -> None:
+def test_noise_of_sd_zero_is_exactly_the_plain_accuracy(tmp_path) -> None:
     exam, network = small_exam(), small_network()
     plain = evaluate(network, exam).accuracy
-    found = robustness(network, exam, exam.questions, noise=(0.0, 5.0))
+    found = robustness(network, exam, exam.questions, tmp_path, noise=(0.0, 5.0))
     assert found.accuracy == plain
     assert (found.noise_gamma[0], found.noise_beta[0], found.noise_both[0]) == (plain, plain, plain)
 
@@ -28,7 +28,7 @@ def test_noise_of_sd_zero_is_exactly_the_plain_accuracy() -> None:
 def test_the_numbers_are_the_same_for_the_same_seed_and_written_beside_the_figure(tmp_path) -> None:
     exam, network = small_exam(), small_network()
     found = robustness(network, exam, exam.questions, tmp_path, noise=(0.0, 1.0, 4.0), seed=3)
-    assert found == robustness(network, exam, exam.questions, noise=(0.0, 1.0, 4.0), seed=3)
+    assert found == robustness(network, exam, exam.questions, tmp_path, noise=(0.0, 1.0, 4.0), seed=3)
     assert json.loads((tmp_path / "robustness.json").read_text())["noise_beta"] == list(found.noise_beta)
     with (tmp_path / "noise.csv").open() as stream:
         rows = list(csv.DictReader(stream))

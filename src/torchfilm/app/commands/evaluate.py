@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torchfilm.systems.visual_reasoning.robustness import Robustness
 
 USUAL_SPLITS = ("test", "val", "testA", "valA", "testB", "valB", "train")
+UNSEEN_SPLITS = ("testB", "valB")
 FRESH = "fresh"
 
 
@@ -32,9 +33,10 @@ class Evaluate:
     """Measure a trained system: accuracy by kind and type of question, and the paper's experiments.
 
     Without RUN: the checkpoint shipped with the package. Without --data: fresh scenes, rendered on the spot.
-    Experiments: accuracy; means (γ or β by their means); noise (on γ and β); arithmetic (zero-shot, on
-    CoGenT's B). These train: ablations (the paper's tables), data_size (a curve), cogent (A to B with
-    fine-tuning).
+    Experiments: accuracy; means (γ or β by their means); noise (on γ and β); arithmetic (zero-shot: RUN was
+    trained on CoGenT's condition A, as runs/cogent/on_a/seed_0, and is asked about B). These train: ablations
+    (the paper's tables), data_size (a curve), cogent (A to B with fine-tuning; --perception of condition A,
+    since the shipped one has seen all combinations).
 
     Example: torchfilm eval visual_reasoning runs/first --data data-clevr --split val --families
     """
@@ -46,7 +48,7 @@ class Evaluate:
     data: OptionalPath = None
     """the data folder; default: fresh scenes"""
     split: OptionalText = None
-    """default: test, else val"""
+    """default: test, else val; arithmetic: testB, else valB"""
     experiment: Literal[
         "accuracy", "means", "noise", "arithmetic", "ablations", "data_size", "cogent", "language"
     ] = "accuracy"
@@ -63,7 +65,7 @@ class Evaluate:
     seed: OptionalInt = None
     """of fresh scenes and of what is drawn; default: 0, and another one each time for fresh scenes"""
     out: OptionalPath = None
-    """folder for figures and the numbers behind them; default: none, runs/EXPERIMENT for those that train"""
+    """folder for figures and the numbers behind them; default: runs/EXPERIMENT"""
     recipe: str = "laptop"
     """what the experiments that train, train"""
     minutes: OptionalFloat = None
@@ -102,17 +104,30 @@ class Evaluate:
             return
         from torchfilm.systems.visual_reasoning.bundle import load_bundle
 
+        usual = UNSEEN_SPLITS if self.experiment == "arithmetic" else USUAL_SPLITS
+        if self.experiment == "arithmetic" and (self.run is None or self.data is None):
+            raise ValueError(
+                "eval --experiment arithmetic asks about what the network has never seen: expected RUN, "
+                "trained on CoGenT's condition A, and --data with testB or valB, got no "
+                f"{'RUN (the shipped one has seen all)' if self.run is None else '--data'}. "
+                "Train one with --experiment cogent: runs/cogent/on_a/seed_0."
+            )
         bundle = load_bundle(self.run)
         with data_folder(self, bundle) as (folder, seed):
-            split = self.split or usual_split(folder)
+            split = self.split or usual_split(folder, usual)
             exam = bundle_exam(bundle, folder, split)
             if self.limit is not None:
                 exam = exam.sample(self.limit, seed)
             how = {"accuracy": self._accuracy, "arithmetic": self._arithmetic}
             found = how.get(self.experiment, self._robustness)(bundle, exam, folder, seed)
+        note(f"figures and numbers in {self._out}")
         if self.json:
             about = {"experiment": self.experiment, "recipe": bundle.recipe, "split": split}
             emit(about | found | {"seed": seed})
+
+    @property
+    def _out(self) -> Path:
+        return self.out or Path("runs") / self.experiment
 
     def _accuracy(self, bundle: Bundle, exam: Exam, folder: ClevrFolder, seed: int) -> dict[str, Any]:
         from torchfilm.systems.visual_reasoning.bundle import load_blind
@@ -122,9 +137,7 @@ class Evaluate:
         blind = load_blind(self.blind, self.run, bundle.vocabulary)
         known = training_questions(folder, exam)
         report = evaluate(bundle.network, exam, blind=blind, train=known, seed=seed)
-        if self.out is not None:
-            written = write_report(report, self.out)
-            note(f"{len(written)} files in {self.out}")
+        write_report(report, self._out)
         if not self.json:
             show_report(report, families=self.families)
         return report.to_json()
@@ -137,7 +150,7 @@ class Evaluate:
             note("no split train: the means are taken over the questions asked here")
         noise = (0.0,) if self.experiment == "means" else None
         more = {} if noise is None else {"noise": noise}
-        found = robustness(film_network(bundle), exam, known or exam.questions, self.out, seed=seed, **more)
+        found = robustness(film_network(bundle), exam, known or exam.questions, self._out, seed=seed, **more)
         if not self.json:
             show_robustness(found, noise=self.experiment == "noise")
         return found.to_json()
@@ -145,7 +158,7 @@ class Evaluate:
     def _arithmetic(self, bundle: Bundle, exam: Exam, folder: ClevrFolder, seed: int) -> dict[str, Any]:
         from torchfilm.systems.visual_reasoning.arithmetic import zero_shot
 
-        found = zero_shot(film_network(bundle), exam, self.out)
+        found = zero_shot(film_network(bundle), exam, self._out)
         if not self.json:
             rows = [
                 ["questions to which it applies", percent(found.before), percent(found.after)],
@@ -185,10 +198,10 @@ def data_folder(options: Evaluate | Inspect, bundle: Bundle) -> Iterator[tuple[C
         yield ClevrFolder(Path(place)), drawn
 
 
-def usual_split(folder: ClevrFolder) -> str:
-    """The split to measure on where none was named."""
+def usual_split(folder: ClevrFolder, usual: Sequence[str] = USUAL_SPLITS) -> str:
+    """The split to measure on where none was named: the first of the usual ones that is there."""
     there = folder.splits()
-    return next((name for name in USUAL_SPLITS if name in there), there[0] if there else "test")
+    return next((name for name in (*usual, *there) if name in there), usual[0])
 
 
 def bundle_exam(bundle: Bundle, folder: ClevrFolder, split: str) -> Exam:

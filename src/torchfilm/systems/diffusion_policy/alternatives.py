@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,12 @@ def hold(
 
     configs = {name: ALTERNATIVES[name](contest.recipe.config) for name in contest.names}
     seeds = range(contest.seeds)
-    results = run_all(configs, run, out, seeds=seeds, shares=("reach", "push"), progress=progress)
+
+    def describe(config: PolicyConfig) -> dict[str, Any]:
+        return asdict(replace(contest.recipe, config=config)) | description
+
+    shares = ("reach", "push")
+    results = run_all(configs, run, out, describe=describe, seeds=seeds, shares=shares, progress=progress)
     costs = Costs.of({name: load(out / name / "seed_0") for name in contest.names}, demonstrations)
     rows = {name: summary(found) | costs.row(name) for name, found in results.items()}
     found = {"rows": rows, "claimed": CLAIMED, **description}

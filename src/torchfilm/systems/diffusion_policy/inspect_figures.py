@@ -5,7 +5,6 @@ Each figure has the numbers behind it in a file of the same name.
 
 from __future__ import annotations
 
-import csv
 import io
 import textwrap
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from torchfilm.systems.diffusion_policy.model import DiffusionPolicy
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
 from torchfilm.systems.diffusion_policy.rollouts import track
-from torchfilm.training.checkpoint import replace_file, write_json
+from torchfilm.training.checkpoint import replace_file, write_csv, write_json
 
 PARTS = ("which", "what", "how")
 """What an instruction is made of: the thing, the deed with its place, the manner."""
@@ -228,11 +227,9 @@ def _paths(takes: Sequence[Take]) -> Figure:
 
 
 def _csv(path: Path, shares: Shares) -> Path:
-    content = io.StringIO()
-    writer = csv.writer(content)
-    writer.writerow(("site", "parameter", *PARTS, "deviation"))
-    for site, found in shares.items():
-        for name, row in found.items():
-            writer.writerow((site, name, *(row[part] for part in PARTS), row["deviation"]))
-    replace_file(path, content.getvalue().encode())
-    return path
+    rows = (
+        (site, name, *(row[part] for part in PARTS), row["deviation"])
+        for site, found in shares.items()
+        for name, row in found.items()
+    )
+    return write_csv(path, ("site", "parameter", *PARTS, "deviation"), rows)

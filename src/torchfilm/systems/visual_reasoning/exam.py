@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from torchfilm import Modulation, Modulations
 from torchfilm.data.clevr.encoding import EncodedQuestions
-from torchfilm.data.clevr.files import ClevrFolder
 from torchfilm.data.clevr.vocabulary import SPECIALS, Vocabulary
 
 BATCH = 512
@@ -74,11 +73,6 @@ class Exam:
                 "Are questions and pictures of the same split?"
             )
 
-    @staticmethod
-    def of(folder: ClevrFolder, split: str, vocabulary: Vocabulary, height: int, width: int) -> "Exam":
-        """All questions of a split, about its images at the network's size in pixels."""
-        return Exam(folder.images(split, height, width), folder.encoded(split, vocabulary), vocabulary)
-
     def __len__(self) -> int:
         return len(self.questions)
 
@@ -124,6 +118,11 @@ def predict(model: nn.Module, exam: Exam) -> np.ndarray:
             logits = model(images, tokens, lengths, torch.from_numpy(index).to(device))
             found[rows] = _best(logits)
     return found
+
+
+def accuracy(model: nn.Module, exam: Exam) -> float:
+    """The share of an exam's questions that are answered rightly."""
+    return float((predict(model, exam) == exam.questions.answers).mean())
 
 
 def modulate(model: Reasoner, questions: EncodedQuestions) -> Modulations:

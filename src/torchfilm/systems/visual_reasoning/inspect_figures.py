@@ -3,9 +3,8 @@
 Each figure is a PNG with the numbers behind it in a file of the same name (.csv or .json).
 """
 
-import csv
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from jaxtyping import UInt8
 
 from torchfilm import Modulation, plot
 from torchfilm.data.clevr.question_types import TYPES
-from torchfilm.training.checkpoint import write_json
+from torchfilm.training.checkpoint import write_csv, write_json
 
 from .answering import looked as pooled_cells
 from .exam import Exam, Looked, Reasoner, conclude, look, modulate, reasoned_batches
@@ -108,7 +107,7 @@ def channel_figures(modulations: Mapping[str, Modulation], out: Path) -> list[Pa
         for site in values:
             pairs = zip(mean[site].tolist(), spread[site].tolist(), strict=True)
             rows += [(site, name, channel, m, s) for channel, (m, s) in enumerate(pairs)]
-    return [*files, _csv(out / "channels.csv", ("site", "parameter", "channel", "mean", "sd"), rows)]
+    return [*files, write_csv(out / "channels.csv", ("site", "parameter", "channel", "mean", "sd"), rows)]
 
 
 def plane_figure(
@@ -126,7 +125,7 @@ def plane_figure(
         for i in range(len(types))
     )
     path = plot.save(figure, out / f"planes_{site}.png")
-    return [path, _csv(out / f"planes_{site}.csv", ("map", "type", "gamma", "beta"), rows)]
+    return [path, write_csv(out / f"planes_{site}.csv", ("map", "type", "gamma", "beta"), rows)]
 
 
 def embedding_figure(
@@ -141,7 +140,7 @@ def embedding_figure(
         for site, found in points.items()
         for i, (x, y) in enumerate(found)
     )
-    return [path, _csv(out / "embedding.csv", ("site", "x", "y", "type", "question"), rows)]
+    return [path, write_csv(out / "embedding.csv", ("site", "x", "y", "type", "question"), rows)]
 
 
 def pool_figure(
@@ -172,7 +171,9 @@ def pool_figure(
     path = plot.save(figure, out / "pool.png")
     return [
         path,
-        _csv(out / "pool.csv", ("image_index", "question_and_answer", "row", "column", "channels"), rows),
+        write_csv(
+            out / "pool.csv", ("image_index", "question_and_answer", "row", "column", "channels"), rows
+        ),
     ]
 
 
@@ -191,11 +192,3 @@ def _arrays(modulations: Mapping[str, Modulation]) -> tuple[dict[str, np.ndarray
 
     gamma = {site: taken(m.gamma) for site, m in modulations.items()}
     return gamma, {site: taken(m.beta) for site, m in modulations.items()}
-
-
-def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows(rows)
-    return path

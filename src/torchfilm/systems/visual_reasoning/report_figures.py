@@ -1,11 +1,11 @@
 """Draw an evaluation: which answers are taken for which, how far off the counts are, what length does."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
 from torchfilm import plot
+from torchfilm.training.checkpoint import write_csv
 
 from .evaluate import Report, Score
 
@@ -46,12 +46,12 @@ def _scores(report: Report, path: Path) -> Path:
         "words": report.question_lengths,
         "functions": report.program_lengths,
     }
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("group", "name", "n", "accuracy", "low", "high"))
-        for group, scores in groups.items():
-            writer.writerows((group, name, s.n, s.accuracy, s.low, s.high) for name, s in scores.items())
-    return path
+    rows = (
+        (group, name, s.n, s.accuracy, s.low, s.high)
+        for group, scores in groups.items()
+        for name, s in scores.items()
+    )
+    return write_csv(path, ("group", "name", "n", "accuracy", "low", "high"), rows)
 
 
 def _confusion(report: Report, path: Path) -> Path:

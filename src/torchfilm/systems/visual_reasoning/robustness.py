@@ -3,7 +3,6 @@
 Perez et al. 2018, section 4.5 and figure 7: beta by its training mean costs 1.0 points, gamma 65.4.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from torchfilm import Modulation, plot
 from torchfilm.data.clevr.encoding import EncodedQuestions
-from torchfilm.training.checkpoint import write_json
+from torchfilm.training.checkpoint import write_csv, write_json
 
 from .exam import Exam, Looked, Reasoner, conclude, look, modulate
 
@@ -145,10 +144,8 @@ def write(found: Robustness, out: Path) -> list[Path]:
     """Write robustness.json, and the curves of figure 7 as noise.png and noise.csv."""
     out.mkdir(parents=True, exist_ok=True)
     numbers = write_json(out / "robustness.json", found.to_json())
-    with (out / "noise.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("sd", "gamma", "beta", "both"))
-        writer.writerows(zip(found.noise, found.noise_gamma, found.noise_beta, found.noise_both, strict=True))
+    columns = zip(found.noise, found.noise_gamma, found.noise_beta, found.noise_both, strict=True)
+    write_csv(out / "noise.csv", ("sd", "gamma", "beta", "both"), columns)
     figure = plot.curves(
         found.noise,
         {
