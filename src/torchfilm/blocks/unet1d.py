@@ -172,9 +172,13 @@ class ConditionalUnet1d(nn.Module):
         injected: Mapping[str, Any] | None = None,
     ) -> Float[Tensor, "batch time channels"]:
         """Return the prediction for noisy sequences, their diffusion steps (0, 1, ...) and conditions."""
-        encoded = self._encoded(step)
-        modulations = self.generator(torch.cat([encoded, condition], dim=-1))
-        return self.denoise(x, modulations, fusion=fusion, injected=injected)
+        return self.denoise(x, self.modulations(step, condition), fusion=fusion, injected=injected)
+
+    def modulations(
+        self, step: Int[Tensor, " batch"], condition: Float[Tensor, "batch cond"]
+    ) -> dict[str, Modulation]:
+        """Return gamma and beta of every block for diffusion steps (0, 1, ...) and conditions."""
+        return self.generator(torch.cat([self._encoded(step), condition], dim=-1))
 
     def denoise(
         self,

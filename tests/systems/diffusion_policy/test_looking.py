@@ -36,7 +36,7 @@ def test_looks_are_right_where_thing_and_place_are_those_meant(place):
         encoder.spot_score.weight.fill_(1.0)
         encoder.spot.weight.fill_(-1.0)[SPOTS.index(place)] = 20.0
     told = in_all_manners(draw_scenes(40, seed=3), seed=3)
-    looks = looks_of(policy, [one.scene for one in told], [one.told[0].text for one in told])
+    looks = looks_of(Policy(policy), [one.scene for one in told], [one.told[0].text for one in told])
     torch.testing.assert_close(looks.things, torch.full((160, 3), 1 / 3))
     assert (looks.spots.argmax(1) == SPOTS.index(place)).all()
     right = [(one.tasks[0].which, one.tasks[0].place) == (0, place) for one in told]
@@ -49,4 +49,4 @@ def test_a_policy_that_looks_at_everything_is_not_judged():
     assert looks_right(Policy(network(encoder="flat", relative=False)), told) is None
     deaf = build(RECIPES["tiny"].config)
     with pytest.raises(ValueError, match="got one that hears none"):
-        looks_of(deaf, [told[0].scene], ["reach"])
+        looks_of(Policy(deaf), [told[0].scene], ["reach"])

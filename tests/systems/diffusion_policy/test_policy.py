@@ -1,42 +1,90 @@
 """Acting: chunks, instructions in mid-episode, arms that are told different things, and clear refusals."""
 
+import numpy as np
 import pytest
 import torch
 from small_policy import small
 
+from torchfilm.several import Masked
 from torchfilm.systems.diffusion_policy.policy import Policy
+from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
 
 pytest.importorskip("diffusers")
+
+TOLD = ["push the red thing", None]
 
 
 def state(seed, count=2):
     return torch.randn(count, 17, generator=torch.Generator().manual_seed(seed))
 
 
-def started(texts=("push the red thing", None), **options):
-    policy = Policy(small(), **options)
+def started(texts=TOLD, network=None, **options):
+    policy = Policy(small() if network is None else network, **options)
     policy.reset(list(texts))
     return policy
 
 
-def test_a_chunk_is_executed_from_the_action_of_the_last_observation_on():
-    policy = started()
-    actions = torch.stack([policy.act(state(i)) for i in range(8)])
-    network, first = small(), state(0)
-    random = torch.Generator().manual_seed(0)
-    seen = first[:, None].expand(-1, 2, -1)
-    from torchfilm.several import Masked
-    from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
+def acted(policy, steps, rows=None, first=0):
+    """The actions [steps, rows, 2] of some steps."""
+    seen = [state(i) if rows is None else state(i)[rows] for i in range(first, first + steps)]
+    return torch.stack([policy.act(one, rows) for one in seen])
 
+
+def noise(seed, row, number):
+    drawn = np.random.SeedSequence((seed, row, number)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(drawn[0]))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_chunk_is_executed_from_the_action_of_the_last_observation_on(sampler):
+    network = small(sampler=sampler)
+    actions = acted(started(network=network, seed=5), 9)
     read = Vocabulary(network.config.vocabulary)(["push the red thing"] * 2)
     heard = {"instruction": Masked(read, torch.tensor([True, False]))}
-    chunk = network.sample(seen, heard, generator=random)
-    torch.testing.assert_close(actions, chunk[:, 1:9].transpose(0, 1))
+    for number, seen in enumerate(([state(0)] * 2, [state(7), state(8)])):
+        random = [noise(5, row, number) for row in range(2)]
+        chunk = network.sample(torch.stack(seen, dim=1), heard, generator=random)
+        found = actions[8 * number : 8 * number + 8]
+        torch.testing.assert_close(found, chunk[:, 1 : 1 + len(found)].transpose(0, 1))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_the_same_episode_again_is_the_same_to_the_bit(sampler):
+    policy = started(network=small(sampler=sampler), execution=3)
+    first = acted(policy, 7)
+    policy.reset(TOLD)
+    assert torch.equal(acted(policy, 7), first)
+    assert not torch.equal(acted(started(network=small(sampler=sampler), execution=3, seed=1), 7), first)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_an_arm_does_in_company_what_it_does_alone(sampler):
+    network = small(sampler=sampler).double()
+    together = acted(started(network=network), 10)
+    for row in (0, 1):
+        policy = started(network=network)
+        alone = acted(policy, 10, torch.tensor([row]))
+        torch.testing.assert_close(alone[:, 0], together[:, row], rtol=0, atol=1e-9)
+        late = acted(policy, 10, torch.tensor([1 - row]))
+        torch.testing.assert_close(late[:, 0], together[:, 1 - row], rtol=0, atol=1e-9)
+    single = Policy(network)
+    single.reset(TOLD[:1])
+    torch.testing.assert_close(
+        torch.stack([single.act(state(i)[:1]) for i in range(10)])[:, 0], together[:, 0], rtol=0, atol=1e-9
+    )
+
+
+def test_arms_and_chunks_have_noise_of_their_own():
+    policy = started([None, None])
+    same = state(0)[:1].expand(2, -1)
+    assert not torch.allclose(*policy.act(same))
+    still = started([None, None], execution=1)
+    assert not torch.allclose(still.act(same), still.act(same))
 
 
 def test_fewer_actions_of_a_chunk_may_be_executed():
     often, usual = started(execution=2), started()
-    first, second = ([policy.act(state(i)) for i in range(3)] for policy in (often, usual))
+    first, second = acted(often, 3), acted(usual, 3)
     assert torch.equal(first[1], second[1])
     assert not torch.equal(first[2], second[2])
     with pytest.raises(ValueError, match=r"expected an execution of 1 to .* = 15, got 16"):
@@ -55,6 +103,13 @@ def test_a_new_instruction_is_obeyed_at_once_with_flush_and_after_the_chunk_with
         assert changed == ([True] * 6 if flush else [False] * 5 + [True])
 
 
+def test_a_new_instruction_is_the_one_it_would_have_been_told_first():
+    told, first = started(execution=1), started(["slowly", "blue"], execution=1)
+    told.set_instruction("slowly", row=0)
+    told.set_instruction("blue", row=1)
+    assert torch.equal(acted(told, 2), acted(first, 2))
+
+
 def test_arms_hear_their_own_instruction_in_one_batch():
     one, other = started(["push the red thing", "slowly"]), started(["push the red thing", "blue"])
     first, second = one.act(state(0)), other.act(state(0))
@@ -62,40 +117,137 @@ def test_arms_hear_their_own_instruction_in_one_batch():
     assert not torch.allclose(first[1], second[1])
 
 
-def test_rows_may_act_alone_and_a_reset_forgets():
+def test_a_reset_forgets_what_was_seen_planned_and_felt():
     policy = started()
-    both = policy.act(state(0))
-    policy.reset(["push the red thing", None])
-    alone = policy.act(state(0)[1:], torch.tensor([1]))
-    assert alone.shape == (1, 2)
-    assert both.shape == (2, 2)
-
-
-def test_a_sensor_is_heard_from_the_next_chunk_on():
-    policy, quiet = started(), started()
     policy.sense("force", torch.ones(2, 3))
-    assert not torch.equal(policy.act(state(0)), quiet.act(state(0)))
+    before = acted(policy, 3)
+    policy.reset(TOLD)
+    fresh = started()
+    assert torch.equal(acted(policy, 9, first=20), acted(fresh, 9, first=20))
+    assert not torch.equal(before[0], acted(started(), 1)[0])
 
 
-def test_what_cannot_be_obeyed_is_refused_and_changes_nothing():
+def test_one_arm_begins_anew_and_the_other_goes_on():
+    policy, kept = started(), started()
+    for one in (policy, kept):
+        one.sense("force", torch.ones(2, 3))
+        acted(one, 3)
+    policy.reset(["slowly"], rows=[1])
+    found, expected = acted(policy, 9, first=3), acted(kept, 9, first=3)
+    torch.testing.assert_close(found[:, 0], expected[:, 0])
+    new = started(["push the red thing", "slowly"])
+    torch.testing.assert_close(found[:, 1], acted(new, 9, first=3)[:, 1])
+    mask = np.array([False, True])
+    policy.reset(["slowly"], {"force": torch.ones(1, 3)}, rows=mask)
+    assert not torch.allclose(acted(policy, 1, first=3)[0, 1], found[0, 1])
+
+
+def test_arrays_are_taken_as_tensors_are():
     policy, same = started(), started()
-    for text, message in (
-        ("", "expected words, got ''"),
-        ("push the gred thing", "unknown word 'gred'; the nearest known words are red"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            policy.set_instruction(text)
-    with pytest.raises(ValueError, match="expected vectors among \\['force'\\], got 'torque'"):
-        policy.sense("torque", torch.ones(2, 3))
-    with pytest.raises(ValueError, match="force: expected finite numbers"):
-        policy.sense("force", torch.full((2, 3), torch.nan))
-    with pytest.raises(ValueError, match="observations: expected finite numbers"):
-        policy.act(torch.full((2, 17), torch.nan))
-    with pytest.raises(ValueError, match=r"expected observations \(2, 17\)"):
-        policy.act(torch.ones(2, 5))
-    assert torch.equal(policy.act(state(0)), same.act(state(0)))
+    policy.sense("force", np.ones((2, 3)))
+    same.sense("force", torch.ones(2, 3))
+    assert torch.equal(policy.act(state(0).double().numpy()), same.act(state(0)))
+    assert torch.equal(
+        policy.act(state(1)[1:].numpy(), np.array([1])), same.act(state(1)[1:], torch.tensor([1]))
+    )
 
 
-def test_acting_before_a_reset_is_refused():
+def test_it_acts_in_the_precision_of_its_network():
+    exact = started(network=small().double()).act(state(0))
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(started().act(state(0)), exact.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_sensor_is_heard_from_the_next_chunk_on_and_may_lack():
+    policy, quiet = started(execution=1), started(execution=1)
+    assert torch.equal(policy.act(state(0)), quiet.act(state(0)))
+    policy.sense(
+        "force", Masked(torch.tensor([[1.0, 2.0, 3.0], [torch.nan] * 3]), torch.tensor([True, False]))
+    )
+    felt, unfelt = policy.act(state(1)), quiet.act(state(1))
+    assert not torch.allclose(felt[0], unfelt[0])
+    torch.testing.assert_close(felt[1], unfelt[1])
+    policy.sense("force", None)
+    torch.testing.assert_close(policy.act(state(2)), quiet.act(state(2)))
+    policy.reset(TOLD, {"force": None})
+    quiet.reset(TOLD)
+    assert torch.equal(policy.act(state(0)), quiet.act(state(0)))
+
+
+REFUSED = {
+    "no words": (lambda p: p.set_instruction(""), "expected words, got ''"),
+    "unknown word": (
+        lambda p: p.set_instruction("push the gred thing"),
+        "'gred'; the nearest known words are red",
+    ),
+    "unknown vector": (lambda p: p.sense("torque", torch.ones(2, 3)), r"among \['force'\], got 'torque'"),
+    "not finite": (
+        lambda p: p.sense("force", torch.full((2, 3), torch.nan)),
+        "force: expected finite numbers",
+    ),
+    "not finite though present": (
+        lambda p: p.sense("force", Masked(torch.full((2, 3), torch.nan), torch.tensor([True, False]))),
+        "force: expected finite numbers, got 3 that are not, of 3",
+    ),
+    "other size": (lambda p: p.sense("force", torch.ones(2, 5)), r"'force' as \(2, 3\), .*, got \(2, 5\)"),
+    "too few rows": (lambda p: p.sense("force", torch.ones(1, 3)), r"'force' as \(2, 3\), .*, got \(1, 3\)"),
+    "mask": (
+        lambda p: p.sense("force", Masked(torch.ones(2, 3), torch.ones(3, dtype=torch.bool))),
+        r"'force' present as 2 booleans, .*, got torch.bool \(3,\)",
+    ),
+    "rows of a reset": (
+        lambda p: p.reset(TOLD, {"force": torch.ones(1, 3)}),
+        r"'force' as \(2, 3\), .*, got \(1, 3\)",
+    ),
+    "row beyond": (
+        lambda p: p.set_instruction("push", row=5),
+        r"rows of arms from 0 to 1, each once, got \[5\]",
+    ),
+    "row before": (lambda p: p.set_instruction("push", row=-1), r"from 0 to 1, each once, got \[-1\]"),
+    "row twice": (lambda p: p.act(state(0), [1, 1]), r"each once, got \[1, 1\]"),
+    "letters": (lambda p: p.reset("push"), "expected a list of instructions, .*, got 'push'"),
+    "no texts": (lambda p: p.reset([3, None]), r"expected a list of instructions, .*, got \[3, None\]"),
+    "no arms": (lambda p: p.reset([]), "an instruction, and a scene if any, for each arm, got 0"),
+    "scenes": (
+        lambda p: p.reset(TOLD, scenes=["a"]),
+        r"for each arm, got 2 instructions and the scenes \['a'\]",
+    ),
+    "instructions of rows": (lambda p: p.reset(TOLD, rows=[1]), "expected 1 instructions, .*, got 2"),
+    "observations": (
+        lambda p: p.act(torch.full((2, 17), torch.nan)),
+        "observations: expected finite numbers",
+    ),
+    "size seen": (lambda p: p.act(torch.ones(2, 5)), r"expected observations \(2, 17\).*, got \(2, 5\)"),
+    "one seen": (lambda p: p.act(torch.ones(17)), r"got \(17,\)\. Of one arm give observation\[None\]"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_obeyed_is_refused_and_changes_nothing(kind):
+    policy, same = started(), started()
+    for one in (policy, same):
+        one.sense("force", torch.ones(2, 3))
+        one.act(state(0))
+    call, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=message):
+        call(policy)
+    assert torch.equal(acted(policy, 9, first=1), acted(same, 9, first=1))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p: p.act(state(0)),
+        lambda p: p.sense("force", torch.ones(2, 3)),
+        lambda p: p.set_instruction("push"),
+        lambda p: p.reset(["push"], rows=[0]),
+    ],
+)
+def test_nothing_is_done_before_a_reset(call):
     with pytest.raises(ValueError, match=r"expected reset\(\) to be called first"):
-        Policy(small()).act(state(0))
+        call(Policy(small()))
+
+
+def test_a_seed_below_zero_is_refused():
+    with pytest.raises(ValueError, match="expected a seed of 0 or more, got -1"):
+        Policy(small(), seed=-1)

@@ -100,7 +100,7 @@ def test_things_are_read_alike_in_whatever_order_they_come():
     swapped = o.clone()
     swapped[..., 3:8], swapped[..., 8:13] = o[..., 8:13], o[..., 3:8]
     z = policy.reason(said("push", "red", "the blue", "slowly"), 4)
-    first, second = policy.hear(o, z).condition, policy.hear(swapped, z).condition
+    first, second = (policy.look(seen, policy.listen(z)).condition for seen in (o, swapped))
     torch.testing.assert_close(first, second)
 
 

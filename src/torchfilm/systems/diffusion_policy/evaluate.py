@@ -152,10 +152,10 @@ def evaluate(policy: Policy, scenes: int = 200, seed: int = 0, *, held_out: bool
 
 def looks_right(policy: Policy, episodes: Sequence[Episode]) -> list[bool] | None:
     """Whether the thing and the place that are looked at are those meant; None where everything is."""
-    if policy.network.config.encoder != "things" or not policy.network.config.vocabulary:
+    if policy.network.config.encoder != "things" or not policy.reads:
         return None
     told = [episode.told[0] for episode in episodes]
-    looks = looks_of(policy.network, [episode.scene for episode in episodes], [one.text for one in told])
+    looks = looks_of(policy, [episode.scene for episode in episodes], [one.text for one in told])
     pairs = zip(looks.tasks(), told, strict=True)
     return [(seen.which, seen.place) == (one.task.which, one.task.place) for seen, one in pairs]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torchfilm.data.table.scenes import PLACES, Scene
 from torchfilm.data.table.tasks import Task
 from torchfilm.data.table.trials import Trials
-from torchfilm.systems.diffusion_policy.model import DiffusionPolicy
-from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
+from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.rollouts import observed
+from torchfilm.systems.diffusion_policy.thinking import describe_scene
 
 SPOTS = (None, "obstacle", "goal", *PLACES)
 """Where a thing may have to go, in the order of the encoder "things": nowhere, in the state, landmarks."""
@@ -44,22 +44,22 @@ class Looks:
 
 
 @torch.no_grad()
-def looks_of(network: DiffusionPolicy, scenes: Sequence[Scene], texts: Sequence[str]) -> Looks:
+def looks_of(policy: Policy, scenes: Sequence[Scene], texts: Sequence[str]) -> Looks:
     """What is looked at in the first moment of each scene.
 
     Args:
-        network: with the encoder "things", over states of the table.
+        policy: with the encoder "things", over states of the table.
         scenes: with one arm; one for each text.
         texts: what is said.
 
     Raises:
         ValueError: for unknown words, an empty text, or a policy that hears no words, or looks at everything.
     """
-    if not network.config.vocabulary:
+    if not policy.reads:
         raise ValueError("looks_of: expected a policy that hears words, got one that hears none.")
+    z, network = policy.reason(texts, [describe_scene(scene) for scene in scenes]), policy.network
     trials = Trials(scenes, [[Task(0)]] * len(scenes))
     seen = observed(trials, trials.running)[:, None].expand(-1, network.config.observations, -1)
-    z = network.reason({INSTRUCTION: Vocabulary(network.config.vocabulary)(list(texts))}, len(texts))
-    assert z is not None
-    things, spots = (logits.softmax(dim=-1) for logits in network.attention(seen, z))
+    found = network.attention(seen.to(network.unet.out.weight), z)
+    things, spots = (logits.softmax(dim=-1).cpu() for logits in found)
     return Looks(things, spots)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchfilm.blocks.unet1d import ConditionalUnet1d, Convolution, Placement
 from torchfilm.fusion import Film, Matched, resolve
+from torchfilm.modulation import Modulation
 from torchfilm.systems.diffusion_policy.normalisation import MinMax
 from torchfilm.systems.diffusion_policy.observing import (
     Choice,
@@ -22,11 +23,19 @@ from torchfilm.systems.diffusion_policy.observing import (
     ThingsEncoder,
 )
 from torchfilm.systems.diffusion_policy.reasoning import build_reasoning
-from torchfilm.systems.diffusion_policy.schedule import Prediction, Sampler, sampling_schedule
+from torchfilm.systems.diffusion_policy.schedule import (
+    Prediction,
+    Random,
+    Sampler,
+    noise_like,
+    sampling_schedule,
+)
 
 Place = Literal["encoder", "condition", "blocks"]
 Reasoning = Float[Tensor, "batch z"] | tuple[Float[Tensor, "batch words z"], Bool[Tensor, "batch words"]]
 """One vector for each sample; for cross-attention one for each word, and which words are real."""
+Values = dict[str, dict[str, Any]]
+"""What listens has heard: by place and site, a Modulation or what else the fusion applies."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +215,14 @@ class DiffusionPolicy(nn.Module):
         Raises ValueError for observations of another size, or that are not finite.
         """
         self._check(observations)
-        return self.hear(observations, self.reason(conditions, len(observations)))
+        return self.look(observations, self.listen(self.reason(conditions, len(observations))))
 
-    def hear(self, observations: Float[Tensor, "batch steps size"], z: Reasoning | None) -> Prepared:
-        """Return what `prepare` does, for reasoning vectors in hand."""
-        heard = {} if z is None else {place: listen(z) for place, listen in self.listeners.items()}
+    def listen(self, z: Reasoning | None) -> Values:
+        """Return what reasoning vectors tell everything that listens; it is the same until they change."""
+        return {} if z is None else {place: listen(z) for place, listen in self.listeners.items()}
+
+    def look(self, observations: Float[Tensor, "batch steps size"], heard: Values) -> Prepared:
+        """Return what `prepare` does, for what was heard in hand."""
         scaled = self.scale(observations)
         if self.encoder is None:
             seen = Seen(scaled.flatten(1))
@@ -265,9 +277,7 @@ class DiffusionPolicy(nn.Module):
         self, noisy: Float[Tensor, "batch time action"], step: Int[Tensor, " batch"], prepared: Prepared
     ) -> Float[Tensor, "batch time action"]:
         """Return the prediction (noise or clean actions, as the config says) for scaled noisy actions."""
-        x = prepared.turned(noisy)
-        x = self.unet(x, step, prepared.condition, fusion=self.fusion, injected=prepared.injected)
-        return prepared.turned(x, back=True)
+        return self._denoised(noisy, self.unet.modulations(step, prepared.condition), prepared)
 
     def forward(
         self,
@@ -306,7 +316,7 @@ class DiffusionPolicy(nn.Module):
         guidance: float = 1.0,
         steps: int | None = None,
         sampler: Sampler | None = None,
-        generator: torch.Generator | None = None,
+        generator: Random = None,
     ) -> Float[Tensor, "batch horizon action"]:
         """Return chunks of actions in their own unit, from noise.
 
@@ -318,21 +328,38 @@ class DiffusionPolicy(nn.Module):
             steps, sampler: default: the config's.
             generator: of the noise.
         """
+        self._check(observations)
+        told = [conditions] if guidance == 1.0 else [conditions, {}]
+        heard = [self.listen(self.reason(one, len(observations))) for one in told]
+        options: dict[str, Any] = {"steps": steps, "sampler": sampler, "generator": generator}
+        return self.chunk(observations, *heard, guidance=guidance, **options)
+
+    @torch.no_grad()
+    def chunk(
+        self,
+        observations: Float[Tensor, "batch steps size"],
+        heard: Values,
+        blank: Values | None = None,
+        *,
+        guidance: float = 1.0,
+        steps: int | None = None,
+        sampler: Sampler | None = None,
+        generator: Random = None,
+    ) -> Float[Tensor, "batch horizon action"]:
+        """Return what `sample` does, for what was heard in hand; with guidance also for hearing nothing."""
         config = self.config
         schedule = sampling_schedule(
             config.train_steps, config.prediction, sampler or config.sampler, steps or config.sample_steps
         )
-        asked = [self.prepare(observations, conditions)]
-        if guidance != 1.0:
-            asked.append(self.prepare(observations, {}))
+        asked = [self.look(observations, one) for one in (heard, blank) if one is not None]
         table = self._step_table(schedule.timesteps.to(observations.device))
         rows = [self.unet.condition_rows(one.condition) for one in asked]
-        shape = (len(observations), config.horizon, config.action)
-        x = torch.randn(shape, generator=generator, device=observations.device)
+        x = noise_like(observations, (config.horizon, config.action), generator)
         for row, step in zip(table, schedule.timesteps, strict=True):
-            found = [self._denoise_row(x, row + own, one) for own, one in zip(rows, asked, strict=True)]
+            modulations = [self.unet.generator.modulations(row + own) for own in rows]
+            found = [self._denoised(x, *one) for one in zip(modulations, asked, strict=True)]
             predicted = found[0] if guidance == 1.0 else found[1] + guidance * (found[0] - found[1])
-            x = schedule.step(predicted, step, x, **_noise_from(schedule, generator)).prev_sample
+            x = schedule.step(predicted, step, x, generator=generator).prev_sample
         return self.action_scale.inverse(x) + self.origin(observations)
 
     def _listener(self, dim: int, sites: Mapping[str, int]) -> nn.Module:
@@ -343,11 +370,10 @@ class DiffusionPolicy(nn.Module):
             target = sum(p.numel() for p in Film(head=self.config.head).build(dim, sites).parameters())
         return Matched(self.fusion, target).build(dim, sites)
 
-    def _denoise_row(self, x: Tensor, row: Tensor, prepared: Prepared) -> Tensor:
-        """What `denoise` returns, for a row of the generators' numbers in hand."""
-        modulations = self.unet.generator.modulations(row)
-        x = self.unet.denoise(prepared.turned(x), modulations, fusion=self.fusion, injected=prepared.injected)
-        return prepared.turned(x, back=True)
+    def _denoised(self, x: Tensor, modulations: Mapping[str, Modulation], prepared: Prepared) -> Tensor:
+        """What the U-Net predicts along the heading, turned back."""
+        y = self.unet.denoise(prepared.turned(x), modulations, fusion=self.fusion, injected=prepared.injected)
+        return prepared.turned(y, back=True)
 
     def _step_table(self, steps: Int[Tensor, " steps"]) -> Float[Tensor, "steps rows"]:
         """What the steps contribute to gamma and beta: kept until weights or steps change."""
@@ -390,8 +416,3 @@ def _build_encoder(config: PolicyConfig) -> FlatEncoder | ThingsEncoder | None:
         assert config.things is not None
         return ThingsEncoder(Layout(*config.things), steps, size, width, config.landmarks, config.solids)
     return None
-
-
-def _noise_from(schedule: Any, generator: torch.Generator | None) -> dict[str, Any]:
-    """The generator, for both samplers; without one they draw from the global state."""
-    return {"generator": generator}

@@ -83,7 +83,10 @@ class Words(nn.Module):
 
     def forward(self, read: Read | Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Return z for what a `Vocabulary` read; z itself, made before, is returned as it is."""
-        return read if isinstance(read, Tensor) else self.norm(self.encoder(*read))
+        if isinstance(read, Tensor):
+            return read
+        tokens, lengths = read
+        return self.norm(self.encoder(tokens.to(self.norm.weight.device), lengths))
 
 
 class WordStates(Tokens):
@@ -100,7 +103,7 @@ class WordStates(Tokens):
         """Return the vectors of what a `Vocabulary` read; vectors made before are returned as they are."""
         tokens, lengths = read
         if not tokens.is_floating_point():
-            tokens = self.norm(self.encoder.states(tokens, lengths))
+            tokens = self.norm(self.encoder.states(tokens.to(self.norm.weight.device), lengths))
         return tokens, real_words(tokens, lengths)
 
 

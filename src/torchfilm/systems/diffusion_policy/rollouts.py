@@ -17,6 +17,7 @@ from torchfilm.data.table.scenes import Scene
 from torchfilm.data.table.tasks import Task
 from torchfilm.data.table.trials import Outcome, Trials, positions_of
 from torchfilm.systems.diffusion_policy.policy import Policy
+from torchfilm.systems.diffusion_policy.thinking import describe_scene
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Arms:
         """Targets [rows, arms, 2] in metres."""
         places = (rows[:, None] * self._arms + np.arange(self._arms)).reshape(-1)
         actions = self._policy.act(observed(trials, rows), torch.from_numpy(places.astype(np.int64)))
-        return actions.numpy().astype(np.float64).reshape(len(rows), self._arms, -1)
+        return actions.double().cpu().numpy().reshape(len(rows), self._arms, -1)
 
 
 def roll_out(
@@ -59,15 +60,14 @@ def roll_out(
     """Play all episodes together and return how each went, for every arm in turn.
 
     Args:
-        policy: is reset with the instructions.
+        policy: is reset with the instructions, and with the scenes in words for its readers.
         episodes: with the same numbers of arms and things.
         texts: what to say instead, one for each arm of each episode; it is judged by what was meant.
     """
     arms = len(episodes[0].told)
     told: list[str | None] = [one.text for episode in episodes for one in episode.told]
-    if texts is not None:
-        told = list(texts)
-    policy.reset(told)
+    views = [episode.scene.seen_by(arm) for episode in episodes for arm in range(arms)]
+    policy.reset(told if texts is None else list(texts), scenes=[describe_scene(view) for view in views])
     scenes, tasks = [e.scene for e in episodes], [e.tasks for e in episodes]
     return [one for outcome in play(scenes, tasks, Arms(policy, arms)) for one in outcome]
 
@@ -78,7 +78,7 @@ def track(
     """Play one-armed episodes together, and keep where arm and things were at each step.
 
     Args:
-        policy: is reset with the texts.
+        policy: is reset with the texts, and with the scenes in words for its readers.
         scenes, tasks: one for each text; the task is what it is judged by.
         texts: what is said.
     """
@@ -90,7 +90,7 @@ def track(
             state[row].append(arm[0])
             things[row].append(positions_of(table[0], len(scenes[row].things)))
 
-    policy.reset(list(texts))
+    policy.reset(list(texts), scenes=[describe_scene(scene) for scene in scenes])
     outcomes = play(scenes, [[task] for task in tasks], Arms(policy, 1), watch)
     return [
         Track(outcome[0], np.array(arm), np.array(moved))

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 Sampler = Literal["ddpm", "ddim"]
 Prediction = Literal["epsilon", "sample"]
+Random = torch.Generator | Sequence[torch.Generator] | None
+"""Where noise comes from: one generator for all samples, one for each, or torch's own state."""
 
 
 @functools.cache
@@ -47,6 +53,19 @@ def sampling_schedule(train_steps: int, prediction: Prediction, sampler: Sampler
         )
     schedule.set_timesteps(steps)
     return schedule
+
+
+def noise_like(samples: Tensor, shape: tuple[int, ...], generator: Random) -> Tensor:
+    """Gaussian noise [len(samples), *shape], of their precision and on their device.
+
+    It is drawn where the generator is, so one on the CPU gives the same numbers for every device.
+    """
+    whole = (len(samples), *shape)
+    if isinstance(generator, Sequence):
+        rows = [torch.randn(shape, generator=one, device=one.device) for one in generator]
+        return torch.stack(rows).to(samples)
+    device = samples.device if generator is None else generator.device
+    return torch.randn(whole, generator=generator, device=device).to(samples)
 
 
 def _kind(name: str) -> Any:

@@ -57,7 +57,7 @@ def tell(policy: Policy, scene: Scene, texts: Sequence[str]) -> list[Told]:
     """
     heard = heard_by_site(policy.network, texts)
     scenes = [scene] * len(texts)
-    looks = looks_of(policy.network, scenes, texts)
+    looks = looks_of(policy, scenes, texts)
     tasks = looks.tasks()
     tracks = track(policy, scenes, tasks, texts)
     return [
