@@ -20,9 +20,10 @@ OPTIONS = {
     "data": "NAME OUT --split --scenes --seed --recipe --workers --questions-per-scene --condition --width "
     "--height --episodes --noise --json",
     "train": "SYSTEM --recipe --data --out --minutes --steps --lr --seed --start --resume --train-split "
-    "--val-split --scenes --perception --images --cache --json",
+    "--val-split --scenes --perception --features --images --cache --json",
     "eval": "SYSTEM RUN --data --split --experiment --blind --families --limit --scenes --seed --out "
-    "--recipe --minutes --steps --seeds --only --perception --images --guidance --execution --cache --json",
+    "--recipe --minutes --steps --seeds --only --perception --features --images --guidance "
+    "--execution --cache --json",
     "compare": "SYSTEM --recipe --data --out --minutes --steps --seeds --scenes --only --json",
     "inspect": "SYSTEM RUN --data --split --out --points --scenes --seed --images --cache --json",
     "ask": "IMAGE QUESTION --model --json",

@@ -6,17 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from torchfilm.app import cli
+from torchfilm.data.clevr.features import write_features
 from torchfilm.data.clevr.generate import generate_dataset
 from torchfilm.systems.visual_reasoning.bundle import Sight, save_sight
 from torchfilm.systems.visual_reasoning.perception import Perception, PerceptionConfig
+from torchfilm.systems.visual_reasoning.recipe import RECIPES
 
 COMMAND = [sys.executable, "-m", "torchfilm.app.cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -67,6 +71,31 @@ def test_a_killed_command_goes_on_to_the_bit(given, tmp_path):
     assert found.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     assert told(broken) == told(whole)
+
+
+def test_the_papers_recipe_trains_on_features_that_lie_elsewhere(given, tmp_path, monkeypatch, capsys):
+    sizes = {"word_dim": 5, "encoder_width": 7, "blocks": 2, "channels": 8, "projection": 11, "hidden": 13}
+    sizes |= {"input_channels": 3, "input_height": 4, "input_width": 6}
+    paper = RECIPES["paper"]
+    training = replace(paper.training, batch_size=8, evaluate_steps=2, tensorboard=False)
+    small = replace(paper, config=replace(paper.config, **sizes), training=training)
+    monkeypatch.setitem(RECIPES, "paper", small)
+    rng = np.random.default_rng(0)
+    for split, scenes in (("train", 11), ("val", 5)):
+        write_features(tmp_path / f"{split}_features.h5", rng.normal(size=(scenes, 3, 4, 6)))
+    data, run = given[given.index("--data") + 1], tmp_path / "run"
+    there = ["--data", data, "--features", str(tmp_path), "--json"]
+    assert cli.main(["train", "--recipe", "paper", "--steps", "3", "--out", str(run), *there]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    measured = [line["accuracy"] for line in told(run) if line["split"] == "evaluate"]
+    assert len(measured) == 2
+    assert trained["accuracy"] == max(measured)
+    assert cli.main(["eval", "visual_reasoning", str(run), "--split", "val", *there]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["recipe"], found["n"]) == ("paper", trained["n"])
+    assert found["accuracy"] == pytest.approx(trained["accuracy"])
+    assert cli.main(["eval", "visual_reasoning", str(run), "--split", "val", "--data", data]) == 2
+    assert "Name their folder with --features" in capsys.readouterr().err
 
 
 def test_two_processes_under_torchrun_have_the_losses_of_one(given, tmp_path):

@@ -71,6 +71,7 @@ class Bar:
         self._label, self._unit = label, unit
         self._start = self._last = time.monotonic()
         self._first: int | None = None
+        self._done = 0
         self._bar: Progress | None = None
 
     def __enter__(self) -> Bar:
@@ -90,8 +91,9 @@ class Bar:
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` are done."""
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or done < self._done:  # the first, or another round with the same bar
             self._first, self._start = done, now
+        self._done = done
         made, seconds = done - self._first, now - self._start
         rate = made / seconds if seconds > 0 else 0.0
         if self._bar is not None:

@@ -146,6 +146,17 @@ def test_images_have_the_asked_size_and_are_decoded_once(folder) -> None:
     assert folder.image("train", 0).shape == (320, 480, 3)
 
 
+def test_progress_of_reading_ends_with_the_last_byte_and_the_last_picture(folder) -> None:
+    size = (folder.root / "questions" / "CLEVR_train_questions.json").stat().st_size
+    heard: list[tuple[int, int]] = []
+    words = folder.vocabulary("train", progress=lambda *done: heard.append(done))
+    folder.encoded("train", words, progress=lambda *done: heard.append(done))
+    assert set(heard) == {(size, size)}
+    heard.clear()
+    folder.images("train", 20, 30, progress=lambda *done: heard.append(done))
+    assert heard == [(3, 3)]
+
+
 def test_selecting_keeps_rows_together() -> None:
     read = encode_questions(records("train"), Vocabulary.build(records("train")))
     some = read.select(np.array([4, 1]))

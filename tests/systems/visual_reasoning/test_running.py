@@ -176,13 +176,26 @@ def test_pixels_come_in_0_to_1_and_channels_first(material, folder):
     assert seen.dtype == np.float32
 
 
-def test_features_are_read_where_the_original_writes_them(material, folder):
+def test_features_are_read_where_the_original_writes_them(material, folder, tmp_path):
     config = replace(TINY, input="features", input_channels=2, input_height=3, input_width=5)
     with pytest.raises(ValueError, match=r"expected the features of the split 'val' in .*val_features.h5"):
         material.pictures(config, "val")
     features = np.random.default_rng(0).normal(size=(5, 2, 3, 5)).astype(np.float32)
     write_features(folder.root / "val_features.h5", features)
     np.testing.assert_array_equal(material.pictures(config, "val")[np.array([4, 0])], features[[4, 0]])
+    (folder.root / "val_features.h5").rename(tmp_path / "val_features.h5")
+    elsewhere = replace(material, features=tmp_path)
+    np.testing.assert_array_equal(elsewhere.pictures(config, "val")[np.array([4, 0])], features[[4, 0]])
+
+
+def test_decoding_and_looking_are_told_picture_by_picture(folder, sight, tmp_path):
+    heard = []
+    fresh = replace(folder, cache=tmp_path)
+    told = Material(fresh, folder.vocabulary("train"), sight, progress=lambda *done: heard.append(done))
+    told.warm(TINY)
+    assert heard == [(11, 11), (11, 11), (5, 5), (5, 5)]
+    told.warm(TINY)
+    assert len(heard) == 4
 
 
 def test_maps_need_a_perception(material):

@@ -78,6 +78,8 @@ class Evaluate:
     """ablations: these names; data_size: these numbers of scenes; cogent: these numbers of questions"""
     perception: OptionalPath = None
     """what they see with: run or bundle; default: the shipped one"""
+    features: OptionalPath = None
+    """the folder with SPLIT_features.h5 for a network over features; default: the data folder"""
     images: OptionalPath = None
     """the folder with the images, where they lie elsewhere: CLEVR-Humans is questions alone"""
     guidance: float = 1.0
@@ -115,7 +117,7 @@ class Evaluate:
         bundle = load_bundle(self.run)
         with data_folder(self, bundle) as (folder, seed):
             split = self.split or usual_split(folder, usual)
-            exam = bundle_exam(bundle, folder, split)
+            exam = bundle_exam(bundle, folder, split, self.features)
             if self.limit is not None:
                 exam = exam.sample(self.limit, seed)
             how = {"accuracy": self._accuracy, "arithmetic": self._arithmetic}
@@ -204,12 +206,12 @@ def usual_split(folder: ClevrFolder, usual: Sequence[str] = USUAL_SPLITS) -> str
     return next((name for name in (*usual, *there) if name in there), usual[0])
 
 
-def bundle_exam(bundle: Bundle, folder: ClevrFolder, split: str) -> Exam:
+def bundle_exam(bundle: Bundle, folder: ClevrFolder, split: str, features: Path | None = None) -> Exam:
     """The questions of a split, and what the bundle's network sees of its scenes."""
     from torchfilm.systems.visual_reasoning.running import Material
 
     with Bar("looking at the pictures", "pictures") as bar:
-        material = Material(folder, bundle.vocabulary, bundle.sight, progress=bar)
+        material = Material(folder, bundle.vocabulary, bundle.sight, progress=bar, features=features)
         return material.exam(bundle.network.config, split)
 
 

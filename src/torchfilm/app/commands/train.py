@@ -60,6 +60,8 @@ class Train:
     """learn from the first so many scenes; default: all"""
     perception: OptionalPath = None
     """run or bundle with a trained perception; default: the shipped one"""
+    features: OptionalPath = None
+    """the folder with train_features.h5 and val_features.h5 for the recipe paper; default: the data folder"""
     images: OptionalPath = None
     """the folder with the images, where they lie elsewhere: CLEVR-Humans is questions alone"""
     cache: OptionalPath = None
@@ -105,17 +107,16 @@ class Train:
                 start = replace(start, network=grown(start.network, recipe.config))
             recipe = replace(recipe, config=start.network.config)
         train_split = self.train_split or "train"
+        held_out = self._held_out(folder)
         note(f"reading the questions of {folder.root}, split {train_split}")
+        with Bar("reading the questions", "bytes") as bar:
+            words = folder.vocabulary(train_split, progress=bar) if start is None else start.vocabulary
+            for split in (train_split, held_out):
+                if split is not None:
+                    folder.encoded(split, words, progress=bar)
+        sight = self._sight(start) if recipe.config.input == "maps" else None
         with Bar("looking at the pictures", "pictures") as bar:
-            material = Material(
-                folder,
-                folder.vocabulary(train_split) if start is None else start.vocabulary,
-                self._sight(start) if recipe.config.input == "maps" else None,
-                train_split,
-                self._held_out(folder),
-                self.scenes,
-                bar,
-            )
+            material = Material(folder, words, sight, train_split, held_out, self.scenes, bar, self.features)
             material.warm(recipe.config)
         recipe = replace(recipe, training=trained_alike(recipe.training, self, self.seed))
         if self.lr is not None:

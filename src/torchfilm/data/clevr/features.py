@@ -1,15 +1,10 @@
-"""Read the HDF5 files of the original's preprocessing: image features and encoded questions."""
+"""Read the HDF5 files of image features that the original's preprocessing writes."""
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import h5py
 import numpy as np
-
-from .encoding import NO_ANSWER, EncodedQuestions
-from .question_types import TYPES
-from .vocabulary import END, NULL, START, Vocabulary
 
 
 class FeatureFile:
@@ -70,68 +65,8 @@ def write_features(path: Path, features: np.ndarray) -> None:
     part.replace(path)
 
 
-def read_question_file(path: Path, vocabulary: Vocabulary) -> EncodedQuestions:
-    """Read the questions file of the original's preprocessing, made with `vocabulary` (its vocab.json).
-
-    The file's own `types` are numbered differently in every run and are not used: the type is the first token
-    of the prefix program. Files without answers or programs (test splits) are read as such.
-    """
-    with _open(path) as file:
-        if "questions" not in file or "image_idxs" not in file:
-            raise ValueError(f"{path}: expected the datasets questions and image_idxs, got {list(file)}.")
-        names = ("questions", "image_idxs", "programs", "answers", "question_families")
-        stored = {name: _dataset(file, name) for name in names if name in file}
-    tokens = stored["questions"].astype(np.int16)
-    largest = int(tokens.max(initial=0))
-    if largest >= len(vocabulary.questions):
-        raise ValueError(
-            f"{path}: expected question tokens below {len(vocabulary.questions)}, the vocabulary's size, "
-            f"got {largest}. Give the vocab.json that was written with this file."
-        )
-    number = len(tokens)
-    programs, program_lengths = _bare(
-        stored.get("programs", np.zeros((number, 1), np.int16)).astype(np.int16)
-    )
-    answers = stored.get("answers", np.full(number, NO_ANSWER)).astype(np.int16)
-    return EncodedQuestions(
-        tokens=tokens,
-        lengths=(tokens != NULL).sum(1).astype(np.int16),
-        answers=np.where((answers >= 0) & (answers < len(vocabulary.answers)), answers, NO_ANSWER).astype(
-            np.int16
-        ),
-        image_index=stored["image_idxs"].astype(np.int32),
-        families=stored.get("question_families", np.full(number, -1)).astype(np.int16),
-        types=_types(programs[:, 0], vocabulary),
-        programs=programs,
-        program_lengths=program_lengths,
-    )
-
-
-def _types(first: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    table = np.full(len(vocabulary.programs) + 1, -1, np.int8)
-    for name, number in vocabulary.programs.items():
-        if name in TYPES:
-            table[number] = TYPES.index(name)
-    return table[np.clip(first, 0, len(vocabulary.programs))]
-
-
-def _bare(programs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Programs without <START>, <END> and what follows, shifted to the left; and their lengths."""
-    if programs.size and (programs[:, 0] == START).any():
-        programs = programs[:, 1:]
-    ended = np.cumsum(programs == END, axis=1) > 0
-    programs = np.where(ended, np.int16(NULL), programs)
-    lengths = (programs != NULL).sum(1).astype(np.int16)
-    return np.ascontiguousarray(programs[:, : max(1, int(lengths.max(initial=1)))]), lengths
-
-
 def _open(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
         raise ValueError(f"{path}: expected an HDF5 file, got {error}.") from error
-
-
-def _dataset(file: h5py.File, name: str) -> np.ndarray:
-    dataset: Any = file[name]
-    return np.asarray(dataset[()])

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .encoding import FORMAT, EncodedQuestions, encode_questions
-from .json_stream import stream_array
+from .json_stream import Progress, stream_array
 from .vocabulary import Vocabulary, answer_text
 
 _NAME = re.compile(r"(?P<prefix>.+)_(?P<split>[A-Za-z0-9]+)_(?P<what>questions|scenes)\.json")
@@ -96,14 +96,14 @@ class ClevrFolder:
             f"{self.root}: expected a scene with image_index {index} in the split {split!r}, got none."
         )
 
-    def questions(self, split: str) -> Iterator[dict[str, Any]]:
-        """The questions in the order of the file, read one by one.
+    def questions(self, split: str, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
+        """The questions in the order of the file, read one by one; `progress` hears of the bytes read.
 
         Nodes keyed `type` (public generator) get `function`; answers become text; a missing `image_index`
         is read from `image_filename`. Test splits have neither `answer` nor `program`.
         """
         path = self._json(split, "questions")
-        for number, question in enumerate(stream_array(path, "questions")):
+        for number, question in enumerate(stream_array(path, "questions", progress)):
             try:
                 yield _as_released(question)
             except (KeyError, TypeError, AttributeError) as error:
@@ -112,26 +112,38 @@ class ClevrFolder:
                     f"got {str(question)[:120]}."
                 ) from error
 
-    def encoded(self, split: str, vocabulary: Vocabulary, cache: Path | None = None) -> EncodedQuestions:
+    def encoded(
+        self,
+        split: str,
+        vocabulary: Vocabulary,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+    ) -> EncodedQuestions:
         """The split's questions as arrays, from the cache where the file and the vocabulary are unchanged.
 
-        Parsing takes some 12 microseconds a question and little memory; the cache loads at once.
+        Parsing takes some 12 microseconds a question and little memory; the cache loads at once. `progress`
+        hears of the bytes parsed.
         """
         path = self._json(split, "questions")
         kept = self._cache_file(cache, path, f"questions-{split}-{vocabulary.digest}", "npz")
         if kept.is_file():
             return EncodedQuestions.load(kept)
-        encoded = encode_questions(self.questions(split), vocabulary)
+        encoded = encode_questions(self.questions(split, progress), vocabulary)
         encoded.save(kept)
         _drop_older(kept)
         return encoded
 
-    def vocabulary(self, split: str, cache: Path | None = None) -> Vocabulary:
-        """The vocabulary of the split's questions, from the cache where the file is unchanged."""
+    def vocabulary(
+        self, split: str, cache: Path | None = None, progress: Progress | None = None
+    ) -> Vocabulary:
+        """The vocabulary of the split's questions, from the cache where the file is unchanged.
+
+        `progress` hears of the bytes read.
+        """
         kept = self._cache_file(cache, self._json(split, "questions"), f"vocabulary-{split}", "json")
         if kept.is_file():
             return Vocabulary.load(kept)
-        vocabulary = Vocabulary.build(self.questions(split))
+        vocabulary = Vocabulary.build(self.questions(split, progress))
         vocabulary.save(kept)
         _drop_older(kept)
         return vocabulary
@@ -172,19 +184,26 @@ class ClevrFolder:
         return read_image(path)
 
     def images(
-        self, split: str, height: int, width: int, cache: Path | None = None, workers: int | None = None
+        self,
+        split: str,
+        height: int,
+        width: int,
+        cache: Path | None = None,
+        workers: int | None = None,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """All images of the split, uint8 [N, height, width, 3], row i = image_index i; a read-only map.
 
         Images of another size are resized bicubically, as the paper's preprocessing does. The first call
-        decodes the files with `workers` threads (all cores by default) into one .npy file in the cache.
+        decodes the files with `workers` threads (all cores by default) into one .npy file in the cache, and
+        tells `progress` of the files done.
         """
         files = self.image_files(split)
         newest = max(files[i].stat().st_mtime_ns for i in (0, len(files) // 2, -1))
         stamp = f"{len(files)}-{newest}-{files[0]}"
         kept = self._cache_folder(cache) / f"images-{split}-{height}x{width}-{_short(stamp)}.npy"
         if not kept.is_file():
-            _decode_all(files, height, width, kept, workers)
+            _decode_all(files, (height, width), kept, workers, progress)
             _drop_older(kept)
         return np.load(kept, mmap_mode="r")
 
@@ -247,19 +266,21 @@ def read_image(path: Path, height: int | None = None, width: int | None = None) 
     return np.asarray(image)
 
 
-def _decode_all(files: list[Path], height: int, width: int, kept: Path, workers: int | None) -> None:
+def _decode_all(
+    files: list[Path], size: tuple[int, int], kept: Path, workers: int | None, progress: Progress | None
+) -> None:
     """Decode all files into one .npy file, whole or not at all."""
     part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
     try:
-        rows = np.lib.format.open_memmap(
-            part, mode="w+", dtype=np.uint8, shape=(len(files), height, width, 3)
-        )
+        rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(files), *size, 3))
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             for start in range(0, len(files), 256):
                 group = files[start : start + 256]
-                decoded = pool.map(read_image, group, itertools.repeat(height), itertools.repeat(width))
+                decoded = pool.map(read_image, group, *map(itertools.repeat, size))
                 for row, image in enumerate(decoded, start):
                     rows[row] = image
+                if progress is not None:
+                    progress(start + len(group), len(files))
         rows.flush()
         del rows
         part.replace(kept)

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+from .json_stream import Progress
 from .scenes import SceneConfig
 from .shards import DatasetConfig, finish_shard, is_full, make_scenes, merge, shard_file, write_whole
 
@@ -42,8 +43,6 @@ class Recipe:
 
 
 RECIPES = {"laptop": Recipe(96, 64, 6, 40), "full": Recipe(480, 320, 10, 10)}
-
-Progress = Callable[[int, int], None]
 
 
 class Overrides(TypedDict, total=False):

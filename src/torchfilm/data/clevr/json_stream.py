@@ -5,9 +5,12 @@ as much memory.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and of how much."""
 
 _CHUNK = 1 << 18
 _DECODER = json.JSONDecoder()
@@ -16,8 +19,9 @@ _DECODER = json.JSONDecoder()
 class _Cursor:
     """A window over a text file, from which JSON values are taken one by one."""
 
-    def __init__(self, stream: TextIO, path: Path) -> None:
-        self.stream, self.path = stream, path
+    def __init__(self, stream: TextIO, path: Path, progress: Progress | None) -> None:
+        self.stream, self.path, self.progress = stream, path, progress
+        self.size = path.stat().st_size
         self.text, self.at, self.ended = "", 0, False
         self.taken = 0
 
@@ -33,6 +37,8 @@ class _Cursor:
         chunk = "" if self.ended else self.stream.read(max(_CHUNK, len(self.text) - self.at))
         self.ended = not chunk
         self.text, self.at = self.text[self.at :] + chunk, 0
+        if self.progress is not None:
+            self.progress(self.stream.buffer.tell(), self.size)
         return bool(chunk)
 
     def peek(self) -> str:
@@ -65,14 +71,15 @@ class _Cursor:
                 raise self.fail("a complete JSON value")
 
 
-def stream_array(path: Path, key: str) -> Iterator[Any]:
+def stream_array(path: Path, key: str, progress: Progress | None = None) -> Iterator[Any]:
     """Yield the items of the array under `key` of the object that fills the file `path`.
 
-    Memory: a window of at most a few megabytes plus one item. Time: that of the C parser.
+    Memory: a window of at most a few megabytes plus one item. Time: that of the C parser. `progress` hears of
+    the bytes read.
     Raises ValueError if the file ends early, is not JSON, or has no array under `key`.
     """
     with path.open(encoding="utf-8") as stream:
-        cursor = _Cursor(stream, path)
+        cursor = _Cursor(stream, path, progress)
         cursor.skip("{")
         keys: list[str] = []
         while cursor.peek() == '"':

@@ -136,8 +136,11 @@ def _lines(path: Path, what: str) -> Iterator[bytes]:
 
 
 def write_whole(path: Path, content: bytes | Iterator[bytes]) -> None:
-    """Write a file under another name and rename it, so that nobody ever sees, or is left with, half of
-    it."""
+    """Write a file under another name and rename it, so that nobody ever sees, or is left with, half of it.
+
+    The same is `training.checkpoint.replace_file`, which data may not import, for files that must outlive a
+    power cut too: these are not flushed to the disk, since whatever is lost can be generated again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -16,6 +16,7 @@ from torch import nn
 from torchfilm.data.clevr.encoding import EncodedQuestions
 from torchfilm.data.clevr.features import FeatureFile
 from torchfilm.data.clevr.files import ClevrFolder
+from torchfilm.data.clevr.json_stream import Progress
 from torchfilm.data.clevr.vocabulary import Vocabulary
 from torchfilm.systems.visual_reasoning import build, describe, loss
 from torchfilm.systems.visual_reasoning.baselines import BaselineConfig
@@ -25,7 +26,7 @@ from torchfilm.systems.visual_reasoning.evaluate import score
 from torchfilm.systems.visual_reasoning.exam import Exam, Pictures, predict
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig
 from torchfilm.systems.visual_reasoning.recipe import Feed, Recipe
-from torchfilm.systems.visual_reasoning.sights import Progress, split_maps
+from torchfilm.systems.visual_reasoning.sights import split_maps
 from torchfilm.training import (
     Interrupted,
     TrainConfig,
@@ -62,7 +63,8 @@ class Material:
     """What a run learns from: a data folder, its splits, the words, and for networks over maps a perception.
 
     `val_split` None measures nothing on the way. `scenes`: only the first so many training scenes are asked
-    about; None: all. `progress` hears of the perception looking at a split: pictures done, of how many.
+    about; None: all. `progress` hears of a split's pictures being decoded, then seen by the perception:
+    how many, of how many. `features`: the folder with given features; None: the data folder.
     """
 
     folder: ClevrFolder
@@ -72,32 +74,36 @@ class Material:
     val_split: str | None = "val"
     scenes: int | None = None
     progress: Progress | None = None
+    features: Path | None = None
 
     def pictures(self, config: ReasonerConfig | BaselineConfig, split: str) -> Pictures:
         """What a network of this config sees of a split, by row: given features, maps, or pixels.
 
-        Features are read from SPLIT_features.h5 in the folder, where the original's extraction writes them.
+        Features are read from SPLIT_features.h5, as the original's extraction names them.
         """
         if config.input == "features":
-            path = self.folder.root / f"{split}_features.h5"
+            path = (self.features or self.folder.root) / f"{split}_features.h5"
             if not path.is_file():
                 raise ValueError(
                     f"expected the features of the split {split!r} in {path}, found no such file. "
-                    "Extract them as the paper does, or train a recipe over pixels or maps."
+                    "Name their folder with --features, extract them as the paper does, or train a recipe "
+                    "over pixels or maps."
                 )
             return FeatureFile(path)
         if config.input == "pixels":
-            return Rows(self.folder.images(split, config.input_height, config.input_width))
+            return Rows(self._images(split, config.input_height, config.input_width))
         if self.sight is None:
             raise ValueError(
                 "expected a perception for a network over maps, got none. Train one with "
                 "`torchfilm train visual_reasoning --recipe perception` and give its folder as --perception."
             )
-        height, width = picture_size(config)
-        return Rows(split_maps(self.sight, self.folder.images(split, height, width), self.progress))
+        return Rows(split_maps(self.sight, self._images(split, *picture_size(config)), self.progress))
+
+    def _images(self, split: str, height: int, width: int) -> np.ndarray:
+        return self.folder.images(split, height, width, progress=self.progress)
 
     def warm(self, config: ReasonerConfig | BaselineConfig) -> None:
-        """Let the perception look at both splits now; later they are read from files."""
+        """Decode both splits' pictures and let the perception look; later they are read from files."""
         for split in (self.train_split, self.val_split):
             if split is not None:
                 self.pictures(config, split)

@@ -7,7 +7,6 @@ on ImageNet. What it sees of a split is kept beside the split's decoded images.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torchfilm.data.clevr.files import ClevrFolder
+from torchfilm.data.clevr.json_stream import Progress
 from torchfilm.systems.visual_reasoning.bundle import Sight, frozen
 from torchfilm.systems.visual_reasoning.perception import (
     NUM_MAPS,
@@ -42,7 +42,6 @@ PERCEPTION_TRAINING = TrainConfig(
     precision="bfloat16",
     compile=True,
 )
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
