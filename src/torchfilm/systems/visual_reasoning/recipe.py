@@ -14,7 +14,8 @@ from torchfilm.training.config import TrainConfig
 class Feed:
     """How questions come to training: how many of a scene at a time, and which ones at the start.
 
-    The default is the paper's: each scene is asked one question at a time, the easy and the hard alike.
+    By default each scene in turn is asked one question, drawn from all of its own. The paper goes through all
+    questions in random order instead: there each comes once in an epoch, here some come again before others.
     """
 
     questions_per_scene: int = 1
