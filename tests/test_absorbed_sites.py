@@ -102,3 +102,67 @@ def test_a_site_that_is_no_norm_may_take_an_input_without_axes():
     with torch.no_grad():
         y, m = model(torch.tensor(1), cond=torch.ones(2)), tf.modulations(model, torch.ones(2))["0"]
     assert torch.allclose(y, film(words.weight[1], m.gamma, m.beta, -1))
+
+
+FRESH = {
+    "linear": (lambda: nn.Linear(4, 6), (2, 5, 4), -1),
+    "convolution": (lambda: nn.Conv2d(4, 6, 3), (2, 4, 7, 5), 1),
+    "transposed convolution": (lambda: nn.ConvTranspose1d(4, 6, 3), (2, 4, 5), 1),
+    "batch norm": (lambda: nn.BatchNorm2d(6), (2, 6, 5, 3), 1),
+    "layer norm": (lambda: nn.LayerNorm(6), (2, 5, 6), -1),
+}
+
+
+def listening(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return trained(tf.condition(nn.Sequential(FRESH[kind][0]()).eval(), "0", tf.Vector(5)))
+
+
+def in_place(monkeypatch) -> list[bool]:
+    """Whether each call of `film_` at a site wrote into its input."""
+    calls, modulate = [], slots.film_
+
+    def film_(x, *args, **options):
+        y = modulate(x, *args, **options)
+        calls.append(y.data_ptr() == x.data_ptr())
+        return y
+
+    monkeypatch.setattr(slots, "film_", film_)
+    return calls
+
+
+@pytest.mark.parametrize("kind", FRESH)
+def test_without_a_graph_a_new_output_is_modulated_where_it_lies(kind: str, monkeypatch):
+    model, (_, shape, dim), calls = listening(kind), FRESH[kind], in_place(monkeypatch)
+    x, cond = torch.randn(shape), torch.randn(2, 5)
+    kept, m = x.clone(), tf.modulations(model, cond)["0"]
+    with torch.no_grad():
+        found = model(x, cond=cond)
+        with tf.unconditioned(model):
+            expected = film(model(x), m.gamma, m.beta, dim, modulation_dim=-1)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(x, kept)
+    torch.testing.assert_close(model(x, cond=cond), expected)  # with a graph
+    assert calls == [True, False]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_derivatives_of_a_frozen_network_go_forwards_through_what_is_written_in_place(kind: str):
+    model, x = listening(kind).double().requires_grad_(False), torch.randn(FRESH[kind][1]).double()
+    cond, step = torch.randn(2, 2, 5, dtype=torch.float64)
+    _, found = torch.func.jvp(lambda z: model(x, cond=z), (cond,), (step,))
+    steps = model(x, cond=cond + step) - model(x, cond=cond)  # the output is linear in the condition
+    torch.testing.assert_close(found, steps)
+
+
+@pytest.mark.parametrize("kind", [nn.Identity, nn.Dropout, nn.Flatten])
+def test_an_output_that_may_be_the_input_itself_is_left_alone(kind: type[nn.Module], monkeypatch):
+    model, calls = nn.Sequential(kind()).eval(), in_place(monkeypatch)
+    trained(tf.condition(model, "0", tf.Vector(5), dim=-1, features=6))
+    x = torch.randn(2, 6)
+    kept = x.clone()
+    with torch.no_grad():
+        model(x, cond=torch.randn(2, 5))
+    assert torch.equal(x, kept)
+    assert calls == []

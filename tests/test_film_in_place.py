@@ -85,6 +85,14 @@ def test_what_does_not_fit_is_refused_and_x_is_as_it_was():
     assert torch.equal(x, before)
 
 
+def test_a_gate_multiplies_the_sum():
+    x, gamma, beta, gate = torch.randn(2, 3, 5), *torch.randn(3, 2, 3)
+    expected = F.film(x, gamma, beta, gate=gate)
+    y = F.film_(x, gamma, beta, gate=gate)
+    assert y.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(y, expected)
+
+
 @pytest.mark.parametrize("shape", [(8, 128, 14, 14), (1, 197, 768)], ids=str)
 def test_large_features_agree_too(shape):
     dim = 1 if len(shape) == 4 else -1

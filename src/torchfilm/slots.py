@@ -28,6 +28,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from torchfilm.absorption import CHANNEL_AXIS, absorbed
+from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
 from torchfilm.sites import Site
@@ -41,6 +42,15 @@ class Plain(enum.Enum):
 
 PLAIN = Plain.PLAIN
 
+FRESH = frozenset(
+    (
+        *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm),
+    )
+)
+"""Torch's layers whose output is new memory that nobody else has: it may be modulated in place."""
+
 
 class Slot(threading.local):
     """What one site applies now, in this thread: a value of the fusion, PLAIN, or None without a condition.
@@ -52,6 +62,9 @@ class Slot(threading.local):
         self.site = site
         self.fusion = fusion
         self.value: Any = None
+        # FiLM of the whole output, each row by its own modulation
+        plain = (site.where, site.repeat, site.batch, site.field) == ("output", 1, 0, None)
+        self.is_plain_film = type(fusion) is Film and plain
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Slot, (self.site, self.fusion)
@@ -134,9 +147,15 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if slot.site.where == "input":
         args, kwargs = _with_input_modulated(slot, self._film_inputs, args, kwargs)
         return self._film_base.forward(self, *args, **kwargs)
+    if not slot.is_plain_film or type(slot.value) is not Modulation:
+        return _with_output_modulated(slot, self._film_base.forward(self, *args, **kwargs))
     if not kwargs and (whole := _absorbed(self, slot, args)) is not None:
         return whole
-    return _with_output_modulated(slot, self._film_base.forward(self, *args, **kwargs))
+    output = self._film_base.forward(self, *args, **kwargs)
+    if self._film_base not in FRESH or torch.compiler.is_compiling():
+        return _with_output_modulated(slot, output)
+    m = slot.value
+    return film_(output, m.gamma, m.beta, slot.site.dim, gate=m.gate, site=slot.site.name)
 
 
 def _absorbed(module: Any, slot: Slot, args: tuple[Any, ...]) -> Tensor | None:
@@ -147,12 +166,10 @@ def _absorbed(module: Any, slot: Slot, args: tuple[Any, ...]) -> Tensor | None:
     axis = CHANNEL_AXIS.get(module._film_base)
     if axis is None or module.weight is None or len(args) != 1:
         return None
-    site, value, x = slot.site, slot.value, args[0]
-    if not isinstance(x, Tensor) or not isinstance(value, Modulation) or type(slot.fusion) is not Film:
+    x = args[0]
+    if not isinstance(x, Tensor) or not x.ndim or (slot.site.dim - axis) % x.ndim:
         return None
-    if (site.repeat, site.batch, site.field) != (1, 0, None) or not x.ndim:
-        return None
-    return absorbed(module._film_base, module, x, value) if (site.dim - axis) % x.ndim == 0 else None
+    return absorbed(module._film_base, module, x, slot.value)
 
 
 def no_condition(where: str) -> str:
