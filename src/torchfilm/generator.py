@@ -111,9 +111,11 @@ class GeneratorOptions:
 
     def gamma(self, raw: Tensor) -> Tensor:
         """Return the final gamma of what the head predicts for it."""
+        if self.bound is None:
+            return raw + self.offset
         if self.spread is not None:
             return self.spread * raw.tanh() + self.offset
-        return (raw if self.bound is None else _BOUNDS[self.bound](raw)) + self.offset
+        return _BOUNDS[self.bound](raw) + self.offset
 
     def _check_start(self) -> None:
         if self.init_std is not None and self.start == "zero":
@@ -223,7 +225,8 @@ class Generator(nn.Module):
     def modulations(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
         """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""
         fields, made = len(self.emit), []
-        parts = raw.split([fields * width * count for width, count in self._runs], dim=-1)
+        rows = [fields * width * count for width, count in self._runs]
+        parts = raw.split(rows, dim=-1) if len(rows) > 1 else (raw,)
         for part, (width, count) in zip(parts, self._runs, strict=True):
             made += self._of_one_width(part.unflatten(-1, (count, fields, width)))
         return dict(zip(self.sites, made, strict=True))
@@ -278,13 +281,13 @@ class Generator(nn.Module):
     def _of_one_width(self, raw: Tensor) -> list[Modulation]:
         """Return the modulations of neighbouring sites of one width: [*batch, sites, fields, width]."""
         fields = dict(zip(self.emit, raw.unbind(dim=-2), strict=True))
-        gamma, beta, gate = (fields.get(name) for name in get_args(Emitted))
-        first = raw[..., 0, :]
-        gammas = torch.ones_like(first) if gamma is None else self.options.gamma(gamma)
-        betas = torch.zeros_like(first) if beta is None else beta
-        gates = None if gate is None else gate + self.options.gate_start
-        each = [field.unbind(dim=-2) for field in (gammas, betas, gates) if field is not None]
-        return [Modulation(*values) for values in zip(*each, strict=True)]
+        gamma, beta, gate = fields.get("gamma"), fields.get("beta"), fields.get("gate")
+        gammas = torch.ones_like(raw[..., 0, :]) if gamma is None else self.options.gamma(gamma)
+        betas = torch.zeros_like(raw[..., 0, :]) if beta is None else beta
+        each = [gammas.unbind(dim=-2), betas.unbind(dim=-2)]
+        if gate is not None:
+            each.append((gate + self.options.gate_start).unbind(dim=-2))
+        return list(map(Modulation, *each))
 
     def _distance(self, modulation: Modulation) -> Tensor:
         squares = (modulation.gamma - 1).square() + modulation.beta.square()
