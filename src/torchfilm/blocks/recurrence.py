@@ -12,10 +12,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+class Gru(nn.RNNBase):
+    """`nn.GRU` of one layer, batch first: the same names, numbers and start.
+
+    A compiler refuses to look into `nn.GRU`, and into this it looks (`states`).
+    """
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__("GRU", dim, width, batch_first=True)
+
+    forward = nn.GRU.forward
+
+    def states(self, words: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time width"]:
+        """Return the state after each word, padding included, in operations that compile and export.
+
+        The loop is unrolled, for one length at a time; the batch may change.
+        """
+        gates = functional.linear(words, self.weight_ih_l0, self.bias_ih_l0)
+        state, found = gates.new_zeros(words.shape[0], self.hidden_size), []
+        for gate in gates.unbind(dim=1):
+            product = functional.linear(state, self.weight_hh_l0, self.bias_hh_l0)
+            reset, update, new = gate.chunk(3, dim=-1)
+            again, keep, candidate = product.chunk(3, dim=-1)
+            new = torch.tanh(new + torch.sigmoid(reset + again) * candidate)
+            state = torch.lerp(new, state, torch.sigmoid(update + keep))
+            found.append(state)
+        return torch.stack(found, dim=1)
 
 
 def last_state(
-    rnn: nn.GRU, words: Float[Tensor, "words dim"], sizes: Sequence[int]
+    rnn: nn.RNNBase, words: Float[Tensor, "words dim"], sizes: Sequence[int]
 ) -> Float[Tensor, "batch width"]:
     """Return the state of a one-layer GRU after the last word of each sequence.
 

@@ -1,5 +1,6 @@
 """Questions as vectors: a recurrent encoder that runs over the words and never over the padding."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -7,12 +8,12 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from torchfilm.blocks.recurrence import last_state
+from torchfilm.blocks.recurrence import Gru, last_state
 
 BAG_SCALE = 0.3
 """Weight of the bag-of-words vector beside the recurrent state (the laptop recipe)."""
 
-CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
+CELLS = {"gru": Gru, "lstm": partial(nn.LSTM, batch_first=True)}
 
 
 class WordEncoder(nn.Module):
@@ -23,6 +24,10 @@ class WordEncoder(nn.Module):
     The words are packed, so padding costs nothing and cannot change z, and neither can the other
     questions of the batch. Perez et al. 2018, section 3 ("FiLM Generator"); the optional bag of words,
     a second learned vector per word, is not the paper's.
+
+    Compiled or exported in evaluation mode, a GRU runs over the padding too and takes the same states, in
+    one graph that checks no lengths. In training, where the longest question changes from batch to batch and
+    each would be compiled anew, the words stay packed, and what follows is the graph.
     """
 
     def __init__(
@@ -36,10 +41,9 @@ class WordEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, word_dim)
-        self.rnn = CELLS[cell](word_dim, width, batch_first=True)
+        self.rnn = CELLS[cell](word_dim, width)
         self.bag = nn.Embedding(vocabulary, width) if bag_of_words else None
 
-    @torch.compiler.disable  # packing depends on the lengths' values; what follows compiles as one graph
     def forward(
         self, tokens: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch width"]:
@@ -48,26 +52,45 @@ class WordEncoder(nn.Module):
         tokens: word ids, padded at the end with anything; lengths: words per question, 1 to time,
         with <START> and <END> counted. Raises ValueError if a length is outside that range.
         """
+        if self._in_a_graph():
+            states, rows = self._unpacked(tokens), torch.arange(tokens.shape[0], device=tokens.device)
+            last = states[rows, lengths.to(tokens.device) - 1]
+            return last if self.bag is None else last + self._bagged(tokens, lengths).sum(dim=1)
+        return self._read_packed(tokens, lengths)
+
+    @torch.compiler.disable  # packing depends on the lengths' values; what follows compiles as one graph
+    def _read_packed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         packed = self._packed(tokens, lengths)
-        if isinstance(self.rnn, nn.GRU) and tokens.device.type == "cpu":
+        if isinstance(self.rnn, Gru) and tokens.device.type == "cpu":
             last = last_state(self.rnn, packed.data, packed.batch_sizes.tolist())
             last = last if packed.unsorted_indices is None else last[packed.unsorted_indices]
         else:
             _, state = self.rnn(packed)
             last = (state[0] if isinstance(state, tuple) else state)[0]
-        if self.bag is None:
-            return last
-        return last + BAG_SCALE * (self.bag(tokens) * real_words(tokens, lengths)[:, :, None]).sum(dim=1)
+        return last if self.bag is None else last + self._bagged(tokens, lengths).sum(dim=1)
 
     def states(
         self, tokens: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch time width"]:
         """Return the state at each word, plus its vector of the bag; zero behind the last word."""
-        states, _ = self.rnn(self._packed(tokens, lengths))
-        states, _ = pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
-        if self.bag is None:
-            return states
-        return states + BAG_SCALE * self.bag(tokens) * real_words(tokens, lengths)[:, :, None]
+        if self._in_a_graph():
+            states = self._unpacked(tokens) * real_words(tokens, lengths)[:, :, None]
+        else:
+            states, _ = self.rnn(self._packed(tokens, lengths))
+            states, _ = pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
+        return states if self.bag is None else states + self._bagged(tokens, lengths)
+
+    def _in_a_graph(self) -> bool:
+        return torch.compiler.is_compiling() and not self.training and isinstance(self.rnn, Gru)
+
+    def _unpacked(self, tokens: Tensor) -> Tensor:
+        assert isinstance(self.rnn, Gru)
+        return self.rnn.states(self.embedding(tokens))
+
+    def _bagged(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The vectors of the bag, zero behind the last word."""
+        assert self.bag is not None
+        return BAG_SCALE * self.bag(tokens) * real_words(tokens, lengths)[:, :, None]
 
     def _packed(self, tokens: Tensor, lengths: Tensor) -> PackedSequence:
         _check_lengths(tokens, lengths)

@@ -225,12 +225,12 @@ class ConditionalUnet1d(nn.Module):
         """Return what diffusion steps contribute to all rows of gamma and beta, without any condition."""
         encoded = self._encoded(steps)
         nothing = encoded.new_zeros(1, self.step_dim + self.cond_dim)
-        padded = torch.cat([encoded, encoded.new_zeros(len(steps), self.cond_dim)], dim=-1)
+        padded = torch.cat([encoded, encoded.new_zeros(steps.shape[0], self.cond_dim)], dim=-1)
         return self.generator.raw(padded) - self.generator.raw(nothing)
 
     def condition_rows(self, condition: Float[Tensor, "batch cond"]) -> Float[Tensor, "batch rows"]:
         """Return what conditions contribute to all rows, biases included; the rest is `step_rows`."""
-        padded = torch.cat([condition.new_zeros(len(condition), self.step_dim), condition], dim=-1)
+        padded = torch.cat([condition.new_zeros(condition.shape[0], self.step_dim), condition], dim=-1)
         return self.generator.raw(padded)
 
     def _encoded(self, step: Int[Tensor, " batch"]) -> Float[Tensor, "batch d"]:

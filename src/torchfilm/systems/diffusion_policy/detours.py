@@ -83,7 +83,7 @@ def ways_round(
         (directions * straight[:, None]).sum(dim=-1, keepdim=True),
         *(torch.tanh(gaps / _NEAR) for gaps in near),
         *((gaps / _FAR).clamp(-1, 1) for gaps in near),
-        kind.expand(len(start), -1, -1),
+        kind.expand(start.shape[0], -1, -1),
     ]
     return Ways(directions, torch.cat(features, dim=-1))
 

@@ -215,7 +215,7 @@ class DiffusionPolicy(nn.Module):
         Raises ValueError for observations of another size, or that are not finite.
         """
         self._check(observations)
-        return self.look(observations, self.listen(self.reason(conditions, len(observations))))
+        return self.look(observations, self.listen(self.reason(conditions, observations.shape[0])))
 
     def listen(self, z: Reasoning | None) -> Values:
         """Return what reasoning vectors tell everything that listens; it is the same until they change."""
@@ -303,7 +303,7 @@ class DiffusionPolicy(nn.Module):
     def origin(self, observations: Float[Tensor, "batch steps size"]) -> Float[Tensor, "batch 1 action"]:
         """Return where the predicted actions are counted from."""
         if not self.config.relative or self.config.things is None:
-            return observations.new_zeros(len(observations), 1, self.config.action)
+            return observations.new_zeros(observations.shape[0], 1, self.config.action)
         end = self.config.things[0]
         return observations[:, -1:, end - self.config.action : end]
 

@@ -148,7 +148,7 @@ class Turning(nn.Module):
         h = self.activation(heard(self.first(torch.cat([ways.features, who], dim=-1)), "way_0"))
         h = self.second(h) + self.around(h.mean(dim=1, keepdim=True))
         logits = self.score(self.activation(heard(h, "way_1"))).squeeze(-1)
-        barred = torch.cat([own.new_zeros(len(own), 1), own, own], dim=1)
+        barred = torch.cat([own.new_zeros(own.shape[0], 1), own, own], dim=1)
         return logits + torch.log1p(-barred.clamp(max=1 - _LEAST))
 
 
@@ -279,7 +279,7 @@ class ThingsEncoder(nn.Module):
         return self._logits(self.rows(raw), heard)
 
     def _logits(self, rows: Tensor, heard: Listened) -> tuple[Tensor, Tensor]:
-        return self.score(self.look(rows, heard)).squeeze(-1), self.where(len(rows), heard)
+        return self.score(self.look(rows, heard)).squeeze(-1), self.where(rows.shape[0], heard)
 
     def ways(
         self,
@@ -307,8 +307,8 @@ class ThingsEncoder(nn.Module):
         radius = (things * rows[..., 2]).sum(dim=1, keepdim=True)
         solid = raw[:, -1, layout.size : layout.size + 2 * count].unflatten(-1, (count, 2))
         centres = torch.cat([rows[..., :2], solid], dim=1)
-        radii = torch.cat([rows[..., 2], self.solids.expand(len(raw), -1)], dim=1) + _AWAY
-        own = torch.cat([things, things.new_zeros(len(raw), count)], dim=1)
+        radii = torch.cat([rows[..., 2], self.solids.expand(raw.shape[0], -1)], dim=1) + _AWAY
+        own = torch.cat([things, things.new_zeros(raw.shape[0], count)], dim=1)
         reaches = spots[:, :1]
 
         goal = reaches * thing + torch.einsum("bs,bsx->bx", spots[:, 1:], self._spots(raw))
@@ -360,7 +360,7 @@ class ThingsEncoder(nn.Module):
 
     def _spots(self, raw: Tensor) -> Float[Tensor, "batch spots 2"]:
         further = raw[:, -1, self.layout.size :].unflatten(-1, (-1, 2))
-        return torch.cat([further, self.landmarks.to(raw).expand(len(raw), -1, -1)], dim=1)
+        return torch.cat([further, self.landmarks.to(raw).expand(raw.shape[0], -1, -1)], dim=1)
 
     def _finger(self, raw: Tensor) -> Float[Tensor, "batch steps 2"]:
         return raw[..., self.layout.arm - 2 : self.layout.arm]
