@@ -25,7 +25,8 @@ OPTIONS = {
     "--recipe --minutes --steps --seeds --only --perception --features --images --guidance "
     "--execution --cache --json",
     "compare": "SYSTEM --recipe --data --out --minutes --steps --seeds --scenes --only --json",
-    "inspect": "SYSTEM RUN --data --split --out --points --scenes --seed --images --cache --json",
+    "inspect": "SYSTEM RUN --data --split --out --points --scenes --between --picture --seed --images "
+    "--cache --json",
     "ask": "IMAGE QUESTION --model --json",
     "serve": "SYSTEM --model --host --port --json",
 }
@@ -188,6 +189,8 @@ def test_eval_changes_gamma_and_beta(experiment, data, trained, capsys):
     given = ("visual_reasoning", trained, "--data", data, "--experiment", experiment)
     assert run("eval", *given) == 0
     assert ("γ = 1" in capsys.readouterr().out) == (experiment == "means")
+    drawn = {path.name for path in (Path("runs") / experiment).glob("*.png")}
+    assert drawn == ({"means.png"} if experiment == "means" else {"means.png", "noise.png"})
     assert run("eval", *given, "--json") == 0
     found = only_json(capsys)
     assert found["experiment"] == experiment
@@ -278,6 +281,23 @@ def test_inspect_draws(data, trained, tmp_path, capsys):
     names = {Path(file).name for file in files}
     assert {"histograms.png", "embedding.png", "pool.png", "planes_block1.png"} <= names
     assert all(Path(file).is_file() for file in files)
+
+
+def test_inspect_goes_from_one_question_to_another(data, trained, tmp_path, capsys):
+    asked = [
+        question["question"] for question, _ in zip(ClevrFolder(data).questions("train"), "ab", strict=False)
+    ]
+    given = ("inspect", "visual_reasoning", trained, "--data", data, "--out", tmp_path / "steps", "--json")
+    assert run(*given, "--between", *asked, "--picture", 2) == 0
+    files = only_json(capsys)["files"]
+    assert [Path(file).name for file in files] == ["interpolation.png", "interpolation.csv"]
+    assert all(Path(file).is_file() for file in files)
+    for wrong, message in (
+        (("--between", asked[0]), "--between: expected two questions, got 1"),
+        (("--between", *asked, "--picture", 9), "expected a picture from 0 to 8, got 9"),
+    ):
+        assert run(*given, *wrong) == 2
+        assert message in complaint_after_notes(capsys)
 
 
 def test_perception_is_trained_on_objects_alone(data, tmp_path, capsys, monkeypatch):

@@ -194,4 +194,6 @@ def test_interpolation_starts_at_one_question_and_ends_at_the_other(tmp_path) ->
     with (tmp_path / "interpolation.csv").open() as stream:
         assert len(list(csv.reader(stream))) == 12
     with pytest.raises(ValueError, match="'cubee'; the nearest are cube"):
-        interpolate(network, exam, 3, "how many cubee", second)
+        interpolate(network, exam, 3, "how many cubee", second, tmp_path)
+    with pytest.raises(ValueError, match="a picture from 0 to 6, got 7"):
+        interpolate(network, exam, 7, first, second, tmp_path)

@@ -22,7 +22,17 @@ def test_each_type_of_question_has_a_mark_of_its_own() -> None:
 def test_every_figure_has_its_numbers_beside_it(tmp_path) -> None:
     exam, network = small_exam(), small_network()
     images = np.random.default_rng(0).integers(0, 255, (7, 20, 30, 3), dtype=np.uint8)
-    files = inspect(network, exam, tmp_path / "figures", images=images, points=30, seed=1)
+    heard: list[tuple[int, int]] = []
+    files = inspect(
+        network,
+        exam,
+        tmp_path / "figures",
+        images=images,
+        points=30,
+        seed=1,
+        progress=lambda done, total: heard.append((done, total)),
+    )
+    assert heard == [(0, 2), (1, 2), (2, 2)]
     names = {path.name for path in files}
     assert names == {path.name for path in (tmp_path / "figures").iterdir()}
     figures = {

@@ -36,6 +36,21 @@ def test_the_numbers_are_the_same_for_the_same_seed_and_written_beside_the_figur
     assert (tmp_path / "noise.png").stat().st_size > 5000
 
 
+def test_means_alone_draw_bars_and_every_answer_is_counted(tmp_path) -> None:
+    exam, network, heard = small_exam(), small_network(), []
+    robustness(
+        network,
+        exam,
+        exam.questions,
+        tmp_path,
+        noise=(0.0,),
+        progress=lambda done, total: heard.append((done, total)),
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"robustness.json", "means.png"}
+    assert (tmp_path / "means.png").stat().st_size > 5000
+    assert heard == [(60 * i, 540) for i in range(1, 10)]
+
+
 def test_the_noise_has_the_stated_spread_and_touches_the_named_part_only() -> None:
     own = modulate(small_network(), small_exam(500).questions)
     noisy = add_noise(own, drawn_noise(own, seed=0), 2.0, ["beta"])

@@ -138,7 +138,8 @@ class Evaluate:
 
         blind = load_blind(self.blind, self.run, bundle.vocabulary)
         known = training_questions(folder, exam)
-        report = evaluate(bundle.network, exam, blind=blind, train=known, seed=seed)
+        with Bar("answering", "questions") as bar:
+            report = evaluate(bundle.network, exam, blind=blind, train=known, seed=seed, progress=bar)
         write_report(report, self._out)
         if not self.json:
             show_report(report, families=self.families)
@@ -152,7 +153,11 @@ class Evaluate:
             note("no split train: the means are taken over the questions asked here")
         noise = (0.0,) if self.experiment == "means" else None
         more = {} if noise is None else {"noise": noise}
-        found = robustness(film_network(bundle), exam, known or exam.questions, self._out, seed=seed, **more)
+        network = film_network(bundle)
+        with Bar("answering", "answers") as bar:
+            found = robustness(
+                network, exam, known or exam.questions, self._out, seed=seed, progress=bar, **more
+            )
         if not self.json:
             show_robustness(found, noise=self.experiment == "noise")
         return found.to_json()

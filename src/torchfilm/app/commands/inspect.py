@@ -11,11 +11,12 @@ import numpy as np
 
 from torchfilm.app.commands.evaluate import bundle_exam, data_folder, film_network, usual_split
 from torchfilm.app.commands.train import known_system
-from torchfilm.app.console import emit
+from torchfilm.app.console import Bar, emit
 from torchfilm.app.options import OptionalPath, OptionalText, RunPath, SystemName
 
 if TYPE_CHECKING:
     from torchfilm.data.clevr.files import ClevrFolder
+    from torchfilm.systems.visual_reasoning.exam import Exam
 
 
 class OnDemand(Sequence[np.ndarray]):
@@ -37,8 +38,9 @@ class Inspect:
     """Draw what is inside a trained system: γ and β, and what they do.
 
     visual_reasoning: histograms per block, γ-β planes per feature map, t-SNE by type of question, where the
-    max-pool picks. diffusion_policy: the same scene told in four manners as a moving picture, and which
-    part of the instruction each depth hears.
+    max-pool picks; or, with --between, the answers on the way from one question to another.
+    diffusion_policy: the same scene told in four manners as a moving picture, and which part of the
+    instruction each depth hears.
 
     Example: torchfilm inspect visual_reasoning runs/first --data data-clevr --split val --out figures
     Example: torchfilm inspect diffusion_policy --out figures
@@ -58,6 +60,10 @@ class Inspect:
     """how many questions or instructions to draw"""
     scenes: int = 200
     """how many fresh scenes, of visual_reasoning"""
+    between: tuple[str, ...] = ()
+    """visual_reasoning, instead of all else: two questions, from whose γ and β to go step by step"""
+    picture: int = 0
+    """the picture that --between asks about, by number"""
     seed: int = 0
     """of what is drawn"""
     images: OptionalPath = None
@@ -93,6 +99,20 @@ class Inspect:
         with data_folder(self, bundle) as (folder, seed):
             split = self.split or usual_split(folder)
             exam = bundle_exam(bundle, folder, split)
+            about = {"split": split, "seed": seed}
+            if self.between:
+                return self._steps(network, exam), about
             shown = OnDemand(folder, split, len(exam.pictures))
-            files = inspect(network, exam, self.out, images=shown, points=self.points, seed=seed)
-        return files, {"split": split, "seed": seed}
+            with Bar("t-SNE", "blocks") as bar:
+                files = inspect(
+                    network, exam, self.out, images=shown, points=self.points, seed=seed, progress=bar
+                )
+        return files, about
+
+    def _steps(self, network: Any, exam: Exam) -> list[Path]:
+        from torchfilm.systems.visual_reasoning.arithmetic import interpolate
+
+        if len(self.between) != 2:
+            raise ValueError(f"--between: expected two questions, got {len(self.between)}: {self.between}")
+        interpolate(network, exam, self.picture, *self.between, self.out)
+        return [self.out / f"interpolation.{kind}" for kind in ("png", "csv")]

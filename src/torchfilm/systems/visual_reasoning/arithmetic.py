@@ -271,17 +271,21 @@ def interpolate(
     picture: int,
     first: str,
     second: str,
-    out: Path | None = None,
+    out: Path,
     *,
     steps: int = 101,
 ) -> Float[np.ndarray, "steps answers"]:
     """Probabilities of all answers about one picture while gamma and beta go from one question to another.
 
     picture: row in the exam's pictures. Step i uses (1 - i / (steps - 1)) of the first question's gamma
-    and beta and the rest of the second's. With `out`, the curves of the likeliest answers are drawn,
+    and beta and the rest of the second's. The curves of the likeliest answers are drawn to `out`,
     interpolation.png, and all probabilities written, interpolation.csv. Columns are numbered as in the
     vocabulary.
     """
+    if not 0 <= picture < len(exam.pictures):
+        raise ValueError(
+            f"interpolate: expected a picture from 0 to {len(exam.pictures) - 1}, got {picture}."
+        )
     unknown = [word for text in (first, second) for word in exam.vocabulary.unknown(text)]
     if unknown:
         near = ", ".join(exam.vocabulary.nearest(unknown[0]))
@@ -298,8 +302,7 @@ def interpolate(
         logits = model.reason(features.to(device), chosen, index).logits
     probabilities = np.zeros((steps, logits.shape[1]))
     probabilities[:, len(SPECIALS) :] = logits[:, len(SPECIALS) :].double().softmax(1).cpu().numpy()
-    if out is not None:
-        _write_interpolation(probabilities, exam.vocabulary, first, second, out)
+    _write_interpolation(probabilities, exam.vocabulary, first, second, out)
     return probabilities
 
 

@@ -15,7 +15,7 @@ from torchfilm.data.clevr.question_types import TYPES
 from torchfilm.data.clevr.vocabulary import SPECIALS, Vocabulary
 from torchfilm.training.checkpoint import write_json
 
-from .exam import Exam, predict
+from .exam import Exam, Progress, predict, silent
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,13 @@ def evaluate(
     blind: nn.Module | None = None,
     train: EncodedQuestions | None = None,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> Report:
     """Answer every question of the exam and report.
 
     blind: a network that gets the same input and ignores the picture, reported beside. train: training
     questions for the baseline that gives the most frequent answer of the question's type. seed: of the
-    resampling, and for the record.
+    resampling, and for the record. progress: hears how many questions are answered.
     Raises ValueError if no question has an answer (test splits).
     """
     beside = {}
@@ -139,7 +140,7 @@ def evaluate(
         beside["blind"] = score(exam, predict(blind, exam), seed=seed)
     if train is not None:
         beside["mode"] = score(exam, most_frequent(train, exam.questions), seed=seed)
-    return score(exam, predict(model, exam), seed=seed, **beside)
+    return score(exam, predict(model, exam, progress), seed=seed, **beside)
 
 
 def score(

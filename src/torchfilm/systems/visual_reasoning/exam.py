@@ -4,7 +4,7 @@ The steps are `modulate` (read the questions), `look` (see the scenes, each once
 An experiment that changes gamma or beta does so before the last step, and repeats only that one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,12 @@ from torchfilm.data.clevr.encoding import EncodedQuestions
 from torchfilm.data.clevr.vocabulary import SPECIALS, Vocabulary
 
 BATCH = 512
+Progress = Callable[[int, int], None]
+"""Hears how much is done, and of how much."""
+
+
+def silent(done: int, total: int) -> None:
+    """Say nothing of the progress."""
 
 
 class Pictures(Protocol):
@@ -101,14 +107,14 @@ def network_input(pictures: Pictures, rows: np.ndarray, device: torch.device) ->
     return taken.float()
 
 
-def predict(model: nn.Module, exam: Exam) -> np.ndarray:
+def predict(model: nn.Module, exam: Exam, progress: Progress = silent) -> np.ndarray:
     """The answers, numbers int16 [N], of any network `model(images, questions, lengths, scene_index)`.
 
     Each scene is looked at once per batch of about 512 questions, sorted by scene. The special tokens are
-    no answers.
+    no answers. progress: hears how many questions are answered.
     """
     model.eval()
-    device = _device(model)
+    device, done = _device(model), 0
     found = np.empty(len(exam), np.int16)
     with torch.inference_mode():
         for rows in _by_scene(exam.questions.image_index):
@@ -117,6 +123,8 @@ def predict(model: nn.Module, exam: Exam) -> np.ndarray:
             images = network_input(exam.pictures, scenes, device)
             logits = model(images, tokens, lengths, torch.from_numpy(index).to(device))
             found[rows] = _best(logits)
+            done += len(rows)
+            progress(done, len(exam))
     return found
 
 
@@ -157,11 +165,18 @@ def look(model: Reasoner, exam: Exam) -> Looked:
     return Looked(torch.cat(seen), torch.from_numpy(index))
 
 
-def conclude(model: Reasoner, looked: Looked, modulations: Mapping[str, Modulation]) -> np.ndarray:
-    """The answers, numbers int16 [N], from what was seen and the given gamma and beta [N, C]."""
-    found = np.empty(len(looked.scene_index), np.int16)
+def conclude(
+    model: Reasoner, looked: Looked, modulations: Mapping[str, Modulation], progress: Progress = silent
+) -> np.ndarray:
+    """The answers, numbers int16 [N], from what was seen and the given gamma and beta [N, C].
+
+    progress: hears how many questions are answered.
+    """
+    found, done = np.empty(len(looked.scene_index), np.int16), 0
     for rows, reasoned in reasoned_batches(model, looked, modulations):
         found[rows] = _best(reasoned.logits)
+        done += len(rows)
+        progress(done, len(found))
     return found
 
 

@@ -17,7 +17,7 @@ from torchfilm.data.clevr.question_types import TYPES
 from torchfilm.training.checkpoint import write_csv, write_json
 
 from .answering import looked as pooled_cells
-from .exam import Exam, Looked, Reasoner, conclude, look, modulate, reasoned_batches
+from .exam import Exam, Looked, Progress, Reasoner, conclude, look, modulate, reasoned_batches, silent
 
 _ATTRIBUTE_MARKERS = {"color": "o", "shape": "^", "size": "s", "material": "D"}
 
@@ -42,11 +42,13 @@ def inspect(
     images: Sequence[UInt8[np.ndarray, "H W 3"]] | None = None,
     points: int = 3000,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> list[Path]:
     """Draw all figures into `out` from `points` random questions of the exam (the paper takes 3,000);
     return the files.
 
     images: what people see of the scenes, row = image_index; without them the map of the pool is not drawn.
+    progress: hears how many blocks' t-SNE, which takes most of the time, is laid out.
     """
     drawn = exam.sample(points, seed)
     modulations = modulate(model, drawn.questions)
@@ -57,7 +59,7 @@ def inspect(
     files += channel_figures(modulations, out)
     for site, modulation in modulations.items():
         files += plane_figure(site, modulation, types, out)
-    files += embedding_figure(modulations, types, drawn, out, seed=seed)
+    files += embedding_figure(modulations, types, drawn, out, seed=seed, progress=progress)
     if images is not None:
         files += pool_figure(model, exam.sample(12, seed), images, out)
     return files
@@ -129,10 +131,21 @@ def plane_figure(
 
 
 def embedding_figure(
-    modulations: Mapping[str, Modulation], types: Sequence[str], exam: Exam, out: Path, *, seed: int
+    modulations: Mapping[str, Modulation],
+    types: Sequence[str],
+    exam: Exam,
+    out: Path,
+    *,
+    seed: int,
+    progress: Progress = silent,
 ) -> list[Path]:
     """t-SNE of (gamma, beta) of each block by type of question (figure 6 shows the first and the last)."""
-    points = plot.by_depth(*_arrays(modulations), seed=seed)
+    gamma, beta = _arrays(modulations)
+    points: dict[str, np.ndarray] = {}
+    for done, site in enumerate(modulations):
+        progress(done, len(modulations))
+        points |= plot.by_depth({site: gamma[site]}, {site: beta[site]}, seed=seed)
+    progress(len(modulations), len(modulations))
     path = plot.save(plot.embeddings(points, types, TYPE_MARKS), out / "embedding.png")
     texts = [exam.vocabulary.decode(tokens) for tokens in exam.questions.tokens]
     rows = (

@@ -3,6 +3,7 @@
 Perez et al. 2018, section 4.5 and figure 7: beta by its training mean costs 1.0 points, gamma 65.4.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +16,14 @@ from torchfilm import Modulation, plot
 from torchfilm.data.clevr.encoding import EncodedQuestions
 from torchfilm.training.checkpoint import write_csv, write_json
 
-from .exam import Exam, Looked, Reasoner, conclude, look, modulate
+from .exam import Exam, Looked, Progress, Reasoner, conclude, look, modulate, silent
 
 Part = Literal["gamma", "beta"]
 Modulations = Mapping[str, Modulation]
+CHANGES = 6
+"""How many accuracies there are besides those under noise."""
+PAPER = {"accuracy": 97.4, "gamma_mean": 32.0, "beta_mean": 96.4}
+"""Percent, on CLEVR's validation split."""
 NOISE = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 
@@ -48,21 +53,22 @@ def robustness(
     model: Reasoner,
     exam: Exam,
     train: EncodedQuestions,
-    out: Path | None = None,
+    out: Path,
     *,
     noise: Sequence[float] = NOISE,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> Robustness:
-    """Accuracy on the exam with gamma and beta replaced and blurred; drawn and written to `out` if given.
+    """Accuracy on the exam with gamma and beta replaced and blurred; drawn and written to `out`.
 
     train: training questions, over which the means are taken. noise: standard deviations of what is added to
     every value, in the values' own unit; one draw per value, made longer from step to step, so that the
-    curves are smooth. SD 0 is the unchanged network.
+    curves are smooth. SD 0 is the unchanged network. progress: hears how many answers are given, of all.
     """
     means = mean_modulations(modulate(model, train))
     seen, own = look(model, exam), modulate(model, exam.questions)
     noisy = drawn_noise(own, seed)
-    right = _Grader(model, exam, seen)
+    right = _Grader(model, exam, seen, progress, (CHANGES + 3 * len(noise)) * len(exam))
 
     def blurred(parts: Sequence[Part]) -> tuple[float, ...]:
         return tuple(right(add_noise(own, noisy, sd, parts)) for sd in noise)
@@ -81,21 +87,29 @@ def robustness(
         noise_beta=blurred(["beta"]),
         noise_both=blurred(["gamma", "beta"]),
     )
-    if out is not None:
-        write(found, out)
+    write(found, out)
     return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Grader:
-    """Accuracy of given gamma and beta on one exam."""
+    """Accuracy of given gamma and beta on one exam, again and again."""
 
     model: Reasoner
     exam: Exam
     seen: Looked
+    progress: Progress
+    total: int
+    done: int = 0
 
     def __call__(self, modulations: Modulations) -> float:
-        answers = conclude(self.model, self.seen, modulations)
+        before = self.done
+
+        def heard(done: int, _: int) -> None:
+            self.done = before + done
+            self.progress(self.done, self.total)
+
+        answers = conclude(self.model, self.seen, modulations, heard)
         return float((answers == self.exam.questions.answers).mean())
 
 
@@ -141,11 +155,14 @@ def add_noise(
 
 
 def write(found: Robustness, out: Path) -> list[Path]:
-    """Write robustness.json, and the curves of figure 7 as noise.png and noise.csv."""
+    """Write robustness.json and means.png, and where there is noise the curves of figure 7 as noise.png and
+    noise.csv."""
     out.mkdir(parents=True, exist_ok=True)
-    numbers = write_json(out / "robustness.json", found.to_json())
+    files = [write_json(out / "robustness.json", found.to_json()), _draw_means(found, out / "means.png")]
+    if len(found.noise) == 1:
+        return files
     columns = zip(found.noise, found.noise_gamma, found.noise_beta, found.noise_both, strict=True)
-    write_csv(out / "noise.csv", ("sd", "gamma", "beta", "both"), columns)
+    files.append(write_csv(out / "noise.csv", ("sd", "gamma", "beta", "both"), columns))
     figure = plot.curves(
         found.noise,
         {
@@ -157,4 +174,17 @@ def write(found: Robustness, out: Path) -> list[Path]:
         ylabel="accuracy, %",
         levels={"γ by its mean": 100 * found.gamma_mean, "β by its mean": 100 * found.beta_mean},
     )
-    return [numbers, out / "noise.csv", plot.save(figure, out / "noise.png")]
+    return [*files, plot.save(figure, out / "noise.png")]
+
+
+def _draw_means(found: Robustness, path: Path) -> Path:
+    names = {
+        "accuracy": "unchanged",
+        "gamma_mean": "γ by\nits mean",
+        "beta_mean": "β by\nits mean",
+        "both_mean": "both by\ntheir means",
+        "gamma_one": "γ = 1",
+        "beta_zero": "β = 0",
+    }
+    values = {name: (100 * getattr(found, key), PAPER.get(key, math.nan)) for key, name in names.items()}
+    return plot.save(plot.grouped_bars(values, ("here", "the paper"), ylabel="accuracy, %"), path)
