@@ -3,23 +3,22 @@
 The generator included; and what it costs without one, where the modulations were made before. Against the
 network as it was before it was conditioned.
 
-    python benchmarks/conditioning_speed.py
+    python benchmarks/conditioning_speed.py        (`--device cuda` where there is one)
 """
-
-import argparse
 
 import torch
 
 import torchfilm as tf
-from measuring import against, save
-from networks import NETWORKS, built, conditioned
+from measuring import against, arguments, clock_of, save
+from speed_networks import NETWORKS, built, conditioned
 
 
-def measured(name: str, batch: int, rounds: int, cond_dim: int) -> dict[str, object]:
+def measured(name: str, batch: int, rounds: int, cond_dim: int, device: str) -> dict[str, object]:
     """Milliseconds and ratios for one network at one batch size; each way has weights of its own."""
-    plain, again = built(name), built(name)
-    live, given, off = (conditioned(name, cond_dim) for _ in range(3))
-    x, cond = torch.randn(batch, *NETWORKS[name][2]), torch.randn(batch, cond_dim)
+    plain, again = built(name, device), built(name, device)
+    live, given, off = (conditioned(name, cond_dim, device) for _ in range(3))
+    x = torch.randn(batch, *NETWORKS[name][2], device=device)
+    cond = torch.randn(batch, cond_dim, device=device)
     film = tf.conditioning(live)
     modulations = film.modulations(cond)
 
@@ -35,14 +34,11 @@ def measured(name: str, batch: int, rounds: int, cond_dim: int) -> dict[str, obj
         "conditioned, switched off": unconditioned,
         "unconditioned again": lambda: again(x),
     }
-    return {"sites": len(film.sites), **against("unconditioned", ways, rounds)}
+    return {"sites": len(film.sites), **against("unconditioned", ways, rounds, clock=clock_of(device))}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=40, help="for batch 1; fewer for larger batches")
+    parser = arguments(__doc__, rounds=40, rounds_help="for batch 1; fewer for larger batches")
     parser.add_argument("--cond-dim", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     given = parser.parse_args()
@@ -50,12 +46,17 @@ def main() -> None:
     with torch.inference_mode():
         found = {
             f"{name}, batch {batch}": measured(
-                name, batch, max(8, given.rounds // batch) if batch > 1 else given.rounds, given.cond_dim
+                name,
+                batch,
+                max(8, given.rounds // batch) if batch > 1 else given.rounds,
+                given.cond_dim,
+                given.device,
             )
             for name in NETWORKS
             for batch in given.batches
         }
-    save("conditioning_speed", {"rounds": given.rounds, "cond_dim": given.cond_dim, **found})
+    numbers = {"rounds": given.rounds, "cond_dim": given.cond_dim, **found}
+    save("conditioning_speed", numbers, device=given.device)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ Networks: batch 1, each against the unconditioned network whose BatchNorm torch 
 convolutions. Generators: a table's row against one Linear per site. Every folded network is checked against
 the conditioned one first.
 
-    python benchmarks/folding_speed.py
+    python benchmarks/folding_speed.py        (`--device cuda` where there is one)
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
@@ -15,8 +14,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import torchfilm as tf
-from measuring import against, save
-from networks import NETWORKS, built, conditioned
+from measuring import against, arguments, clock_of, save
+from speed_networks import NETWORKS, built, conditioned
 from torchfilm.dataflow import conv_norm_pairs
 
 GENERATORS = {
@@ -26,9 +25,9 @@ GENERATORS = {
 }
 
 
-def merged(name: str) -> nn.Module:
+def merged(name: str, device: str) -> nn.Module:
     """The unconditioned network with each BatchNorm merged into its convolution by torch's own function."""
-    model = built(name)
+    model = built(name, device)
     for first, second in conv_norm_pairs(model):
         parent, _, child = first.rpartition(".")
         fused = fuse_conv_bn_eval(model.get_submodule(first), model.get_submodule(second))
@@ -38,13 +37,14 @@ def merged(name: str) -> nn.Module:
     return model
 
 
-def folded(name: str, rounds: int, cond_dim: int) -> dict[str, object]:
+def folded(name: str, rounds: int, cond_dim: int, device: str) -> dict[str, object]:
     """Milliseconds and ratios of the ways to run one network, and how exact folding was.
 
     Each way has weights of its own: what is called twice a round finds its weights in the cache more often.
     """
-    plain, live, base, again = built(name), conditioned(name, cond_dim), merged(name), merged(name)
-    x, cond = torch.randn(1, *NETWORKS[name][2]), torch.randn(1, cond_dim)
+    plain, live = built(name, device), conditioned(name, cond_dim, device)
+    base, again = merged(name, device), merged(name, device)
+    x, cond = torch.randn(1, *NETWORKS[name][2], device=device), torch.randn(1, cond_dim, device=device)
     result, report = tf.fold(live, cond=cond, fuse_norms=True, inputs=(x,))
     assert report.error is not None
     assert report.error < 1e-4, report
@@ -55,7 +55,7 @@ def folded(name: str, rounds: int, cond_dim: int) -> dict[str, object]:
         "folded": lambda: result(x),
         "merged again": lambda: again(x),
     }
-    found = against("merged", ways, rounds)
+    found = against("merged", ways, rounds, clock=clock_of(device))
     return {
         "sites": len(report),
         "output_error": report.error,
@@ -64,34 +64,31 @@ def folded(name: str, rounds: int, cond_dim: int) -> dict[str, object]:
     }
 
 
-def generators(sites: int, channels: int, cond_dim: int, rounds: int) -> dict[str, object]:
+def generators(sites: int, channels: int, cond_dim: int, rounds: int, device: str) -> dict[str, object]:
     """A table, asked by an int and by a tensor of indices, against a Linear per site and the fused head."""
-    model = nn.Sequential(*(nn.Linear(1, channels) for _ in range(sites)))
+    model = nn.Sequential(*(nn.Linear(1, channels) for _ in range(sites))).to(device)
     tf.condition(model, r"\d+", tf.Vector(cond_dim))
-    heads = nn.ModuleList(nn.Linear(cond_dim, 2 * channels) for _ in range(sites))
+    heads = nn.ModuleList(nn.Linear(cond_dim, 2 * channels) for _ in range(sites)).to(device)
     fused = tf.conditioning(model).generator
-    z, index = torch.randn(1, cond_dim), torch.tensor([7])
-    table = tf.conditioning(tf.tabulate(model, torch.randn(100, cond_dim))).generator
+    z, index = torch.randn(1, cond_dim, device=device), torch.tensor([7], device=device)
+    table = tf.conditioning(tf.tabulate(model, torch.randn(100, cond_dim, device=device))).generator
     ways: dict[str, Callable[[], object]] = {
         "a Linear per site": lambda: [head(z).chunk(2, dim=-1) for head in heads],
         "one fused head": lambda: fused(z),
         "table, int": lambda: table(7),
         "table, tensor": lambda: table(index),
     }
-    return dict(against("a Linear per site", ways, rounds, calls=50))
+    return dict(against("a Linear per site", ways, rounds, calls=50, clock=clock_of(device)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=60)
+    parser = arguments(__doc__, rounds=60)
     parser.add_argument("--cond-dim", type=int, default=64)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with torch.inference_mode():
-        networks = {name: folded(name, given.rounds, given.cond_dim) for name in NETWORKS}
-        tables = {name: generators(*sizes, given.rounds) for name, sizes in GENERATORS.items()}
+        networks = {name: folded(name, given.rounds, given.cond_dim, given.device) for name in NETWORKS}
+        tables = {name: generators(*sizes, given.rounds, given.device) for name, sizes in GENERATORS.items()}
     save(
         "folding_speed",
         {
@@ -101,6 +98,7 @@ def main() -> None:
             "networks": networks,
             "generators": tables,
         },
+        device=given.device,
     )
 
 

@@ -7,19 +7,17 @@ Two answers: whole passes, and the time inside of them that goes into the condit
 generator and the sites), by a stopwatch around these. Where neighbours disturb the machine, whole passes
 differ by more than what is added, and the stopwatch says it better.
 
-    python benchmarks/fusion_speed.py
+    python benchmarks/fusion_speed.py        (`--device cuda` where there is one)
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 import torchfilm as tf
-from measuring import save
+from measuring import arguments, clock_of, save
 from torchfilm.comparison import Row
 from torchfilm.fusion import resolve
 
@@ -83,15 +81,15 @@ def sites(model: nn.Module, number: int) -> tf.Sites:
 
 
 class Stopwatch:
-    """CPU seconds inside of what it is put around."""
+    """Seconds inside of what it is put around."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.seconds, self.clock = 0.0, clock
 
     def __call__(self, function: Callable, *args: object) -> object:
-        start = time.process_time()
+        start = self.clock()
         result = function(*args)
-        self.seconds += time.process_time() - start
+        self.seconds += self.clock() - start
         return result
 
 
@@ -120,13 +118,17 @@ class TimedFusion:
 
 
 def listening(
-    name: str, number: int, watch: Stopwatch | None = None, match_params: int | None = None
+    name: str,
+    number: int,
+    watch: Stopwatch | None = None,
+    match_params: int | None = None,
+    device: str = "cpu",
 ) -> nn.Module:
     """The network with a fusion at 4 or 8 sites, its heads no longer zero."""
     torch.manual_seed(0)
     fusion, options = FUSIONS[name]
     encoder: nn.Module = tf.Tokens(COND, pooling=None if fusion == "cross_attention" else "mean")
-    way, network = resolve(fusion, match_params=match_params, **options), ResNet().eval()
+    way, network = resolve(fusion, match_params=match_params, **options), ResNet().eval().to(device)
     if watch is not None:
         encoder, way = Timed(encoder, watch), TimedFusion(way, watch)
     model = tf.condition(network, sites(network, number), encoder, fusion=way)
@@ -136,9 +138,13 @@ def listening(
     return model
 
 
-def condition(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens, all of them real."""
-    return torch.rand(batch, TOKENS, COND), torch.ones(batch, TOKENS) > 0
+def inputs(batch: int, device: str) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Pictures and their tokens, all of them real."""
+    pictures = torch.rand(batch, 3, 224, 224, device=device)
+    return pictures, (
+        torch.rand(batch, TOKENS, COND, device=device),
+        torch.ones(batch, TOKENS, device=device) > 0,
+    )
 
 
 def compared(target: int | None) -> list[str]:
@@ -146,19 +152,20 @@ def compared(target: int | None) -> list[str]:
     return [name for name, (_, options) in FUSIONS.items() if target is None or not options]
 
 
-def inside(number: int, batch: int, rounds: int, target: int | None) -> dict[str, object]:
+def inside(number: int, batch: int, rounds: int, target: int | None, device: str) -> dict[str, object]:
     """Milliseconds of a pass that go into the condition, fusions in turn: median and quartiles."""
-    watches = {name: Stopwatch() for name in compared(target)}
+    watches = {name: Stopwatch(clock_of(device)) for name in compared(target)}
     models = {
-        name: listening(name, number, watch, target if name != "film" else None)
+        name: listening(name, number, watch, target if name != "film" else None, device)
         for name, watch in watches.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in models}
     with torch.no_grad():
         for turn in range(rounds + 1):
             for name, model in models.items():
+                pictures, tokens = inputs(batch, device)
                 watches[name].seconds = 0.0
-                model(torch.rand(batch, 3, 224, 224), cond=condition(batch))
+                model(pictures, cond=tokens)
                 seconds[name] += [1000 * watches[name].seconds] if turn else []
     quartiles = {name: statistics.quantiles(times, n=4) for name, times in seconds.items()}
     found: dict[str, object] = {
@@ -169,14 +176,13 @@ def inside(number: int, batch: int, rounds: int, target: int | None) -> dict[str
     }
 
 
-def whole(number: int, rounds: int, target: int | None) -> dict[str, object]:
+def whole(number: int, rounds: int, target: int | None, device: str) -> dict[str, object]:
     """All fusions at 4 or 8 sites, batch 1."""
     models = {
-        name: listening(name, number, None, target if name != "film" else None) for name in compared(target)
+        name: listening(name, number, None, target if name != "film" else None, device)
+        for name in compared(target)
     }
-    found = tf.compare(
-        models, (torch.rand(1, 3, 224, 224), condition(1)), rounds=rounds, clock=time.process_time
-    )
+    found = tf.compare(models, inputs(1, device), rounds=rounds, clock=clock_of(device))
     added = found.added_time("film", "cross_attention")
     return {row.name: row_numbers(row) for row in found.rows} | {"film_to_cross_attention": round(added, 3)}
 
@@ -201,21 +207,18 @@ def row_numbers(row: Row) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=20)
-    given = parser.parse_args()
+    given = arguments(__doc__, rounds=20).parse_args()
     torch.set_num_threads(1)
     numbers: dict[str, object] = {}
     for number in (4, 8):
         for kind, target in {"": None, ", parameters matched": film_parameters(number)}.items():
             numbers[f"{number} sites{kind}"] = {
-                "inside_batch_1": inside(number, 1, given.rounds, target),
-                "inside_batch_8": inside(number, 8, max(given.rounds // 4, 3), target),
-                "whole_batch_1": whole(number, given.rounds, target),
+                "inside_batch_1": inside(number, 1, given.rounds, target, given.device),
+                "inside_batch_8": inside(number, 8, max(given.rounds // 4, 3), target, given.device),
+                "whole_batch_1": whole(number, given.rounds, target, given.device),
             }
-    save("fusion_speed", {"rounds": given.rounds, "tokens": TOKENS, "cond": COND, **numbers})
+    numbers = {"rounds": given.rounds, "tokens": TOKENS, "cond": COND, **numbers}
+    save("fusion_speed", numbers, device=given.device)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,13 @@ Ratios are to one Mish and one Linear per site, which is checked to compute the 
     python benchmarks/generator_speed.py        (a minute of one core; `--device cuda` where there is one)
 """
 
-import argparse
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 import torchfilm as tf
-from measuring import in_turn, repeated, save
+from measuring import arguments, clock_of, in_turn, repeated, save
 
 POLICY = (256, 256, 512, 512, 1024, 1024, 1024, 1024, 512, 512, 256, 256)
 SMALL = (64,) * 24
@@ -57,16 +55,10 @@ def error(made: Mapping[str, tf.Modulation], expected: list[tuple[Tensor, Tensor
     return max(float((one - other).abs().max()) for one, other in pairs)
 
 
-def after_all_is_done() -> float:
-    """Seconds on an accelerator, where CPU seconds say nothing."""
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def often(calls: Calls, device: str, rounds: int, repeats: int = 20) -> dict[str, float]:
     """Median seconds of one call, each measured over some in a row: the shortest take microseconds."""
-    clock = time.process_time if device == "cpu" else after_all_is_done
-    seconds = in_turn({name: repeated(call, repeats) for name, call in calls.items()}, rounds, clock)
+    several = {name: repeated(call, repeats) for name, call in calls.items()}
+    seconds = in_turn(several, rounds, clock_of(device))
     return {name: s / repeats for name, s in seconds.items()}
 
 
@@ -146,20 +138,15 @@ def small(batch: int, device: str, rounds: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
+    given = arguments(__doc__, rounds=15).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     measured = {
         "policy": [policy(batch, given.device, given.rounds) for batch in (1, 64)],
         "small": [small(batch, given.device, given.rounds) for batch in (1, 64)],
     }
-    numbers = {"device": given.device, "precision": "float32", "rounds": given.rounds, **measured}
-    save("generator_speed" if given.device == "cpu" else f"generator_speed_{given.device}", numbers)
+    numbers = {"precision": "float32", "rounds": given.rounds, **measured}
+    save("generator_speed", numbers, device=given.device)
 
 
 if __name__ == "__main__":

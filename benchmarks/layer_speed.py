@@ -1,16 +1,15 @@
 """What does FiLM cost beside a ReLU, and conditional norms beside the norms?
 
-python benchmarks/layer_speed.py
+    python benchmarks/layer_speed.py        (`--device cuda` where there is one)
 
 Every way runs in one process, in turn. A ratio is to the ReLU or the norm alone, run eagerly: `median` over
 the rounds of the ratio within a round, and `fastest` call to fastest call, which neighbours on the machine
 disturb least (they empty the caches, and with cold ones ten small calls cost as much as a pass over the
-features). `compiled` takes torch.compile(fullgraph=True).
+features). `compiled` takes torch.compile(fullgraph=True), and so does `relu_compiled`, the ReLU alone: what
+is between it and the eager ReLU is the compiler's on this machine, not FiLM's.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -18,14 +17,16 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 import torchfilm.functional as F
-from measuring import samples, save
+from measuring import arguments, clock_of, samples, save
 
 Way = Callable[..., Tensor]
 
 
-def ratios(ways: Mapping[str, Callable[[], object]], base: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Each way's CPU seconds against those of `base`, all in turn."""
-    seconds = samples(ways, rounds, clock=time.thread_time, warm_ups=2)
+def ratios(
+    ways: Mapping[str, Callable[[], object]], base: str, rounds: int, device: str
+) -> dict[str, dict[str, float]]:
+    """Each way's seconds against those of `base`, all in turn."""
+    seconds = samples(ways, rounds, clock=clock_of(device), warm_ups=2)
     found = {
         f"{name}_over_{base}": {
             "median": round(statistics.median(a / b for a, b in zip(times, seconds[base], strict=True)), 3),
@@ -72,7 +73,9 @@ def saved(way: Way, leaves: list[Tensor]) -> float:
     return sum(size for place, size in kept.items() if place not in given) / leaves[0].nbytes
 
 
-def film_and_relu(shape: tuple[int, ...], dim: int, memory: torch.memory_format, rounds: int) -> dict:
+def film_and_relu(
+    shape: tuple[int, ...], dim: int, memory: torch.memory_format, rounds: int, device: str
+) -> dict:
     """film + ReLU against a ReLU: naive, fused in eager, fused and compiled."""
 
     def naive(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -88,49 +91,52 @@ def film_and_relu(shape: tuple[int, ...], dim: int, memory: torch.memory_format,
         "naive": naive,
         "fused": fused,
         "compiled": torch.compile(fused, fullgraph=True, dynamic=False),
+        "relu_compiled": torch.compile(lambda x, *_: torch.relu(x), fullgraph=True, dynamic=False),
     }
     rows = (shape[0], shape[dim])
     values = [torch.randn(shape).contiguous(memory_format=memory), torch.randn(rows), torch.randn(rows)]
-    leaves = [value.requires_grad_() for value in values]
-    weight = torch.randn_like(values[0])
+    leaves = [value.to(device).requires_grad_() for value in values]
+    weight = torch.randn_like(leaves[0])
     return {
-        "forward": ratios({name: answering(way, leaves) for name, way in ways.items()}, "relu", rounds),
+        "forward": ratios(
+            {name: answering(way, leaves) for name, way in ways.items()}, "relu", rounds, device
+        ),
         "forward_and_backward": ratios(
-            {name: training(way, leaves, weight) for name, way in ways.items()}, "relu", rounds
+            {name: training(way, leaves, weight) for name, way in ways.items()}, "relu", rounds, device
         ),
         "saved_beyond_inputs": {name: round(saved(way, leaves), 3) for name, way in ways.items()},
     }
 
 
-def norms(kind: type[nn.Module], sizes: tuple[int, ...], shape: tuple[int, ...], rounds: int) -> dict:
+def norms(
+    kind: type[nn.Module], sizes: tuple[int, ...], shape: tuple[int, ...], rounds: int, device: str
+) -> dict:
     """A trained norm's conditional form, with a ready modulation, against the norm."""
-    norm = kind(*sizes, **({"affine": True} if kind is nn.InstanceNorm2d else {}))
+    norm = kind(*sizes, **({"affine": True} if kind is nn.InstanceNorm2d else {})).to(device)
     layer = getattr(tf, f"Conditional{kind.__name__}").from_norm(norm, cond_dim=1)
     dim = layer.film.dim
     rows = (shape[0], shape[dim])
-    leaves = [torch.randn(shape).requires_grad_(), torch.randn(rows).requires_grad_(), torch.randn(rows)]
-    leaves[2].requires_grad_()
+    leaves = [torch.randn(size, device=device).requires_grad_() for size in (shape, rows, rows)]
     each = (*rows, *[1] * (len(shape) - 2)) if dim != -1 else (rows[0], 1, rows[1])
     ways: dict[str, Way] = {
         "norm": lambda x, gamma, beta: norm(x),
         "naive": lambda x, gamma, beta: gamma.view(each) * norm(x) + beta.view(each),
         "ours": lambda x, gamma, beta: layer(x, modulation=tf.Modulation(gamma, beta)),
     }
-    weight = torch.randn(shape)
+    weight = torch.randn(shape, device=device)
     return {
-        "forward": ratios({name: answering(way, leaves) for name, way in ways.items()}, "norm", rounds),
+        "forward": ratios(
+            {name: answering(way, leaves) for name, way in ways.items()}, "norm", rounds, device
+        ),
         "forward_and_backward": ratios(
-            {name: training(way, leaves, weight) for name, way in ways.items()}, "norm", rounds
+            {name: training(way, leaves, weight) for name, way in ways.items()}, "norm", rounds, device
         ),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=25)
-    rounds = parser.parse_args().rounds
+    given = arguments(__doc__, rounds=25).parse_args()
+    last_two = given.rounds, given.device
     torch.set_num_threads(1)
     torch.manual_seed(0)
     plain, last = torch.contiguous_format, torch.channels_last
@@ -153,10 +159,11 @@ def main() -> None:
         "layer_speed",
         {
             "precision": "float32",
-            "rounds": rounds,
-            "film_and_relu": {name: film_and_relu(*case, rounds) for name, case in activations.items()},
-            "conditional_norms": {name: norms(*case, rounds) for name, case in normed.items()},
+            "rounds": given.rounds,
+            "film_and_relu": {name: film_and_relu(*case, *last_two) for name, case in activations.items()},
+            "conditional_norms": {name: norms(*case, *last_two) for name, case in normed.items()},
         },
+        device=given.device,
     )
 
 

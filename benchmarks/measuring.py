@@ -1,9 +1,11 @@
 """How every benchmark here measures: in one process, in turn, on one thread, CPU seconds, medians, a file.
 
 CPU seconds, because others may run on the machine: waiting does not count. A neighbour on the same core's
-caches still does, so a ratio of two numbers taken in turn says more than either.
+caches still does, so a ratio of two numbers taken in turn says more than either. With `--device cuda`,
+seconds of the wall, each read when the device has nothing left to do.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -27,6 +29,26 @@ from torchfilm.data.clevr.scenes import SceneConfig, sample_scene
 from torchfilm.data.clevr.vocabulary import Vocabulary
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(doc: str | None, rounds: int, rounds_help: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a benchmark that runs on any device: `--rounds` and `--device`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help=rounds_help)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
+    return parser
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """CPU seconds; for an accelerator, where they say nothing, seconds of the wall after all its work."""
+    if torch.device(device).type == "cpu":
+        return time.process_time
+
+    def after_all_is_done() -> float:
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    return after_all_is_done
 
 
 def samples(
@@ -77,15 +99,19 @@ def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
 
 
 def against(
-    base: str, candidates: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1
+    base: str,
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    calls: int = 1,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, dict[str, float]]:
-    """CPU milliseconds of one call of each candidate, and the ratio to the base: medians and quartiles.
+    """Milliseconds of one call of each candidate, and the ratio to the base: medians and quartiles.
 
     A ratio is taken within each round, of which each runs all candidates in another order: what slows the
     machine down for longer than a round slows both.
     """
     several = {name: repeated(call, calls) for name, call in candidates.items()}
-    seconds = samples(several, rounds, shuffled=True)
+    seconds = samples(several, rounds, clock=clock, shuffled=True)
     found = {}
     for name, times in seconds.items():
         ratios = [one / other for one, other in zip(times, seconds[base], strict=True)]
@@ -98,14 +124,19 @@ def against(
     return found
 
 
-def machine() -> str:
-    """The machine in words."""
+def machine(device: str = "cpu") -> str:
+    """The machine in words; an accelerator by its name."""
+    if torch.device(device).type != "cpu":
+        name = torch.get_device_module(device).get_device_name(torch.device(device))
+        return f"{name}, one thread of {os.cpu_count()} cores beside it"
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{os.cpu_count()} shared cores, {platform.machine()} with {capability}; one thread"
 
 
-def save(name: str, numbers: Mapping[str, Any], command: str = "") -> None:
+def save(name: str, numbers: Mapping[str, Any], command: str = "", device: str = "cpu") -> None:
     """Write results/NAME.json: when, with what, on what, by which command; then the numbers.
+
+    On another device than the CPU the file is NAME_DEVICE.json.
 
     command: what stands after "python benchmarks/", where paths are to be left out, or a whole `torchfilm`
         command; else what was typed.
@@ -118,13 +149,15 @@ def save(name: str, numbers: Mapping[str, Any], command: str = "") -> None:
         "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
-        "machine": machine(),
+        "machine": machine(device),
+        "clock": "CPU time" if torch.device(device).type == "cpu" else "time",
         "command": command if command.startswith("torchfilm ") else f"python benchmarks/{command}",
         **numbers,
     }
     text = json.dumps(content, indent=2) + "\n"
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+    kind = torch.device(device).type
+    (RESULTS / f"{name if kind == 'cpu' else f'{name}_{kind}'}.json").write_text(text, encoding="utf-8")
     print(text, end="")
 
 

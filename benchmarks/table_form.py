@@ -16,4 +16,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) ->
 
 
 def measured_on(found: Result) -> str:
-    return f"CPU time on {found['machine']}; torch {found['torch']}; {found['date']}: `{found['command']}`.\n"
+    clock, command = found.get("clock", "CPU time"), found["command"]
+    return f"{clock} on {found['machine']}; torch {found['torch']}; {found['date']}: `{command}`.\n"

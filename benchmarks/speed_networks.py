@@ -59,10 +59,10 @@ The ViT block's norms and the ends of its branches listen, as in adaLN.
 """
 
 
-def built(name: str) -> nn.Module:
+def built(name: str, device: str = "cpu") -> nn.Module:
     """A network in evaluation with random statistics, the same at each call."""
     torch.manual_seed(0)
-    model = NETWORKS[name][0]().eval()
+    model = NETWORKS[name][0]().eval().to(device)
     for key, buffer in model.named_buffers():
         if key.endswith("running_mean"):
             buffer.normal_(std=0.1)
@@ -71,9 +71,9 @@ def built(name: str) -> nn.Module:
     return model
 
 
-def conditioned(name: str, cond_dim: int, **options: object) -> nn.Module:
+def conditioned(name: str, cond_dim: int, device: str = "cpu", **options: object) -> nn.Module:
     """The network, conditioned at its sites, its heads no longer zero."""
-    model = tf.condition(built(name), NETWORKS[name][1], tf.Vector(cond_dim), **options)
+    model = tf.condition(built(name, device), NETWORKS[name][1], tf.Vector(cond_dim), **options)
     with torch.no_grad():
         for parameter in tf.conditioning(model).generator.parameters():
             parameter.normal_(std=0.02)
