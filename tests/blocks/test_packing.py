@@ -79,9 +79,11 @@ def test_what_cannot_be_packed_takes_the_plain_way(way: str, monkeypatch):
 def test_every_plain_convolution_inside_is_packed_and_can_be_copied_and_pickled():
     net = nn.Sequential(nn.Conv1d(4, 6, 3), nn.Sequential(nn.ReLU(), nn.Conv1d(6, 2, 1)), nn.Conv2d(1, 1, 1))
     keys = list(net.state_dict())
-    assert pack_convolutions(net) is net
+    assert pack_convolutions(net, least=12) is net
     assert [type(m) for m in net.modules() if isinstance(m, nn.Conv1d)] == [PackedConv1d, PackedConv1d]
     assert type(net[2]) is nn.Conv2d
+    narrow = pack_convolutions(nn.Sequential(nn.Conv1d(4, 6, 3), nn.Conv1d(256, 256, 2)))
+    assert [type(conv) for conv in narrow] == [nn.Conv1d, PackedConv1d]
     assert list(net.state_dict()) == keys
     x = torch.randn(1, 4, 7)
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 At batch 1 a wide convolution over a short sequence is nothing but the reading of its weights, and PyTorch's
 eager one first writes them into oneDNN's own order, at every call. Packed, that is done once: half the time
-(benchmarks/policy_speed.py).
+(benchmarks/policy_speed.py). Narrow ones PyTorch computes otherwise, and packed they are slower (LOG.md).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_LEAST = 2**17  # numbers in a weight
 
 _OPS: Any = torch.ops.mkldnn  # what the compiler packs with, where this build has oneDNN
 
@@ -70,10 +72,14 @@ class PackedConv1d(nn.Conv1d):
         return self.__dict__ | {"_packed": None}  # oneDNN's order is this machine's
 
 
-def pack_convolutions(module: Module) -> Module:
-    """Replace each `nn.Conv1d` inside, in place, by one that is packed; keys of the state dict stay.
+def pack_convolutions(module: Module, least: int = _LEAST) -> Module:
+    """Replace each wide `nn.Conv1d` inside, in place, by one that is packed; keys of the state dict stay.
 
-    Costs a second copy of the weights. Subclasses of `nn.Conv1d` are left as they are.
+    Costs a second copy of their weights. Subclasses of `nn.Conv1d` are left as they are.
+
+    Args:
+        module: what is inferred from; training it goes on as before.
+        least: numbers in the weight from which a convolution is wide.
 
     Example:
         policy = load()
@@ -81,6 +87,6 @@ def pack_convolutions(module: Module) -> Module:
     """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Conv1d:
+            if type(child) is nn.Conv1d and child.weight.numel() >= least:
                 setattr(parent, name, PackedConv1d(child))
     return module

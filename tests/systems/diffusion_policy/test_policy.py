@@ -5,6 +5,7 @@ import pytest
 import torch
 from small_policy import small
 
+from torchfilm.blocks.packing import PackedConv1d
 from torchfilm.several import Masked
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
@@ -172,6 +173,17 @@ def test_a_sensor_is_heard_from_the_next_chunk_on_and_may_lack():
     policy.reset(TOLD, {"force": None})
     quiet.reset(TOLD)
     assert torch.equal(policy.act(state(0)), quiet.act(state(0)))
+
+
+def test_wide_convolutions_are_packed_and_nothing_else_changes():
+    wide, plain = (small(widths=(8, 256)) for _ in range(2))
+    packed, unpacked = started(network=wide), started(network=plain, pack=False)
+    kinds = [[isinstance(m, PackedConv1d) for m in net.unet.modules()] for net in (wide, plain)]
+    assert any(kinds[0])
+    assert not any(kinds[1])
+    torch.testing.assert_close(packed.act(state(0)), unpacked.act(state(0)), rtol=0, atol=1e-6)
+    assert any(m._packed is not None for m in wide.unet.modules() if isinstance(m, PackedConv1d))
+    assert list(wide.state_dict()) == list(plain.state_dict())
 
 
 REFUSED = {
