@@ -213,6 +213,29 @@ def test_a_gradient_that_is_not_a_number_is_said_to_be_none():
     assert found.of("0") == ["nonfinite"]
 
 
+class Scaled(nn.Module):
+    def __init__(self, norm: nn.Module, by: float) -> None:
+        super().__init__()
+        self.norm, self.by, self.stem, self.last = norm, by, conv(3, 8), conv(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.last(x + self.by * self.norm(x))
+
+
+@pytest.mark.parametrize("kind", ["GroupNorm", "InstanceNorm"])
+def test_a_norm_that_took_a_modulation_into_its_affine_does_not_cancel_it(kind: str):
+    for by, expected in ((0.005, []), (0.0001, ["weak"])):
+        norm = nn.GroupNorm(4, 8) if kind == "GroupNorm" else nn.InstanceNorm2d(8, affine=True)
+        assert ask(Scaled(norm, by), "norm").of("norm") == expected
+
+
+def test_a_norm_behind_a_norm_that_is_a_site_is_named():
+    found = ask(chain(nn.GroupNorm(1, 5), nn.InstanceNorm2d(5)), "1|4")
+    assert found.of("1") == ["cancelled"]
+    assert "InstanceNorm2d '2' reads it and normalises again" in str(found)
+
+
 @pytest.mark.parametrize("fusion", ["scale", "bias", "concat", "low_rank", "cross_attention"])
 def test_every_fusion_can_be_asked(fusion: str):
     model = condition(chain(nn.InstanceNorm2d(5)), "0|3", tf.Vector(11), fusion=fusion)

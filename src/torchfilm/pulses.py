@@ -152,9 +152,12 @@ _MIXING = (
 )
 
 
-def _graph(total: Tensor) -> tuple[dict[Any, list[Any]], dict[int, Any]]:
-    """Return who reads each node of the graph behind a result, and the node of each leaf, by its id."""
-    users: dict[Any, list[Any]] = {}
+Users = dict[Any, list[tuple[Any, int]]]
+
+
+def _graph(total: Tensor) -> tuple[Users, dict[int, Any]]:
+    """Return who reads each node of the graph behind a result, as which input, and each leaf's node by id."""
+    users: Users = {}
     starts: dict[int, Any] = {}
     todo, known = [total.grad_fn], set()
     while todo:
@@ -164,25 +167,28 @@ def _graph(total: Tensor) -> tuple[dict[Any, list[Any]], dict[int, Any]]:
         known.add(node)
         if (variable := getattr(node, "variable", None)) is not None:
             starts[id(variable)] = node
-        for below, _ in node.next_functions:
-            users.setdefault(below, []).append(node)
+        for index, (below, _) in enumerate(node.next_functions):
+            users.setdefault(below, []).append((node, index))
             todo.append(below)
     return users, starts
 
 
-def _reader(users: dict[Any, list[Any]], starts: list[Any], seen: Seen) -> str:
-    """Return which norm reads what these nodes modulate while channels are still apart; "" for none."""
-    todo, reached = deque(starts), set()
+def _reader(users: Users, starts: list[Any], seen: Seen) -> str:
+    """Return which norm reads what these nodes modulate while channels are still apart; "" for none.
+
+    A norm reads features as its first input. The others are its affine, which may have taken a modulation in.
+    """
+    todo, reached = deque((start, 0) for start in starts), set()
     while todo:
-        node = todo.popleft()
-        if node in reached or any(name in node.name() for name in _MIXING):
+        node, index = todo.popleft()
+        if (node, index) in reached or any(name in node.name() for name in _MIXING):
             continue
-        reached.add(node)
+        reached.add((node, index))
         if node in seen.norms:
             return seen.norms[node]
-        if "GroupNorm" in node.name():
+        if index == 0 and "GroupNorm" in node.name():
             return "a norm"
-        if "BatchNorm" in node.name() and getattr(node, "_saved_training", True):
+        if index == 0 and "BatchNorm" in node.name() and getattr(node, "_saved_training", True):
             return "a norm"  # of a function; torch's instance norm is a batch norm of more channels
         todo += users.get(node, [])
     return ""
