@@ -48,6 +48,32 @@ def labels() -> torch.Tensor:
     return torch.randint(11, (5,))
 
 
+class Keyed(nn.Module):
+    """A network that is called by keyword, as those of diffusers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, sample, *, timestep, gain=None, extra=None):
+        y = self.net(sample, timestep) * (1 if gain is None else gain)
+        return y if extra is None else y + extra["by"][:, None, None, None]
+
+
+def test_tensors_by_keyword_with_a_row_per_sample_are_repeated_like_those_by_position(x, labels):
+    model = randomise(tf.condition(Keyed(), "net.norm", tf.Maybe(tf.Classes(11, 7)))).eval()
+    t, extra, gain = torch.rand(5), {"by": torch.rand(5)}, torch.rand(1, 2, 1, 1)
+    missing = tf.Masked(labels, torch.zeros(5, dtype=torch.bool))
+    rest = {"timestep": t, "extra": extra, "gain": gain}
+    low, high = model(x, cond=missing, **rest), model(x, cond=labels, **rest)
+    torch.testing.assert_close(tf.guide(model, x, cond=labels, scale=3.0, **rest), low + 3 * (high - low))
+    torch.testing.assert_close(
+        tf.guide(model, sample=x, cond=labels, scale=3.0, **rest), low + 3 * (high - low)
+    )
+    same = tf.guide(model, sample=x, cond=labels[:1], scale=3.0, **rest)
+    assert same.shape == x.shape
+
+
 @pytest.mark.parametrize("space", ["output", "modulation"])
 def test_a_scale_of_one_is_the_conditional_output_and_zero_the_unconditional_one_to_the_bit(x, labels, space):
     model = conditioned(tf.Maybe(tf.Classes(11, 7), dropout=0.1))

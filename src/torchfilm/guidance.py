@@ -48,14 +48,14 @@ def guide(
 
     Args:
         model: a conditioned network, or anything called as model(x, ..., cond=...).
-        inputs: its positional arguments; tensors with an axis have one row per sample, and are repeated.
+        inputs: its positional arguments; tensors with one row per sample are repeated, others stay.
         cond: the condition.
         scale: a number, or a tensor with one per sample; for conditions by name, a mapping from names to
             those.
         null: what stands for a missing condition, in the form of `cond` (a mapping from names, for conditions
             by name). None for models that know what is missing themselves, by `Maybe` or `Several`.
         space: as above.
-        keywords: its keyword arguments, passed on as they are.
+        keywords: its keyword arguments, repeated likewise.
 
     Returns:
         What the model returns, each tensor in it guided.
@@ -93,9 +93,9 @@ def guide(
         )
     if len(copies) == 1 and not isinstance(chosen[0], Tensor):
         return model(*inputs, cond=copies[0], **keywords)
-    repeated = [pytree.tree_map(lambda leaf: _tiled(leaf, len(copies)), value) for value in inputs]
-    joined = _joined(copies, _rows(inputs) or _rows(cond) or 1)
-    output = model(*repeated, cond=joined, **keywords)
+    rows = _rows(inputs) or max(_rows(cond) or 1, _rows(keywords) or 1)
+    args, kwargs = pytree.tree_map(lambda leaf: _tiled(leaf, len(copies), rows), (inputs, keywords))
+    output = model(*args, cond=_joined(copies, rows), **kwargs)
     return pytree.tree_map(lambda leaf: _combined(leaf, chosen), output)
 
 
@@ -184,8 +184,8 @@ def _stacked(leaves: Sequence[Any], rows: int) -> Any:
     return torch.cat(full)
 
 
-def _tiled(leaf: Any, times: int) -> Any:
-    return torch.cat([leaf] * times) if isinstance(leaf, Tensor) and leaf.ndim else leaf
+def _tiled(leaf: Any, times: int, rows: int) -> Any:
+    return torch.cat([leaf] * times) if isinstance(leaf, Tensor) and leaf.shape[:1] == (rows,) else leaf
 
 
 def _combined(leaf: Any, weights: Sequence[Scale]) -> Any:
