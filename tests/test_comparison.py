@@ -183,3 +183,19 @@ def test_a_comparison_is_drawn_with_a_panel_for_each_number():
     ((left, _), (right, _)) = figure.axes[2].collections[0].get_segments()[1]
     assert (left, right) == (2.0, 3.5)
     assert len(plot.comparison(Comparison((plain,), 3, "cpu").to_json()["rows"]).axes) == 4
+
+
+@pytest.mark.plain
+def test_names_and_rounds_that_mean_nothing_are_refused():
+    model, batch = (
+        condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7)),
+        (torch.rand(2, 3), torch.rand(2, 7)),
+    )
+    with pytest.raises(ValueError, match="expected at least one round, got 0"):
+        compare({"film": model}, batch, rounds=0)
+    with pytest.raises(ValueError, match=r"no network named 'unconditioned' beside a conditioned one"):
+        compare({"film": model, "unconditioned": nn.Linear(3, 5)}, batch)
+    with pytest.raises(
+        ValueError, match=r"Comparison: expected one of 2 names, got 'flim'.\nThe nearest are 'film'"
+    ):
+        compare({"film": model}, batch, rounds=1)["flim"]

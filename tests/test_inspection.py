@@ -326,7 +326,7 @@ def test_what_was_not_recorded_is_said_in_words():
         rec["first"]
     with record(model) as rec:
         model(X, cond=z())
-    with pytest.raises(ValueError, match=r"one of 2 sites, got 'frist'.\nThe nearest are 'first'"):
+    with pytest.raises(ValueError, match=r"one of 2 names, got 'frist'.\nThe nearest are 'first'"):
         rec["frist"]
 
 
@@ -364,3 +364,37 @@ def test_an_edit_that_returns_something_else_is_refused():
     ):
         model(X, cond=z())
     assert model(X, cond=z()).shape == (2, 2)
+
+
+@pytest.mark.plain
+def test_values_of_another_fusion_are_refused_where_they_enter(tmp_path):
+    model = network(fusion="concat")
+    values = tf.conditioning(model).modulations(z())
+    for who, enter in {
+        "Modulations": lambda: tf.modulations(model, z()),
+        "save_modulations": lambda: save_modulations(values, tmp_path / "preset.safetensors"),
+        "sweep": lambda: sweep(model, "first", [0.5], lambda: model(X, cond=z())),
+        "sensitivity": lambda: tf.sensitivity(model, X, cond=z()),
+        "summarise": lambda: tf.summarise(values),
+    }.items():
+        with pytest.raises(
+            ValueError, match=rf"{who}: expected a Modulation for each site, got Mixing at 'first'"
+        ):
+            enter()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.plain
+def test_a_table_of_nothing_is_refused():
+    with record(network()) as rec:
+        pass
+    with pytest.raises(ValueError, match=r"frame: expected at least one site, got none.\nRecord a call"):
+        rec.frame()
+
+
+def test_looking_at_modulations_draws_no_dropout():
+    model = randomise(condition(Net(), "first", tf.Maybe(tf.Vector(11), dropout=0.9))).train()
+    given = z(7)
+    expected = modulations(model.eval(), given)["first"]
+    assert equal(modulations(model.train(), given)["first"], expected)
+    assert model.film.cond.training

@@ -69,6 +69,6 @@ def test_a_channel_that_does_not_matter_has_none():
 @pytest.mark.plain
 def test_other_fusions_are_refused():
     model = condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(11), fusion="low_rank")
-    with pytest.raises(ValueError, match="expected modulations at the sites"):
+    with pytest.raises(ValueError, match="expected a Modulation for each site, got Bilinear"):
         sensitivity(model, torch.randn(2, 3), cond=torch.randn(2, 11))
     assert model.get_submodule("film").transforms == []

@@ -139,7 +139,7 @@ def test_nothing_found_names_the_nearest_three():
         tf.find(Net(), [])
     with pytest.raises(ValueError, match="'<lambda>' matches"):
         tf.find(Net(), lambda name, module: False)
-    with pytest.raises(ValueError, match="none, for there is no module"):
+    with pytest.raises(ValueError, match="none, for there are no names"):
         tf.find(nn.Linear(3, 5), "x")
     with pytest.raises(ValueError, match="'stem' matches"):
         tf.find(nn.Sequential(nn.Linear(3, 5)), tf.find(Net(), "stem"))
@@ -261,3 +261,26 @@ def test_presets_pick_the_usual_sites_of_a_family(name: str):
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="expected one of resnet, vit, bert, llama, unet, dit, got 'vgg'"):
         tf.preset("vgg")
+
+
+@pytest.mark.plain
+def test_options_beside_sites_that_have_their_own_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    found = tf.find(model, "1")
+    with pytest.raises(ValueError, match=r"beside sites that were found with theirs, got where='input'"):
+        tf.condition(model, found, tf.Vector(7), where="input")
+    with pytest.raises(
+        ValueError, match=r"got dim=-1, features=3, field=0, repeat=3.\nGive them where the sites"
+    ):
+        tf.find(model, found, dim=-1, features=3, field=0, repeat=3)
+    assert not isinstance(getattr(model, "film", None), nn.Module)
+    assert tf.find(model, found) == found
+
+
+@pytest.mark.plain
+def test_a_module_is_no_pattern_and_a_preset_says_all_that_it_looked_for():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    with pytest.raises(ValueError, match=r"got a module, BatchNorm2d.\nGive its name: '1'"):
+        tf.find(model, model[1])
+    with pytest.raises(ValueError, match=r"norm2' or '.*layernorm_after' or '.*ln_2' matches the whole name"):
+        tf.find(model, tf.preset("vit"))

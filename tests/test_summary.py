@@ -21,6 +21,27 @@ def test_closed_and_flipped_channels_are_counted():
     assert summarise({"here": tf.Modulation(gamma, gamma)}, closed=0.002)["here"].closed_always == 0
 
 
+@pytest.mark.parametrize("labels", [torch.arange(40) % 4, np.arange(40) % 4, torch.eye(4).repeat(10, 1)])
+def test_labels_may_be_tensors_and_arrays_which_say_what_their_numbers_say(labels):
+    m = tf.Modulation(torch.randn(40, 3), torch.randn(40, 5)[:, :3])
+    expected = summarise({"here": m}, [i % 4 for i in range(40)])["here"].between
+    assert summarise({"here": m}, labels)["here"].between == expected
+    assert 0 < expected < 0.5
+
+
+@pytest.mark.plain
+def test_what_is_no_modulation_or_no_site_is_refused():
+    found = summarise({"here": tf.Modulation.identity(2, 3)})
+    with pytest.raises(
+        ValueError, match=r"Summary: expected one of 1 names, got 'her'.\nThe nearest are 'here'"
+    ):
+        found["her"]
+    with pytest.raises(
+        ValueError, match=r"summarise: expected a Modulation for each site, got Tensor at 'a'"
+    ):
+        summarise({"a": torch.zeros(2, 3)})
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_the_rank_is_the_number_of_directions_the_samples_span(rank: int):
     mixed = torch.randn(23, rank) @ torch.randn(rank, 10) + torch.randn(10)

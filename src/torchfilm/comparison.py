@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchfilm.injection import conditioning, unconditioned
+from torchfilm.sites import entry
 
 Batch = Sequence[Any] | Mapping[str, Any]
 Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
@@ -94,8 +95,8 @@ class Comparison:
     device: str
 
     def __getitem__(self, name: str) -> Row:
-        """Return the row of that name."""
-        return next(row for row in self.rows if row.name == name)
+        """Return the row of that name; ValueError for one that there is not."""
+        return entry("Comparison", {row.name: row for row in self.rows}, name)
 
     def added_time(self, name: str, other: str) -> float:
         """Return the time that one adds to the reference as a part of what the other adds."""
@@ -160,7 +161,8 @@ def compare(
         clock: seconds; `time.process_time` where others use the machine.
 
     Raises:
-        ValueError: for no networks, and for scores of different numbers of samples.
+        ValueError: for no networks, no rounds, a second "unconditioned", and for scores of different numbers
+            of samples.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -174,9 +176,16 @@ def compare(
     """
     if not models:
         raise ValueError("compare: expected at least one network, got none.\nGive {'film': model, ...}.")
+    if rounds < 1:
+        raise ValueError(f"compare: expected at least one round, got {rounds}.\nGive rounds=30.")
     seeds = {name: [one] if isinstance(one, nn.Module) else list(one) for name, one in models.items()}
     candidates = [_Candidate(name, trained[0], batch) for name, trained in seeds.items()]
     if candidates[0].conditioned:
+        if "unconditioned" in models:
+            raise ValueError(
+                "compare: expected no network named 'unconditioned' beside a conditioned one, got one.\n"
+                "That network without its conditioning is measured in any case; leave this one out."
+            )
         candidates.insert(0, dataclasses.replace(candidates[0], name="unconditioned", plain=True))
     with _eval([model for trained in seeds.values() for model in trained]):
         times = _in_turn(candidates, rounds, clock)

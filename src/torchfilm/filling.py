@@ -75,6 +75,17 @@ class Conditioning(nn.Module):
         return self(cond)
 
     @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Make values without dropout of conditions in the block: encoder and generator in evaluation."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    @contextmanager
     def transformed(self, transform: Transform) -> Iterator[None]:
         """Apply a function to the values of all sites between generator and sites, in this thread."""
         self.transforms.append(transform)

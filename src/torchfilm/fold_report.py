@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
 from torchfilm.draft import Affine
+from torchfilm.sites import entry
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class FoldReport:
         return len(self.sites)
 
     def __getitem__(self, site: str) -> FoldedSite:
-        return next(entry for entry in self.sites if entry.site == site)
+        return entry("FoldReport", {one.site: one for one in self.sites}, site)
 
     def __repr__(self) -> str:
         rows = [("site", "went into", "error", "note")]

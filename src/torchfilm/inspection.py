@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchfilm.injection import conditioning
-from torchfilm.modulation import Modulation
-from torchfilm.sites import nearest
+from torchfilm.modulation import Modulation, check_modulations
+from torchfilm.sites import entry, nearest
 
 Change = Callable[[Modulation], Modulation] | Modulation
 SitePattern = str | Sequence[str] | Callable[[str], bool]
@@ -40,13 +40,17 @@ class Modulations(dict[str, Modulation]):
     `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.6).
 
     Raises:
-        ValueError: in arithmetic, where the two do not have the same sites.
+        ValueError: for values of another fusion; in arithmetic, where the two do not have the same sites.
 
     Example:
         >>> a = Modulations({"here": Modulation.identity(2, 3)})
         >>> (a + (a - a))["here"].gamma.shape
         torch.Size([2, 3])
     """
+
+    def __init__(self, values: Mapping[str, Modulation] | Iterable[tuple[str, Modulation]] = ()) -> None:
+        super().__init__(values)
+        check_modulations("Modulations", self)
 
     def __add__(self, other: Mapping[str, Modulation]) -> Modulations:
         return self._with(other, Modulation.__add__)
@@ -86,6 +90,10 @@ class Modulations(dict[str, Modulation]):
         Its columns are site, row, step (for modulations [N, T, C]; else 0), channel, gamma, beta and, where
         a site has one, gate (NaN elsewhere).
         """
+        if not self:
+            raise ValueError(
+                "Modulations.frame: expected at least one site, got none.\nRecord a call: record(model)."
+            )
         parts: list[dict[str, Any]] = []
         gated = any(m.gate is not None for m in self.values())
         for name, m in self.items():
@@ -193,16 +201,12 @@ class Recording(Mapping[str, Modulation]):
                 "Recording: expected calls of the network, got none.\n"
                 "Call it inside the block, with a condition: with record(model) as rec: model(x, cond=z)."
             )
-        if site not in self.calls[0]:
-            raise ValueError(
-                f"Recording: expected one of {len(self)} sites, got {site!r}.\n"
-                f"The nearest are {nearest(site, list(self))}."
-            )
+        entry("Recording", self.calls[0], site)
         return self.calls
 
 
 def modulations(model: nn.Module, cond: Any) -> Modulations:
-    """Return what the generator makes of a condition, without running the network.
+    """Return what the generator makes of a condition, without running the network and without dropout.
 
     Args:
         model: a conditioned network.
@@ -215,7 +219,9 @@ def modulations(model: nn.Module, cond: Any) -> Modulations:
         >>> a, b, c = (modulations(model, torch.rand(2, 7)) for _ in range(3))
         >>> y = model(torch.rand(2, 3), modulation=a + (b - c))
     """
-    return Modulations(conditioning(model).modulations(cond))
+    film = conditioning(model)
+    with film.predicting():
+        return Modulations(film.modulations(cond))
 
 
 @contextmanager
@@ -341,12 +347,13 @@ def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) ->
     """Write modulations as a safetensors file, whole or not at all, and return its path: a preset to keep.
 
     Raises:
-        ValueError: for none.
+        ValueError: for none, and for values of another fusion than FiLM.
     """
     if not modulations:
         raise ValueError(
             "save_modulations: expected at least one site, got none.\nRecord some: record(model)."
         )
+    check_modulations("save_modulations", modulations)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -411,6 +418,8 @@ class _Turn:
         self.sites, self.change, self.value = sites, change, value
 
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
+        if self.change is strength:
+            check_modulations("sweep", {name: values[name] for name in self.sites})
         return {**values, **{name: self.change(values[name], self.value) for name in self.sites}}
 
 

@@ -13,7 +13,7 @@ whole package:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +149,17 @@ class Modulation:
             )
         gate = None if self.gate is None or other.gate is None else function(self.gate, other.gate)
         return Modulation(function(self.gamma, other.gamma), function(self.beta, other.beta), gate)
+
+
+def check_modulations(who: str, values: Mapping[str, Any]) -> None:
+    """Raise ValueError where the value of a site is no Modulation: other fusions have their own."""
+    for site, value in values.items():
+        if not isinstance(value, Modulation):
+            raise ValueError(
+                f"{who}: expected a Modulation for each site, got {type(value).__name__} at '{site}'.\n"
+                f"Other fusions than FiLM have values of their own: conditioning(model).modulations(cond) "
+                f"gives them, and model(x, modulation=...) takes them."
+            )
 
 
 def _fields(modulation: Modulation) -> str:

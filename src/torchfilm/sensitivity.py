@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchfilm.injection import conditioning
-from torchfilm.modulation import Modulation
+from torchfilm.modulation import Modulation, check_modulations
 
 Measure = Callable[[Any], Any]
 
@@ -134,11 +134,7 @@ def sensitivity(
     draws = 1 if score is not None else draws
     with undisturbed(model), leaves(model) as found:
         output = model(*args, cond=cond, modulation=modulation, **kwargs)
-        if not all(isinstance(value, Modulation) for value in found.values.values()):
-            raise ValueError(
-                "sensitivity: expected modulations at the sites, got values of another fusion.\n"
-                "It measures gamma and beta; doctor(model, x, cond=z) works with every fusion."
-            )
+        check_modulations("sensitivity", found.values)
         fields = list(found.fields())
         squares: dict[str, dict[str, Tensor]] = {name: {} for name in found.values}
         for draw in range(draws):

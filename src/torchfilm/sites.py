@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 from torch import nn
 from torch.jit import ScriptModule
@@ -105,6 +105,7 @@ PRESETS: dict[str, Preset] = {
     "dit": Preset((r"(.*\.)?transformer_blocks\.\d+\.norm3",)),
 }
 
+T = TypeVar("T")
 Pattern = str | Sequence[str] | Callable[[str, nn.Module], bool] | Preset | Sites
 
 
@@ -142,7 +143,7 @@ def find(
         model: any network.
         sites: a regular expression that matches whole names (`re.fullmatch`); a list of such, each of which
             must match something; a function of name and module that returns True or False; a `preset`; or
-            what `find` returned, whose own options then hold.
+            what `find` returned, which has its own options and takes no others.
         where: modulate what each module returns ("output") or what it is given ("input").
         dim: the axis of the channels; needed where the type of a module does not tell.
         features: how many channels there are; needed where neither type nor a one-dimensional weight tells.
@@ -165,6 +166,7 @@ def find(
     """
     names = aliases(model)
     if isinstance(sites, Sites):
+        _check_unsaid({"where": where, "dim": dim, "features": features, "field": field, "repeat": repeat})
         return Sites(
             _described(model, site.name, names.get(site.name), site, site.dim, site.features)
             for site in sites
@@ -182,10 +184,30 @@ def find(
     )
 
 
+def _check_unsaid(options: Mapping[str, Any]) -> None:
+    """Refuse options beside sites that have their own."""
+    given = [f"{key}={value!r}" for key, value in options.items() if value not in (None, 1, "output")]
+    if given:
+        raise ValueError(
+            f"find: expected no options beside sites that were found with theirs, got {', '.join(given)}.\n"
+            f"Give them where the sites are found: condition(model, find(model, pattern, repeat=3), ...)."
+        )
+
+
 def nearest(name: str, names: Sequence[str]) -> str:
     """Return the three names most like one, for messages."""
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
-    return ", ".join(repr(one) for one in near) or "none, for there is no module"
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.0)
+    return ", ".join(repr(one) for one in near) or "none, for there are no names"
+
+
+def entry(what: str, entries: Mapping[str, T], name: str) -> T:
+    """Return the entry of that name; ValueError with the nearest names for one that there is not."""
+    if name not in entries:
+        raise ValueError(
+            f"{what}: expected one of {len(entries)} names, got {name!r}.\n"
+            f"The nearest are {nearest(name, list(entries))}."
+        )
+    return entries[name]
 
 
 def aliases(model: nn.Module) -> dict[str, list[str]]:
@@ -232,7 +254,13 @@ def _matches(
     """Return the matching names in the order of the model; each pattern has to match something."""
     if isinstance(sites, Preset):
         hits = next((hits for pattern in sites.patterns if (hits := _hits(names, pattern))), [])
-        return hits or _nothing(names, sites.patterns[0])
+        return hits or _nothing(names, *sites.patterns)
+    if isinstance(sites, nn.Module):
+        own = next((name for name in names if model.get_submodule(name) is sites), "its name")
+        raise ValueError(
+            f"find: expected a pattern for names, got a module, {type(sites).__name__}.\n"
+            f"Give its name: {own!r}; or a function: lambda name, module: module is mine."
+        )
     if callable(sites):
         hits = [name for name in names if sites(name, model.get_submodule(name))]
         return hits or _nothing(names, getattr(sites, "__name__", "the function"))
@@ -252,11 +280,12 @@ def _hits(names: dict[str, list[str]], pattern: str) -> list[str]:
     return [name for name, others in names.items() if any(matches(one) for one in (name, *others))]
 
 
-def _nothing(names: dict[str, list[str]], pattern: str) -> NoReturn:
+def _nothing(names: dict[str, list[str]], *patterns: str) -> NoReturn:
     every = [one for name, others in names.items() for one in (name, *others)]
     raise ValueError(
-        f"find: {pattern!r} matches the whole name of none of the {len(every)} modules.\n"
-        f"The nearest names are {nearest(pattern, every)}.\n"
+        f"find: {' or '.join(map(repr, patterns))} matches the whole name of none of the {len(every)} "
+        f"modules.\n"
+        f"The nearest names are {nearest(patterns[0], every)}.\n"
         f"A pattern has to match a name from its start to its end: put '.*' where anything may stand."
     )
 

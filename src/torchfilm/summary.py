@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchfilm.modulation import Modulation
+from torchfilm.modulation import Modulation, check_modulations
+from torchfilm.sites import entry
 
 CLOSED = 0.01
 """A channel whose |gamma| is below this is closed: what it holds does not pass."""
@@ -63,8 +64,8 @@ class Summary:
     sites: tuple[SiteSummary, ...]
 
     def __getitem__(self, site: str) -> SiteSummary:
-        """Return the line of a site."""
-        return {line.site: line for line in self.sites}[site]
+        """Return the line of a site; ValueError for one that there is not."""
+        return entry("Summary", {line.site: line for line in self.sites}, site)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return plain values, one dict for each site."""
@@ -112,7 +113,7 @@ def summarise(
 
     Args:
         modulations: gamma and beta [N, C] or [N, T, C] for each site, as a recording has them.
-        labels: what each of the N samples is about; of any kind that can be compared.
+        labels: what each of the N samples is about; of any kind that can be compared, a tensor or array too.
         closed: |gamma| below this counts as closed.
 
     Raises:
@@ -125,6 +126,7 @@ def summarise(
         >>> found.closed, found.closed_always, found.flipped, found.rank
         (0.5, 1, 0.25, 1)
     """
+    check_modulations("summarise", modulations)
     return Summary(tuple(_line(site, m, labels, closed) for site, m in modulations.items()))
 
 
@@ -194,13 +196,18 @@ def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDA
     return rows(modulation.gamma), rows(modulation.beta), math.prod(shape[1:-1])
 
 
+def _said(label: Any) -> Any:
+    """Return a label as what it says: tensors and arrays are compared by their identity else."""
+    return repr(label.tolist()) if isinstance(label, Tensor | np.ndarray | np.generic) else label
+
+
 def variances(values: NDArray[Any], labels: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the sums of squares between labels, and all, for each channel."""
     mean = values.mean(axis=0, dtype=np.float64)
     between = np.zeros(values.shape[1])
     names: dict[Any, list[int]] = {}
     for row, label in enumerate(labels):
-        names.setdefault(label, []).append(row)
+        names.setdefault(_said(label), []).append(row)
     for rows in names.values():
         between += len(rows) * np.square(values[rows].mean(axis=0, dtype=np.float64) - mean)
     return between, np.square(values - mean).sum(axis=0)

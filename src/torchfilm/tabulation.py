@@ -152,18 +152,12 @@ class Table(nn.Module):
         return f"{len(self.table)} conditions, {len(self.layout)} sites"
 
 
-@torch.no_grad()
 def _values(film: Conditioning, conds: Any) -> dict[str, Any]:
     """Return the values of all conditions, [K, ...] each, without dropout."""
-    modes = {module: module.training for module in film.modules()}
-    film.eval()
-    try:
+    with torch.no_grad(), film.predicting():
         if not isinstance(conds, list):
             return film.modulations(conds)
         each = [film.modulations(cond) for cond in conds]
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return {name: [values[name] for values in each] for name in film.sites}
 
 
