@@ -66,7 +66,7 @@ def test_a_folded_network_computes_what_the_conditioned_one_does(sites):
     torch.testing.assert_close(plain(x), expected)
     assert [entry.site for entry in report] == list(conditioning(model).sites)
     assert all(0 < entry.error < 1e-6 for entry in report)
-    assert report.error < 1e-6
+    assert report.error < 1e-5
     assert torch.equal(model(x, cond=cond), expected)
 
 
@@ -336,6 +336,57 @@ def test_arguments_that_do_not_fit_are_refused():
         fold(model.train(), cond=z(), inputs=(torch.randn(2, 3, 7, 11),))
 
 
+class Reads(nn.Module):
+    """A network that uses the weight of a layer which it never calls."""
+
+    def __init__(self, *, traceable: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.traceable = nn.Linear(3, 5), nn.Linear(5, 2), traceable
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.traceable and x.sum() > 1e9:
+            return x
+        return self.b(nn.functional.linear(x, self.a.weight, self.a.bias).relu())
+
+
+def test_weights_that_code_reads_without_a_call_are_refused_or_left_alone():
+    model, x, cond = conditioned("a|b", Reads(traceable=True).eval()), torch.randn(2, 3), z()
+    with pytest.raises(ValueError, match=r"a  code of the network reads its weight without calling it"):
+        fold(model, cond=cond)
+    plain, report = fold(model, cond=cond, leftover="constant", inputs=(x,))
+    assert report["a"].target == "constant"
+    assert report["b"].target == "b.weight, b.bias"
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    with folded(model, cond=cond, leftover="constant"):
+        torch.testing.assert_close(model(x), plain(x))
+
+
+def test_where_code_cannot_be_traced_the_outputs_tell():
+    model, x = conditioned("a|b", Reads(traceable=False).eval()), torch.randn(2, 3)
+    with pytest.raises(
+        ValueError, match=r"computes the same, but its outputs differ by \d(.|\n)*Its code reads"
+    ):
+        fold(model, cond=z(), inputs=(x,))
+
+
+def test_a_network_without_outputs_but_zero_is_the_same():
+    model = conditioned("0", nn.Sequential(nn.Linear(3, 5), nn.Threshold(1e9, 0)).eval())
+    assert fold(model, cond=z(), inputs=(torch.randn(2, 3),))[1].error == 0
+
+
+def test_dropped_conditions_do_not_get_into_the_weights():
+    maybe = tf.Maybe(tf.Vector(7), dropout=0.9)
+    model = randomise(condition(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), "0|1", maybe)).train()
+    x, cond = torch.randn(2, 3), z()
+    expected = model.eval()(x, cond=cond)
+    for _ in range(5):
+        plain, _ = fold(model.train(), cond=cond)
+        torch.testing.assert_close(plain(x), expected)
+        with folded(model, cond=cond):
+            torch.testing.assert_close(model(x), expected)
+    assert all(module.training for module in model.modules())
+
+
 def test_the_report_prints_as_a_table():
     model = conditioned(r"1\.bn2|4")
     _, report = fold(model, cond=z(), fuse_norms=True)
@@ -352,3 +403,11 @@ def test_removing_and_folding_leave_no_slot_behind():
     plain, _ = fold(model, cond=z())
     for module in (*plain.modules(), *remove(model).modules()):
         assert not any(isinstance(value, Slot) for value in vars(module).values())
+
+
+def test_a_site_that_is_not_in_the_report_is_refused():
+    _, report = fold(conditioned("4"), cond=z())
+    with pytest.raises(
+        ValueError, match=r"FoldReport: expected one of 1 names, got '5'.\nThe nearest are '4'"
+    ):
+        report["5"]

@@ -100,6 +100,24 @@ def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
     return pairs
 
 
+def read_by_code(model: nn.Module) -> set[int]:
+    """Return the ids of the tensors that the code of the model reads besides calling their layer.
+
+    As a network that multiplies by the weights of its embedding does. Of code that cannot be traced nothing
+    is known.
+
+    Example:
+        >>> len(read_by_code(nn.Sequential(nn.Linear(2, 3), nn.ReLU())))
+        0
+    """
+    found = set()
+    for prefix, graph in _graphs("", model):
+        for target in {str(node.target) for node in graph.nodes if node.op == "get_attr"}:
+            owner, _, name = (prefix + target).rpartition(".")
+            found.add(id(getattr(_inside(model, owner), name, None)))
+    return found - {id(None)}
+
+
 def passes(module: nn.Module) -> bool:
     """Whether a layer hands its input on: Identity, and Dropout in evaluation."""
     return isinstance(module, nn.Identity) or (
@@ -115,6 +133,13 @@ def _graphs(prefix: str, module: nn.Module) -> Iterator[tuple[str, fx.Graph]]:
         return
     for name, child in module.named_children():
         yield from _graphs(f"{prefix}{name}.", child)
+
+
+def _inside(model: Any, path: str) -> Any:
+    """Return what is at a path of attributes, None where the tracer put there something of its own."""
+    for key in path.split(".") if path else ():
+        model = getattr(model, key, None)
+    return model
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,11 @@ class Draft:
 
     Args:
         root: the model that the modules belong to; it says which layers are called from one place only.
+        fixed: the ids of tensors that the model's own code reads, which have to stay as they are.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, fixed: Collection[int] = ()) -> None:
+        self._fixed = fixed
         children = [child for module in root.modules() for child in module._modules.values()]
         self._owners = Counter(id(child) for child in children if child is not None)
         floats = [tensor for tensor in root.parameters() if tensor.is_floating_point()]
@@ -91,7 +93,16 @@ class Draft:
         return values[name] if name in values else getattr(module, name)
 
     def write(self, module: nn.Module, **values: Any) -> None:
-        """Set tensors or attributes of a module, once the draft is applied."""
+        """Set tensors or attributes of a module, once the draft is applied.
+
+        Raises:
+            NotExactError: where code of the model reads the tensor itself.
+        """
+        for name in values:
+            if id(module._parameters.get(name)) in self._fixed:
+                raise NotExactError(
+                    f"code of the network reads its {name} without calling it, and would hear it"
+                )
         self._values.setdefault(module, {}).update(values)
 
     def trial(self) -> Draft:

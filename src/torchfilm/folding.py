@@ -19,7 +19,7 @@ from torch.nn.modules import batchnorm
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from torchfilm.dataflow import conv_norm_pairs
+from torchfilm.dataflow import conv_norm_pairs, read_by_code
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import fold_border, fold_input, fold_output
@@ -31,6 +31,7 @@ from torchfilm.sites import Site, is_root
 from torchfilm.slots import PLAIN
 
 Leftover = Literal["error", "constant"]
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass
@@ -87,14 +88,16 @@ def fold(
         fuse_norms: True to merge each BatchNorm in evaluation into the convolution whose output it alone
             reads, as the model's code says; or the pairs of names (convolution, norm). The norm becomes an
             Identity.
-        inputs: arguments of the model, to measure how far the outputs differ.
+        inputs: arguments of the model, to measure how far the outputs differ, and to refuse a copy that
+            computes something else: a network whose code reads weights in ways that cannot be seen from here.
 
     Returns:
         The copy, and a report of each site: where it went, and the measured error.
 
     Raises:
         ValueError: for several conditions at once, for values that are not finite, and for sites that cannot
-            be folded exactly (with leftover="error"), all of them with the reasons.
+            be folded exactly (with leftover="error"), all of them with the reasons; for outputs on the inputs
+            that differ by more than rounding.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -127,7 +130,15 @@ def fold(
         parent, _, child = norm.rpartition(".")
         setattr(plain.get_submodule(parent), child, nn.Identity())
     error = None if inputs is None else _difference(model, plain, values, inputs)
-    return plain, _report(plan, film, pairs, (_count(plain), _count(model)), error)
+    report = _report(plan, film, pairs, (_count(plain), _count(model)), error)
+    if error is not None and not error <= (rounding := _rounding(plain)):
+        raise ValueError(
+            f"fold: expected a network that computes the same, but its outputs differ by {error:.1e} of the "
+            f"largest, and rounding by {rounding:.1e} at most.\n{report}\n"
+            f"Its code reads a weight without calling the layer, or watches a layer by hooks: condition "
+            f"another site, or use leftover='constant'."
+        )
+    return plain, report
 
 
 @contextmanager
@@ -191,7 +202,7 @@ def _values(
             f"fold: expected a condition or a modulation, got {'neither' if cond is None else 'both'}.\n"
             f"Give the one condition that is to be folded: fold(model, cond=z)."
         )
-    with torch.no_grad():
+    with torch.no_grad(), film.predicting():
         values = film.values(cond, modulation)
     for name, value in values.items():
         for leaf in pytree.tree_leaves(value):
@@ -207,7 +218,7 @@ def _planned(
     plain: nn.Module, film: Conditioning, values: dict[str, Any], leftover: str, *, borders: bool = True
 ) -> _Plan:
     """Plan each site, inner modules first: what they add happens before what is around them adds its own."""
-    plan = _Plan(plain, Draft(plain))
+    plan = _Plan(plain, Draft(plain, read_by_code(plain)))
     for name, module in plain.named_modules():
         for key, parameter in module._parameters.items():
             plan.ties.setdefault(id(parameter), []).append(f"{name}.{key}")
@@ -367,7 +378,15 @@ def _difference(model: nn.Module, plain: nn.Module, values: dict[str, Any], inpu
         if isinstance(one, Tensor) and one.is_floating_point()
     ]
     largest = max(float(other.abs().max()) for _, other in pairs)
-    return max(float((one - other).abs().max()) for one, other in pairs) / largest
+    return max(float((one - other).abs().max()) for one, other in pairs) / max(largest, _TINY)
+
+
+def _rounding(model: nn.Module) -> float:
+    """Return how far rounding may move outputs: 2e-3 in float32, 0.14 in bfloat16; depth makes it grow."""
+    precisions = [
+        torch.finfo(tensor.dtype).eps for tensor in model.parameters() if tensor.is_floating_point()
+    ]
+    return max(precisions, default=torch.finfo(torch.float32).eps) ** 0.4
 
 
 def _count(model: nn.Module) -> int:
