@@ -19,8 +19,8 @@ from torchfilm.training import Interrupted, TrainConfig
 OPTIONS = {
     "data": "NAME OUT --split --scenes --seed --recipe --workers --questions-per-scene --condition --width "
     "--height --episodes --noise --json",
-    "train": "SYSTEM --recipe --data --out --minutes --steps --lr --seed --start --resume --train-split "
-    "--val-split --scenes --perception --features --images --cache --json",
+    "train": "SYSTEM --recipe --data --out --minutes --steps --lr --seed --start --generator-only --resume "
+    "--train-split --val-split --scenes --perception --features --images --cache --json",
     "eval": "SYSTEM RUN --data --split --experiment --blind --families --limit --scenes --seed --out "
     "--recipe --minutes --steps --seeds --only --perception --features --images --guidance "
     "--execution --cache --json",

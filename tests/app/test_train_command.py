@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torchfilm.app import cli
 from torchfilm.data.clevr.features import write_features
 from torchfilm.data.clevr.generate import generate_dataset
-from torchfilm.systems.visual_reasoning.bundle import Sight, save_sight
+from torchfilm.systems.visual_reasoning.bundle import Sight, load_bundle, save_sight
 from torchfilm.systems.visual_reasoning.perception import Perception, PerceptionConfig
 from torchfilm.systems.visual_reasoning.recipe import RECIPES
 
@@ -71,6 +71,28 @@ def test_a_killed_command_goes_on_to_the_bit(given, tmp_path):
     assert found.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     assert told(broken) == told(whole)
+
+
+def test_human_questions_fine_tune_the_generator_of_a_trained_network(given, tmp_path):
+    first, second, data = tmp_path / "first", tmp_path / "second", given[given.index("--data") + 1]
+    assert cli.main([*given, "--steps", "2", "--out", str(first)]) == 0
+    asked = json.loads((Path(data) / "questions" / "CLEVR_train_questions.json").read_text())["questions"]
+    humans = [{key: one[key] for key in ("question", "image_filename", "answer", "split")} for one in asked]
+    for one in humans[:6]:
+        one["question"] = one["question"].replace("?", " buddy?")
+    humans[7]["question"] = humans[7]["question"].replace("?", " pal?")
+    (tmp_path / "CLEVR-Humans-train.json").write_text(json.dumps({"questions": humans}))
+    options = ["--data", str(tmp_path), "--images", data, "--cache", str(tmp_path / "cache")]
+    options += ["--start", str(first), "--generator-only", "--steps", "2", "--out", str(second)]
+    assert cli.main([*given[:4], *options]) == 0
+    before, after = load_bundle(first), load_bundle(second)
+    words = list(before.vocabulary.questions)
+    assert list(after.vocabulary.questions) == [*words, "buddy"]
+    assert len(after.network.encoder.embedding.weight) == len(words) + 1
+    for name, value in before.network.classifier.state_dict().items():
+        assert torch.equal(after.network.classifier.state_dict()[name], value), name
+    new, old = (bundle.network.encoder.rnn.weight_hh_l0 for bundle in (after, before))
+    assert not torch.equal(new, old)
 
 
 def test_the_papers_recipe_trains_on_features_that_lie_elsewhere(given, tmp_path, monkeypatch, capsys):

@@ -150,6 +150,30 @@ def test_fine_tuning_starts_from_the_given_weights(material, tmp_path):
         torch.testing.assert_close(after, before, msg=name, rtol=1e-5, atol=1e-7)
 
 
+def test_fine_tuning_gives_new_words_vectors_and_may_train_the_generator_alone(material, tmp_path):
+    start = train_bundle("tiny", tiny(), material, tmp_path / "first").bundle.network
+    asked = [{"question": "Is zorp zorp?"}] * 3 + [{"question": "Is a rare thing zorp?"}]
+    known = material.vocabulary
+    more = replace(material, vocabulary=known.expand(asked, unk_threshold=5))
+    assert list(more.vocabulary.questions)[len(known.questions) :] == ["zorp"]
+    recipe = replace(tiny(lr=1e-2, ema=None), trained="generator")
+    tuned = train_bundle("tiny", recipe, more, tmp_path / "second", start=start).bundle.network
+    before, after = start.state_dict(), tuned.state_dict()
+    for name in before:
+        kept = after[name][: len(before[name])] if name.startswith("encoder.") else after[name]
+        assert torch.equal(kept, before[name]) != name.startswith(("encoder.", "generator.")), name
+    for name in ("encoder.embedding.weight", "encoder.bag.weight"):
+        assert len(after[name]) == len(before[name]) + 1
+        assert after[name][-1].std() > 0.3
+    still = tiny(lr=1e-12, weight_decay=0.0, steps=1, ema=None)
+    kept = train_bundle("tiny", still, more, tmp_path / "third", start=start).bundle.network.state_dict()
+    rows = kept["encoder.embedding.weight"][:-1]
+    torch.testing.assert_close(rows, before["encoder.embedding.weight"], rtol=1e-5, atol=1e-7)
+    lstm = replace(recipe, config=RECIPES["laptop_lstm"].config)
+    with pytest.raises(ValueError, match="expected a FiLM network to train the generator of, got a baseline"):
+        train_bundle("lstm", lstm, more, tmp_path / "fourth")
+
+
 def test_only_the_first_scenes_are_asked_about(material):
     questions = replace(material, scenes=4).training_questions()
     assert set(questions.image_index.tolist()) == {0, 1, 2, 3}

@@ -25,8 +25,10 @@ class Train:
 
     The recipe `perception` trains the stem that laptop recipes see with, on the object labels of a split
     whose scenes no question is asked about. Ctrl-C writes a checkpoint; the same command with --resume
-    goes on. --start fine-tunes a trained network, as the paper does on CLEVR-Humans; a recipe with a wider
-    classifier (laptop_large) widens it. Under torchrun the same command trains on several processes.
+    goes on. --start fine-tunes a trained network: words new to it that come five times or more get vectors
+    of their own, and with --generator-only what sees stays as it is, as in the paper's fine-tuning on
+    CLEVR-Humans; a recipe with a wider classifier (laptop_large) widens it. Under torchrun the same command
+    trains on several processes.
 
     Example: torchfilm train visual_reasoning --recipe laptop --data data-clevr --out runs/first --minutes 15
     """
@@ -50,6 +52,8 @@ class Train:
     """of weights and order"""
     start: OptionalPath = None
     """run or bundle to begin with, its words and perception too; usually with a tenth of the recipe's --lr"""
+    generator_only: bool = False
+    """train only what reads the question; usually with --start"""
     resume: bool = False
     """go on with the run in OUT"""
     train_split: OptionalText = None
@@ -98,7 +102,7 @@ class Train:
         from torchfilm.systems.visual_reasoning.bundle import load_bundle
         from torchfilm.systems.visual_reasoning.growth import can_grow, grown
         from torchfilm.systems.visual_reasoning.recipe import RECIPES
-        from torchfilm.systems.visual_reasoning.running import Material, train_bundle
+        from torchfilm.systems.visual_reasoning.running import NEW_WORD_COUNT, Material, train_bundle
 
         recipe, start = known_recipe(self.recipe, RECIPES, PERCEPTION), None
         if self.start is not None:
@@ -110,7 +114,10 @@ class Train:
         held_out = self._held_out(folder)
         note(f"reading the questions of {folder.root}, split {train_split}")
         with Bar("reading the questions", "bytes") as bar:
-            words = folder.vocabulary(train_split, progress=bar) if start is None else start.vocabulary
+            if start is None:
+                words = folder.vocabulary(train_split, progress=bar)
+            else:
+                words = start.vocabulary.expand(folder.questions(train_split, bar), NEW_WORD_COUNT)
             for split in (train_split, held_out):
                 if split is not None:
                     folder.encoded(split, words, progress=bar)
@@ -121,6 +128,8 @@ class Train:
         recipe = replace(recipe, training=trained_alike(recipe.training, self, self.seed))
         if self.lr is not None:
             recipe = replace(recipe, training=replace(recipe.training, lr=self.lr))
+        if self.generator_only:
+            recipe = replace(recipe, trained="generator")
         begin = None if start is None else start.network
         return train_bundle(self.recipe, recipe, material, out, resume=self.resume, start=begin).to_json()
 

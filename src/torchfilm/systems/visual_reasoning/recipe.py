@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from torchfilm.systems.visual_reasoning.baselines import BaselineConfig, Kind
 from torchfilm.systems.visual_reasoning.data import Curriculum
@@ -29,6 +30,9 @@ class Recipe:
     config: ReasonerConfig | BaselineConfig
     training: TrainConfig
     feed: Feed = field(default_factory=Feed)
+    trained: Literal["all", "generator"] = "all"
+    """"generator": only what reads the question learns (fine-tuning); what sees keeps its weights and its
+    BatchNorm's averages."""
 
 
 PAPER_TRAINING = TrainConfig(

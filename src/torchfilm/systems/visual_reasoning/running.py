@@ -24,7 +24,7 @@ from torchfilm.systems.visual_reasoning.bundle import Bundle, Sight, picture_siz
 from torchfilm.systems.visual_reasoning.data import Curriculum, QuestionBatches, reasoning_steps
 from torchfilm.systems.visual_reasoning.evaluate import score
 from torchfilm.systems.visual_reasoning.exam import Exam, Pictures, predict
-from torchfilm.systems.visual_reasoning.model import ReasonerConfig
+from torchfilm.systems.visual_reasoning.model import ReasonerConfig, VisualReasoner
 from torchfilm.systems.visual_reasoning.recipe import Feed, Recipe
 from torchfilm.systems.visual_reasoning.sights import split_maps
 from torchfilm.training import (
@@ -39,6 +39,10 @@ from torchfilm.training import (
 
 HELD_OUT_QUESTIONS = 10_000
 """How many held-out questions a run is measured on."""
+
+WORD_VECTORS = ("encoder.embedding.weight", "encoder.bag.weight")
+NEW_WORD_COUNT = 5
+"""How often fine-tuning meets a new word before it gets a vector of its own; rarer ones are <UNK>."""
 
 
 class Rows:
@@ -194,16 +198,18 @@ def train_bundle(
 ) -> Outcome:
     """Train a recipe in the run folder `out` and leave its bundle in `out`/model, also when interrupted.
 
-    start: a network whose weights to begin with (fine-tuning), which knows the words, so that there is no
-    curriculum; None: fresh weights. questions: what to ask instead of all of the training split's. Under
-    torchrun only rank 0 writes.
+    start: a network whose weights to begin with (fine-tuning), which knows the first words of the vocabulary,
+    so that there is no curriculum; None: fresh weights. questions: what to ask instead of all of the training
+    split's. Under torchrun only rank 0 writes.
     """
     feed = recipe.feed if start is None else replace(recipe.feed, curriculum=Curriculum())
     config = fitted(recipe.config, material.vocabulary)
     torch.manual_seed(recipe.training.seed)
     network = build(config)
     if start is not None:
-        network.load_state_dict(start.state_dict())
+        _begin_with(network, start)
+    if recipe.trained == "generator":
+        _freeze_what_sees(network)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as its inputs: see model.py
     bundle = Bundle(name, network, material.vocabulary, material.sight)
@@ -223,6 +229,7 @@ def train_bundle(
                 "perception": None if material.sight is None else material.sight.digest,
                 "feed": asdict(feed),
                 "scenes": material.scenes,
+                **({} if recipe.trained == "all" else {"trained": recipe.trained}),
             },
         )
     except Interrupted:
@@ -234,6 +241,26 @@ def train_bundle(
         bundle.save(out / "model")
     network.eval()
     return Outcome(bundle, result)
+
+
+def _begin_with(network: nn.Module, start: nn.Module) -> None:
+    """Give the network the weights of `start`; words that it did not know keep their fresh vectors."""
+    state, fresh = dict(start.state_dict()), network.state_dict()
+    for name in WORD_VECTORS:
+        if name in state:
+            known = state[name]
+            state[name] = torch.cat([known, fresh[name][len(known) :].to(known.device)])
+    network.load_state_dict(state)
+
+
+def _freeze_what_sees(network: nn.Module) -> None:
+    """Fix stem, blocks and classifier, their BatchNorm included; the training loop keeps their mode."""
+    if not isinstance(network, VisualReasoner):
+        raise ValueError(
+            "expected a FiLM network to train the generator of, got a baseline, which has none. Train it all."
+        )
+    for part in (network.stem, network.blocks, network.classifier):
+        part.eval().requires_grad_(requires_grad=False)
 
 
 def compilable() -> bool:
