@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from measuring import save
+from measuring import public, save
 
 EXPERIMENTS = ("means", "noise", "arithmetic", "ablations", "data_size", "cogent")
 PLACES = ("--data", "--out", "--cache", "--perception", "--blind", "--images")
@@ -30,15 +30,7 @@ def main() -> None:
     command = ["eval", "visual_reasoning", *options, "--experiment", name, "--json"]
     torchfilm = Path(sys.executable).with_name("torchfilm")
     answer = subprocess.run([torchfilm, *command], stdout=subprocess.PIPE, text=True, check=True).stdout
-    save(f"visual_reasoning_{name}", json.loads(answer), f"experiment.py {name} {' '.join(_public(options))}")
-
-
-def _public(options: list[str]) -> list[str]:
-    """The options without the paths of this machine; the first may be a run."""
-    hidden = {i + 1: "DIR" for i, option in enumerate(options) if option in PLACES}
-    if options and not options[0].startswith("--"):
-        hidden[0] = "RUN"
-    return [hidden.get(i, option) for i, option in enumerate(options)]
+    save(f"visual_reasoning_{name}", json.loads(answer), f"experiment.py {name} {public(options, PLACES)}")
 
 
 if __name__ == "__main__":

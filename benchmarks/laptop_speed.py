@@ -1,8 +1,8 @@
 """How fast does the laptop configuration see, answer and train?
 
 Answering: perception and network, one picture for each question. Training: what a step of the recipe does on
-maps of pictures that were seen before (batch, precision and compilation as the recipe says, four questions a
-scene), forward, backward and AdamW.
+maps of pictures that were seen before (batch, questions a scene, precision and compilation as the recipe
+says), forward, backward and AdamW.
 
     python benchmarks/laptop_speed.py
 """
@@ -16,8 +16,6 @@ from measuring import in_turn, questions, save
 from torchfilm.systems.visual_reasoning import RECIPES, Batch, VisualReasoner, build, loss
 from torchfilm.systems.visual_reasoning.perception import STRIDE, Perception, PerceptionConfig
 from torchfilm.training.optimisers import build_optimiser
-
-QUESTIONS_PER_SCENE = 4
 
 
 def drawn(number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,13 +48,14 @@ def stepping(*, as_recipe: bool) -> Callable[[], None]:
     recipe = RECIPES["laptop"]
     model = build(recipe.config).train()
     batch_size, config = recipe.training.batch_size, recipe.config
-    scenes = batch_size // QUESTIONS_PER_SCENE
+    per_scene = recipe.feed.questions_per_scene
+    scenes = batch_size // per_scene
     tokens, lengths = drawn(batch_size)
     batch = Batch(
         torch.rand(scenes, config.input_channels, config.input_height, config.input_width),
         tokens,
         lengths,
-        torch.arange(scenes).repeat_interleave(QUESTIONS_PER_SCENE),
+        torch.arange(scenes).repeat_interleave(per_scene),
         torch.randint(config.answers, (batch_size,)),
     )
     optimiser = build_optimiser(model, recipe.training)
@@ -109,6 +108,7 @@ def main() -> None:
             "answering": answers,
             "training": {
                 "batch": recipe.training.batch_size,
+                "questions_per_scene": recipe.feed.questions_per_scene,
                 "precision": recipe.training.precision,
                 "compile": recipe.training.compile,
                 "questions_per_second": {n: recipe.training.batch_size / s for n, s in steps.items()},

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,16 @@ def machine(device: str = "cpu") -> str:
         name = torch.get_device_module(device).get_device_name(torch.device(device))
         return f"{name}, one thread of {os.cpu_count()} cores beside it"
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{os.cpu_count()} shared cores, {platform.machine()} with {capability}; one thread"
+    threads = torch.get_num_threads()
+    used = "one thread" if threads == 1 else f"{threads} threads"
+    return f"{os.cpu_count()} shared cores, {platform.machine()} with {capability}; {used}"
+
+
+def public(arguments: Sequence[str], places: Collection[str]) -> str:
+    """A command line without the paths of this machine: DIR behind an option of `places`, else RUN."""
+    hidden = {i + 1: "DIR" for i, argument in enumerate(arguments) if argument in places}
+    hidden |= {i: "RUN" for i, one in enumerate(arguments) if i not in hidden and Path(one).exists()}
+    return " ".join(hidden.get(i, argument) for i, argument in enumerate(arguments))
 
 
 def save(name: str, numbers: Mapping[str, Any], command: str = "", device: str = "cpu") -> None:
@@ -141,6 +150,9 @@ def save(name: str, numbers: Mapping[str, Any], command: str = "", device: str =
     command: what stands after "python benchmarks/", where paths are to be left out, or a whole `torchfilm`
         command; else what was typed.
     """
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    if load > cores:
+        print(f"{name}: measured under a load of {load:.1f} on {cores} cores; repeat it", file=sys.stderr)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )

@@ -1,6 +1,7 @@
 """The tables about visual reasoning: accuracies, the paper's experiments, the laptop recipe's choices."""
 
 import dataclasses
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,8 @@ from typing import Any
 
 from policy_tables import policy_reached
 from table_form import PENDING, Result, Results, table
+from torchfilm.data.clevr.catalogue import family_file
+from torchfilm.data.clevr.templates import FAMILIES
 from torchfilm.systems.visual_reasoning import RECIPES
 
 KINDS = ("exist", "count", "query_attribute", "compare_number", "compare_attribute")
@@ -26,15 +29,20 @@ NAMES = {
 }
 
 
-# Accuracy: files visual_reasoning_*.json, one per run; runs of one recipe and budget are one column.
+# Accuracy: files visual_reasoning_*.json of one run, or of several in "runs"; one column for each heading.
 
 
 def runs(results: Results) -> dict[str, list[Result]]:
     """Runs by column, FiLM first; a run is a file with a recipe and accuracies by kind."""
     found: dict[str, list[Result]] = defaultdict(list)
     for name, result in results.items():
-        if name.startswith("visual_reasoning") and {"recipe", "by_kind", "accuracy"} <= set(result):
-            found[_column(result)].append(result)
+        if not name.startswith("visual_reasoning"):
+            continue
+        members = [{**result, **run} for run in result.get("runs", [result])]
+        minutes = [member.get("minutes") for member in members]
+        for member in members:
+            if {"recipe", "by_kind", "accuracy"} <= set(member):
+                found[_column({**member, "minutes": _middle(minutes)})].append(member)
     order = list(NAMES)
     recipes = {column: members[0]["recipe"] for column, members in found.items()}
     minutes = {column: members[0].get("minutes") or 0 for column, members in found.items()}
@@ -49,19 +57,29 @@ def runs(results: Results) -> dict[str, list[Result]]:
 def _column(result: Result) -> str:
     name = str(result.get("label") or NAMES.get(result["recipe"], result["recipe"]))
     minutes = result.get("minutes")
-    return name if minutes is None or result.get("label") else f"{name}, {_time(minutes)}"
+    if minutes is None or result.get("label"):
+        return name
+    cores = {None: "", 1: " of one core", 2: " of two cores"}.get(
+        result.get("cores"), f" of {result.get('cores')} cores"
+    )
+    return f"{name}, {_time(minutes)}{cores}"
+
+
+def _middle(minutes: Sequence[float | None]) -> float | None:
+    known = [one for one in minutes if one is not None]
+    return statistics.median(known) if known else None
 
 
 def _time(minutes: float) -> str:
-    return f"{minutes:g} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _percent(shares: Sequence[float | None]) -> str:
-    """Mean of the runs in percent, with the standard deviation where there are several."""
+    """Mean of the runs in percent, with the least and the most where there are several."""
     given = [100 * share for share in shares if share is not None]
     if not given:
         return "–"
-    spread = f" ± {statistics.stdev(given):.1f}" if len(given) > 1 else ""
+    spread = f" ({min(given):.1f} to {max(given):.1f})" if len(given) > 1 else ""
     return f"{statistics.fmean(given):.1f}{spread}"
 
 
@@ -99,14 +117,14 @@ def _about(columns: Mapping[str, Sequence[Result]]) -> str:
     for column, members in columns.items():
         asked = ", ".join(f"{r['n']:,}" for r in members[:1])
         scenes = f" about {members[0]['scenes']:,} scenes" if "scenes" in members[0] else ""
-        seeds = ", ".join(str(r["seed"]) for r in members)
+        seeds = f"seed{'s' if len(members) > 1 else ''} {', '.join(str(r['seed']) for r in members)}"
         interval = members[0].get("interval")
         sure = (
             f", 95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f} (scenes resampled)"
             if interval and len(members) == 1
             else ""
         )
-        lines.append(f"- {column}: {asked} questions{scenes}; seed {seeds}{sure}; {members[0]['date']}.\n")
+        lines.append(f"- {column}: {asked} questions{scenes}; {seeds}{sure}; {members[0]['date']}.\n")
     return "".join(lines)
 
 
@@ -127,11 +145,45 @@ def families(results: Results) -> str:
     if not found:
         return PENDING
     ranked = sorted(found.items(), key=lambda item: item[1])
-    rows = [[family, f"{100 * share:.1f}"] for family, share in (*ranked[:5], *ranked[-5:])]
+    rows = [
+        [family, " ".join(map(str, family_file(int(family)))), _wording(int(family)), f"{100 * share:.1f}"]
+        for family, share in (*ranked[:5], *ranked[-5:])
+    ]
+    head = ["family", "template file, place", "asks, with A, B, C, D for things", next(iter(columns)) + ", %"]
     return (
         f"{len(found)} families, all in the results file; the hardest and the easiest five, by index:\n\n"
-        + table(["family", next(iter(columns)) + ", %"], rows)
+        + table(head, rows, texts=3)
+        + _colours(found)
     )
+
+
+def _wording(index: int) -> str:
+    """A family's first wording, things by letters, relations by one of them."""
+    text = re.sub(r"\[[^]]*\] |\{other\}", "", FAMILIES[index].texts[0])
+    text = re.sub(r"\{([nN])(\d)\}", lambda m: "ABCD"[int(m[2])] + ("s" if m[1] == "N" else ""), text)
+    for mark, word in (("another", "another"), ("t", "thing"), ("T", "things")):
+        text = text.replace(f"{{{mark}}}", word)
+    return re.sub(r"\{r\d\}", "left of", text)
+
+
+def _colours(found: Mapping[str, float]) -> str:
+    """What the families that ask for a colour have, those that name a thing by what it shares apart."""
+    asking = {f.index: f.same for f in FAMILIES if f.terminal == "query_color" and str(f.index) in found}
+    same, others = ([i for i, by in asking.items() if (by is not None) == wanted] for wanted in (True, False))
+    if not same or not others:
+        return ""
+    low, high = (_range(found, same), _range(found, others))
+    return (
+        f"\nOf those that ask for a color, the {len(same)} that name the thing by what it shares "
+        f"with another ({', '.join(map(str, same))}: the same size, material or shape) are right in {low} %, "
+        f"the other {len(others)} in {high} %.\n"
+    )
+
+
+def _range(found: Mapping[str, float], families: Sequence[int]) -> str:
+    """From the least to the most of some families, in percent."""
+    shares = [100 * found[str(index)] for index in families]
+    return f"{min(shares):.1f} to {max(shares):.1f}"
 
 
 def count_errors(results: Results) -> str:

@@ -140,12 +140,33 @@ def test_recipes_stand_side_by_side_and_film_comes_first():
     assert "- FiLM, 15 min: 70,000 questions about 500 scenes; seed 3; 2026-11-21." in found
 
 
-def test_seeds_of_one_recipe_become_a_mean_with_its_spread():
+def test_seeds_of_one_recipe_become_a_mean_with_its_range():
     found = reasoning_tables.kinds(
         {f"visual_reasoning_{i}": run("laptop", a, seed=i) for i, a in enumerate((0.90, 0.92))}
     )
-    assert "| overall | 91.0 ± 1.4 | 97.7 |" in found
-    assert "seed 0, 1;" in found
+    assert "| overall | 91.0 (90.0 to 92.0) | 97.7 |" in found
+    assert "seeds 0, 1;" in found
+
+
+def test_several_runs_in_one_file_are_one_column_by_their_own_minutes():
+    members = [run("laptop", share, seed=i, minutes=15.0 + i / 100) for i, share in enumerate((0.88, 0.9))]
+    found = reasoning_tables.kinds(
+        {"visual_reasoning_a": {"recipe": "laptop", "cores": 2, "date": "2026-11-27", "runs": members}}
+    )
+    assert found.splitlines()[0] == "| % | FiLM, 15 min of two cores | the paper |"
+    assert "| overall | 89.0 (88.0 to 90.0) | 97.7 |" in found
+    assert "seeds 0, 1;" in found
+
+
+def test_families_are_shown_by_what_they_ask():
+    shares = {"59": 0.481, "62": 0.483, "88": 0.999, "67": 0.69}
+    found = reasoning_tables.families({"visual_reasoning_a": run("laptop", 0.9, by_family=shares)})
+    asks = "What is the color of the B that has the same material as the A?"
+    assert f"| 59 | same_relate 23 | {asks} | 48.1 |" in found
+    assert "| 67 | single_or 3 | How many things are Bs left of the A or Ds left of the C? | 69.0 |" in found
+    assert (
+        "(59, 62: the same size, material or shape) are right in 48.1 to 48.3 %, the other 1 in 99.9" in found
+    )
 
 
 def test_a_longer_run_of_the_same_recipe_is_a_column_of_its_own():
