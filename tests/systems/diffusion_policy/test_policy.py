@@ -175,6 +175,23 @@ def test_a_sensor_is_heard_from_the_next_chunk_on_and_may_lack():
     assert torch.equal(policy.act(state(0)), quiet.act(state(0)))
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_what_is_heard_is_made_once_and_anew_when_it_changes(guidance):
+    network, made = small(), []
+    for name, module in (("words", network.reasoning), *network.listeners.items()):
+        module.register_forward_hook(lambda *_, name=name: made.append(name))
+    policy, once = started(network=network, execution=1, guidance=guidance), int(guidance)
+    acted(policy, 4)
+    assert {name: made.count(name) for name in set(made)} == dict.fromkeys(
+        ("words", "encoder", "blocks"), once
+    )
+    for change in (lambda: policy.set_instruction("blue"), lambda: policy.sense("force", torch.ones(2, 3))):
+        made.clear()
+        change()
+        acted(policy, 3)
+        assert {made.count(name) for name in ("words", "encoder", "blocks")} == {once}
+
+
 def test_wide_convolutions_are_packed_and_nothing_else_changes():
     wide, plain = (small(widths=(8, 256)) for _ in range(2))
     packed, unpacked = started(network=wide), started(network=plain, pack=False)

@@ -197,11 +197,18 @@ class DiffusionPolicy(nn.Module):
     def reason(self, conditions: Mapping[str, Any], batch: int) -> Reasoning | None:
         """Return the reasoning vectors of what is heard, by name; None for a policy that hears nothing.
 
-        What lacks, or is None, is replaced by a learned null.
+        What lacks, or is None, is replaced by a learned null. Raises ValueError for another number of rows
+        than one, or one for each of the batch.
         """
         if self.reasoning is None:
             return None
         z = self.reasoning(dict(conditions))
+        rows = z[0].shape[0] if isinstance(z, tuple) else z.shape[0] if z.ndim > 1 else 1
+        if not torch.compiler.is_compiling() and rows not in (1, batch):
+            raise ValueError(
+                f"DiffusionPolicy: expected conditions of 1 row, or of {batch}, one for each sample, got "
+                f"{rows} rows. Give each sample its own, or one for all."
+            )
         if isinstance(z, tuple):
             tokens, mask = z
             return tokens.expand(batch, -1, -1), mask.expand(batch, -1)
