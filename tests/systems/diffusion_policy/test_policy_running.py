@@ -28,6 +28,7 @@ from torchfilm.systems.diffusion_policy.looking import SPOTS
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
 from torchfilm.systems.diffusion_policy.running import train_policy
+from torchfilm.systems.diffusion_policy.thinking import Thoughts
 from torchfilm.training import Draw, RunFolderError, TrainConfig
 
 for package in ("mujoco", "pyarrow", "gymnasium", "diffusers"):
@@ -137,6 +138,26 @@ def test_a_sensor_is_trained_beside_the_words(folder, tmp_path):
     assert outcome.policy.config.vectors == (("force", 3),)
     acting = Policy(load(tmp_path / "run"))
     acting.reset(["push the red ball to the goal"], {"force": torch.ones(1, 3)})
+    assert acting.act(torch.zeros(1, 46)).shape == (1, 2)
+
+
+def test_a_reader_is_trained_in_place_of_the_words(folder, tmp_path):
+    class Reader:
+        dim = 2
+
+        def __call__(self, texts, scenes=None):
+            return Thoughts(tuple(texts), torch.tensor([[len(text), 1.0] for text in texts]))
+
+    shown = read_demonstrations(folder)
+    read = {"text": Reader()([episode.told[0].text for episode in shown.episodes]).vectors}
+    train_policy("tiny", QUICK, shown, tmp_path / "run", vectors=read, words=Vocabulary(()))
+    first = replace(QUICK, understanding=QUICK.training)
+    with pytest.raises(ValueError, match="expected words for a recipe that learns them first, got none"):
+        train_policy("tiny", first, shown, tmp_path / "other", words=Vocabulary(()))
+    network = load(tmp_path / "run")
+    assert (network.config.vocabulary, network.config.vectors) == ((), (("text", 2),))
+    acting = Policy(network, readers={"text": Reader()})
+    acting.reset(["anything in any words"])
     assert acting.act(torch.zeros(1, 46)).shape == (1, 2)
 
 

@@ -78,7 +78,8 @@ def recordings_of(
 ) -> Recordings:
     """Return demonstrations as a policy over states learns from them: arm and table in one vector.
 
-    vectors: what else is heard, by name one row per episode (`TextReader`, `Thinker`, a sensor).
+    words: that are read one by one; `Vocabulary(())` where readers alone hear the instruction.
+    vectors: what else is heard, by name one row per episode (`Reader`, a sensor).
     """
     both = np.concatenate((demonstrations.state, demonstrations.environment), axis=1)
     told = [episode.told[0].text for episode in demonstrations.episodes]
@@ -86,7 +87,7 @@ def recordings_of(
         torch.from_numpy(both.astype(np.float32)),
         torch.from_numpy(demonstrations.action.astype(np.float32)),
         demonstrations.starts,
-        {INSTRUCTION: words(told), **(vectors or {})},
+        {**({INSTRUCTION: words(told)} if words.known else {}), **(vectors or {})},
     )
 
 
@@ -123,13 +124,20 @@ def train_policy(
     *,
     resume: bool = False,
     vectors: Mapping[str, Tensor] | None = None,
+    words: Vocabulary | None = None,
 ) -> Outcome:
     """Train a recipe in the run folder `out`, and leave the policy in `out`/model, also when interrupted.
 
-    vectors: what the policy hears beside the instruction, as for `recordings_of`. Under torchrun only rank 0
-    writes.
+    vectors: what the policy hears beside the instruction, and words: which it knows (default: all of the
+    table's), as for `recordings_of`. Under torchrun only rank 0 writes. Raises ValueError where a recipe
+    learns words first and there are none.
     """
-    words = Vocabulary(vocabulary())
+    words = Vocabulary(vocabulary()) if words is None else words
+    if recipe.understanding is not None and not words.known:
+        raise ValueError(
+            "train_policy: expected words for a recipe that learns them first, got none. Use "
+            "replace(recipe, understanding=None)."
+        )
     recordings = recordings_of(demonstrations, words, vectors)
     config = fitted(recipe.config, recordings, words)
     windows = Windows(recordings, config.observations, config.horizon, BALANCE, BEGINNINGS)
