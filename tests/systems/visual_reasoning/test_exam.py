@@ -38,6 +38,18 @@ def test_answers_do_not_depend_on_batching(monkeypatch) -> None:
         )
 
 
+def test_progress_counts_the_questions_that_are_answered(monkeypatch) -> None:
+    exam, network = small_exam(20), small_network()
+    monkeypatch.setattr("torchfilm.systems.visual_reasoning.exam.BATCH", 9)
+    for answer in (
+        lambda hear: predict(network, exam, hear),
+        lambda hear: conclude(network, look(network, exam), modulate(network, exam.questions), hear),
+    ):
+        heard: list[tuple[int, int]] = []
+        answer(lambda done, total, heard=heard: heard.append((done, total)))
+        assert heard == [(9, 20), (18, 20), (20, 20)]
+
+
 def test_modulations_belong_to_their_questions() -> None:
     exam, network = small_exam(), small_network()
     modulations = modulate(network, exam.questions)
