@@ -21,6 +21,11 @@ class Gru(nn.RNNBase):
     A compiler refuses to look into `nn.GRU`, and into this it looks (`states`).
     """
 
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor
+    bias_hh_l0: Tensor
+
     def __init__(self, dim: int, width: int) -> None:
         super().__init__("GRU", dim, width, batch_first=True)
 

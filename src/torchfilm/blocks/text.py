@@ -56,7 +56,7 @@ class WordEncoder(nn.Module):
             states, rows = self._unpacked(tokens), torch.arange(tokens.shape[0], device=tokens.device)
             last = states[rows, lengths.to(tokens.device) - 1]
             return last if self.bag is None else last + self._bagged(tokens, lengths).sum(dim=1)
-        return self._read_packed(tokens, lengths)
+        return self._read_packed(tokens, lengths)  # type: ignore[call-arg]
 
     @torch.compiler.disable  # packing depends on the lengths' values; what follows compiles as one graph
     def _read_packed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
