@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import library_tables
+import placement_tables
 import policy_tables
 import reasoning_tables
 import speed_tables
@@ -25,6 +26,7 @@ SYSTEMS = ROOT / "src" / "torchfilm" / "systems"
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "alternatives.md",
+    ROOT / "docs" / "placement.md",
     *(SYSTEMS / name / "README.md" for name in ("visual_reasoning", "diffusion_policy")),
 )
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -39,6 +41,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     one.__name__: one
     for one in (
         library_tables.library_speed,
+        placement_tables.placement_reasoning,
+        placement_tables.placement_policy,
+        placement_tables.starts,
         reasoning_tables.systems,
         reasoning_tables.kinds,
         reasoning_tables.types,
