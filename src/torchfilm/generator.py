@@ -1,7 +1,8 @@
 """From a condition to one Modulation per site: a trunk once, one fused head for all sites.
 
-One matrix product and views of its result, where a Linear per site would launch as many products: faster
-where launches decide (small conditions, batch 1), and no slower where the weights' bandwidth does.
+One matrix product and views of its result, where a Linear per site would launch as many products. That pays
+with many sites: 24 of 64 channels on 64 numbers at batch 1 take 0.43 of a bare Linear per site. With few it
+does not: 4 sites 1.05, 8 on 512 numbers 0.89, and these make gamma, which the bare Linears leave to be done.
 """
 
 from __future__ import annotations
