@@ -30,7 +30,14 @@ PLACE_WORDS = {
     "far": ("the far side", "the far edge"),
 }
 
-REACH = ("reach {x}", "go to {x}", "touch {x}", "move the finger to {x}", "bring the finger to {x}")
+REACH = (
+    "reach {x}",
+    "go to {x}",
+    "touch {x}",
+    "move the finger to {x}",
+    "bring the finger to {x}",
+    "find {x} and reach it",
+)
 REACH_HELD_OUT = ("move to {x}", "go and touch {x}", "bring the finger over to {x} and touch it")
 PUSH = (
     "push {x} to {p}",
@@ -38,30 +45,54 @@ PUSH = (
     "move {x} over to {p}",
     "push {x} until it is at {p}",
     "bring {x} to {p}",
+    "find {x} and push it to {p}",
 )
 PUSH_HELD_OUT = ("slide {x} over to {p}", "move {x} until it is at {p}", "go and push {x} to {p}")
 
 MANNERS = {
-    "plain": ("{d}", "{d} directly", "just {d}"),
+    "plain": (
+        "{d}",
+        "{d} directly",
+        "just {d}",
+        "simply {d}",
+        "go ahead and {d}",
+        "{d} and that is all",
+        "{d}, in any way",
+        "now {d}",
+    ),
     "avoid": (
         "{d} and avoid the obstacle",
         "{d} without touching the post",
         "avoiding the obstacle, {d}",
         "{d}, but stay away from the post",
+        "mind the obstacle and {d}",
+        "{d}, around the post",
+        "keep clear of the post, {d}",
+        "{d}, and do not touch the obstacle",
     ),
     "save": (
         "{d} and save energy",
         "{d} slowly, with little energy",
         "saving energy, {d}",
         "{d}, but use little energy",
+        "take it slowly and {d}",
+        "{d}, slowly",
+        "with little energy, {d}",
+        "{d}, and do not waste energy",
     ),
     "both": (
         "{d}, avoid the obstacle and save energy",
         "avoiding the post and saving energy, {d}",
         "{d} slowly without touching the post",
         "{d}, but stay away from the obstacle and use little energy",
+        "mind the post, go slowly and {d}",
+        "{d} slowly, around the obstacle",
+        "keep clear of the obstacle, use little energy and {d}",
+        "{d}, and neither touch the post nor waste energy",
     ),
 }
+"""Eight each, as many with "and" and with commas in one manner as in another: words that join say nothing."""
+
 MANNERS_HELD_OUT = {
     "plain": ("{d}, just directly",),
     "avoid": ("stay away from the obstacle and {d}", "{d}, but avoid touching the post"),
