@@ -4,7 +4,9 @@ The U-Net is the paper's (256/512/1024, 65.8 M parameters with a condition of 40
 ten denoising steps for one observation, without the scheduler. Ratios are to the original's form: Mish and
 Linear in every block, at every step.
 
-- original: its form, with the same weights, which is checked to predict the same.
+All predict the same (a reasoning vector is the identity at the start), which is checked first.
+
+- original: its form, with the same weights.
 - tables: the steps' part from a table, the observation's once; exact.
 - blocks: gamma and beta in hand: what is left when generators cost nothing.
 - reasoning: as tables, and gamma(l), beta(l) of a reasoning vector of 128 numbers composed into every block.
@@ -108,6 +110,10 @@ def main() -> None:
     }
     predicting = [call() for call in candidates.values()]
     worst = max(float((y - predicting[0]).abs().max()) for y in predicting)
+    if worst > 1e-5 * float(predicting[0].abs().max()):
+        raise SystemExit(
+            f"expected the same output of every way, to 1e-5 of its largest number, got {worst:.1e}"
+        )
     found = against("original", candidates | {"generators": generators}, rounds)
     share = found["generators"]["ms"] / found["tables"]["ms"]
     save("policy_speed", {"candidates": found, "error": worst, "generators_share": round(share, 5)})

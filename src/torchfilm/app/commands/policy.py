@@ -28,7 +28,7 @@ def train(options: Train) -> None:
 
     recipe = known_recipe(options.recipe, RECIPES)
     recipe = replace(recipe, training=trained_alike(recipe.training, options, options.seed))
-    data = DATA if options.data == Path("data-clevr") else options.data
+    data = options.data or DATA
     out = options.out or Path("runs") / f"diffusion_policy-{options.recipe}"
     shown = demonstrations(data, recipe.demonstrations)
     found = train_policy(options.recipe, recipe, shown, out, resume=options.resume).to_json()
@@ -95,10 +95,15 @@ def show(report: Report) -> None:
                 percent(row.right.value),
                 percent(row.collisions.value),
                 f"{row.energy:.2f}",
+                f"{row.clearance:+.3f}",
+                f"{row.path:.2f}",
                 "" if other is None else percent(other.success.value),
             ]
         )
     names = ["told to", "n", "success", "95 %", "looks right", "right thing", "collisions", "J"]
+    names += ["clear by m", "path m"]
     table([*names, "held-out wording"], rows)
     saved = ", ".join(f"{what} {percent(report.energy_saved(what))}" for what in ("reach", "push"))
     print(f"Energy when told to save it, of the plain one's: {saved}.")
+    if report.failures:
+        print(f"Episodes that a failing simulator ended: {len(report.failures)}; {report.failures[0]}")

@@ -37,9 +37,9 @@ class Train:
     """the system"""
     recipe: str = "laptop"
     """laptop, laptop_large, tiny, paper, paper_pixels, baselines as laptop_lstm, or perception"""
-    data: Path = Path("data-clevr")
-    """the data folder: generated, or a released CLEVR_v1.0 or CLEVR-CoGenT; for diffusion_policy
-    demonstrations, default data-table, made where there are none"""
+    data: OptionalPath = None
+    """the data folder: generated, or a released CLEVR_v1.0 or CLEVR-CoGenT; default: data-clevr. For
+    diffusion_policy demonstrations, made where there are none; default: data-table"""
     out: OptionalPath = None
     """the run's folder; default: runs/RECIPE"""
     minutes: OptionalFloat = None
@@ -87,7 +87,7 @@ class Train:
             return
         if self.recipe != PERCEPTION:
             known_recipe(self.recipe, RECIPES, PERCEPTION)
-        folder = ClevrFolder(self.data, self.images, self.cache)
+        folder = ClevrFolder(self.data or Path("data-clevr"), self.images, self.cache)
         out = self.out or Path("runs") / self.recipe
         found = self._perception(folder, out) if self.recipe == PERCEPTION else self._network(folder, out)
         if not first_process():

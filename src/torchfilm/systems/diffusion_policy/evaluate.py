@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchfilm import heard
 from torchfilm.data.table.episodes import Episode, sample_episode
-from torchfilm.data.table.tasks import HOWS, Task, tasks_of
+from torchfilm.data.table.tasks import HOWS, WHATS, Task, tasks_of
 from torchfilm.data.table.trials import Outcome
 from torchfilm.data.table.wording import say
 from torchfilm.heard import Hearing
@@ -21,7 +21,6 @@ from torchfilm.systems.diffusion_policy.looking import looks_of
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.rollouts import roll_out
 
-_WHATS = ("reach", "push")
 _Z = 1.96
 
 
@@ -56,6 +55,8 @@ class Row:
         collisions: episodes in which the obstacle was touched.
         energy: mean in joules, over all episodes.
         seconds: mean duration.
+        clearance: mean of the least distances from the obstacle in metres; negative where it was entered.
+        path: mean length of the finger's path in metres.
         looks: the thing and the place that were looked at in the first moment were those meant; None for a
             policy that looks at everything.
     """
@@ -65,6 +66,8 @@ class Row:
     collisions: Share
     energy: float
     seconds: float
+    clearance: float
+    path: float
     looks: Share | None = None
 
 
@@ -78,6 +81,7 @@ class Report:
         scenes: how many scenes; each was played in all manners.
         seed: what they were drawn from.
         guidance, execution: of the policy.
+        failures: what simulators said that failed, which ended their episodes without success.
     """
 
     rows: dict[str, Row]
@@ -86,6 +90,7 @@ class Report:
     seed: int
     guidance: float
     execution: int
+    failures: tuple[str, ...] = ()
 
     def success(self, what: str, *, held_out: bool = False) -> Share:
         """Success with one deed over all manners."""
@@ -101,25 +106,26 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with `success`, `by_kind`, `n` and `seed`."""
-        every = [self.success(what) for what in _WHATS]
+        every = [self.success(what) for what in WHATS]
         n = sum(one.n for one in every)
         return {
             "success": sum(one.value * one.n for one in every) / n,
             "by_kind": {name: asdict(row) for name, row in self.rows.items()},
             "held_out": {name: asdict(row) for name, row in self.held_out.items()},
-            "energy_saved": {what: self.energy_saved(what) for what in _WHATS},
+            "energy_saved": {what: self.energy_saved(what) for what in WHATS},
             "n": n,
             "scenes": self.scenes,
             "seed": self.seed,
             "guidance": self.guidance,
             "execution": self.execution,
+            "failures": list(self.failures),
         }
 
 
 def draw_scenes(count: int, seed: int) -> list[Episode]:
     """Scenes with a task for each, reach and push in turn, whose plain path the obstacle blocks."""
     rng = np.random.default_rng([seed, 7])
-    return [sample_episode(rng, what=_WHATS[i % 2], how="plain", blocked=True) for i in range(count)]
+    return [sample_episode(rng, what=WHATS[i % 2], how="plain", blocked=True) for i in range(count)]
 
 
 def in_all_manners(episodes: Sequence[Episode], seed: int, *, held_out: bool = False) -> list[Episode]:
@@ -143,11 +149,14 @@ def evaluate(policy: Policy, scenes: int = 200, seed: int = 0, *, held_out: bool
         held_out: whether to play the held-out wordings too.
     """
     drawn = draw_scenes(scenes, seed)
-    found = {}
+    found, failures = {}, []
     for other in (False, True)[: 1 + held_out]:
         told = in_all_manners(drawn, seed, held_out=other)
-        found[other] = rows_of(told, roll_out(policy, told), looks_right(policy, told))
-    return Report(found[False], found.get(True, {}), scenes, seed, policy.guidance, policy.execution)
+        outcomes = roll_out(policy, told)
+        found[other] = rows_of(told, outcomes, looks_right(policy, told))
+        failures += [outcome.failure for outcome in outcomes if outcome.failure is not None]
+    acted = policy.guidance, policy.execution
+    return Report(found[False], found.get(True, {}), scenes, seed, *acted, tuple(failures))
 
 
 def looks_right(policy: Policy, episodes: Sequence[Episode]) -> list[bool] | None:
@@ -164,22 +173,25 @@ def rows_of(
     episodes: Sequence[Episode], outcomes: Sequence[Outcome], looks: Sequence[bool] | None = None
 ) -> dict[str, Row]:
     """Sort outcomes by deed and manner, and whether looks were right."""
-    groups: dict[str, list[int]] = {f"{what} {how}": [] for what in _WHATS for how in HOWS}
+    groups: dict[str, list[int]] = {f"{what} {how}": [] for what in WHATS for how in HOWS}
     tasks = [episode.tasks[0] for episode in episodes]
     for row, task in enumerate(tasks):
         groups[f"{task.what} {task.how}"].append(row)
-    return {
-        name: Row(
-            Share.of([outcomes[row].success for row in rows]),
+
+    def row_of(rows: Sequence[int]) -> Row:
+        found = [outcomes[row] for row in rows]
+        return Row(
+            Share.of([one.success for one in found]),
             Share.of([outcomes[row].chosen == tasks[row].which for row in rows]),
-            Share.of([outcomes[row].collisions > 0 for row in rows]),
-            float(np.mean([outcomes[row].energy for row in rows])),
-            float(np.mean([outcomes[row].time for row in rows])),
+            Share.of([one.collisions > 0 for one in found]),
+            float(np.mean([one.energy for one in found])),
+            float(np.mean([one.time for one in found])),
+            float(np.mean([one.clearance for one in found])),
+            float(np.mean([one.path for one in found])),
             None if looks is None else Share.of([looks[row] for row in rows]),
         )
-        for name, rows in groups.items()
-        if rows
-    }
+
+    return {name: row_of(rows) for name, rows in groups.items() if rows}
 
 
 def language_score(policy: Policy, scenes: int = 100, seed: int = 0, batch: int = 50) -> Hearing:
