@@ -1,6 +1,7 @@
 """FiLM against the alternatives in one policy: each trains, is measured, and is not trained twice."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torchfilm.systems.diffusion_policy.alternatives import (
     ALTERNATIVES,
     Contest,
     added_at_paper_size,
+    alone,
     hold,
     summary,
 )
@@ -50,9 +52,26 @@ def test_a_contest_is_held_once_and_grows_by_names(shown, tmp_path):
     assert (tmp_path / "out" / "film" / "seed_0" / RESULT).read_bytes() == kept
     assert set(more["rows"]) == {"film", "cross_attention"}
     assert more["rows"]["film"]["reach"] == row["reach"]
-    with pytest.raises(ValueError, match=r"expected in .* a contest with .*'scenes': 4"):
-        hold(replace(contest, scenes=4), shown, tmp_path / "out")
     json.dumps(more)
+    wider = replace(QUICK, config=replace(QUICK.config, reasoning=9))
+    longer = replace(QUICK, training=replace(QUICK.training, steps=3))
+    for other, said in (
+        (replace(contest, scenes=4), "extra.scenes: 2 in the run, 4 now"),
+        (replace(contest, recipe=wider), "extra.network.reasoning: 8 in the run, 9 now"),
+        (replace(contest, recipe=longer), "train.steps: 2 in the run, 3 now"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            hold(other, shown, tmp_path / "out")
+
+
+def test_two_processes_do_not_share_a_folder(shown, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with alone(out), pytest.raises(ValueError, match=rf"alone, found process {os.getpid()} at work"):
+        hold(Contest(QUICK, ("film",), seeds=1, scenes=2), shown, out)
+    assert [path.name for path in out.iterdir()] == ["lock"]
+    with alone(out):  # free again
+        pass
 
 
 def test_every_alternative_is_a_change_of_one_config():

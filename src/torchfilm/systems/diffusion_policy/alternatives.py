@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,16 @@ from torch import Tensor, nn
 
 from torchfilm.comparison import Comparison, compare
 from torchfilm.data.table.demonstrations import Demonstrations
-from torchfilm.systems.diffusion_policy import load, loss
+from torchfilm.data.table.wording import vocabulary
+from torchfilm.systems.diffusion_policy import describe, load, loss
 from torchfilm.systems.diffusion_policy.data import Batch, Windows, rows_of
 from torchfilm.systems.diffusion_policy.evaluate import evaluate, language_score
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, PolicyConfig
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
 from torchfilm.systems.diffusion_policy.recipe import RECIPES, Recipe
-from torchfilm.systems.diffusion_policy.running import recordings_of, train_policy
-from torchfilm.training import started
+from torchfilm.systems.diffusion_policy.running import begun, recordings_of, train_policy
+from torchfilm.training import folder as run_folder
 from torchfilm.training.checkpoint import write_json
 from torchfilm.training.series import Progress, run_all
 
@@ -99,31 +102,47 @@ def hold(
     Args:
         contest: what is compared.
         demonstrations: the same for all.
-        out: a folder that is new, or of a contest with the same numbers (ValueError otherwise).
+        out: a folder that is new, or of the same contest. Another recipe, network, budget or data, or another
+            process at work there, is a ValueError that names it; more names and seeds may come later.
         progress: hears which run comes next, how many are done, and of how many.
 
     Returns:
         plain values: "rows" by name, "claimed", and what was asked for.
     """
-    description = _claim(out, contest, len(demonstrations.episodes))
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        about = run_folder.describe(contest.recipe.training, _what_is_compared(contest, demonstrations))
+        run_folder.open_folder(out, about, resume=run_folder.started(out))
+        run_folder.write_description(out, about)
+        return _held(contest, demonstrations, out, progress)
 
+
+def _held(contest: Contest, demonstrations: Demonstrations, out: Path, progress: Progress) -> dict[str, Any]:
     def run(config: PolicyConfig, seed: int, folder: Path) -> dict[str, float]:
         training = replace(contest.recipe.training, seed=seed)
         recipe = replace(contest.recipe, config=config, training=training)
-        outcome = train_policy(folder.parent.name, recipe, demonstrations, folder, resume=started(folder))
+        outcome = train_policy(folder.parent.name, recipe, demonstrations, folder, resume=begun(folder))
         return measured(Policy(outcome.policy), contest, outcome.result.seconds / 60)
 
+    def setting(config: PolicyConfig) -> dict[str, Any]:
+        recipe = asdict(replace(contest.recipe, config=config))
+        return recipe | _what_is_compared(contest, demonstrations)
+
     configs = {name: ALTERNATIVES[name](contest.recipe.config) for name in contest.names}
-    seeds = range(contest.seeds)
-
-    def describe(config: PolicyConfig) -> dict[str, Any]:
-        return asdict(replace(contest.recipe, config=config)) | description
-
-    shares = ("reach", "push")
-    results = run_all(configs, run, out, describe=describe, seeds=seeds, shares=shares, progress=progress)
+    seeds, shares = range(contest.seeds), ("reach", "push")
+    results = run_all(configs, run, out, describe=setting, seeds=seeds, shares=shares, progress=progress)
     costs = Costs.of({name: load(out / name / "seed_0") for name in contest.names}, demonstrations)
     rows = {name: summary(found) | costs.row(name) for name, found in results.items()}
-    found = {"rows": rows, "claimed": CLAIMED, **description}
+    training = contest.recipe.training
+    found = {
+        "rows": rows,
+        "claimed": CLAIMED,
+        "minutes": training.minutes,
+        "steps": training.steps,
+        "scenes": contest.scenes,
+        "scene_seed": contest.scene_seed,
+        "demonstrations": len(demonstrations.episodes),
+    }
     write_json(out / "table.json", found)
     return found
 
@@ -246,26 +265,33 @@ def _listening(policy: DiffusionPolicy) -> int:
     return sum(parameter.numel() for parameter in policy.listeners.parameters())
 
 
-def _description(contest: Contest, episodes: int) -> dict[str, Any]:
-    training = contest.recipe.training
+def _what_is_compared(contest: Contest, demonstrations: Demonstrations) -> dict[str, Any]:
+    """All beside the training itself that decides what comes out."""
+    understanding = contest.recipe.understanding
     return {
-        "minutes": training.minutes,
-        "steps": training.steps,
+        "network": describe(contest.recipe.config),
+        "understanding": None if understanding is None else asdict(understanding),
+        "words": list(vocabulary()),
+        "demonstrations": len(demonstrations.episodes),
+        "frames": len(demonstrations.state),
         "scenes": contest.scenes,
         "scene_seed": contest.scene_seed,
-        "demonstrations": episodes,
     }
 
 
-def _claim(out: Path, contest: Contest, episodes: int) -> dict[str, Any]:
-    """Say in the folder what is compared there; more names and seeds may come later, other numbers not."""
-    out.mkdir(parents=True, exist_ok=True)
-    wanted, path = _description(contest, episodes), out / "contest.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else wanted
-    if found != wanted:
-        raise ValueError(
-            f"compare: expected in {out} a contest with {wanted}, found one with {found}. "
-            "Use its numbers to go on, or another folder."
-        )
-    write_json(path, wanted)
-    return wanted
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep other processes out of a folder; ends with the process. Raises ValueError if one is there."""
+    with (out / "lock").open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise ValueError(
+                f"compare: expected {out} for this process alone, found process {stream.read()} at work "
+                "there. Wait for its end, or take another folder."
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield

@@ -31,7 +31,7 @@ from torchfilm.systems.diffusion_policy.understanding import (
 )
 from torchfilm.training import (
     Interrupted,
-    TrainConfig,
+    RunFolderError,
     TrainResult,
     find_weights,
     first_process,
@@ -128,10 +128,15 @@ def train_policy(
 ) -> Outcome:
     """Train a recipe in the run folder `out`, and leave the policy in `out`/model, also when interrupted.
 
-    vectors: what the policy hears beside the instruction, and words: which it knows (default: all of the
-    table's), as for `recordings_of`. Under torchrun only rank 0 writes. Raises ValueError where a recipe
-    learns words first and there are none.
+    resume: go on with the run in `out`, whether it was stopped in understanding (`out`/understanding) or in
+    acting. vectors: what the policy hears beside the instruction, and words: which it knows (default: all of
+    the table's), as for `recordings_of`. Under torchrun only rank 0 writes. Raises RunFolderError for another
+    run in `out`, or none to resume, and ValueError where a recipe learns words first and there are none.
     """
+    if resume and not begun(out):
+        raise RunFolderError(
+            f"Resume: expected a run in {out}, found no config.json there. Start it without resume."
+        )
     words = Vocabulary(vocabulary()) if words is None else words
     if recipe.understanding is not None and not words.known:
         raise ValueError(
@@ -144,9 +149,29 @@ def train_policy(
     torch.manual_seed(recipe.training.seed)
     policy = build(config)
     fit_scales(policy, windows)
+    about = {
+        "recipe": name,
+        "network": describe(config),
+        "episodes": len(demonstrations.episodes),
+        "frames": len(windows),
+        "balance": BALANCE,
+        "beginnings": BEGINNINGS,
+    }
     if recipe.understanding is not None:
-        understand(policy, recipe.understanding, windows, demonstrations, out / "understanding")
-        windows.recordings = with_words_read(policy, recordings)
+        module, questions = asking(policy, windows, demonstrations)
+        first = out / "understanding"
+        train(
+            module,
+            understanding_loss,
+            questions,
+            recipe.understanding,
+            first,
+            resume=resume and started(first),
+            extra_config=about | {"silence": SILENCE},
+        )
+        if "encoder" in config.listens:  # a deaf one has not understood anything that could be held
+            hold(policy)
+            windows.recordings = with_words_read(policy, recordings)
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
     try:
         result = train(
@@ -155,15 +180,8 @@ def train_policy(
             windows,
             recipe.training,
             out,
-            resume=resume,
-            extra_config={
-                "recipe": name,
-                "network": describe(config),
-                "episodes": len(demonstrations.episodes),
-                "frames": len(windows),
-                "balance": BALANCE,
-                "beginnings": BEGINNINGS,
-            },
+            resume=resume and started(out),
+            extra_config=about,
         )
     except Interrupted:
         if first_process():
@@ -176,17 +194,15 @@ def train_policy(
     return Outcome(name, policy, result)
 
 
-def understand(
-    policy: DiffusionPolicy,
-    training: TrainConfig,
-    windows: Windows,
-    demonstrations: Demonstrations,
-    out: Path,
-) -> Mapping[str, float]:
-    """Learn what the instructions mean, then hold words and looks fast; a run that is there is not repeated.
+def begun(out: Path) -> bool:
+    """Whether there is a run of `train_policy` in `out`, to go on with."""
+    return started(out) or started(out / "understanding")
 
-    Returns the loss and the shares of right answers at the end.
-    """
+
+def asking(
+    policy: DiffusionPolicy, windows: Windows, demonstrations: Demonstrations
+) -> tuple[Understanding, Questions]:
+    """The policy as one that is asked what instructions mean, and the questions with their answers."""
     tasks = [episode.tasks[0] for episode in demonstrations.episodes]
     deeds = {deed: i for i, deed in enumerate(sorted({(t.what, t.place or "") for t in tasks}))}
     labels = {
@@ -196,24 +212,15 @@ def understand(
         "manner": torch.tensor([HOWS.index(task.how) for task in tasks]),
     }
     module = Understanding(policy, {"deed": len(deeds), "manner": len(HOWS)})
-    done: Mapping[str, float] = {}
-    if (out / "weights.safetensors").is_file():
-        load_weights(out / "weights.safetensors", module)
-    else:
-        result = train(
-            module,
-            understanding_loss,
-            Questions(windows, labels, SILENCE, Plans(demonstrations)),
-            training,
-            out,
-            resume=started(out),
-        )
-        done = result.train
+    return module, Questions(windows, labels, SILENCE, Plans(demonstrations))
+
+
+def hold(policy: DiffusionPolicy) -> None:
+    """Hold words, looks and ways fast, as they were understood."""
     assert policy.reasoning is not None
     policy.reasoning.parts[INSTRUCTION].get_submodule("condition").requires_grad_(requires_grad=False)
     if isinstance(policy.encoder, ThingsEncoder):
         policy.encoder.held = True
-    return done
 
 
 @torch.no_grad()
