@@ -65,14 +65,21 @@ def test_words_that_change_nothing_explain_nothing(tmp_path):
 def test_inspect_draws_a_policy(tmp_path, capsys):
     main(["inspect", "diffusion_policy", "--out", str(tmp_path), "--points", "40", "--json"])
     found = json.loads(capsys.readouterr().out)
-    names = ["reach_manners", "push_manners", "depth"]
+    names = ["reach_manners", "push_manners", "company", "depth"]
     assert sorted({path.stem for path in tmp_path.iterdir()}) == sorted(names)
-    assert len(found["files"]) == 9
+    assert len(found["files"]) == 12
     takes = json.loads((tmp_path / "reach_manners.json").read_text())
     assert len({take["told"] for take in takes}) == 4
     assert takes[0]["energy"] > takes[2]["energy"]
     with Image.open(tmp_path / "reach_manners.gif") as film:
         assert film.size == (960, 240)
+    avoids, saves, saved, avoided = json.loads((tmp_path / "company.json").read_text())
+    assert all(take["success"] for take in (avoids, saves, saved, avoided))
+    assert saved["energy"] < 0.7 * avoids["energy"]  # the first arm's push
+    assert saves["energy"] < 0.7 * avoided["energy"]  # the second arm's reach
+    assert avoids["collisions"] == 0 < saved["collisions"]
+    with Image.open(tmp_path / "company.gif") as film:
+        assert film.size == (480, 240)
     with (tmp_path / "depth.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 2 * (7 + 8)

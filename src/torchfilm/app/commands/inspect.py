@@ -39,8 +39,8 @@ class Inspect:
 
     visual_reasoning: histograms per block, γ-β planes per feature map, t-SNE by type of question, where the
     max-pool picks; or, with --between, the answers on the way from one question to another.
-    diffusion_policy: the same scene told in four manners as a moving picture, and which part of the
-    instruction each depth hears.
+    diffusion_policy: the same scene told in four manners and two arms told different things, as moving
+    pictures, and which part of the instruction each depth hears.
 
     Example: torchfilm inspect visual_reasoning runs/first --data data-clevr --split val --out figures
     Example: torchfilm inspect diffusion_policy --out figures

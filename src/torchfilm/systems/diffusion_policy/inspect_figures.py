@@ -1,4 +1,4 @@
-"""Look at a trained policy: one scene told four ways, and which depths hear which part of the words.
+"""Look at a trained policy: one scene told four ways, two arms told different things, what each depth hears.
 
 Each figure has the numbers behind it in a file of the same name.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +19,18 @@ from PIL import Image
 
 from torchfilm import Modulation, plot
 from torchfilm.data.table.episodes import Episode, sample_episode
+from torchfilm.data.table.playing import Step, play
 from torchfilm.data.table.render import Renderer
 from torchfilm.data.table.solids import MIDDLE, SPAN
-from torchfilm.data.table.trials import Outcome
-from torchfilm.data.table.wording import Instruction
+from torchfilm.data.table.tasks import WHATS, How, Task
+from torchfilm.data.table.trials import Outcome, positions_of
+from torchfilm.data.table.wording import Instruction, say
 from torchfilm.summary import variances
 from torchfilm.systems.diffusion_policy.evaluate import draw_scenes, in_all_manners
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
-from torchfilm.systems.diffusion_policy.rollouts import track
+from torchfilm.systems.diffusion_policy.rollouts import Arms, track
 from torchfilm.training.checkpoint import replace_file, write_csv, write_json
 
 PARTS = ("which", "what", "how")
@@ -36,6 +38,7 @@ PARTS = ("which", "what", "how")
 
 _FRAME = 50  # milliseconds of a picture: 20 steps of control a second
 _HELD = 20  # pictures for which the end stays
+_COMPANY: tuple[tuple[How, How], ...] = (("avoid", "save"), ("save", "avoid"))
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def inspect(policy: Policy, out: Path, *, points: int = 3000, seed: int = 0) -> 
         seed: of scenes and instructions.
     """
     return [
-        *(file for what in ("reach", "push") for file in manners_figure(policy, what, out, seed=seed)),
+        *(file for what in WHATS for file in manners_figure(policy, what, out, seed=seed)),
+        *company_figure(policy, out, seed=seed),
         *depth_figure(policy.network, out, points=points, seed=seed),
     ]
 
@@ -77,15 +81,71 @@ def manners_figure(
     """
     scenes = [episode for episode in draw_scenes(2 * scene + 2, seed) if episode.tasks[0].what == what]
     takes = film_takes(policy, in_all_manners(scenes[scene : scene + 1], seed), size)
-    moving = out / f"{what}_manners.gif"
+    return _written(out, f"{what}_manners", takes, takes)
+
+
+def company_figure(policy: Policy, out: Path, *, seed: int = 0, size: int = 240) -> list[Path]:
+    """Two arms on one table: one pushes and one reaches, each in a manner of its own, and then exchanged.
+
+    Args:
+        policy: who acts, for both arms in one batch.
+        out: gets company.gif, the table as the first arm sees it, and company.png and company.json with the
+            path of each arm in its own view.
+        seed: of the scene.
+        size: width and height of one picture in pixels.
+    """
+    takes = [company_takes(policy, episode, size) for episode in company(seed)]
+    every = [one for arms in takes for one in arms]
+    return _written(out, "company", [arms[0] for arms in takes], every)
+
+
+def company(seed: int) -> list[Episode]:
+    """One table of two arms, told twice: the first pushes and the second reaches, in exchanged manners."""
+    rng = np.random.default_rng([seed, 13])
+    drawn = sample_episode(rng, what="push", blocked=True, arms=2)
+    pushed, other = drawn.tasks
+    views = [drawn.scene.seen_by(arm) for arm in range(2)]
+    return [
+        Episode(
+            drawn.scene,
+            (
+                say(rng, views[0], replace(pushed, how=first)),
+                say(rng, views[1], Task(other.which, "reach", second)),
+            ),
+        )
+        for first, second in _COMPANY
+    ]
+
+
+def company_takes(policy: Policy, episode: Episode, size: int) -> list[Take]:
+    """Play one table of several arms, and keep what each arm saw, in its own view."""
+    draw, things = Renderer(size, "drawn"), len(episode.scene.things)
+    steps: list[Step] = []
+    policy.reset([one.text for one in episode.told])
+    arms = Arms(policy, len(episode.told))
+    (outcomes,) = play([episode.scene], [episode.tasks], arms, steps.append)
+    pictures = [
+        draw(episode.scene, step.state[0, :, :2], positions_of(step.environment[0, 0], things))
+        for step in steps
+    ]
+    paths = np.stack([step.state[0, :, 4:6] for step in steps], axis=1)
+    turned = [picture[::-1, ::-1] for picture in pictures]
+    return [
+        Take(told, outcome, seen, path)
+        for told, outcome, seen, path in zip(episode.told, outcomes, (pictures, turned), paths, strict=True)
+    ]
+
+
+def _written(out: Path, name: str, moving: Sequence[Take], still: Sequence[Take]) -> list[Path]:
+    """The film of some takes, and of all that count their paths and numbers."""
     out.mkdir(parents=True, exist_ok=True)
-    replace_file(moving, side_by_side(takes))
-    still = plot.save(_paths(takes), out / f"{what}_manners.png")
+    film = out / f"{name}.gif"
+    replace_file(film, side_by_side(moving))
     rows = [
         {"told": take.told.text, **take.outcome.to_dict(), "finger": take.path.round(4).tolist()}
-        for take in takes
+        for take in still
     ]
-    return [moving, still, write_json(out / f"{what}_manners.json", rows)]
+    return [film, plot.save(_paths(still), out / f"{name}.png"), write_json(out / f"{name}.json", rows)]
 
 
 def film_takes(policy: Policy, episodes: Sequence[Episode], size: int) -> list[Take]:
