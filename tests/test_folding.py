@@ -411,3 +411,21 @@ def test_a_site_that_is_not_in_the_report_is_refused():
         ValueError, match=r"FoldReport: expected one of 1 names, got '5'.\nThe nearest are '4'"
     ):
         report["5"]
+
+
+@pytest.mark.parametrize(
+    ("sites", "options"),
+    [("1", {"dim": -1, "features": 3}), ("2", {"where": "input"})],
+    ids=["value", "border"],
+)
+def test_kept_constants_stay_in_float32(sites: str, options: dict):
+    base = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Conv1d(5, 5, 3, padding=1))
+    model = conditioned(sites, base, **options).eval()
+    plain, _ = fold(model, cond=z(), leftover="constant")
+    before = {name: value.clone() for name, value in plain.named_buffers()}
+    plain.bfloat16()
+    assert before
+    assert plain[0].weight.dtype == torch.bfloat16
+    for name, value in plain.named_buffers():
+        assert torch.equal(value, before[name]), name
+    assert plain(torch.randn(2, 5, 3).bfloat16()).dtype == torch.bfloat16

@@ -72,6 +72,10 @@ class Slot(threading.local):
 
 def listen(module: nn.Module, slot: Slot) -> None:
     """Make a module a site; from now on it applies what the slot holds."""
+    if hasattr(
+        type(module), "_film_slot"
+    ):  # made by the class of another site, whose forward is ours already
+        swap_back(module)
     swap(module, site_forward)
     module.__dict__["_film_slot"] = slot
 
@@ -120,6 +124,8 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
         }
         if is_root:
             namespace |= {"train": _train, **_as_container(base)}
+        else:
+            namespace |= {"_apply": _apply, "_film_slot": None}
         made = _SUBCLASSES[base, forward] = type(base.__name__, (base,), namespace)
     return made
 
@@ -140,6 +146,8 @@ ROOT_KEYWORDS = ("cond", "modulation")
 def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the original forward with its input, or its output, modulated by what the slot holds."""
     slot = self._film_slot
+    if slot is None:  # a fresh module that others made by type(site)(...)
+        return self._film_base.forward(self, *args, **kwargs)
     if slot.value is None:
         raise ValueError(no_condition(f"Site '{slot.site.name}'"))
     if slot.value is PLAIN:
@@ -288,6 +296,17 @@ def _train(self: Any, mode: bool = True) -> Any:  # noqa: FBT001, FBT002 - the s
     self._modules["film"].check(self)
     for name in self._modules["film"].frozen_norms:
         self.get_submodule(name).eval()
+    return self
+
+
+def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: FBT001, FBT002
+    """Move and convert as the original class does; constants of a fold stay in float32 or wider."""
+    kept = {name: buffer for name, buffer in self._buffers.items() if name.startswith("kept_")}
+    self._film_base._apply(self, fn, recurse)
+    for name, before in kept.items():
+        now = self._buffers[name]
+        if before is not None and torch.finfo(now.dtype).eps > torch.finfo(torch.float32).eps:
+            self._buffers[name] = before.to(now.device)
     return self
 
 
