@@ -254,3 +254,16 @@ BUILT_WRONG = [
 def test_sizes_and_options_that_cannot_be_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    "value", [[1.0, 2.0], "up", None, tf.Masked(None)], ids=lambda value: type(value).__name__
+)
+@pytest.mark.parametrize("kind", [tf.Vector(2), tf.Classes(2, 3), tf.Scalars(2, 4), tf.Tokens(2)], ids=str)
+def test_what_is_no_tensor_is_refused_with_what_to_do(kind, value):
+    name = type(kind).__name__
+    with pytest.raises(
+        ValueError, match=rf"{name}: expected a tensor, got {type(value).__name__}.\n(.|\n)*Maybe\({name}"
+    ):
+        kind(value)

@@ -108,3 +108,35 @@ def test_a_compiled_network_asks_again_after_a_change():
     model[1] = nn.BatchNorm2d(8).eval()
     with pytest.raises(Exception, match=r"Site '1': expected the module that was conditioned"):
         compiled(x, cond=z)
+
+
+def test_a_network_without_a_condition_says_how_to_give_none():
+    x, base = torch.randn(2, 3), nn.Sequential(nn.Linear(3, 5))
+    maybe = tf.condition(copy.deepcopy(base), "0", tf.Maybe(tf.Vector(7)))
+    with pytest.raises(ValueError, match=r"expected an active condition, (.|\n)*give cond=Masked\(None\)"):
+        maybe(x)
+    several = tf.condition(copy.deepcopy(base), "0", tf.Several({"a": tf.Vector(7)}))
+    with pytest.raises(ValueError, match=r"are left out: cond=\{\}"):
+        several(x)
+    assert torch.equal(maybe(x, cond=tf.Masked(None)), several(x, cond={}))
+
+
+def test_modulations_without_names_of_sites_are_refused():
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7))
+    with pytest.raises(
+        ValueError, match=r"mapping from the names of sites, got Modulation.\nGive \{'0': mod"
+    ):
+        model(torch.randn(2, 3), modulation=tf.Modulation.identity(2, 5))
+
+
+def test_a_fresh_layer_of_the_class_of_a_site_is_plain_and_can_be_conditioned():
+    model, x, z = small()
+    fresh = type(model[1])(8).eval()
+    features = torch.randn(2, 8, 5, 5)
+    assert torch.equal(fresh(features), nn.BatchNorm2d(8).eval()(features))
+    other = randomise(tf.condition(nn.Sequential(nn.Conv2d(3, 8, 3), fresh), "1", tf.Vector(7)))
+    assert not torch.equal(other(x, cond=z), other(x, cond=-z))
+    assert type(tf.remove(other)[1]) is nn.BatchNorm2d
+    model, (x, z) = conditioned(), inputs()
+    with pytest.raises(ValueError, match=r"got a fresh one of its class(.|\n)*copy.deepcopy"):
+        type(model)()(x, cond=z)

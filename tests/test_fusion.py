@@ -12,6 +12,7 @@ import oracles
 import torchfilm as tf
 from catalogue import randomise
 from torchfilm.fusion import FUSIONS, Fusion, Matched, resolve
+from torchfilm.generator import describe
 
 COND, SITES, TOKENS = 7, {"a": 3, "b.c": 5}, 4
 OPTIONS = {
@@ -413,3 +414,46 @@ def test_networks_are_conditioned_with_as_many_parameters_as_another_has():
     counts = [sum(p.numel() for p in model.film.generator.parameters()) for model in (film, other)]
     assert counts[0] == 16 * 42
     assert abs(counts[1] - counts[0]) <= 0.05 * counts[0]
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_says_what_each_site_costs(fusion: str):
+    built = resolve(fusion)
+    generator = built.build(7, {"a": 3, "b": 5})
+    own = {name: count(built.build(7, {name: channels})) for name, channels in {"a": 3, "b": 5}.items()}
+    assert generator.own_parameters() == own
+    lines = describe(generator, {"a": 3, "b": 5}).splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["a", "3", str(own["a"])], ["b", "5", str(own["b"])]]
+    assert lines[-1].split() == ["total", "8", str(count(generator)), "100.0%"]
+
+
+def test_a_conditioned_network_prints_the_parameters_of_each_site_and_of_the_condition():
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Classes(11, 7), fusion="concat", width=2)
+    shown = tf.conditioning(model).describe().splitlines()
+    assert shown[1].split() == ["0", "5", "36", "100.0%"]
+    assert shown[-1] == "Classes, the condition: 77 parameters"
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(7, 10)
+
+        def forward(self, z):
+            return {"0": tf.Modulation(*self.layer(z).chunk(2, dim=-1))}
+
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7), generator=Own())
+    assert tf.conditioning(model).describe().splitlines()[2].split() == ["(all", "sites)", "80", "100.0%"]
+
+
+@pytest.mark.plain
+def test_options_that_a_fusion_does_not_take_are_refused():
+    with pytest.raises(ValueError, match=r"fusion='concat': expected options among: width; got hed.\nLeave"):
+        resolve("concat", hed=3)
+    with pytest.raises(
+        ValueError, match=r"fusion='scale': .* takes but emit, which it sets itself; got emit"
+    ):
+        resolve("scale", emit=("gamma",))

@@ -253,9 +253,10 @@ def test_the_description_shows_what_all_sites_use():
     assert lines[5] == ["total", "10", "132", "100.0%"]
 
 
-def test_the_description_of_a_composition_has_each_part():
-    text = tf.ComposedGenerator((2, 5), SITES).describe()
-    assert text.count("block1") == text.count("total") == 2
+def test_the_description_of_a_composition_counts_all_parts():
+    lines = tf.ComposedGenerator((2, 5), SITES).describe().splitlines()
+    assert lines[1].split() == ["block1", "3", "54", "30.0%"]
+    assert [line.split()[0] for line in lines] == ["site", *SITES, "total"]
 
 
 def test_a_composition_is_built_from_sizes_and_anything_else_is_one_generator():
@@ -305,3 +306,21 @@ REFUSED = [
 def test_options_that_cannot_be_meant_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         tf.Generator(7, **{"sites": SITES, **options})
+
+
+def test_the_penalty_of_a_composition_is_that_of_what_is_composed_or_the_sum_of_the_scales():
+    generator = randomise(tf.ComposedGenerator((3, 4), SITES, learned_scale=True))
+    found = generator(torch.randn(2, 7))
+    expected = sum(((m.gamma - 1) ** 2 + m.beta**2).sum() / 2 for m in found.values())
+    torch.testing.assert_close(generator.penalty(found), expected)
+    torch.testing.assert_close(generator.penalty(), sum((p.scale**2).sum() for p in generator.parts))
+    gated = tf.ComposedGenerator((3, 4), SITES, emit=GATED, gate_start=0.5)
+    assert gated.penalty(gated(torch.randn(2, 7))).item() == pytest.approx(0)
+
+
+def test_a_condition_in_float32_is_heard_in_a_generator_of_bfloat16():
+    for options in ({}, {"head": "shared"}, {"head": "lowrank:2"}, {"trunk": (5, "silu")}, {"head": "table"}):
+        generator = randomise(tf.Generator(7, SITES, **options))
+        z = torch.rand(2, 7).bfloat16().float()
+        expected = generator.bfloat16()(z.bfloat16())["block2"].gamma
+        assert torch.equal(generator(z)["block2"].gamma, expected)

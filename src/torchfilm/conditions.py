@@ -7,7 +7,7 @@ Several at once, and conditions that may be missing, are in `several.py`.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -77,6 +77,7 @@ class Classes(nn.Module):
             ValueError: for numbers that are no integers.
             IndexError: for a class outside the table (on an accelerator, its own assertion).
         """
+        _check_tensor("Classes", classes)
         if classes.dtype not in (torch.int64, torch.int32):
             raise ValueError(
                 f"Classes: expected int64 or int32 numbers, got {classes.dtype} {tuple(classes.shape)}.\n"
@@ -162,6 +163,7 @@ class Scalars(nn.Module):
         Raises:
             ValueError: where the last axis is not n.
         """
+        _check_tensor("Scalars", numbers)
         if numbers.ndim == 0 or numbers.shape[-1] != self.n or numbers.is_complex():
             raise ValueError(
                 f"Scalars: expected {self.n} real numbers on the last axis, "
@@ -328,7 +330,17 @@ def _check_mask(mask: Tensor, tokens: Tensor) -> None:
         )
 
 
+def _check_tensor(kind: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{kind}: expected a tensor, got {type(value).__name__}.\n"
+            f"For numbers in lists and arrays use torch.as_tensor(value); encode texts first; what may "
+            f"be missing (Masked, None) is Maybe({kind}(...))."
+        )
+
+
 def _check_floats(kind: str, value: Tensor, dim: int) -> None:
+    _check_tensor(kind, value)
     if not value.is_floating_point() or value.ndim == 0 or value.shape[-1] != dim:
         raise ValueError(
             f"{kind}: expected floating-point numbers with {dim} on the last axis, "

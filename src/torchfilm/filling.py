@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from torchfilm.fusion import Fusion
+from torchfilm.generator import describe
+from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
 from torchfilm.slots import PLAIN, Slot, no_condition
 
@@ -101,7 +103,7 @@ class Conditioning(nn.Module):
             return PLAIN
         if cond is None and modulation is None:
             if active is None:
-                raise ValueError(no_condition("Conditioned network"))
+                raise ValueError(no_condition("Conditioned network") + self._none())
             cond, modulation, ready, version = active
             if ready is not None and not torch.is_grad_enabled() and version == self.version():
                 modulation = ready
@@ -173,7 +175,26 @@ class Conditioning(nn.Module):
             f"Convert or prune the network first, then condition it; remove(model) undoes this."
         )
 
+    def _none(self) -> str:
+        """Say how to give no condition to an encoder that knows what is missing."""
+        if isinstance(self.cond, Several):
+            return "\nConditions that no sample has are left out: cond={}."
+        if isinstance(self.cond, Maybe):
+            return "\nWhere no sample has its condition, give cond=Masked(None)."
+        return ""
+
+    def describe(self) -> str:
+        """Return a table of the parameters of each site, of what all sites share, and of the condition."""
+        encoder = sum(parameter.numel() for parameter in self.cond.parameters())
+        table = describe(self.generator, {name: site.features for name, site in self.sites.items()})
+        return f"{table}\n{type(self.cond).__name__}, the condition: {encoder:,} parameters"
+
     def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                f"Modulations: expected a mapping from the names of sites, got {type(values).__name__}.\n"
+                f"Give {{{next(iter(self.slots))!r}: modulation, ...}}."
+            )
         missing = [name for name in self.slots if name not in values]
         unknown = [name for name in values if name not in self.slots]
         if missing or unknown:
@@ -213,7 +234,13 @@ check_in_place._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Fill the slots from `cond` or `modulation`, run the original forward, and leave the slots as before."""
     keys = self._film_keywords
-    film = self._modules["film"]
+    film = self._modules.get("film")
+    if film is None:
+        raise ValueError(
+            f"{type(self).__name__}: expected the conditioned network, got a fresh one of its class, which "
+            f"nobody conditioned.\n"
+            f"Copy the network, copy.deepcopy(model), or make one by the class it had before."
+        )
     check_in_place(self)
     values = film.values(
         kwargs.pop("cond", None) if "cond" in keys else None,

@@ -21,6 +21,7 @@ from __future__ import annotations
 import bisect
 import copy
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -29,10 +30,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchfilm.conditions import Classes, Tokens
 from torchfilm.functional import film
-from torchfilm.generator import build_generator
-from torchfilm.mixing import Concat, CrossAttention, LowRank
+from torchfilm.generator import ComposedGenerator, Counted, Generator, build_generator
+from torchfilm.heads import TableHead
+from torchfilm.mixing import Attentions, Bilinears, Concat, Concatenations, CrossAttention, LowRank
 from torchfilm.modulation import Modulation
+from torchfilm.several import Maybe, Several
 
 
 @runtime_checkable
@@ -147,6 +151,10 @@ class Gates(nn.Module):
             for name, m in logits.items()
         }
 
+    def own_parameters(self) -> dict[str, int]:
+        """Return how many parameters belong to each site alone."""
+        return self.logits.own_parameters() if isinstance(self.logits, Counted) else {}
+
 
 FUSIONS: dict[str, type[Fusion]] = {
     "film": Film,
@@ -196,7 +204,57 @@ def resolve(fusion: str | Fusion, *, match_params: int | nn.Module | None = None
             f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Choose one of {_listed(FUSIONS)}."
         )
         raise ValueError(f"fusion: expected one of {_listed(FUSIONS)}, got {fusion!r}.\n{hint}")
+    _check_options(fusion, options)
     return FUSIONS[fusion](**options)
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what a fusion does not take; those of FiLM are checked by its generator."""
+    kind = FUSIONS[name]
+    known = [key for key in inspect.signature(kind).parameters if key != "options"]
+    free = issubclass(kind, Film)
+    unknown = [key for key in options if (key == "emit" and kind is not Film if free else key not in known)]
+    if unknown:
+        takes = "what film takes but emit, which it sets itself" if free else _listed(known)
+        raise ValueError(
+            f"fusion={name!r}: expected options among: {takes}; got {_listed(unknown)}.\nLeave it out."
+        )
+
+
+def check_reads(generator: nn.Module, cond: nn.Module) -> None:
+    """Refuse a generator of the library that cannot read what an encoder gives, before anything runs.
+
+    Args:
+        generator: what reads the encoded condition; of another class, it is trusted.
+        cond: the encoder.
+
+    Raises:
+        ValueError: for classes without vectors in front of anything but a table, tokens without pooling in
+            front of anything but attention, and conditions that are to be composed, but would not be.
+    """
+    if not isinstance(
+        generator, Generator | ComposedGenerator | Gates | Concatenations | Bilinears | Attentions
+    ):
+        return
+    inner, kind = cond.condition if isinstance(cond, Maybe) else cond, type(generator).__name__
+    parts = list(generator.modules())
+    table = any(isinstance(part, TableHead) for part in parts)
+    if isinstance(inner, Classes) and inner.table is None and not table:
+        fact = f"vectors in front of {kind}, got {inner}, which hands on the class itself"
+        remedy = f"Use Classes({inner.num_classes}, 64), or head='table' for a row of modulations per class."
+    elif isinstance(inner, Tokens) and inner.pooling is None and not isinstance(generator, Attentions):
+        fact = f"one vector per sample in front of {kind}, got {inner}, which gives tokens and their mask"
+        remedy = "Use pooling='mean' or 'attention', or fusion='cross_attention'."
+    elif (
+        isinstance(cond, Several)
+        and cond.combine == "compose"
+        and not (any(isinstance(part, ComposedGenerator) for part in parts))
+    ):
+        fact = f"a fusion whose values can be composed, got {kind}, which would read a concatenation"
+        remedy = "Use combine='concat' with it, or fusion='film', 'scale', 'bias' or 'gate' with 'compose'."
+    else:
+        return
+    raise ValueError(f"condition: expected {fact}.\n{remedy}")
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torchfilm.heads import AnyHead, Start, build_head
+from torchfilm.heads import AnyHead, Start, build_head, like_weights
 from torchfilm.modulation import Modulation
 from torchfilm.several import Sizes
 
@@ -219,7 +220,7 @@ class Generator(nn.Module):
                     f"got shape {tuple(condition.shape)}.\n"
                     f"Build the generator with the condition's size, or project the condition first."
                 )
-            condition = self.trunk(condition)
+            condition = self.trunk(like_weights(condition, next(self.trunk.parameters(), None)))
         raw = self.head(condition)
         return raw if self.scale is None else raw * self.scale
 
@@ -243,7 +244,7 @@ class Generator(nn.Module):
             ValueError: without modulations where there is no learned scale.
         """
         if modulations is not None:
-            return torch.stack([self._distance(m) for m in modulations.values()]).sum()
+            return _distances(modulations, self.options.gate_start)
         if self.scale is None:
             raise ValueError(
                 "Generator.penalty: expected modulations, got none, and there is no learned scale either.\n"
@@ -256,19 +257,13 @@ class Generator(nn.Module):
 
         What all sites use alike, a trunk or a shared or low-rank projection, has a line of its own.
         """
-        total = sum(parameter.numel() for parameter in self.parameters())
-        rows = [("site", "channels", "parameters", "share")]
-        own = {name: self._own_parameters(channels) for name, channels in self.sites.items()}
-        rows += [(name, str(self.sites[name]), f"{n:,}", f"{n / total:.1%}") for name, n in own.items()]
-        shared = total - sum(own.values())
-        if shared:
-            rows.append(("(all sites)", "", f"{shared:,}", f"{shared / total:.1%}"))
-        rows.append(("total", str(sum(self.sites.values())), f"{total:,}", f"{1:.1%}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join(
-            "  ".join([row[0].ljust(widths[0])] + [row[i].rjust(widths[i]) for i in range(1, 4)])
-            for row in rows
-        )
+        return describe(self, self.sites)
+
+    def own_parameters(self) -> dict[str, int]:
+        """Return how many parameters belong to each site alone."""
+        rows = {name: channels * len(self.emit) for name, channels in self.sites.items()}
+        scales = 0 if self.scale is None else 1
+        return {name: self.head.own_parameters(n) + n * scales for name, n in rows.items()}
 
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
@@ -289,16 +284,6 @@ class Generator(nn.Module):
         if gate is not None:
             each.append((gate + self.options.gate_start).unbind(dim=-2))
         return list(map(Modulation, *each))
-
-    def _distance(self, modulation: Modulation) -> Tensor:
-        squares = (modulation.gamma - 1).square() + modulation.beta.square()
-        if modulation.gate is not None:
-            squares = squares + (modulation.gate - self.options.gate_start).square()
-        return squares.sum(dim=-1).mean()
-
-    def _own_parameters(self, channels: int) -> int:
-        rows = channels * len(self.emit)
-        return self.head.own_parameters(rows) + (rows if self.scale is not None else 0)
 
 
 class ComposedGenerator(nn.Module):
@@ -349,9 +334,71 @@ class ComposedGenerator(nn.Module):
             composed = {name: m.compose(composed[name]) if composed else m for name, m in part(z).items()}
         return composed
 
+    def penalty(self, modulations: Mapping[str, Modulation] | None = None) -> Tensor:
+        """Return how far the composed modulations are from the identity, as `Generator.penalty`.
+
+        Without modulations: the sum of the penalties of the parts, each of its learned scale.
+
+        Raises:
+            ValueError: without modulations where there is no learned scale.
+        """
+        parts = [part for part in self.parts if isinstance(part, Generator)]
+        if modulations is None:
+            return torch.stack([part.penalty() for part in parts]).sum()
+        return _distances(modulations, math.prod(part.options.gate_start for part in parts))
+
+    def own_parameters(self) -> dict[str, int]:
+        """Return how many parameters belong to each site alone, in all parts."""
+        each = [part.own_parameters() for part in self.parts if isinstance(part, Generator)]
+        return {name: sum(own[name] for own in each) for name in self.sites}
+
     def describe(self) -> str:
-        """Return the tables of the generators, one below the other."""
-        return "\n\n".join(part.describe() for part in self.parts if isinstance(part, Generator))
+        """Return a table of what each site costs, as `Generator.describe`."""
+        return describe(self, self.sites)
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A generator that knows what each site costs."""
+
+    def own_parameters(self) -> dict[str, int]:
+        """Return how many parameters belong to each site alone."""
+        ...
+
+
+def describe(generator: nn.Module, sites: Mapping[str, int]) -> str:
+    """Return a table of what each site costs: channels, parameters of its own, share of the generator.
+
+    What all sites use alike has a line of its own: a trunk, a shared projection; all of a generator that
+    does not count.
+
+    Args:
+        generator: what makes the values of the sites, of any fusion.
+        sites: name and number of channels of each.
+    """
+    total = sum(parameter.numel() for parameter in generator.parameters())
+    own = generator.own_parameters() if isinstance(generator, Counted) else dict.fromkeys(sites, 0)
+    lines = [(name, str(channels), own[name]) for name, channels in sites.items()]
+    shared = total - sum(own.values())
+    lines += [("(all sites)", "", shared)] if shared else []
+    lines.append(("total", str(sum(sites.values())), total))
+    rows = [("site", "channels", "parameters", "share")]
+    rows += [(name, size, f"{n:,}", f"{n / max(total, 1):.1%}") for name, size, n in lines]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0])] + [row[i].rjust(widths[i]) for i in range(1, 4)]) for row in rows
+    )
+
+
+def _distances(modulations: Mapping[str, Modulation], gate_start: float) -> Tensor:
+    """Return the squared distance from the identity: of all sites and channels, in the mean of samples."""
+    found = []
+    for m in modulations.values():
+        squares = (m.gamma - 1).square() + m.beta.square()
+        if m.gate is not None:
+            squares = squares + (m.gate - gate_start).square()
+        found.append(squares.sum(dim=-1).mean())
+    return torch.stack(found).sum()
 
 
 def build_generator(

@@ -60,7 +60,7 @@ class LinearHead(nn.Module):
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
         _check_size(condition, self.cond_dim)
-        return _wide(functional.linear(condition, self.weight, self.bias))
+        return _wide(functional.linear(like_weights(condition, self.weight), self.weight, self.bias))
 
     def own_parameters(self, rows: int) -> int:
         """Return how many parameters belong to some rows alone."""
@@ -103,7 +103,7 @@ class LowRankHead(nn.Module):
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
         _check_size(condition, self.cond_dim)
-        return self.up(functional.linear(condition, self.down))
+        return self.up(functional.linear(like_weights(condition, self.down), self.down))
 
     def own_parameters(self, rows: int) -> int:
         """Return how many parameters belong to some rows alone."""
@@ -150,7 +150,7 @@ class SharedHead(nn.Module):
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
         _check_size(condition, self.cond_dim)
-        raw = _wide(functional.linear(condition, self.weight))
+        raw = _wide(functional.linear(like_weights(condition, self.weight), self.weight))
         parts = dict(zip(self.groups, raw.split(self.groups, dim=-1), strict=True))
         return torch.cat([parts[width] for width in self.widths], dim=-1) + self.bias
 
@@ -200,7 +200,7 @@ class TableHead(nn.Module):
         if not condition.is_floating_point():
             return _wide(functional.embedding(condition, self.weight))
         _check_size(condition, self.cond_dim)
-        return _wide(functional.linear(condition, self.weight.T))
+        return _wide(functional.linear(like_weights(condition, self.weight), self.weight.T))
 
     def own_parameters(self, rows: int) -> int:
         """Return how many parameters belong to some rows alone."""
@@ -257,6 +257,11 @@ def _fill(weight: Tensor, bias: Tensor | None, start: Start, fan_in: int) -> Non
 def _wide(raw: Tensor) -> Tensor:
     """Return what was predicted in float32 or wider, whatever precision autocast took for the product."""
     return raw.to(torch.promote_types(raw.dtype, torch.float32))
+
+
+def like_weights(condition: Tensor, weight: Tensor | None) -> Tensor:
+    """Return a condition in the precision of the weights: of a network that was converted to bfloat16."""
+    return condition if weight is None or not condition.is_floating_point() else condition.to(weight.dtype)
 
 
 def _check_size(condition: Tensor, cond_dim: int) -> None:

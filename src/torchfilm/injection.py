@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from torchfilm.channels import Where, lineage
 from torchfilm.filling import Conditioning, active, not_both, root_forward
-from torchfilm.fusion import Fusion, resolve
+from torchfilm.fusion import Fusion, Matched, check_reads, resolve
 from torchfilm.sites import Pattern, Sites, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, listen, swap, swap_back
 
@@ -59,7 +59,8 @@ def condition(
         The model itself.
 
     Raises:
-        ValueError: as `find`; for a model that is conditioned already, has a child `film`, or is wrapped.
+        ValueError: as `find`; for a model that is conditioned already, has a child `film`, or is wrapped; for
+            an encoder that the fusion cannot read.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -83,10 +84,12 @@ def condition(
         )
     elif not isinstance(generator, nn.Module):
         generator = generator(dimension, widths)
+    check_reads(generator, cond)
     film = Conditioning(cond, generator, resolved, found)
     film.to(_device(model, found)).train(model.training)
     if isinstance(fusion, str) and not given:
-        film.recipe = {"name": fusion, "options": options}
+        size = {"match_params": resolved.target} if isinstance(resolved, Matched) else {}
+        film.recipe = {"name": fusion, "options": options | size}
     _apply(model, film)
     return model
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchfilm.functional import film
-from torchfilm.heads import LinearHead
+from torchfilm.heads import LinearHead, like_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,12 +133,21 @@ class Concatenations(nn.Module):
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Mixing]:
         """Return the value of each site, in order."""
-        shifts = self.shift(condition).split(self.widths, dim=-1)
+        shifts = self.shift(like_weights(condition, next(self.shift.parameters(), None))).split(
+            self.widths, dim=-1
+        )
         ups = self.ups if self.ups is not None else [None] * len(self.widths)
         return {
             name: Mixing(weight, shift, up)
             for name, weight, shift, up in zip(self.sites, self.weights, shifts, ups, strict=True)
         }
+
+    def own_parameters(self) -> dict[str, int]:
+        """Return how many parameters belong to each site alone."""
+        layers = 1 if self.ups is None else 2
+        rows = self.shift.weight.shape[1] + 1
+        pairs = zip(self.widths, self.sites.items(), strict=True)
+        return {name: width * (layers * channels + rows) for width, (name, channels) in pairs}
 
 
 class LowRank:
@@ -199,6 +208,11 @@ class Bilinears(nn.Module):
         factors = self.factor(condition).split(self.rank, dim=-1)
         parts = zip(self.sites, self.downs, self.offsets, factors, self.ups, strict=True)
         return {name: Bilinear(*values) for name, *values in parts}
+
+    def own_parameters(self) -> dict[str, int]:
+        """Return how many parameters belong to each site alone."""
+        rows = self.factor.weight.shape[1] + 2
+        return {name: self.rank * (2 * channels + rows) for name, channels in self.sites.items()}
 
 
 class CrossAttention:
@@ -291,11 +305,18 @@ class Attentions(nn.Module):
             )
         if mask is not None:
             tokens = torch.where(mask[..., None], tokens, 0)
-        both = self.read(tokens).split([2 * width for width in self.widths], dim=-1)
+        both = self.read(like_weights(tokens, next(self.read.parameters(), None))).split(
+            [2 * width for width in self.widths], dim=-1
+        )
         parts = zip(self.sites, self.queries, both, self.outputs, strict=True)
         return {
             name: Attending(query, *self._heads(pair), output, mask) for name, query, pair, output in parts
         }
+
+    def own_parameters(self) -> dict[str, int]:
+        """Return how many parameters belong to each site alone."""
+        pairs = zip(self.widths, self.sites.items(), strict=True)
+        return {name: 2 * width * (channels + self.cond_dim + 1) for width, (name, channels) in pairs}
 
     def _heads(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = pair.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)

@@ -1,0 +1,50 @@
+"""Which encoders of conditions a fusion can read; the others are refused while nothing has changed."""
+
+import pytest
+import torch
+from torch import nn
+
+import torchfilm as tf
+from catalogue import randomise
+
+COMPOSED = {"a": tf.Vector(3), "b": tf.Vector(4)}
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("cond", "options", "message"),
+    [
+        (
+            tf.Classes(10),
+            {},
+            r"vectors in front of Generator, got Classes\(10, dim=None\).*\nUse Classes\(10, 64\)",
+        ),
+        (tf.Classes(10), {"fusion": "concat"}, "vectors in front of Concatenations"),
+        (
+            tf.Tokens(7, None),
+            {},
+            r"one vector per sample in front of Generator, got Tokens.*\nUse pooling='mean'",
+        ),
+        (tf.Maybe(tf.Tokens(7, None)), {"fusion": "gate"}, "one vector per sample in front of Gates"),
+        (tf.Several(COMPOSED, "compose"), {"fusion": "concat"}, "can be composed, got Concatenations"),
+        (tf.Several(COMPOSED, "compose"), {"fusion": "low_rank"}, r"got Bilinears.*\nUse combine='concat'"),
+    ],
+)
+def test_encoders_that_a_fusion_cannot_read_are_refused_before_anything_is_changed(cond, options, message):
+    model = nn.Sequential(nn.Linear(3, 5))
+    with pytest.raises(ValueError, match=message):
+        tf.condition(model, "0", cond, **options)
+    assert type(model) is nn.Sequential
+    assert len(model) == 1
+
+
+@pytest.mark.parametrize("fusion", ["film", "scale", "bias", "gate"])
+def test_composed_conditions_and_class_tables_are_read_by_those_that_can(fusion: str):
+    for cond, z in (
+        (tf.Several(COMPOSED, "compose"), {"a": torch.randn(2, 3), "b": torch.randn(2, 4)}),
+        (tf.Classes(10), torch.tensor([3, 9])),
+    ):
+        options = {"head": "table"} if isinstance(cond, tf.Classes) else {}
+        model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", cond, fusion=fusion, **options))
+        y = model(torch.ones(2, 3), cond=z)
+        assert not torch.allclose(y[0], y[1])
