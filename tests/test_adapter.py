@@ -237,3 +237,22 @@ def test_a_folder_without_a_conditioning_is_refused(tmp_path: Path):
     (tmp_path / "film.json").write_text(json.dumps(description | {"format": 99}))
     with pytest.raises(ValueError, match=r"expected format 1, got 99"):
         tf.load(Net(), tmp_path)
+
+
+def test_a_tabulated_network_is_saved_and_loaded(tmp_path: Path):
+    model, x = conditioned(emit=("gamma", "beta", "gate")), inputs()[0]
+    base = copy.deepcopy(model)
+    tf.tabulate(model, conds=torch.randn(11, 13))
+    tf.save(model, tmp_path)
+    loaded = tf.load(tf.remove(base), tmp_path)
+    index = torch.tensor([10, 3])
+    assert torch.equal(loaded(x, cond=index), model(x, cond=index))
+    assert torch.equal(loaded(x, cond=2), model(x, cond=2))
+
+
+def test_a_conditioning_that_was_sized_by_another_is_saved_with_its_number(tmp_path: Path):
+    model, (x, z) = conditioned(fusion="concat", match_params=conditioned()), inputs()
+    base = copy.deepcopy(model)
+    tf.save(model, tmp_path)
+    assert json.loads((tmp_path / "film.json").read_text())["fusion"]["options"] == {"match_params": 168}
+    assert torch.equal(tf.load(tf.remove(base), tmp_path)(x, cond=z), model(x, cond=z))

@@ -160,7 +160,7 @@ LIBRARY = (
     ("norms",),
     ("adaptive", "conditions"),
     ("several",),
-    ("generator",),
+    ("generator", "lookup"),
     ("tables",),
     ("mixing",),
     ("fusion",),
@@ -175,7 +175,8 @@ LIBRARY = (
     ("fold_report",),
     ("concatenation", "folding", "tabulation"),
     ("counterfactual", "inspection", "pulses", "sensitivity", "summary"),
-    ("comparison", "converters", "doctor", "guidance", "heard", "plot"),
+    ("comparison", "converters", "doctor", "guidance", "heard"),
+    ("plot",),
 )
 RANK = {name: rank for rank, names in enumerate(LIBRARY) for name in names}
 FACE, SHARED, SYSTEMS, APP = len(LIBRARY), len(LIBRARY) + 1, len(LIBRARY) + 2, len(LIBRARY) + 3

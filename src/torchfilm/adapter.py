@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
 from torchfilm.fusion import Fusion
 from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
+from torchfilm.lookup import Row, Table
 from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
 
@@ -123,6 +124,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
         "sites": [dataclasses.asdict(site) for site in film.sites.values()],
         "cond": _describe(film.cond),
         "fusion": film.recipe,
+        "table": film.generator.layout if type(film.generator) is Table else None,
         "base": _fingerprint(unwrapped(model)),
     }
     text = json.dumps(description, indent=1)
@@ -166,21 +168,27 @@ def load(
         _check_base(base, description["base"], path)
     if cond is None:
         cond = _build(description["cond"])
-    how: dict[str, Any] = {"generator": generator} if generator is not None else {}
+    tensors, recipe = load_file(path / TENSORS), description["fusion"]
+    how: dict[str, Any] = {}
     if fusion is not None:
         how["fusion"] = fusion
-    elif description["fusion"] is not None:
-        options = {key: _tupled(value) for key, value in description["fusion"]["options"].items()}
-        how |= {"fusion": description["fusion"]["name"], **(options if generator is None else {})}
+    elif recipe is not None:
+        how["fusion"] = recipe["name"]
     elif generator is None:
         raise ValueError(
             f"load: expected fusion= or generator=, for {path} was saved with an object of its own.\n"
             f"Give one that is made in the same way."
         )
+    if generator is None and description.get("table"):
+        generator = _table(description["table"], tensors)
+    if generator is not None:
+        how["generator"] = generator
+    elif fusion is None and recipe is not None:
+        how |= {key: _tupled(value) for key, value in recipe["options"].items()}
     sites = Sites(Site(**site) for site in description["sites"])
     condition(base, sites, cond, **how)
     try:
-        _fill(conditioning(base), load_file(path / TENSORS), path)
+        _fill(conditioning(base), tensors, path)
     except BaseException:
         remove(base)
         raise
@@ -218,6 +226,13 @@ def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:
     film.load_state_dict(tensors)
 
 
+def _table(layout: dict[str, list[int]], tensors: Mapping[str, Tensor]) -> Table:
+    """Return the table of a tabulated network, to be filled."""
+    sizes = {name: (channels, fields) for name, (channels, fields) in layout.items()}
+    rows = tensors["generator.table"]
+    return Table(torch.empty_like(rows), sizes)
+
+
 def _describe(cond: nn.Module) -> dict[str, Any] | None:
     """Return how to make an encoder of the library again; None for one that holds a class of others."""
     options: dict[str, Any]
@@ -233,6 +248,8 @@ def _describe(cond: nn.Module) -> dict[str, Any] | None:
     elif type(cond) is Maybe:
         null = "zero" if cond.null is None else "learned"
         options = {"condition": _describe(cond.condition), "dropout": cond.dropout, "null": null}
+    elif type(cond) is Row:
+        options = {"dim": cond.dim}
     elif type(cond) is Several:
         parts = {name: _describe(part) for name, part in cond.parts.items()}
         options = {"conditions": parts, "combine": cond.combine, "joint_dropout": cond.joint_dropout}
@@ -257,7 +274,7 @@ def _build(description: dict[str, Any] | None) -> nn.Module:
 
 
 _ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    kind.__name__: kind for kind in (Vector, Classes, Scalars, Tokens, Maybe, Several)
+    kind.__name__: kind for kind in (Vector, Classes, Scalars, Tokens, Row, Maybe, Several)
 }
 
 

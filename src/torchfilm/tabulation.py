@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from torchfilm.injection import Conditioning, conditioning
+from torchfilm.lookup import Row, Table
 from torchfilm.modulation import Modulation
-
-Index = int | Int[Tensor, "*batch"]
 
 
 def tabulate(model: nn.Module, conds: Any) -> nn.Module:
@@ -49,107 +47,6 @@ def tabulate(model: nn.Module, conds: Any) -> nn.Module:
     film.cond = Row(len(table))
     film.generator = generator
     return model
-
-
-class Row(nn.Module):
-    """A condition that is the index of a row of a table, checked.
-
-    Args:
-        dim: how many rows there are.
-
-    Example:
-        >>> Row(11)(10)
-        10
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, index: Index) -> Index:
-        """Return the index itself.
-
-        Raises:
-            ValueError: for numbers that are no integers.
-            IndexError: for an int that is no row; for tensors the lookup raises it.
-        """
-        if isinstance(index, Tensor):
-            if index.dtype not in (torch.int64, torch.int32):
-                raise ValueError(
-                    f"Table of {self.dim} conditions: expected indices, int64 or int32, got {index.dtype} "
-                    f"{tuple(index.shape)}.\nGive the number of the condition, in the order of tabulate."
-                )
-        elif isinstance(index, bool) or not isinstance(index, int):
-            raise ValueError(
-                f"Table of {self.dim} conditions: expected the index of one, or a tensor of them, got "
-                f"{type(index).__name__}.\nGive the number of the condition, in the order of tabulate."
-            )
-        elif not 0 <= index < self.dim:
-            raise IndexError(
-                f"Table of {self.dim} conditions: expected an index from 0 on below, got {index}."
-            )
-        return index
-
-    def extra_repr(self) -> str:
-        """Show the number of rows in `repr`."""
-        return f"{self.dim}"
-
-
-class Table(nn.Module):
-    """A row of ready modulations for each condition, in the place of a generator.
-
-    Args:
-        table: [K, numbers], the fields of all sites side by side.
-        layout: channels and number of fields (gamma, beta and perhaps gate) of each site, in order.
-
-    Example:
-        >>> rows = Table(torch.rand(11, 6), {"here": (3, 2)})
-        >>> rows(torch.tensor([10, 0]))["here"].gamma.shape
-        torch.Size([2, 3])
-    """
-
-    table: Tensor
-
-    def __init__(self, table: Float[Tensor, "k numbers"], layout: dict[str, tuple[int, int]]) -> None:
-        super().__init__()
-        self.register_buffer("table", table)
-        self.layout = layout
-        self._widths = [channels for channels, fields in layout.values() for _ in range(fields)]
-        self._seen: tuple[Tensor, dict[int, dict[str, Modulation]]] = (table, {})
-
-    def forward(self, index: Index) -> dict[str, Modulation]:
-        """Return the modulation of each site: [C] for an int, [*batch, C] for a tensor."""
-        if isinstance(index, Tensor) or torch.compiler.is_compiling():
-            return self._split(self.table[index])
-        table, rows = self._seen
-        if table is not self._buffers["table"]:  # moved since; what is written into it, the views see
-            rows = {}
-            self._seen = (self.table, rows)
-        if index not in rows:
-            rows[index] = self._split(self.table[index])
-        return rows[index].copy()
-
-    def _split(self, row: Float[Tensor, "*batch numbers"]) -> dict[str, Modulation]:
-        parts = iter(row.split(self._widths, dim=-1))
-        return {
-            name: Modulation(*[next(parts) for _ in range(fields)])
-            for name, (_, fields) in self.layout.items()
-        }
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_seen": (None, {})}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Table:  # noqa: FBT001, FBT002
-        """Move with the network, but stay in float32 or wider: a gamma near one is lost in bfloat16."""
-        table = self.table
-        super()._apply(fn, recurse)
-        if torch.finfo(self.table.dtype).eps > torch.finfo(torch.float32).eps:
-            self.table = table.to(self.table.device)
-        return self
-
-    def extra_repr(self) -> str:
-        """Show the size in `repr`."""
-        return f"{len(self.table)} conditions, {len(self.layout)} sites"
 
 
 def _values(film: Conditioning, conds: Any) -> dict[str, Any]:
