@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import oracles
+import torchfilm as tf
+from catalogue import randomise
 from torchfilm.counterfactual import blanked, derange, keys, reworded, take
 from torchfilm.heard import heard
 
@@ -350,3 +352,19 @@ def test_taking_rows_keeps_the_kind_of_every_part():
     assert taken[0] == ["b", "b"]
     assert taken[1].tolist() == taken[2].tolist() == [1, 1]
     assert taken[3] is None
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_network_that_knows_what_is_missing_is_blanked_by_it(several: bool):
+    part = tf.Maybe(tf.Classes(11, 7))
+    cond = tf.Several({"kind": part}) if several else part
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(5, 1)), "0", cond)).eval()
+    x, kinds = torch.randn(11, 5), torch.arange(11)
+    found = heard(model, [(x, {"kind": kinds} if several else kinds)])
+    given = model(x, cond={"kind": kinds} if several else kinds)
+    blank = model(x, cond={} if several else tf.Masked(None))
+    expected = oracles.relative_change(
+        *(y.detach().expand(11, 1)[:, 0].double().numpy() for y in (given, blank))
+    )
+    assert found.effects["blank"].output.value == pytest.approx(expected, rel=1e-4)
+    assert found.notes == ()

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchfilm.counterfactual import Paraphrase, blanked, columns, derange, is_words, keys, reworded, take
+from torchfilm.injection import conditioning
+from torchfilm.several import Masked, Maybe, Several
 
 HARDLY = 0.01
 """An output that changes by less than this share of the difference between samples counts as the same."""
@@ -181,8 +183,9 @@ def heard(
             any structure of them (tokens and mask, a dict), with one row per sample.
         loss: loss(output, target) -> [B], one number per sample (reduction="none").
         success: success(output, target) -> [B], true or false or 0..1.
-        blank: condition -> an empty one. Without it, floating-point conditions become zero, words become "",
-            and conditions of integers are not blanked.
+        blank: condition -> an empty one. Without it, a network whose condition may be missing (`Maybe`,
+            `Several`) is given none; else floating-point conditions become zero, words become "", and
+            conditions of integers are not blanked.
         paraphrase: condition -> the same in other words; or a dict of texts; or a pair of conditions,
             row i of the second saying the same as row i of the first.
         resamples: how many bootstrap resamples make the intervals.
@@ -227,6 +230,7 @@ def _changes(
     x, condition, target = _parts(batch)
     blank, paraphrase = given
     said = keys(condition)
+    blank = blank or _nothing(model)
     everyone = np.ones(len(said), dtype=bool)
 
     def run(with_condition: Any) -> Any:
@@ -246,6 +250,17 @@ def _changes(
         other, known = reworded(condition, paraphrase)
         if known.any():
             yield "paraphrase", right, run(other), target, known
+
+
+def _nothing(model: Callable[..., Any]) -> Callable[[Any], Any] | None:
+    """Return what blanks a condition for a network that knows itself what is missing; None for others."""
+    try:
+        cond = conditioning(model).cond if isinstance(model, nn.Module) else None
+    except ValueError:  # a network that was not conditioned by this library
+        return None
+    if isinstance(cond, Several):
+        return lambda condition: {}
+    return (lambda condition: Masked(None)) if isinstance(cond, Maybe) else None
 
 
 class _Tally:
