@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import nn
 
+import torchfilm as tf
 from torchfilm import plot
 
 RNG = np.random.default_rng(0)
@@ -122,3 +125,28 @@ def test_sites_that_do_not_match_are_refused() -> None:
         plot.histograms(VALUES, {"first": VALUES["first"]})
     with pytest.raises(ValueError, match="at least one"):
         plot.channels({}, {}, ylabel="γ")
+
+
+def test_modulations_are_drawn_like_the_arrays_of_their_numbers() -> None:
+    gamma, beta = torch.randn(7, 5), torch.randn(7, 5, requires_grad=True)
+    m = tf.Modulation(gamma, beta)
+    for figure in (plot.histograms({"s": m}), plot.histograms({"s": m}, {"s": m})):
+        titles = [ax.get_title() for ax in figure.axes]
+        assert titles == [
+            f"s: {(gamma < 0).double().mean():.0%} of γ below 0",
+            f"s: {(beta < 0).double().mean():.0%} of β below 0",
+        ]
+    points = plot.planes(m, m, LABELS, STYLES, [""] * 5).axes[3].collections
+    drawn = np.concatenate([np.asarray(c.get_offsets()) for c in points])
+    assert sorted(drawn[:, 1]) == pytest.approx(sorted(beta[:, 3].tolist()))
+    for neutral, values in ((1, gamma), (0, beta)):
+        (image,) = plot.heat({"s": m}, LABELS, neutral=neutral, unit="").axes[0].images
+        assert np.array_equal(np.sort(image.get_array(), axis=None), np.sort(values.detach(), axis=None))
+    assert plot.by_depth({"s": m}, method="pca")["s"].shape == (7, 2)
+
+
+def test_a_comparison_is_drawn_as_it_comes() -> None:
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7))
+    found = tf.compare({"film": model}, (torch.rand(2, 3), torch.rand(2, 7)), rounds=1)
+    names = [label.get_text() for label in plot.comparison(found).axes[0].get_yticklabels()]
+    assert names == ["unconditioned", "film"]

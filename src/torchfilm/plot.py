@@ -1,8 +1,8 @@
 """Look at modulations: histograms, gamma-beta planes, embeddings, curves, and maps over a picture.
 
-Every function takes arrays and returns a matplotlib Figure of its own, without pyplot and its global
-state; `save` writes it. Categories get a colour and a marker each, so that they can be told apart without
-seeing colours well.
+Every function takes arrays, those of gamma and beta also modulations as `record` has them, and returns a
+matplotlib Figure of its own, without pyplot and its global state; `save` writes it. Categories get a colour
+and a marker each, so that they can be told apart without seeing colours well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,15 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from torchfilm.comparison import Comparison
+from torchfilm.modulation import Modulation
+
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's colours, which people with any kind of colour vision can tell apart; yellow is left out."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 Array = np.ndarray
+Values = Mapping[str, Array] | Mapping[str, Modulation]
 Method = Literal["tsne", "pca"]
 
 
@@ -60,14 +64,14 @@ def _grid(rows: int, columns: int, width: float, height: float, **sharing: Any) 
     return figure, axes
 
 
-def histograms(gamma: Mapping[str, Array], beta: Mapping[str, Array], *, bins: int = 100) -> Figure:
+def histograms(gamma: Values, beta: Values | None = None, *, bins: int = 100) -> Figure:
     """Gamma (upper row) and beta (lower row) of each site, as counts on a log scale; the share below zero
     is written.
 
-    gamma, beta: site -> values of any shape. The range of a row is shared, so that sites can be compared
-    (Perez et al. 2018, figures 5, 16, 17).
+    gamma, beta: site -> values of any shape; or modulations by site alone. The range of a row is
+    shared, so that sites can be compared (Perez et al. 2018, figures 5, 16, 17).
     """
-    _same_names(gamma, beta)
+    gamma, beta = _gamma_and_beta(gamma, beta)
     figure, axes = _grid(2, len(gamma), 2.5, 2.1, sharex="row", sharey="row")
     for row, (symbol, values, neutral) in enumerate((("γ", gamma, 1.0), ("β", beta, 0.0))):
         every = np.concatenate([np.ravel(v) for v in values.values()])
@@ -84,13 +88,18 @@ def histograms(gamma: Mapping[str, Array], beta: Mapping[str, Array], *, bins: i
 
 
 def planes(
-    gamma: Array, beta: Array, labels: Sequence[str], styles: Mapping[str, Mark], titles: Sequence[str]
+    gamma: Array | Modulation,
+    beta: Array | Modulation,
+    labels: Sequence[str],
+    styles: Mapping[str, Mark],
+    titles: Sequence[str],
 ) -> Figure:
     """One panel per feature map: each point is a question, at its gamma and beta, marked by its label.
 
-    gamma, beta: [points, maps]; labels: one per point; titles: one per map (Distill's "feature-wise
-    transformations", 2018).
+    gamma, beta: [points, maps], or twice the modulation that has both; labels: one per point; titles: one per
+    map (Distill's "feature-wise transformations", 2018).
     """
+    gamma, beta = _numbers(gamma, "gamma"), _numbers(beta, "beta")
     maps = gamma.shape[1]
     columns = min(4, maps)
     figure, axes = _grid(-(-maps // columns), columns, 2.7, 2.5)
@@ -109,25 +118,26 @@ def planes(
     return figure
 
 
-def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
     """One panel per number, one bar per network: parameters, FLOPs, latency, memory, and the score.
 
-    rows: `compare(...).to_json()["rows"]`. Latency has its middle half as a whisker, the score its 95 %
-    interval; the score's panel is there where a score is.
+    rows: what `compare` returned, or its `to_json()["rows"]`. Latency has its middle half as a
+    whisker, the score its 95 % interval; the score's panel is there where a score is.
     """
+    lines: Any = rows.to_json()["rows"] if isinstance(rows, Comparison) else rows
     panels: dict[str, list[tuple[float, float, float]]] = {
-        "parameters, million": [(row["parameters"] / 1e6,) * 3 for row in rows],
-        "GFLOP": [(row["flops"] / 1e9,) * 3 for row in rows],
-        "ms": [(row["milliseconds"], *row["quartiles"]) for row in rows],
-        "MB kept for training": [(row["kept"] / 1e6,) * 3 for row in rows],
+        "parameters, million": [(row["parameters"] / 1e6,) * 3 for row in lines],
+        "GFLOP": [(row["flops"] / 1e9,) * 3 for row in lines],
+        "ms": [(row["milliseconds"], *row["quartiles"]) for row in lines],
+        "MB kept for training": [(row["kept"] / 1e6,) * 3 for row in lines],
     }
-    if any(row["score"] for row in rows):
-        scores = [row["score"] or {"mean": np.nan, "low": np.nan, "high": np.nan} for row in rows]
+    if any(row["score"] for row in lines):
+        scores = [row["score"] or {"mean": np.nan, "low": np.nan, "high": np.nan} for row in lines]
         panels["score"] = [(score["mean"], score["low"], score["high"]) for score in scores]
-    figure, axes = _grid(1, len(panels), 2.4, 0.6 + 0.3 * len(rows), sharey=True)
+    figure, axes = _grid(1, len(panels), 2.4, 0.6 + 0.3 * len(lines), sharey=True)
     for ax, (title, found) in zip(axes.flat, panels.items(), strict=True):
         middle, low, high = np.array(found).T
-        names = [row["name"] for row in rows]
+        names = [row["name"] for row in lines]
         ax.barh(names, middle, color=COLORS[0], xerr=(middle - low, high - middle), ecolor="0.3")
         ax.set_xlabel(title, fontsize=8)
         ax.tick_params(labelsize=7)
@@ -173,14 +183,14 @@ def embed(values: Array, *, method: Method = "tsne", seed: int = 0) -> Array:
 
 
 def by_depth(
-    gamma: Mapping[str, Array], beta: Mapping[str, Array], *, method: Method = "tsne", seed: int = 0
+    gamma: Values, beta: Values | None = None, *, method: Method = "tsne", seed: int = 0
 ) -> dict[str, Array]:
     """Embed (gamma, beta) of each site, in order of depth, for `embeddings` (Perez et al. 2018, figure 6).
 
-    gamma, beta: site -> [n, C]. Nearby points of an early site are conditions that ask for the same features,
-    of a late one those that ask for the same kind of answer.
+    gamma, beta: site -> [n, C]; or modulations by site alone. Nearby points of an early site are conditions
+    that ask for the same features, of a late one those that ask for the same kind of answer.
     """
-    _same_names(gamma, beta)
+    gamma, beta = _gamma_and_beta(gamma, beta)
     return {
         site: embed(np.concatenate([gamma[site], beta[site]], axis=1), method=method, seed=seed)
         for site in gamma
@@ -188,7 +198,7 @@ def by_depth(
 
 
 def heat(
-    values: Mapping[str, Array],
+    values: Values,
     labels: Sequence[str],
     *,
     neutral: float,
@@ -197,10 +207,12 @@ def heat(
 ) -> Figure:
     """One panel per site: conditions (rows, grouped by label) by channels (columns), in colour.
 
-    values: site -> [n, C], gamma (neutral 1) or beta (neutral 0). Channels stand in the order of their first
+    values: site -> [n, C], gamma (neutral 1) or beta (neutral 0), of modulations the one with that neutral.
+    Channels stand in the order of their first
     principal component's weights, so that those which move together stand together. `spread` is the distance
     from neutral where colours end; without it, the 99th percentile of all.
     """
+    values = {site: _numbers(one, "gamma" if neutral == 1 else "beta") for site, one in values.items()}
     order = np.argsort(np.asarray(labels), kind="stable")
     groups, starts = np.unique(np.asarray(labels)[order], return_index=True)
     far = spread or float(np.percentile([abs(v - neutral) for one in values.values() for v in one.flat], 99))
@@ -438,7 +450,22 @@ def dots(
     return figure
 
 
-def _same_names(first: Mapping[str, Array], second: Mapping[str, Array]) -> None:
+def _gamma_and_beta(gamma: Values, beta: Values | None) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return both as arrays; modulations have both."""
+    beta = gamma if beta is None else beta
+    _same_names(gamma, beta)
+    return {s: _numbers(v, "gamma") for s, v in gamma.items()}, {
+        s: _numbers(v, "beta") for s, v in beta.items()
+    }
+
+
+def _numbers(values: Array | Modulation, field: Literal["gamma", "beta"]) -> Array:
+    if not isinstance(values, Modulation):
+        return values
+    return getattr(values, field).detach().float().cpu().numpy()
+
+
+def _same_names(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     if not first or list(first) != list(second):
         raise ValueError(
             f"plot: expected the same sites twice, at least one, got {list(first)} and {list(second)}."
