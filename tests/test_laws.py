@@ -4,6 +4,7 @@ import copy
 import doctest
 import importlib
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,33 +43,11 @@ def test_every_public_module_is_in_the_catalogue():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "adapter",
-        "adaptive",
-        "channels",
-        "comparison",
-        "concatenation",
-        "conditions",
-        "converters",
-        "dataflow",
-        "folding",
-        "functional",
-        "fusion",
-        "generator",
-        "guidance",
-        "injection",
-        "layers",
-        "mixing",
-        "modulation",
-        "norms",
-        "several",
-        "sites",
-        "tables",
-        "tabulation",
-    ],
-)
+SOURCES = sorted(Path(tf.__file__).parent.glob("*.py"))
+EXAMPLES = [path.stem for path in SOURCES if ">>> " in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_in_the_docstrings_run(name: str):
     result = doctest.testmod(importlib.import_module(f"torchfilm.{name}"))
     assert result.attempted > 0
