@@ -18,7 +18,7 @@ from torchfilm.channels import lineage
 from torchfilm.fusion import Fusion
 from torchfilm.injection import marker
 from torchfilm.sites import Site
-from torchfilm.slots import Slot, listen
+from torchfilm.slots import Slot, is_plain_film, listen
 
 
 class Kept:
@@ -35,6 +35,7 @@ class Kept:
         self.module = module
         self.site = site
         self.fusion = fusion
+        self.is_plain_film = is_plain_film(site, fusion)
         self.kind = type(value)
         self.names = tuple(field.name for field in dataclasses.fields(value))
         for name in self.names:

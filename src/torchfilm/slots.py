@@ -62,12 +62,16 @@ class Slot(threading.local):
         self.site = site
         self.fusion = fusion
         self.value: Any = None
-        # FiLM of the whole output, each row by its own modulation
-        plain = (site.where, site.repeat, site.batch, site.field) == ("output", 1, 0, None)
-        self.is_plain_film = type(fusion) is Film and plain
+        self.is_plain_film = is_plain_film(site, fusion)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Slot, (self.site, self.fusion)
+
+
+def is_plain_film(site: Site, fusion: Fusion) -> bool:
+    """Tell whether a site applies FiLM to the whole of its output, each row by its own modulation."""
+    whole = (site.where, site.repeat, site.batch, site.field) == ("output", 1, 0, None)
+    return whole and type(fusion) is Film
 
 
 def listen(module: nn.Module, slot: Slot) -> None:
