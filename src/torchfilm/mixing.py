@@ -340,7 +340,7 @@ def _project(x: Tensor, weight: Tensor, dim: int, site: str) -> Tensor:
 
 
 def _shifted(x: Tensor, shift: Tensor, dim: int, site: str) -> Tensor:
-    one = torch.ones(1, device=shift.device, dtype=shift.dtype).expand(shift.shape[-1])
+    one = torch.ones(1, device=shift.device, dtype=shift.dtype).expand_as(shift)
     return film(x, one, shift, dim, modulation_dim=-1, site=site)
 
 
