@@ -140,7 +140,6 @@ def main() -> None:
             minutes=None,
             steps=given.steps,
             seed=seed,
-            compile=not name.startswith("cross_attention"),  # its backward pass trips over the words' mask
         )
         out = folder / "run"
         train(model, lambda net, batch: loss(Asked(net), batch), batches, training, out, resume=started(out))

@@ -236,6 +236,13 @@ def attended(
     return y
 
 
+@pytest.fixture(params=["eager", "as in a compiler"])
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention by torch's own operation, and written out."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param != "eager")
+
+
+@pytest.mark.usefixtures("mode")
 @pytest.mark.parametrize("heads", [1, 3])
 def test_cross_attention_reads_the_real_tokens_position_by_position(heads: int):
     fusion = resolve("cross_attention", width=6, heads=heads)
@@ -249,6 +256,7 @@ def test_cross_attention_reads_the_real_tokens_position_by_position(heads: int):
     torch.testing.assert_close(actual, torch.from_numpy(expected))
 
 
+@pytest.mark.usefixtures("mode")
 def test_cross_attention_over_no_token_adds_nothing_and_keeps_gradients_finite():
     fusion = resolve("cross_attention")
     generator = randomise(fusion.build(COND, {"a": 3}))
@@ -258,6 +266,23 @@ def test_cross_attention_over_no_token_adds_nothing_and_keeps_gradients_finite()
     assert not torch.equal(y[1], x[1])
     y.sum().backward()
     assert all(p.grad.isfinite().all() for p in (x, *generator.parameters()))
+
+
+def test_a_compiler_never_sees_torchs_attention_with_a_mask():
+    """Inductor (PyTorch 2.13) compiles its backward pass for one length of the mask only."""
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Tokens(COND, None), fusion="cross_attention")
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> object:
+        seen.append(graph.code)
+        return graph.forward
+
+    x, tokens, mask = torch.randn(2, 4, 3), torch.randn(2, TOKENS, COND), torch.ones(2, TOKENS) > 0
+    cond = (randomise(model.film) and tokens, mask)
+    found = torch.compile(model, backend=backend, fullgraph=True)(x, cond=cond)
+    torch.testing.assert_close(found, model(x, cond=cond))
+    assert len(seen) == 1
+    assert "scaled_dot_product_attention" not in seen[0]
 
 
 class Swap:

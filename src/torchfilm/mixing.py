@@ -261,8 +261,7 @@ class CrossAttention:
         heads, size = value.keys.shape[1], value.keys.shape[-1]
         split = query.unflatten(-1, (heads, size)).transpose(1, 2)
         keep = None if value.mask is None else value.mask[:, None, None, :]
-        keys, values = value.keys.to(split.dtype), value.values.to(split.dtype)
-        read = functional.scaled_dot_product_attention(split, keys, values, attn_mask=keep)
+        read = _attended(split, value.keys.to(split.dtype), value.values.to(split.dtype), keep)
         added = functional.linear(read.transpose(1, 2).flatten(2), value.output.to(read.dtype))
         return x + added.reshape(rows.shape).movedim(-1, dim).to(x.dtype)
 
@@ -321,6 +320,19 @@ class Attentions(nn.Module):
     def _heads(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = pair.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return keys, values
+
+
+def _attended(query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
+    """Return softmax(query keys^T / sqrt(d)) values, zero where no token is real.
+
+    With a mask a compiler gets it written out: for torch's own, Inductor (PyTorch 2.13) keeps the strides of
+    the first mask whose length it took as variable, and the backward pass stops at another length.
+    """
+    if keep is None or not torch.compiler.is_compiling():
+        return functional.scaled_dot_product_attention(query, keys, values, attn_mask=keep)
+    scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
+    weights = scores.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(dim=-1)
+    return weights.masked_fill(~keep, 0).to(values.dtype) @ values
 
 
 def _uniform(rows: int, columns: int) -> Tensor:
