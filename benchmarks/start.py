@@ -2,8 +2,8 @@
 
 A picture of 12x12 holds four things of eight colours, one in each quarter, with noise; the condition is a
 colour, the answer the quarter that its thing is in. A small residual network of random weights listens at
-the norm of each of its three blocks. Held-out pictures are asked every few steps: the mean over the training
-says how fast, the last value how far.
+the norm of each of its three blocks, or at the end of their branches. Held-out pictures are asked every few
+steps: the mean over the training says how fast, the last value how far.
 
     python benchmarks/start.py        (two minutes of one core)
 """
@@ -19,37 +19,43 @@ from torch.nn import functional
 import torchfilm as tf
 from measuring import save
 
+BEHIND = "at the branch's end"
 GATED = {"emit": ("gamma", "beta", "gate")}
 STARTS: dict[str, dict[str, Any]] = {
     "identity: weights and biases zero": {},
     "as nn.Linear starts": {"init": "default"},
     "as nn.Linear starts, gamma around 0.5": {"init": "default", "gamma_offset": 0.5},
     "as nn.Linear starts, times a learned scale from zero": {"learned_scale": True},
-    "identity, and a gate that starts at 0": {**GATED, "gate_start": 0.0},
-    "identity, and a gate that starts at 1": {**GATED, "gate_start": 1.0},
+    "identity, and a gate from 0, in front of the ReLU": {**GATED, "gate_start": 0.0},
+    "identity, and a gate from 1, in front of the ReLU": {**GATED, "gate_start": 1.0},
+    f"identity, {BEHIND}": {},
+    f"identity, and a gate from 0, {BEHIND}": {**GATED, "gate_start": 0.0},
+    f"identity, and a gate from 1, {BEHIND}": {**GATED, "gate_start": 1.0},
 }
 COLOURS, QUARTERS, SIDE, WIDTH, BLOCKS = 8, 4, 12, 16, 3
 EVERY, HELD_OUT = 20, 500
 
 
 class Block(nn.Module):
-    """x + ReLU(BN(conv(x)))."""
+    """x + ReLU(BN(conv(x))), and a name for the end of the branch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(WIDTH)
+        self.end = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(self.conv(x)).relu()
+        return x + self.end(self.norm(self.conv(x)).relu())
 
 
 def network(start: str) -> nn.Module:
-    """Pictures with two maps of coordinates in, four logits out; the norms listen to the colour."""
+    """Pictures with two maps of coordinates in, four logits out; the sites listen to the colour."""
+    site, where = ("end", {"dim": 1, "features": WIDTH}) if BEHIND in start else ("norm", {})
     stem = [nn.Conv2d(5, WIDTH, 3, padding=1), nn.ReLU()]
     end = [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(WIDTH, QUARTERS)]
     model = nn.Sequential(*stem, *(Block() for _ in range(BLOCKS)), *end)
-    return tf.condition(model, r"\d\.norm", tf.Classes(COLOURS, 32), **STARTS[start])
+    return tf.condition(model, rf"\d\.{site}", tf.Classes(COLOURS, 32), **where, **STARTS[start])
 
 
 def asked(number: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
