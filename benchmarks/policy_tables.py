@@ -170,6 +170,7 @@ WAYS = {
     "blocks": "γ and β in hand: what is left when generators cost nothing",
     "reasoning": "as the tables, and a reasoning vector in every block",
     "reasoning, condition": "as the tables, and a reasoning vector on the condition alone",
+    "folded": "one reasoning vector that stays, folded into the weights",
     "packed": "as the tables, with the convolutions' weights packed",
     "packed, reasoning": "packed, and a reasoning vector in every block",
 }
