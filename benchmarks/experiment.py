@@ -30,7 +30,9 @@ def main() -> None:
     command = ["eval", "visual_reasoning", *options, "--experiment", name, "--json"]
     torchfilm = Path(sys.executable).with_name("torchfilm")
     answer = subprocess.run([torchfilm, *command], stdout=subprocess.PIPE, text=True, check=True).stdout
-    save(f"visual_reasoning_{name}", json.loads(answer), f"experiment.py {name} {public(options, PLACES)}")
+    found = json.loads(answer)
+    found.pop("out", None)  # a place on this machine
+    save(f"visual_reasoning_{name}", found, f"experiment.py {name} {public(options, PLACES)}")
 
 
 if __name__ == "__main__":
