@@ -40,10 +40,10 @@ def policy_success(results: Results) -> str:
     head = ["told to", "success (95 %)", "by training", "in held-out words", "right thing"]
     head += ["collisions (95 %)", "in held-out words", "energy", "in held-out words"]
     first = runs[0]
-    seeds = f"seeds {', '.join(map(str, found['seeds']))}, " if "seeds" in found else ""
+    seeds = ", ".join(map(str, found["seeds"]))
     note = (
         f"{first['scenes']} scenes, half of them for each deed, the obstacle always in the way, played by "
-        f"each of {len(runs)} trainings ({seeds}{found['minutes']:g} minutes of one core each; "
+        f"each of {len(runs)} trainings (seeds {seeds}, {found['minutes']:g} minutes of one core each; "
         f"{first['execution']} actions of a chunk executed); `{found['command']}`, {found['date']}.\n"
     )
     return table(head, rows) + "\n" + note + _language(runs)
