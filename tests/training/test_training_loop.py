@@ -9,6 +9,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -230,11 +231,22 @@ def test_a_loss_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, in inductor
 def test_a_compiled_module_learns_the_same(tmp_path: Path) -> None:
     eager = train(Line(), squared_error, Points(), toy_config(), tmp_path / "eager", evaluate=mean_error)
-    module = Line()
+    module = _Watched()
     config = toy_config(compile=True)
     compiled = train(module, squared_error, Points(), config, tmp_path / "compiled", evaluate=mean_error)
     assert compiled.train["loss"] == pytest.approx(eager.train["loss"], rel=1e-9)
     assert module._compiled_call_impl is None
+    assert module.compiled == {True: True, False: False}  # evaluation's shapes are not worth their compiling
+
+
+class _Watched(Line):
+    """The line; `compiled` tells by mode (training or not) whether its forward was compiled."""
+
+    compiled: ClassVar[dict[bool, bool]] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.compiled[self.training] = torch.compiler.is_compiling()
+        return super().forward(x)
 
 
 def test_fewer_items_than_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,7 +321,10 @@ class _Run:
             self.average.swap()
         try:
             self.module.eval()
-            with torch.no_grad(), GlobalRandomState():
+            eager = torch.compiler.set_stance(
+                "force_eager"
+            )  # evaluation's graphs would be compiled for it alone
+            with torch.no_grad(), GlobalRandomState(), eager:
                 values = {name: float(value) for name, value in evaluate(self.module).items()}
             self._keep_if_best(values)
         finally:
