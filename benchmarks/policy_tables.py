@@ -93,55 +93,65 @@ def _in_points(one: Mapping[str, float]) -> dict[str, float]:
     return {key: 100 * one[key] for key in ("value", "low", "high")}
 
 
+REACHED = {
+    "reach": "reach",
+    "push": "push",
+    "reach_held_out": "reach, held-out words",
+    "push_held_out": "push, held-out words",
+    "collisions_avoid": "a reach told to avoid touches",
+    "push_collisions_avoid": "a push told to avoid touches",
+    "energy_saved": "energy told to save, of plain",
+}
+LOST = {
+    "language": "lost by another's instruction",
+    "language_blank": "by none",
+    "language_paraphrase": "by held-out words",
+}
+COSTS = (
+    "parameters",
+    "at the paper's size",
+    "control step, ms",
+    "control step",
+    "training step",
+    "claimed elsewhere",
+)
+
+
 def policy_alternatives(results: Results) -> str:
     """FiLM against the alternatives: means over the seeds and their range, costs, and what others claimed."""
     found = results.get("diffusion_policy_alternatives")
     if found is None:
         return PENDING
-    reached, cost = [], []
-    shares = ("reach", "push", "reach_held_out", "push_held_out", "collisions_avoid", "push_collisions_avoid")
-    for name, row in found["rows"].items():
-        called, claimed = name.replace("_", " "), found["claimed"].get(name)
-        reached.append([called, *(_ranged(row[key]) for key in (*shares, "energy_saved", "language"))])
-        paper = row["parameters_added_paper"]
-        cost.append(
-            [
-                called,
-                f"{100 * row['parameters_added']:+.1f} %",
-                "–" if paper is None else f"{100 * paper:+.2f} %",
-                f"{row['milliseconds_added']:+.1f}",
-                f"{row['time']:.2f}",
-                f"{row['training_time']:.2f}",
-                "–" if claimed is None else f"{claimed[0]:g} %, {claimed[1]:g} ms, {claimed[2]:+g} %",
-            ]
+    rows: dict[str, Mapping[str, Any]] = {name.replace("_", " "): row for name, row in found["rows"].items()}
+    claims = {name.replace("_", " "): claim for name, claim in found["claimed"].items()}
+    lost = {key: name for key, name in LOST.items() if all(key in row for row in rows.values())}
+    tables = [
+        table(
+            ["%", *columns.values()],
+            [[name, *(_ranged(row[key]) for key in columns)] for name, row in rows.items()],
         )
-    first = [
-        "%",
-        "reach",
-        "push",
-        "reach, held-out words",
-        "push, held-out words",
-        "a reach told to avoid touches",
-        "a push told to avoid touches",
-        "energy told to save, of plain",
-        "lost by another's instruction",
+        for columns in (REACHED, lost)
     ]
-    then = [
-        "beside one that hears nothing",
-        "parameters",
-        "at the paper's size",
-        "control step, ms",
-        "control step",
-        "training step",
-        "claimed elsewhere",
-    ]
+    costs = [[name, *_costs(row, claims.get(name))] for name, row in rows.items()]
     budget = f"{found['minutes']:g} minutes" if found["minutes"] else f"{found['steps']:,} steps"
-    seeds = max(row["seeds"] for row in found["rows"].values())
+    seeds = max(row["seeds"] for row in rows.values())
     note = (
         f"{budget} of one core each, {seeds} seeds (their mean, least and most), {found['scenes']} scenes in "
         f"four manners; {found['date']}: `{found['command']}`.\n"
     )
-    return table(first, reached) + "\n" + table(then, cost) + "\n" + note
+    return "\n".join([*tables, table(["beside one that hears nothing", *COSTS], costs), note])
+
+
+def _costs(row: Mapping[str, Any], claimed: tuple[float, float, float] | None) -> list[str]:
+    paper = row["parameters_added_paper"]
+    return [
+        f"{100 * row['parameters_added']:+.1f} %",
+        "–" if paper is None else f"{100 * paper:+.2f} %",
+        f"{row['milliseconds_added']:+.1f}",
+        f"{row['time']:.2f}",
+        f"{row['training_time']:.2f}",
+        "–" if claimed is None else f"{claimed[0]:g} %, {claimed[1]:g} ms, {claimed[2]:+g} %",
+    ]
 
 
 def _ranged(one: Mapping[str, float]) -> str:

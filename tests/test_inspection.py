@@ -190,6 +190,20 @@ def test_a_compiled_network_is_edited_swept_and_given_modulations(compiled: tupl
 
 
 @pytest.mark.plain
+@pytest.mark.parametrize("fusion", ["concat", "low_rank"])
+def test_a_change_of_gamma_where_there_is_none_is_named(fusion: str):
+    model = network("second", fusion=fusion)
+    with (
+        pytest.raises(
+            ValueError, match=r"edit: expected a change of what site 'second' hears.* no attribute"
+        ),
+        edit(model, {".*": closed}),
+    ):
+        model(X, cond=z())
+    with pytest.raises(ValueError, match=r"sweep: expected a change of what site 'second' hears, a "):
+        tf.sweep(model, ".*", [0.5], lambda: model(X, cond=z()), change=lambda m, by: m.replace(beta=by))
+
+
 def test_values_of_other_fusions_are_recorded_as_they_are():
     torch._dynamo.reset()
     model = network("second", fusion="low_rank")

@@ -59,6 +59,9 @@ def test_curves_pass_through_the_given_points() -> None:
 def test_channels_are_sorted_by_mean() -> None:
     figure = plot.channels({"s": np.array([3.0, 1.0, 2.0])}, {"s": np.ones(3)}, ylabel="γ")
     assert np.asarray(figure.axes[0].lines[0].get_ydata()).tolist() == [1.0, 2.0, 3.0]
+    mean, spread = torch.tensor([3.0, 1.0, 2.0], requires_grad=True), torch.ones(3, dtype=torch.bfloat16)
+    figure = plot.channels({"s": mean}, {"s": spread}, ylabel="γ")
+    assert np.asarray(figure.axes[0].lines[0].get_ydata()).tolist() == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize("method", ["tsne", "pca"])

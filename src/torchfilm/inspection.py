@@ -256,7 +256,8 @@ def edit(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
             `modulations(model, cond)` instead and give it as `modulation=`.
 
     Raises:
-        ValueError: for an expression that matches no site, and for a function that returns no `Modulation`.
+        ValueError: for an expression that matches no site, for a function that returns no `Modulation`, and
+            for one of gamma and beta at a site of another fusion, which has none.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -402,7 +403,9 @@ class _Edit:
         edited = dict(values)
         for name, changes in self.changes.items():
             for change in changes:
-                new = change if isinstance(change, Modulation) else change(edited[name])
+                new = (
+                    change if isinstance(change, Modulation) else _changed("edit", name, edited[name], change)
+                )
                 if type(new) is not type(edited[name]):
                     raise ValueError(
                         f"edit: expected a {type(edited[name]).__name__} for site '{name}', "
@@ -420,7 +423,23 @@ class _Turn:
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
         if self.change is strength:
             check_modulations("sweep", {name: values[name] for name in self.sites})
-        return {**values, **{name: self.change(values[name], self.value) for name in self.sites}}
+        turned = {name: _changed("sweep", name, values[name], self.change, self.value) for name in self.sites}
+        return {**values, **turned}
+
+
+def _changed(function: str, site: str, value: Any, change: Callable[..., Any], *more: Tensor) -> Any:
+    """What a change written by somebody else makes of a site's value; other fusions have other fields."""
+    if isinstance(value, Modulation):
+        return change(value, *more)
+    try:
+        return change(value, *more)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{function}: expected a change of what site '{site}' hears, a {type(value).__name__} of "
+            f"{', '.join(vars(value))}, got one that fails there: {error}.\n"
+            f"gamma and beta are of fusion film, scale, bias and gate; change the fields of this one by "
+            f"dataclasses.replace."
+        ) from error
 
 
 def _fields(modulation: Modulation) -> dict[str, Tensor]:

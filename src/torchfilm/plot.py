@@ -17,6 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from torch import Tensor
 
 from torchfilm.comparison import Comparison
 from torchfilm.modulation import Modulation
@@ -300,14 +301,16 @@ def curves(
     return figure
 
 
-def channels(mean: Mapping[str, Array], spread: Mapping[str, Array], *, ylabel: str) -> Figure:
-    """Mean and standard deviation of each channel, one panel per site, channels sorted by mean (figure
-    18)."""
+def channels(
+    mean: Mapping[str, Array | Tensor], spread: Mapping[str, Array | Tensor], *, ylabel: str
+) -> Figure:
+    """Mean and standard deviation [channels], one panel per site, channels sorted by mean (figure 18)."""
     _same_names(mean, spread)
     figure, axes = _grid(1, len(mean), 2.5, 2.4, sharey=True)
     for ax, site in zip(axes.flat, mean, strict=True):
-        order = np.argsort(mean[site])
-        center, width = mean[site][order], spread[site][order]
+        center, width = _array(mean[site]), _array(spread[site])
+        order = np.argsort(center)
+        center, width = center[order], width[order]
         rank = np.arange(len(order))
         ax.fill_between(rank, center - width, center + width, color=COLORS[5], linewidth=0, alpha=0.6)
         ax.plot(rank, center, color=COLORS[0], linewidth=1.4)
@@ -460,9 +463,11 @@ def _gamma_and_beta(gamma: Values, beta: Values | None) -> tuple[dict[str, Array
 
 
 def _numbers(values: Array | Modulation, field: Literal["gamma", "beta"]) -> Array:
-    if not isinstance(values, Modulation):
-        return values
-    return getattr(values, field).detach().float().cpu().numpy()
+    return _array(getattr(values, field) if isinstance(values, Modulation) else values)
+
+
+def _array(values: Array | Tensor) -> Array:
+    return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else values
 
 
 def _same_names(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:

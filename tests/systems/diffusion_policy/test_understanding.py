@@ -5,9 +5,10 @@ import pytest
 import torch
 from small_policy import CONFIG, observations, small
 
-from torchfilm.systems.diffusion_policy import build
-from torchfilm.systems.diffusion_policy.data import Recordings, Windows
+from torchfilm.systems.diffusion_policy import build, loss
+from torchfilm.systems.diffusion_policy.data import Batch, Recordings, Windows
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
+from torchfilm.systems.diffusion_policy.running import hold
 from torchfilm.systems.diffusion_policy.understanding import (
     Asked,
     Questions,
@@ -55,6 +56,34 @@ def test_colours_and_manners_are_learned_in_a_toy_world():
     assert right["which"] == 1
     assert right["where"] == 1
     assert right["manner"] == 1
+
+
+@pytest.mark.parametrize("head", ["linear", "lowrank:3", "shared"])
+def test_what_is_understood_stays_while_acting_is_learned(head):
+    policy = small(head=head, vectors=())
+    hold(policy)
+    seen, told = observations(6), {"instruction": WORDS(["push the red thing"] * 6)}
+
+    def understood():
+        z = policy.reason(told, 6)
+        shares = policy.attention(seen, z)
+        ways = policy.ways(seen, z, *(logits.softmax(dim=1) for logits in shares))
+        return [*shares, *(way.logits for way in ways)]
+
+    before = understood()
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0)
+    condition = policy.prepare(seen, told).condition.detach()
+    policy.train()
+    for _ in range(3):
+        optimiser.zero_grad()
+        batch = Batch(seen, torch.randn(6, 16, 2), told)
+        loss(policy, batch).value.backward()
+        optimiser.step()
+    policy.eval()
+    for old, new in zip(before, understood(), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=0)
+    assert not torch.equal(policy.prepare(seen, told).condition, condition)
 
 
 def test_half_of_what_is_seen_is_the_beginning_of_an_episode():

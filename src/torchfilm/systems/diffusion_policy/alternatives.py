@@ -22,6 +22,7 @@ from torchfilm.systems.diffusion_policy import describe, load, loss
 from torchfilm.systems.diffusion_policy.data import Batch, Windows, rows_of
 from torchfilm.systems.diffusion_policy.evaluate import evaluate, language_score
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, PolicyConfig
+from torchfilm.systems.diffusion_policy.plans import Plans
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
 from torchfilm.systems.diffusion_policy.recipe import RECIPES, Recipe
@@ -123,10 +124,14 @@ def hold(
 
 
 def _held(contest: Contest, demonstrations: Demonstrations, out: Path, progress: Progress) -> dict[str, Any]:
+    plans = Plans(demonstrations)  # of one seed, all are asked the same
+
     def run(config: PolicyConfig, seed: int, folder: Path) -> dict[str, float]:
         training = replace(contest.recipe.training, seed=seed)
         recipe = replace(contest.recipe, config=config, training=training)
-        outcome = train_policy(folder.parent.name, recipe, demonstrations, folder, resume=begun(folder))
+        outcome = train_policy(
+            folder.parent.name, recipe, demonstrations, folder, resume=begun(folder), plans=plans
+        )
         return measured(Policy(outcome.policy), contest, outcome.result.seconds / 60)
 
     def setting(config: PolicyConfig) -> dict[str, Any]:

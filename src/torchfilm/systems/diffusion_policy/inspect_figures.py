@@ -233,18 +233,23 @@ def shares_by_site(network: DiffusionPolicy, *, points: int = 3000, seed: int = 
 
 @torch.no_grad()
 def heard_by_site(network: DiffusionPolicy, texts: Sequence[str]) -> dict[str, Modulation]:
-    """γ and β of every site for each text, in the order of the computation.
+    """γ and β of every site for each text, in the order of the computation, in float32 on the CPU.
 
     Raises ValueError for a policy that hears no words, or whose fusion has no γ and β.
     """
-    words = Vocabulary(network.config.vocabulary)
-    z = network.reason({INSTRUCTION: words(texts)}, len(texts)) if network.config.vocabulary else None
+    read = Vocabulary(network.config.vocabulary)(texts)
+    told = tuple(part.to(network.unet.out.weight.device) for part in read)
+    z = network.reason({INSTRUCTION: told}, len(texts)) if network.config.vocabulary else None
     if z is None or isinstance(z, tuple):
         raise ValueError(
             f"inspect: expected a policy that hears an instruction as γ and β, got fusion "
             f"{network.config.fusion!r} and {len(network.config.vocabulary)} words."
         )
-    found = {site: value for listen in network.listeners.values() for site, value in listen(z).items()}
+    found = {
+        site: value.to("cpu", torch.float32) if isinstance(value, Modulation) else value
+        for listen in network.listeners.values()
+        for site, value in listen(z).items()
+    }
     if not all(isinstance(value, Modulation) for value in found.values()):
         raise ValueError(
             f"inspect: expected fusion film, scale or bias, got {network.config.fusion!r}, without γ and β."

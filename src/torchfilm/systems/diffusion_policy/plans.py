@@ -18,15 +18,22 @@ _THERE = 0.01  # metres: nearer to the end of its path than this, a thing has no
 
 
 class Plans:
-    """Round what thing and finger of a demonstration go next; the thing by the path of its beginning."""
+    """Round what thing and finger of a demonstration go next; the thing by the path of its beginning.
+
+    What was asked once is remembered: a search for a path takes as long as the rest of a step.
+    """
 
     def __init__(self, demonstrations: Demonstrations) -> None:
         self._demonstrations = demonstrations
         self._paths: dict[int, Path] = {}
+        self._known: dict[int, tuple[int, int]] = {}
 
     def __call__(self, episodes: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of `ways_round` the index of thing's and finger's way [batch, 2]; -1 where there is none left."""
-        return np.array([self._turns(*pair) for pair in zip(episodes.tolist(), frames.tolist(), strict=True)])
+        for episode, frame in zip(episodes.tolist(), frames.tolist(), strict=True):
+            if frame not in self._known:
+                self._known[frame] = self._turns(episode, frame)
+        return np.array([self._known[frame] for frame in frames.tolist()])
 
     def _turns(self, episode: int, frame: int) -> tuple[int, int]:
         scene, task = (one := self._demonstrations.episodes[episode]).scene, one.tasks[0]

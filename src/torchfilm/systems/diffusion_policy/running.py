@@ -14,6 +14,7 @@ from torch import Tensor
 from torchfilm.data.table.demonstrations import Demonstrations
 from torchfilm.data.table.tasks import HOWS
 from torchfilm.data.table.wording import vocabulary
+from torchfilm.heads import LowRankHead, SharedHead
 from torchfilm.systems.diffusion_policy import build, describe, loss
 from torchfilm.systems.diffusion_policy.data import Recordings, Windows
 from torchfilm.systems.diffusion_policy.looking import SPOTS
@@ -125,12 +126,14 @@ def train_policy(
     resume: bool = False,
     vectors: Mapping[str, Tensor] | None = None,
     words: Vocabulary | None = None,
+    plans: Plans | None = None,
 ) -> Outcome:
     """Train a recipe in the run folder `out`, and leave the policy in `out`/model, also when interrupted.
 
     resume: go on with the run in `out`, whether it was stopped in understanding (`out`/understanding) or in
     acting. vectors: what the policy hears beside the instruction, and words: which it knows (default: all of
-    the table's), as for `recordings_of`. Under torchrun only rank 0 writes. Raises RunFolderError for another
+    the table's), as for `recordings_of`. plans: of these demonstrations, where several trainings share them.
+    Under torchrun only rank 0 writes. Raises RunFolderError for another
     run in `out`, or none to resume, and ValueError where a recipe learns words first and there are none.
     """
     if resume and not begun(out):
@@ -158,7 +161,7 @@ def train_policy(
         "beginnings": BEGINNINGS,
     }
     if recipe.understanding is not None:
-        module, questions = asking(policy, windows, demonstrations)
+        module, questions = asking(policy, windows, demonstrations, plans)
         first = out / "understanding"
         train(
             module,
@@ -200,7 +203,7 @@ def begun(out: Path) -> bool:
 
 
 def asking(
-    policy: DiffusionPolicy, windows: Windows, demonstrations: Demonstrations
+    policy: DiffusionPolicy, windows: Windows, demonstrations: Demonstrations, plans: Plans | None = None
 ) -> tuple[Understanding, Questions]:
     """The policy as one that is asked what instructions mean, and the questions with their answers."""
     tasks = [episode.tasks[0] for episode in demonstrations.episodes]
@@ -212,15 +215,22 @@ def asking(
         "manner": torch.tensor([HOWS.index(task.how) for task in tasks]),
     }
     module = Understanding(policy, {"deed": len(deeds), "manner": len(HOWS)})
-    return module, Questions(windows, labels, SILENCE, Plans(demonstrations))
+    return module, Questions(windows, labels, SILENCE, plans or Plans(demonstrations))
 
 
 def hold(policy: DiffusionPolicy) -> None:
-    """Hold words, looks and ways fast, as they were understood."""
+    """Hold words, looks and ways fast, as they were understood; the encoder's last layers go on learning."""
     assert policy.reasoning is not None
     policy.reasoning.parts[INSTRUCTION].get_submodule("condition").requires_grad_(requires_grad=False)
     if isinstance(policy.encoder, ThingsEncoder):
         policy.encoder.held = True
+    for head in policy.listeners[
+        "encoder"
+    ].modules():  # what looks and last layers share would move the looks
+        if isinstance(head, LowRankHead):
+            head.down.requires_grad_(requires_grad=False)
+        elif isinstance(head, SharedHead):
+            head.weight.requires_grad_(requires_grad=False)
 
 
 @torch.no_grad()
