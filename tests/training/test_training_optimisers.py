@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
 from torchfilm.training import TrainConfig
-from torchfilm.training.optimisers import WeightAverage, build_optimiser, optimiser_tensors, restore_optimiser
+from torchfilm.training.optimisers import (
+    WeightAverage,
+    build_optimiser,
+    optimiser_tensors,
+    orthogonalised,
+    restore_optimiser,
+)
 
 
 def small() -> nn.Sequential:
@@ -111,16 +118,73 @@ def test_frozen_parameters_are_left_out_and_a_frozen_module_is_refused() -> None
         build_optimiser(module.requires_grad_(False), config)
 
 
-def test_named_state_put_back_gives_the_same_next_step() -> None:
-    module, config = small(), TrainConfig(steps=1)
-    optimiser = build_optimiser(module, config)
+class Listening(nn.Module):
+    """Words, a kernel, a matrix and an answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = nn.Embedding(7, 4)
+        self.conv = nn.Conv2d(4, 6, 3)
+        self.mix = nn.Linear(6, 11)
+        self.answer = nn.Linear(11, 5)
+
+
+def test_muon_is_torchs_for_matrices_and_kernels_and_adamw_for_the_rest() -> None:
+    torch.manual_seed(5)
+    config = TrainConfig(steps=1, optimiser="muon", outputs=("answer",), lr=0.02, weight_decay=0.3)
+    module = Listening()
+    twin = copy.deepcopy(module)
+    flat = nn.Parameter(twin.conv.weight.detach().flatten(1).clone())
+    theirs = torch.optim.Muon(
+        [flat, twin.mix.weight], lr=0.02, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"
+    )
+    decayed = [twin.word.weight, twin.answer.weight]
+    rest = [twin.conv.bias, twin.mix.bias, twin.answer.bias]
+    adam = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.3}, {"params": rest, "weight_decay": 0.0}], lr=0.02
+    )
+    ours = build_optimiser(module, config)
+    for _ in range(3):
+        for p, q in zip(module.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        assert twin.conv.weight.grad is not None
+        flat.grad = twin.conv.weight.grad.flatten(1)
+        for optimiser in (ours, theirs, adam):
+            optimiser.step()
+    torch.testing.assert_close(module.conv.weight, flat.view_as(module.conv.weight))
+    for name in ("word.weight", "mix.weight", "answer.weight", "conv.bias", "mix.bias", "answer.bias"):
+        torch.testing.assert_close(module.get_parameter(name), twin.get_parameter(name))
+    with pytest.raises(ValueError, match="expected outputs among the modules of Listening, got last"):
+        build_optimiser(module, TrainConfig(steps=1, optimiser="muon", outputs=("last",)))
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (9, 9)])
+def test_an_orthogonalised_matrix_keeps_its_directions_and_loses_its_scales(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    matrix = torch.randn(shape)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalised(matrix)
+    scales = (u.T @ found @ v.T).diagonal()
+    assert float(scales.min()) > 0.5
+    assert float(scales.max()) < 1.35
+    torch.testing.assert_close((u * scales) @ v, found, atol=0.05, rtol=0)
+    assert not orthogonalised(torch.zeros(shape)).any()
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "adam_l2", "muon"])
+def test_named_state_put_back_gives_the_same_next_step(
+    optimiser: Literal["adamw", "adam_l2", "muon"],
+) -> None:
+    module, config = small(), TrainConfig(steps=1, optimiser=optimiser)
+    first = build_optimiser(module, config)
     for t in range(3):
         backward(module, seed=t)
-        optimiser.step()
+        first.step()
     twin = copy.deepcopy(module)
     other = build_optimiser(twin, config)
-    restore_optimiser(twin, other, optimiser_tensors(module, optimiser))
-    for m, o in ((module, optimiser), (twin, other)):
+    restore_optimiser(twin, other, optimiser_tensors(module, first))
+    for m, o in ((module, first), (twin, other)):
         backward(m, seed=9)
         o.step()
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), twin.parameters(), strict=True))

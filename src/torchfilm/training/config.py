@@ -23,8 +23,12 @@ class TrainConfig:
     batch_size: int = 64
     """Items in the global batch, over all processes."""
     seed: int = 0
-    optimiser: Literal["adamw", "adam_l2"] = "adamw"
-    """`adam_l2` adds weight_decay * w to the gradient, as the FiLM paper's Adam does (3e-4 and 1e-5)."""
+    optimiser: Literal["adamw", "adam_l2", "muon"] = "adamw"
+    """`adam_l2` adds weight_decay * w to the gradient, as the FiLM paper's Adam does (3e-4 and 1e-5).
+    `muon` makes the updates of matrices and kernels orthogonal (`optimisers.Muon`), at AdamW's rates;
+    vectors, embeddings and `outputs` remain AdamW's."""
+    outputs: tuple[str, ...] = ()
+    """With `muon`, modules by name whose rows are answers and not features: the last layers."""
     lr: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -74,7 +78,7 @@ class TrainConfig:
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"TrainConfig.ema: expected a decay in [0, 1) or None, got {self.ema}.")
         choices = {
-            "optimiser": ("adamw", "adam_l2"),
+            "optimiser": ("adamw", "adam_l2", "muon"),
             "decay": ("matrices", "all"),
             "schedule": ("constant", "linear", "cosine"),
             "precision": ("float32", "bfloat16"),

@@ -90,7 +90,6 @@ def test_what_is_added_at_the_papers_size_is_what_brings_the_reasoning_to_its_pl
     assert 65e6 < silent < 67e6
     assert added["scale"] == added["bias"] == added["film"] / 2
     assert 0.004 < added["film_low_rank"] < 0.005
-    assert 0.004 < added["scale_low_rank"] < 0.005
     assert added["concat_matched"] == pytest.approx(added["film"], rel=0.02)
     assert added["encoder_only"] is None
 

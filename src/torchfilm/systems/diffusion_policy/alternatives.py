@@ -49,7 +49,6 @@ ALTERNATIVES: dict[str, Callable[[PolicyConfig], PolicyConfig]] = {
     "film": _fields(),
     "film_low_rank": _fields(head="lowrank:21"),
     "scale": _fields(fusion="scale"),
-    "scale_low_rank": _fields(fusion="scale", head="lowrank:40"),
     "bias": _fields(fusion="bias"),
     "concat": _fields(fusion="concat"),
     "cross_attention": _fields(fusion="cross_attention"),
@@ -61,7 +60,7 @@ ALTERNATIVES: dict[str, Callable[[PolicyConfig], PolicyConfig]] = {
 }
 """How the reasoning arrives, by name.
 
-Both of low rank add just under half a percent to the paper's network, the matched ones as much as FiLM.
+The head of low rank adds just under half a percent to the paper's network, the matched ones as much as FiLM.
 """
 
 
