@@ -2,15 +2,20 @@
 
 The file is results/diffusion_policy_alternatives.json, and the policy's README shows it.
 
-    torchfilm compare diffusion_policy --minutes 10 --seeds 3 --out OUT
+    torchfilm compare diffusion_policy --steps 3000 --seeds 3 --out OUT
     python benchmarks/policy_alternatives.py OUT
+
+With --restore it puts the runs of the file back into OUT, so that another seed or name can be added.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from measuring import save
+from measuring import RESULTS, save
+from torchfilm.systems.diffusion_policy.alternatives import restore
+
+NAME = "diffusion_policy_alternatives"
 
 
 def main() -> None:
@@ -18,16 +23,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", nargs="?", type=Path, help="the folder of the comparison")
+    parser.add_argument("--restore", action="store_true", help="put the file's runs into the folder")
     given = parser.parse_args()
     if given.out is None:  # `make bench` runs every benchmark; this one needs a comparison
         parser.print_help()
         return
+    if given.restore:
+        restore(json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8")), given.out)
+        return
     found = json.loads((given.out / "table.json").read_text(encoding="utf-8"))
     seeds = max(row["seeds"] for row in found["rows"].values())
     budget = f"--minutes {found['minutes']:g}" if found["minutes"] else f"--steps {found['steps']}"
-    save(
-        "diffusion_policy_alternatives", found, f"torchfilm compare diffusion_policy {budget} --seeds {seeds}"
-    )
+    save(NAME, found, f"torchfilm compare diffusion_policy {budget} --seeds {seeds}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torchfilm.systems.diffusion_policy.alternatives import (
     added_at_paper_size,
     alone,
     hold,
+    restore,
     summary,
 )
 from torchfilm.training import TrainConfig
@@ -54,7 +55,10 @@ def test_a_contest_is_held_once_and_grows_by_names(shown, tmp_path):
     assert (tmp_path / "out" / "film" / "seed_0" / RESULT).read_bytes() == kept
     assert set(more["rows"]) == {"film", "cross_attention"}
     assert more["rows"]["film"]["reach"] == row["reach"]
-    json.dumps(more)
+    restore(json.loads(json.dumps(more)), tmp_path / "again")
+    again = hold(replace(contest, names=("film", "cross_attention")), shown, tmp_path / "again")
+    assert again["runs"] == more["runs"]
+    assert not (tmp_path / "again" / "film" / "seed_0" / "model").exists()
     wider = replace(QUICK, config=replace(QUICK.config, reasoning=9))
     longer = replace(QUICK, training=replace(QUICK.training, steps=3))
     for other, said in (

@@ -18,7 +18,7 @@ from torchfilm.comparison import Comparison, compare
 from torchfilm.data.table.demonstrations import Demonstrations
 from torchfilm.data.table.wording import vocabulary
 from torchfilm.heard import Hearing
-from torchfilm.systems.diffusion_policy import describe, load, loss
+from torchfilm.systems.diffusion_policy import build, describe, loss
 from torchfilm.systems.diffusion_policy.data import Batch, Windows, rows_of
 from torchfilm.systems.diffusion_policy.evaluate import evaluate, language_score
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, PolicyConfig
@@ -26,10 +26,10 @@ from torchfilm.systems.diffusion_policy.plans import Plans
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import Vocabulary
 from torchfilm.systems.diffusion_policy.recipe import RECIPES, Recipe
-from torchfilm.systems.diffusion_policy.running import begun, recordings_of, train_policy
+from torchfilm.systems.diffusion_policy.running import begun, fitted, recordings_of, train_policy
 from torchfilm.training import folder as run_folder
 from torchfilm.training.checkpoint import write_json
-from torchfilm.training.series import Progress, run_all
+from torchfilm.training.series import RESULT, SETTING, Progress, run_all
 
 _BATCH = 64  # windows of the training step that is timed
 
@@ -128,9 +128,8 @@ def _held(contest: Contest, demonstrations: Demonstrations, out: Path, progress:
     def run(config: PolicyConfig, seed: int, folder: Path) -> dict[str, float]:
         training = replace(contest.recipe.training, seed=seed)
         recipe = replace(contest.recipe, config=config, training=training)
-        outcome = train_policy(
-            folder.parent.name, recipe, demonstrations, folder, resume=begun(folder), plans=plans
-        )
+        name = folder.parent.name
+        outcome = train_policy(name, recipe, demonstrations, folder, resume=begun(folder), plans=plans)
         return measured(Policy(outcome.policy), contest, outcome.result.seconds / 60)
 
     def setting(config: PolicyConfig) -> dict[str, Any]:
@@ -140,20 +139,36 @@ def _held(contest: Contest, demonstrations: Demonstrations, out: Path, progress:
     configs = {name: ALTERNATIVES[name](contest.recipe.config) for name in contest.names}
     seeds, shares = range(contest.seeds), ("reach", "push")
     results = run_all(configs, run, out, describe=setting, seeds=seeds, shares=shares, progress=progress)
-    costs = Costs.of({name: load(out / name / "seed_0") for name in contest.names}, demonstrations)
-    rows = {name: summary(found) | costs.row(name) for name, found in results.items()}
+    costs = Costs.of(configs, demonstrations)
     training = contest.recipe.training
     found = {
-        "rows": rows,
+        "rows": {name: summary(numbers) | costs.row(name) for name, numbers in results.items()},
         "claimed": CLAIMED,
         "minutes": training.minutes,
         "steps": training.steps,
         "scenes": contest.scenes,
         "scene_seed": contest.scene_seed,
         "demonstrations": len(demonstrations.episodes),
+        "runs": {
+            name: {"setting": setting(config), "results": results[name]} for name, config in configs.items()
+        },
     }
     write_json(out / "table.json", found)
     return found
+
+
+def restore(found: Mapping[str, Any], out: Path) -> None:
+    """Put the runs of a table into the folder `out`, where `hold` goes on from them; those there stay.
+
+    Of each run there are the numbers and what they depend on, which is compared as ever; no weights.
+    """
+    for name, runs in found["runs"].items():
+        for seed, numbers in enumerate(runs["results"]):
+            folder = out / name / f"seed_{seed}"
+            if not (folder / RESULT).is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / SETTING, runs["setting"])
+                write_json(folder / RESULT, numbers)
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -235,14 +250,16 @@ class Costs:
 
     @classmethod
     def of(
-        cls, policies: Mapping[str, DiffusionPolicy], demonstrations: Demonstrations, rounds: int = 15
+        cls, configs: Mapping[str, PolicyConfig], demonstrations: Demonstrations, rounds: int = 15
     ) -> Costs:
-        """Measure; policies of the same observations and words."""
+        """Measure untrained policies over these demonstrations; what they have learned costs nothing."""
+        words = Vocabulary(vocabulary())
+        recordings = recordings_of(demonstrations, words)
+        policies = {name: build(fitted(config, recordings, words)) for name, config in configs.items()}
         config = next(iter(policies.values())).config
-        recordings = recordings_of(demonstrations, Vocabulary(config.vocabulary))
         windows = Windows(recordings, config.observations, config.horizon)
         batch = windows.at(np.random.default_rng(0).choice(len(windows), _BATCH))
-        silent = DiffusionPolicy(replace(config, vocabulary=(), vectors=(), listens=("blocks",)))
+        silent = build(replace(config, vocabulary=(), vectors=(), listens=("blocks",)))
         every = {"silent": silent, **policies}
         control = compare(
             {name: ControlStep(one) for name, one in every.items()}, {"batch": batch}, rounds=rounds
