@@ -54,6 +54,8 @@ PAPER_TRAINING = TrainConfig(
 LAPTOP_TRAINING = TrainConfig(
     minutes=15,
     batch_size=128,
+    optimiser="muon",
+    outputs=("classifier.answer",),
     lr=3e-3,
     betas=(0.9, 0.95),
     weight_decay=1e-2,
@@ -62,6 +64,9 @@ LAPTOP_TRAINING = TrainConfig(
     precision="bfloat16",
     compile=True,
 )
+
+ADAMW_TRAINING = replace(LAPTOP_TRAINING, optimiser="adamw", outputs=())
+"""As the laptop's, with the optimiser by which the baselines and the shipped network were trained."""
 
 LAPTOP_FEED = Feed(questions_per_scene=2, curriculum=Curriculum(start=0.067))
 
@@ -93,7 +98,7 @@ LAPTOP = ReasonerConfig(
 LAPTOP_LARGE = replace(LAPTOP, projection=256, hidden=512)
 """The same with a wider classifier, to which a trained laptop network can grow (`growth.py`)."""
 
-LAPTOP_LARGE_TRAINING = replace(LAPTOP_TRAINING, minutes=45, lr=2e-3, cooldown=0.5)
+LAPTOP_LARGE_TRAINING = replace(ADAMW_TRAINING, minutes=45, lr=2e-3, cooldown=0.5)
 
 TINY = replace(
     LAPTOP, word_dim=8, encoder_width=16, blocks=2, channels=8, dilations=(1, 2), projection=16, hidden=16
@@ -102,7 +107,7 @@ TINY = replace(
 
 def _baseline(kind: Kind) -> Recipe:
     """A baseline with the laptop's sizes, data and budget."""
-    return Recipe(BaselineConfig(kind), LAPTOP_TRAINING, LAPTOP_FEED)
+    return Recipe(BaselineConfig(kind), ADAMW_TRAINING, LAPTOP_FEED)
 
 
 RECIPES: dict[str, Recipe] = {
