@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from policy_tables import of_seeds
 from table_form import PENDING, Results, table
 
 REASONING = {
@@ -68,8 +69,7 @@ def placement_policy(results: Results) -> str:
         if name in found["rows"]
     ]
     head = ["FiLM at", "reach, %", "push, %", "a reach told to avoid touches", "a push told to avoid touches"]
-    seeds = found["rows"]["film"]["seeds"]
-    note = f"\nMean, least and most of {seeds} seeds; {found['date']}: `{found['command']}`.\n"
+    note = f"\n{of_seeds(found['rows']).capitalize()}; {found['date']}: `{found['command']}`.\n"
     return table([*head, "control step"], rows) + note
 
 

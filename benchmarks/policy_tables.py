@@ -124,22 +124,26 @@ def policy_alternatives(results: Results) -> str:
         return PENDING
     rows: dict[str, Mapping[str, Any]] = {name.replace("_", " "): row for name, row in found["rows"].items()}
     claims = {name.replace("_", " "): claim for name, claim in found["claimed"].items()}
-    lost = {key: name for key, name in LOST.items() if all(key in row for row in rows.values())}
     tables = [
         table(
             ["%", *columns.values()],
             [[name, *(_ranged(row[key]) for key in columns)] for name, row in rows.items()],
         )
-        for columns in (REACHED, lost)
+        for columns in (REACHED, LOST)
     ]
     costs = [[name, *_costs(row, claims.get(name))] for name, row in rows.items()]
     budget = f"{found['minutes']:g} minutes" if found["minutes"] else f"{found['steps']:,} steps"
-    seeds = max(row["seeds"] for row in rows.values())
     note = (
-        f"{budget} of one core each, {seeds} seeds (their mean, least and most), {found['scenes']} scenes in "
-        f"four manners; {found['date']}: `{found['command']}`.\n"
+        f"{budget} of one core each, {of_seeds(rows)}, {found['scenes']} scenes in four manners; "
+        f"{found['date']}: `{found['command']}`.\n"
     )
     return "\n".join([*tables, table(["beside one that hears nothing", *COSTS], costs), note])
+
+
+def of_seeds(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many seeds the numbers of all rows are of."""
+    most = max(row["seeds"] for row in rows.values())
+    return "one seed" if most == 1 else f"{most} seeds (their mean, least and most)"
 
 
 def _costs(row: Mapping[str, Any], claimed: tuple[float, float, float] | None) -> list[str]:

@@ -14,7 +14,8 @@ from .config import TrainConfig
 FREE_TO_CHANGE = ("checkpoint_seconds", "checkpoint_steps", "keep", "tensorboard")
 """Fields that change nothing of what is learned: a resumed run may have them differently."""
 
-_DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
+DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
+"""Of a training's fields: what they were in a run whose version did not have them."""
 
 
 class RunFolderError(ValueError):
@@ -39,7 +40,7 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
                 f"Resume: expected a run in {out}, found no config.json there. Start it without resume."
             )
         before = json.loads((out / "config.json").read_text())
-        before["train"] = _DEFAULTS | before.get("train", {})  # a field that the run's version did not have
+        before["train"] = DEFAULTS | before.get("train", {})
         _compare(out, before, description)
         return
     if out.exists() and not out.is_dir():

@@ -228,9 +228,9 @@ def hold(policy: DiffusionPolicy) -> None:
         "encoder"
     ].modules():  # what looks and last layers share would move the looks
         if isinstance(head, LowRankHead):
-            head.down.requires_grad_(requires_grad=False)
+            head.down.requires_grad = False
         elif isinstance(head, SharedHead):
-            head.weight.requires_grad_(requires_grad=False)
+            head.weight.requires_grad = False
 
 
 @torch.no_grad()
