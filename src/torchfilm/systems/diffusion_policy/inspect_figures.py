@@ -237,9 +237,11 @@ def heard_by_site(network: DiffusionPolicy, texts: Sequence[str]) -> dict[str, M
 
     Raises ValueError for a policy that hears no words, or whose fusion has no γ and β.
     """
-    read = Vocabulary(network.config.vocabulary)(texts)
-    told = tuple(part.to(network.unet.out.weight.device) for part in read)
-    z = network.reason({INSTRUCTION: told}, len(texts)) if network.config.vocabulary else None
+    z = None
+    if network.config.vocabulary:
+        read = Vocabulary(network.config.vocabulary)(texts)
+        told = tuple(part.to(network.unet.out.weight.device) for part in read)
+        z = network.reason({INSTRUCTION: told}, len(texts))
     if z is None or isinstance(z, tuple):
         raise ValueError(
             f"inspect: expected a policy that hears an instruction as γ and β, got fusion "
