@@ -321,9 +321,8 @@ class _Run:
             self.average.swap()
         try:
             self.module.eval()
-            eager = torch.compiler.set_stance(
-                "force_eager"
-            )  # evaluation's graphs would be compiled for it alone
+            # Eagerly: graphs of evaluation's modes and shapes would be compiled for it alone.
+            eager = torch.compiler.set_stance("force_eager")
             with torch.no_grad(), GlobalRandomState(), eager:
                 values = {name: float(value) for name, value in evaluate(self.module).items()}
             self._keep_if_best(values)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .config import TrainConfig
 
+_MOMENTUM = 0.95  # of Muon
+
 
 def build_optimiser(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """What the config asks for, over the module's trainable parameters, weight decay where it says.
@@ -80,14 +82,13 @@ class Muon(torch.optim.AdamW):
                     self._turn(p, p.grad, group["lr"], group["weight_decay"])
 
     def _turn(self, p: Tensor, grad: Tensor, rate: float, decay: float) -> None:
-        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-        momentum.lerp_(grad, 1 - _MOMENTUM)
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        momentum = state["momentum"].lerp_(grad, 1 - _MOMENTUM)
         update = orthogonalised(grad.lerp(momentum, _MOMENTUM).flatten(1))
         p.mul_(1 - rate * decay)
         p.add_(update.view_as(p), alpha=-0.2 * rate * max(update.shape) ** 0.5)
-
-
-_MOMENTUM = 0.95
 
 
 def orthogonalised(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:

@@ -224,9 +224,8 @@ def hold(policy: DiffusionPolicy) -> None:
     policy.reasoning.parts[INSTRUCTION].get_submodule("condition").requires_grad_(requires_grad=False)
     if isinstance(policy.encoder, ThingsEncoder):
         policy.encoder.held = True
-    for head in policy.listeners[
-        "encoder"
-    ].modules():  # what looks and last layers share would move the looks
+    # What a head's sites share would move the looks, while it learns for the last layers.
+    for head in policy.listeners["encoder"].modules():
         if isinstance(head, LowRankHead):
             head.down.requires_grad = False
         elif isinstance(head, SharedHead):
