@@ -84,6 +84,7 @@ def main(out: Path) -> None:
     if int(os.environ["RANK"]) == 0:
         worst = {case: max(each[case] for each in every) for case in found}
         (out / "found.json").write_text(json.dumps(worst))
+    del ddp  # before its group: else freeing it may wait for a thread that waits for the interpreter
     dist.destroy_process_group()
 
 

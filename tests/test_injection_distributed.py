@@ -83,6 +83,7 @@ def run(rank: int, folder: str) -> None:
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
     distributed.barrier()
+    del wrapped  # before its group: else freeing it may wait for a thread that waits for the interpreter
     distributed.destroy_process_group()
 
 

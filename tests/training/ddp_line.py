@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from toy_line import Line, Points, mean_error, squared_error, toy_config
 
-from torchfilm.training import Draw, Interrupted, NonFiniteError, synced_batch_norm, train
-from torchfilm.training.distributed import joined
+from torchfilm.training import Draw, Interrupted, NonFiniteError, loop, synced_batch_norm, train
+from torchfilm.training.distributed import Ranks, joined
 
 RANK = int(os.environ["RANK"])
+outliving: list[int] = []
+
+
+@contextmanager
+def watched(device: torch.device) -> Iterator[Ranks]:
+    """As `joined`, and counts the DDP modules that are there when a process group would be ended."""
+    try:
+        with joined(device) as ranks:
+            yield ranks
+    finally:
+        outliving.append(sum(isinstance(one, DistributedDataParallel) for one in gc.get_objects()))
 
 
 def synced_and_plain(kind: type[nn.Module], shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, float]:
@@ -77,6 +92,7 @@ def error_on_rank_one(out: Path, factor: float) -> str:
 
 
 def main(out: Path) -> None:
+    loop.joined = watched
     with joined(torch.device("cpu")) as ranks:
         errors = {
             "1d": synced_and_plain(nn.BatchNorm1d, (5, 3), torch.float64),
@@ -87,6 +103,7 @@ def main(out: Path) -> None:
         stopped = stop_and_resume(out / "run")
         found = {"errors": errors, "stopped": stopped, "nan": error_on_rank_one(out / "nan", float("nan"))}
         found["overflow"] = error_on_rank_one(out / "overflow", 1e200)
+        found["outliving"] = outliving
         everything = ranks.gather(found)
     if RANK == 0:
         (out / "found.json").write_text(json.dumps(everything))

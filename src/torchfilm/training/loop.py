@@ -416,7 +416,12 @@ class _Run:
         return TrainResult(counters.step, counters.seconds, weights, counters.train, evaluation)
 
     def close(self) -> None:
-        """Close files and the progress line."""
+        """Close files and the progress line, and let go of DDP, which must not outlive its process group.
+
+        If it held the last reference, freeing it would join gloo's threads under the interpreter's lock,
+        for which such a thread may be waiting to drop the tensor of the last collective.
+        """
+        self.computes = self.loss_module
         self.progress_line.close()
         for file in (self.metrics, self.events):
             if file is not None:
