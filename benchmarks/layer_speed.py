@@ -6,10 +6,12 @@ Every way runs in one process, in turn. A ratio is to the ReLU or the norm alone
 the rounds of the ratio within a round, and `fastest` call to fastest call, which neighbours on the machine
 disturb least (they empty the caches, and with cold ones ten small calls cost as much as a pass over the
 features). `compiled` takes torch.compile(fullgraph=True), and so does `relu_compiled`, the ReLU alone: what
-is between it and the eager ReLU is the compiler's on this machine, not FiLM's.
+is between it and the eager ReLU is the compiler's on this machine, not FiLM's. `kernels` is `fused`, or
+`ours`, with the kernels of `torchfilm.native` on, where there is a compiler to build them.
 """
 
 import statistics
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -18,8 +20,33 @@ from torch import Tensor, nn
 import torchfilm as tf
 import torchfilm.functional as F
 from measuring import arguments, clock_of, samples, save
+from torchfilm import native
 
 Way = Callable[..., Tensor]
+
+
+def enabled(device: str) -> object | None:
+    """The kernels, switched off; None on an accelerator and without a compiler."""
+    try:
+        native.enable()
+    except native.NativeError as error:
+        print(error, file=sys.stderr)
+    library = native.kernels if torch.device(device).type == "cpu" else None
+    native.disable()
+    return library
+
+
+def by_kernels(call: Callable[[], object], library: object) -> Callable[[], object]:
+    """The call with the kernels on."""
+
+    def run() -> object:
+        native.kernels = library
+        try:
+            return call()
+        finally:
+            native.kernels = None
+
+    return run
 
 
 def ratios(
@@ -73,10 +100,40 @@ def saved(way: Way, leaves: list[Tensor]) -> float:
     return sum(size for place, size in kept.items() if place not in given) / leaves[0].nbytes
 
 
+def calls_of(
+    ways: Mapping[str, Way], ours: str, call_of: Callable[[Way], Callable[[], object]], device: str
+) -> dict[str, Callable[[], object]]:
+    """A call of each way, and of `ours` with the kernels on."""
+    calls = {name: call_of(way) for name, way in ways.items()}
+    library = enabled(device)
+    if library is not None:
+        calls["kernels"] = by_kernels(call_of(ways[ours]), library)
+    return calls
+
+
+def measured(
+    ways: Mapping[str, Way], ours: str, leaves: list[Tensor], base: str, rounds: int, device: str
+) -> dict:
+    """Forward without a graph, and forward and backward, against `base`; what is kept in between."""
+    weight = torch.randn_like(leaves[0])
+    passes = {
+        "forward": lambda way: answering(way, leaves),
+        "forward_and_backward": lambda way: training(way, leaves, weight),
+    }
+    kept = calls_of(ways, ours, lambda way: lambda: saved(way, leaves), device)
+    return {
+        **{
+            name: ratios(calls_of(ways, ours, one, device), base, rounds, device)
+            for name, one in passes.items()
+        },
+        "saved_beyond_inputs": {name: round(float(call()), 3) for name, call in kept.items()},
+    }
+
+
 def film_and_relu(
     shape: tuple[int, ...], dim: int, memory: torch.memory_format, rounds: int, device: str
 ) -> dict:
-    """film + ReLU against a ReLU: naive, fused in eager, fused and compiled."""
+    """film + ReLU against a ReLU: naive, fused in eager, fused and compiled, by kernels."""
 
     def naive(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         each = (*gamma.shape, *[1] * (x.ndim - 2)) if dim == 1 else (len(gamma), 1, gamma.shape[1])
@@ -96,16 +153,7 @@ def film_and_relu(
     rows = (shape[0], shape[dim])
     values = [torch.randn(shape).contiguous(memory_format=memory), torch.randn(rows), torch.randn(rows)]
     leaves = [value.to(device).requires_grad_() for value in values]
-    weight = torch.randn_like(leaves[0])
-    return {
-        "forward": ratios(
-            {name: answering(way, leaves) for name, way in ways.items()}, "relu", rounds, device
-        ),
-        "forward_and_backward": ratios(
-            {name: training(way, leaves, weight) for name, way in ways.items()}, "relu", rounds, device
-        ),
-        "saved_beyond_inputs": {name: round(saved(way, leaves), 3) for name, way in ways.items()},
-    }
+    return measured(ways, "fused", leaves, "relu", rounds, device)
 
 
 def norms(
@@ -118,20 +166,13 @@ def norms(
     rows = (shape[0], shape[dim])
     leaves = [torch.randn(size, device=device).requires_grad_() for size in (shape, rows, rows)]
     each = (*rows, *[1] * (len(shape) - 2)) if dim != -1 else (rows[0], 1, rows[1])
+
     ways: dict[str, Way] = {
         "norm": lambda x, gamma, beta: norm(x),
         "naive": lambda x, gamma, beta: gamma.view(each) * norm(x) + beta.view(each),
         "ours": lambda x, gamma, beta: layer(x, modulation=tf.Modulation(gamma, beta)),
     }
-    weight = torch.randn(shape, device=device)
-    return {
-        "forward": ratios(
-            {name: answering(way, leaves) for name, way in ways.items()}, "norm", rounds, device
-        ),
-        "forward_and_backward": ratios(
-            {name: training(way, leaves, weight) for name, way in ways.items()}, "norm", rounds, device
-        ),
-    }
+    return measured(ways, "ours", leaves, "norm", rounds, device)
 
 
 def main() -> None:

@@ -33,17 +33,23 @@ def _folding(found: Result) -> Iterator[tuple[str, str, str, float]]:
 
 def _layers(found: Result) -> Iterator[tuple[str, str, str, float]]:
     for case, one in found["film_and_relu"].items():
-        backward = one["forward_and_backward"]
-        yield "film + ReLU / ReLU, compiled", case, "1.35", one["forward"]["compiled_over_relu"]["median"]
-        if "relu_compiled_over_relu" in one["forward"]:
-            alone = one["forward"]["relu_compiled_over_relu"]["median"]
-            yield "(the ReLU alone, compiled)", case, "–", alone
-        yield "forward and backward, compiled", case, "1.35", backward["compiled_over_relu"]["median"]
-        yield "forward and backward, eager", case, "1.35", backward["fused_over_relu"]["median"]
+        forward, backward = one["forward"], one["forward_and_backward"]
+        for what, ratios, way, limit in (
+            ("film + ReLU / ReLU, compiled", forward, "compiled", "1.35"),
+            ("(the ReLU alone, compiled)", forward, "relu_compiled", "–"),
+            ("film + ReLU / ReLU, eager, kernels", forward, "kernels", "1.35"),
+            ("forward and backward, compiled", backward, "compiled", "1.35"),
+            ("forward and backward, eager", backward, "fused", "1.35"),
+            ("forward and backward, eager, kernels", backward, "kernels", "1.35"),
+        ):
+            if f"{way}_over_relu" in ratios:
+                yield what, case, limit, ratios[f"{way}_over_relu"]["median"]
     for case, one in found["conditional_norms"].items():
-        limit = "1.10" if case.startswith("GroupNorm (64,") else "–"
-        ratio = one["forward_and_backward"]["ours_over_norm"]["median"]
-        yield "norm + FiLM / norm, forward and backward", case, limit, ratio
+        limit, ratios = "1.10" if case.startswith("GroupNorm (64,") else "–", one["forward_and_backward"]
+        for what, way in (("", "ours"), (", kernels", "kernels")):
+            if f"{way}_over_norm" in ratios:
+                ratio = ratios[f"{way}_over_norm"]["median"]
+                yield f"norm + FiLM / norm, forward and backward{what}", case, limit, ratio
 
 
 def _conditioning(found: Result) -> Iterator[tuple[str, str, str, float]]:

@@ -154,7 +154,8 @@ def test_an_unread_field_is_found():
 # 4. Imports point one way.
 
 LIBRARY = (
-    ("modulation",),
+    ("modulation", "native"),
+    ("onepass",),
     ("functional", "heads"),
     ("absorption", "layers"),
     ("norms",),

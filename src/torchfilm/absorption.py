@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchfilm import onepass
 from torchfilm.modulation import Modulation
 
 
@@ -42,6 +43,9 @@ def _group(norm: nn.GroupNorm, x: Tensor, modulation: Modulation) -> Tensor | No
     reach = _reach(modulation, x, norm.num_channels)
     if reach is None or x.ndim < 3 or x.shape[1] != norm.num_channels:
         return None
+    y = _one_pass(norm, x, modulation, norm.num_groups)
+    if y is not None:
+        return y
     weight, bias = _affine(norm.weight, norm.bias, modulation)
     if reach == "all":
         return functional.group_norm(x, norm.num_groups, weight.reshape(-1), bias.reshape(-1), norm.eps)
@@ -51,10 +55,20 @@ def _group(norm: nn.GroupNorm, x: Tensor, modulation: Modulation) -> Tensor | No
     return functional.group_norm(flat, len(x) * norm.num_groups, weight, bias, norm.eps).view(x.shape)
 
 
+def _one_pass(
+    norm: nn.GroupNorm | nn.InstanceNorm2d, x: Tensor, modulation: Modulation, groups: int
+) -> Tensor | None:
+    gamma, beta = _gated(modulation)
+    return onepass.normalised(x, gamma, beta, norm.weight, norm.bias, groups, norm.eps)
+
+
 def _instance(norm: nn.InstanceNorm2d, x: Tensor, modulation: Modulation, axes: int) -> Tensor | None:
     reach = _reach(modulation, x, norm.num_features)
     if reach is None or x.ndim != axes or norm.track_running_stats or x.shape[1] != norm.num_features:
         return None
+    y = _one_pass(norm, x, modulation, norm.num_features)
+    if y is not None:
+        return y
     weight, bias = _affine(norm.weight, norm.bias, modulation)
     if reach == "all":
         return functional.instance_norm(x, weight=weight.reshape(-1), bias=bias.reshape(-1), eps=norm.eps)
@@ -114,11 +128,14 @@ def _reach(modulation: Modulation, x: Tensor, channels: int) -> Literal["all", "
 
 def _affine(weight: Tensor | None, bias: Tensor | None, modulation: Modulation) -> tuple[Tensor, Tensor]:
     """Return gamma * weight and gamma * bias + beta, times the gate."""
-    gamma, beta, gate = modulation.gamma, modulation.beta, modulation.gate
-    if gate is not None:
-        gamma, beta = gate * gamma, gate * beta
+    gamma, beta = _gated(modulation)
     shift = beta if bias is None else torch.addcmul(beta, gamma, bias)
     return gamma if weight is None else gamma * weight, shift
+
+
+def _gated(modulation: Modulation) -> tuple[Tensor, Tensor]:
+    gamma, beta, gate = modulation.gamma, modulation.beta, modulation.gate
+    return (gamma, beta) if gate is None else (gate * gamma, gate * beta)
 
 
 def _as_one_sample(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchfilm import onepass
+
 Activation = Literal["relu", "silu"]
 
 # From this many features on, where the channels are innermost in memory (tokens, channels-last images) and
@@ -125,6 +127,10 @@ def film_(
     gamma, beta = rows
     if torch.compiler.is_compiling() or not _writable(x, gamma, beta):
         return _affine(x, gamma, beta).to(x.dtype)
+    at = onepass.geometry(x, gamma, beta)
+    if at is not None and not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+        return onepass.film(at, x, gamma, beta, relu=False, into=x)
     try:
         y = x.mul_(gamma)
     except RuntimeError:  # memory that cannot be written into, and torch.vmap over gamma alone
@@ -209,6 +215,11 @@ def _affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or beta.dtype != gamma.dtype:
         wide = torch.promote_types(gamma.dtype, beta.dtype)
         return x * gamma.to(wide) + beta
+    at = onepass.geometry(x, gamma, beta)
+    if at is not None:
+        if _has_graph(x, gamma, beta):
+            return _ActivatedForward.apply(x, gamma, beta, None)  # type: ignore[no-any-return]
+        return onepass.film(at, x, gamma, beta, relu=False)
     if (
         x.dtype == gamma.dtype
         and x.numel() >= _ONE_PASS_FROM
@@ -240,6 +251,7 @@ def _silu_sloped(grad: Tensor, before: Tensor) -> Tensor:
 
 
 _SHAPES = {
+    None: _Shape(lambda before: before, lambda grad, before: grad, lambda grad, before: grad.clone()),
     "relu": _Shape(
         torch.relu_,
         lambda grad, before: torch.where(before > 0, grad, 0),
@@ -262,6 +274,13 @@ def _activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tenso
     if _has_graph(x, gamma, beta):
         kind = _Activated if torch.compiler.is_compiling() else _ActivatedForward
         return kind.apply(x, gamma, beta, activation)  # type: ignore[no-any-return]
+    return _activated_now(x, gamma, beta, activation)
+
+
+def _activated_now(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
+    at = onepass.geometry(x, gamma, beta) if activation == "relu" else None
+    if at is not None:
+        return onepass.film(at, x, gamma, beta, relu=True)
     return _SHAPES[activation].value(_affine(x, gamma, beta)).to(x.dtype)
 
 
@@ -271,11 +290,11 @@ class _Activated(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor:
-        return _SHAPES[activation].value(_affine(x, gamma, beta)).to(x.dtype)
+    def forward(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
+        return _activated_now(x, gamma, beta, activation)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str | None], output: Tensor) -> None:
         *tensors, ctx.activation = inputs
         ctx.save_for_backward(*tensors)
 
@@ -283,6 +302,10 @@ class _Activated(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta = ctx.saved_tensors
         needs = ctx.needs_input_grad
+        at = None if ctx.activation == "silu" or torch.is_grad_enabled() else onepass.geometry(x, gamma, beta)
+        if at is not None:
+            relu = ctx.activation == "relu"
+            return *onepass.film_gradients(at, grads[0], x, gamma, beta, relu=relu), None
         before = _affine(x, gamma, beta)
         grad, in_place = _before_activation(grads[0].to(before.dtype), before, ctx.activation)
         grad_x = (grad * gamma).to(x.dtype) if needs[0] else None
@@ -297,7 +320,7 @@ class _ActivatedForward(_Activated):
     """The same, differentiable forwards too (`torch.func.jvp`, `hessian`), which compilers cannot trace."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str | None], output: Tensor) -> None:
         _Activated.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:3])
 
@@ -308,7 +331,7 @@ class _ActivatedForward(_Activated):
         return _SHAPES[ctx.activation].sloped(moved, _affine(x, gamma, beta)).to(x.dtype)
 
 
-def _before_activation(grad: Tensor, before: Tensor, activation: str) -> tuple[Tensor, bool]:
+def _before_activation(grad: Tensor, before: Tensor, activation: str | None) -> tuple[Tensor, bool]:
     """Return the gradient in front of the activation, and whether it may be overwritten."""
     shape = _SHAPES[activation]
     if torch.is_grad_enabled() or torch.compiler.is_compiling():  # differentiated again, or fused

@@ -1,0 +1,292 @@
+// FiLM, FiLM + ReLU and group norm + FiLM of float32 features, forward and backward: one pass each over memory
+// that is there, a block at a time. Plain C symbols, called by native.py; nothing of torch is needed.
+//
+// Features lie in one of two ways. In rows, one gamma holds for `inner` neighbours: [batch, channels, inner], as
+// images and sequences with the channels first. In columns, neighbours have a gamma each: [batch, positions,
+// channels], as tokens and channels-last images. gamma and beta are [batch, channels] (stride = channels), or
+// [channels] for all (stride = 0); their gradients are written as [batch, channels] in both cases.
+//
+// ReLU keeps a NaN, and its gradient passes where the value is a NaN, as torch's does.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+namespace {
+
+constexpr int64_t kColumns = 512;    // channels that one task takes: their sums stay in the first cache
+constexpr int64_t kPositions = 128;  // positions summed in one go; then their sums are added
+constexpr int64_t kBlock = 2048;     // features summed in float before the sum goes on in double
+
+template <bool relu>
+inline float activated(float value) {
+  return relu && value < 0.0f ? 0.0f : value;
+}
+
+template <bool relu>
+inline float before_activation(float grad, float value) {
+  return relu && value <= 0.0f ? 0.0f : grad;
+}
+
+template <bool relu>
+void rows(const float* x, const float* gamma, const float* beta, float* y, int64_t batch, int64_t channels,
+          int64_t inner, int64_t stride, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t row = 0; row < batch * channels; ++row) {
+    const int64_t at = row / channels * stride + row % channels;
+    const float g = gamma[at], b = beta[at];
+    const float* from = x + row * inner;
+    float* to = y + row * inner;
+#pragma omp simd
+    for (int64_t i = 0; i < inner; ++i) to[i] = activated<relu>(g * from[i] + b);
+  }
+}
+
+template <bool relu>
+void columns(const float* x, const float* gamma, const float* beta, float* y, int64_t batch, int64_t channels,
+             int64_t positions, int64_t stride, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t row = 0; row < batch * positions; ++row) {
+    const float* g = gamma + row / positions * stride;
+    const float* b = beta + row / positions * stride;
+    const float* from = x + row * channels;
+    float* to = y + row * channels;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) to[c] = activated<relu>(g[c] * from[c] + b[c]);
+  }
+}
+
+template <bool relu>
+void rows_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx, float* dgamma,
+                   float* dbeta, int64_t batch, int64_t channels, int64_t inner, int64_t stride, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t row = 0; row < batch * channels; ++row) {
+    const int64_t at = row / channels * stride + row % channels;
+    const float g = gamma[at], b = beta[at];
+    double scaled = 0.0, shifted = 0.0;
+    for (int64_t start = 0; start < inner; start += kBlock) {
+      const int64_t size = std::min(kBlock, inner - start);
+      const float* grad = dy + row * inner + start;
+      const float* from = x + row * inner + start;
+      float* to = dx + row * inner + start;
+      float scale = 0.0f, shift = 0.0f;
+#pragma omp simd reduction(+ : scale, shift)
+      for (int64_t i = 0; i < size; ++i) {
+        const float d = before_activation<relu>(grad[i], g * from[i] + b);
+        to[i] = d * g;
+        scale += d * from[i];
+        shift += d;
+      }
+      scaled += scale;
+      shifted += shift;
+    }
+    dgamma[row] = static_cast<float>(scaled);
+    dbeta[row] = static_cast<float>(shifted);
+  }
+}
+
+// Of `together` positions: their gradients, and what they add to the sums.
+template <bool relu, int together>
+void column_gradients(const float* dy, const float* x, const float* g, const float* b, float* dx, float* scale,
+                      float* shift, int64_t size, int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < size; ++c) {
+    float scaled = scale[c], shifted = shift[c];
+    for (int p = 0; p < together; ++p) {
+      const int64_t at = p * channels + c;
+      const float d = before_activation<relu>(dy[at], g[c] * x[at] + b[c]);
+      dx[at] = d * g[c];
+      scaled += d * x[at];
+      shifted += d;
+    }
+    scale[c] = scaled;
+    shift[c] = shifted;
+  }
+}
+
+template <bool relu>
+void columns_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx,
+                      float* dgamma, float* dbeta, int64_t batch, int64_t channels, int64_t positions,
+                      int64_t stride, int threads) {
+  const int64_t parts = (channels + kColumns - 1) / kColumns;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t task = 0; task < batch * parts; ++task) {
+    const int64_t sample = task / parts, first = task % parts * kColumns;
+    const int64_t size = std::min(kColumns, channels - first);
+    const float* g = gamma + sample * stride + first;
+    const float* b = beta + sample * stride + first;
+    float scaled[kColumns] = {0.0f}, shifted[kColumns] = {0.0f};
+    for (int64_t start = 0; start < positions; start += kPositions) {
+      float scale[kColumns] = {0.0f}, shift[kColumns] = {0.0f};
+      const int64_t end = std::min(positions, start + kPositions);
+      for (int64_t p = start; p < end;) {
+        const int64_t at = (sample * positions + p) * channels + first;
+        const int64_t together = end - p >= 4 ? 4 : 1;
+        const auto run = together == 4 ? column_gradients<relu, 4> : column_gradients<relu, 1>;
+        run(dy + at, x + at, g, b, dx + at, scale, shift, size, channels);
+        p += together;
+      }
+#pragma omp simd
+      for (int64_t c = 0; c < size; ++c) {
+        scaled[c] += scale[c];
+        shifted[c] += shift[c];
+      }
+    }
+    std::copy(scaled, scaled + size, dgamma + sample * channels + first);
+    std::copy(shifted, shifted + size, dbeta + sample * channels + first);
+  }
+}
+
+// Sum of `count` numbers f(i): in float over a block, in double over the blocks.
+template <typename F>
+inline double summed(int64_t count, F f) {
+  double total = 0.0;
+  for (int64_t start = 0; start < count; start += kBlock) {
+    const int64_t end = std::min(count, start + kBlock);
+    float part = 0.0f;
+#pragma omp simd reduction(+ : part)
+    for (int64_t i = start; i < end; ++i) part += f(i);
+    total += part;
+  }
+  return total;
+}
+
+// y = gamma * (weight * n + bias) + beta, n the features of a group with mean 0 and variance 1. Weight and bias
+// [channels] may be null: 1 and 0. mean and rstd (one over the standard deviation) are [batch, groups].
+template <int64_t known>
+void normalised(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
+                  float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t given, int64_t groups,
+                  int64_t stride, double eps, int threads) {
+  const int64_t inner = known ? known : given, width = channels / groups, size = width * inner;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t group = 0; group < batch * groups; ++group) {
+    const float* from = x + group * size;
+    float* to = y + group * size;
+    const float middle = static_cast<float>(summed(size, [=](int64_t i) { return from[i]; }) / size);
+    const double variance = summed(size, [=](int64_t i) {
+      const float apart = from[i] - middle;
+      return apart * apart;
+    }) / size;
+    const float scale = static_cast<float>(1.0 / std::sqrt(variance + eps));
+    mean[group] = middle;
+    rstd[group] = scale;
+    const int64_t first = group % groups * width;
+    for (int64_t c = 0; c < width; ++c) {
+      const int64_t channel = first + c, at = group / groups * stride + channel;
+      const float w = weight ? weight[channel] : 1.0f, b = bias ? bias[channel] : 0.0f;
+      const float factor = gamma[at] * w * scale, offset = gamma[at] * b + beta[at];
+#pragma omp simd
+      for (int64_t i = c * inner; i < (c + 1) * inner; ++i) to[i] = (from[i] - middle) * factor + offset;
+    }
+  }
+}
+
+// Gradients: dgamma, dbeta [batch, channels]; dweight, dbias [channels], or null where weight and bias are.
+template <int64_t known>
+void normalised_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
+                   const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta, float* dweight,
+                   float* dbias, int64_t batch, int64_t channels, int64_t given, int64_t groups, int64_t stride,
+                   int threads) {
+  const int64_t inner = known ? known : given, width = channels / groups, size = width * inner;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t group = 0; group < batch * groups; ++group) {
+    const float* grad = dy + group * size;
+    const float* from = x + group * size;
+    float* to = dx + group * size;
+    const float middle = mean[group], scale = rstd[group];
+    const int64_t sample = group / groups, first = group % groups * width;
+    float* scaled = dgamma + sample * channels + first;
+    float* shifted = dbeta + sample * channels + first;
+    for (int64_t c = 0; c < width; ++c) {
+      const float* g = grad + c * inner;
+      const float* f = from + c * inner;
+      double product = 0.0, plain = 0.0;
+      for (int64_t start = 0; start < inner; start += kBlock) {
+        const int64_t end = std::min(inner, start + kBlock);
+        float part = 0.0f, own = 0.0f;
+#pragma omp simd simdlen(8) reduction(+ : part, own)  // wider sums of few numbers are slower
+        for (int64_t i = start; i < end; ++i) {
+          part += g[i] * (f[i] - middle);
+          own += g[i];
+        }
+        product += part;
+        plain += own;
+      }
+      scaled[c] = static_cast<float>(product);
+      shifted[c] = static_cast<float>(plain);
+    }
+    const float* factors = gamma + sample * stride + first;
+    double along = 0.0, sum = 0.0;
+#pragma omp simd reduction(+ : along, sum)
+    for (int64_t c = 0; c < width; ++c) {
+      const float factor = factors[c] * (weight ? weight[first + c] : 1.0f);
+      along += factor * scaled[c];
+      sum += factor * shifted[c];
+      scaled[c] *= scale;  // the gradient of gamma * weight; shifted is that of gamma * bias + beta
+    }
+    const float slope = static_cast<float>(-along * scale * scale * scale / size);
+    const float level = static_cast<float>(-sum * scale / size);
+    for (int64_t c = 0; c < width; ++c) {
+      const float factor = factors[c] * (weight ? weight[first + c] : 1.0f) * scale;
+#pragma omp simd
+      for (int64_t i = c * inner; i < (c + 1) * inner; ++i)
+        to[i] = factor * grad[i] + (slope * (from[i] - middle) + level);
+    }
+  }
+  for (int64_t sample = 0; sample < batch; ++sample) {
+    const float* g = gamma + sample * stride;
+    float* scaled = dgamma + sample * channels;
+    const float* shifted = dbeta + sample * channels;
+    if (dweight)
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) dweight[c] += scaled[c] * g[c];
+    if (dbias)
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) dbias[c] += shifted[c] * g[c];
+    if (weight)
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) scaled[c] = scaled[c] * weight[c] + (bias ? shifted[c] * bias[c] : 0.0f);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void film_forward(const float* x, const float* gamma, const float* beta, float* y, int64_t batch, int64_t channels,
+                  int64_t others, int64_t stride, int in_columns, int relu, int threads) {
+  const auto run = in_columns ? (relu ? columns<true> : columns<false>) : (relu ? rows<true> : rows<false>);
+  run(x, gamma, beta, y, batch, channels, others, stride, threads);
+}
+
+void film_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx, float* dgamma,
+                   float* dbeta, int64_t batch, int64_t channels, int64_t others, int64_t stride, int in_columns,
+                   int relu, int threads) {
+  const auto run = in_columns ? (relu ? columns_backward<true> : columns_backward<false>)
+                              : (relu ? rows_backward<true> : rows_backward<false>);
+  run(dy, x, gamma, beta, dx, dgamma, dbeta, batch, channels, others, stride, threads);
+}
+
+void norm_forward(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
+                  float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t inner, int64_t groups,
+                  int64_t stride, double eps, int threads) {
+  const auto run = inner == 16  ? normalised<16>
+                   : inner == 8 ? normalised<8>
+                   : inner == 4 ? normalised<4>
+                                : normalised<0>;
+  run(x, gamma, beta, weight, bias, y, mean, rstd, batch, channels, inner, groups, stride, eps, threads);
+}
+
+void norm_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
+                   const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta, float* dweight,
+                   float* dbias, int64_t batch, int64_t channels, int64_t inner, int64_t groups, int64_t stride,
+                   int threads) {
+  const auto run = inner == 16  ? normalised_backward<16>
+                   : inner == 8 ? normalised_backward<8>
+                   : inner == 4 ? normalised_backward<4>
+                                : normalised_backward<0>;
+  run(dy, x, gamma, weight, bias, mean, rstd, dx, dgamma, dbeta, dweight, dbias, batch, channels, inner, groups,
+      stride, threads);
+}
+
+}  // extern "C"

@@ -1,0 +1,195 @@
+"""FiLM and group norm + FiLM by the kernels of `torchfilm.native`, where they are on and take the tensors.
+
+They take large float32 features in this process's memory, in rows [batch, channels, inner] or in columns
+[batch, positions, channels]. None, here, is the plain way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from torchfilm import native
+
+# Below this many features the way through Python costs more than the passes that are saved.
+_FROM = 65_536
+_FEATURES_PER_THREAD = 32_768
+
+
+class Geometry(NamedTuple):
+    """How features lie in memory, in the order in which the kernels of film take it."""
+
+    batch: int
+    channels: int
+    others: int
+    stride: int
+    in_columns: bool
+
+
+def geometry(x: Tensor, gamma: Tensor, beta: Tensor) -> Geometry | None:
+    """Return how the kernels take features and a modulation, or None.
+
+    gamma and beta are aligned with x, axis by axis: one row for each sample, or one for all.
+    """
+    if native.kernels is None or torch.compiler.is_compiling() or x.numel() < _FROM or x.ndim < 3:
+        return None
+    if gamma.ndim != x.ndim or gamma.shape != beta.shape or not _plain(x, gamma, beta):
+        return None
+    axes = [axis for axis, size in enumerate(gamma.shape) if axis and size != 1]
+    columns = _in_columns(x, axes[0]) if len(axes) == 1 else None
+    if columns is None:
+        return None
+    batch, channels = len(x), gamma.shape[axes[0]]
+    stride = channels if len(gamma) == batch else 0
+    return Geometry(batch, channels, x.numel() // (batch * channels), stride, columns)
+
+
+def _in_columns(x: Tensor, axis: int) -> bool | None:
+    """Whether neighbours in memory are of different channels; None for memory of another order."""
+    if x.is_contiguous():
+        return {1: False, x.ndim - 1: True}.get(axis)
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    return True if axis == 1 and last is not None and x.is_contiguous(memory_format=last) else None
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether these are numbers in this process's memory, and nothing watches or transforms them."""
+    watched = torch.jit.is_tracing() or is_in_torch_dispatch_mode()  # type: ignore[reportPrivateImportUsage]
+    if watched or forward_ad._current_level >= 0:
+        return False
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32 or tensor.device.type != "cpu" or tensor.is_neg():
+            return False
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return False
+        try:
+            tensor.data_ptr()
+        except RuntimeError:  # torch.vmap and its kin
+            return False
+    return True
+
+
+def film(
+    at: Geometry, x: Tensor, gamma: Tensor, beta: Tensor, *, relu: bool, into: Tensor | None = None
+) -> Tensor:
+    """Return gamma * x + beta, or the ReLU of that, in new memory or in `into`, which may be x."""
+    y = torch.empty_like(x) if into is None else into
+    _call("film_forward", (x, gamma.contiguous(), beta.contiguous(), y), *at, relu)
+    return y
+
+
+def film_gradients(
+    at: Geometry, grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, *, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, gamma and beta, given that of `film`."""
+    dx = torch.empty_like(x)
+    dgamma, dbeta = (gamma.new_empty((at.batch, *gamma.shape[1:])) for _ in range(2))
+    tensors = (_lying_as(x, grad), x, gamma.contiguous(), beta.contiguous(), dx, dgamma, dbeta)
+    _call("film_backward", tensors, *at, relu)
+    return dx, dgamma.sum_to_size(gamma.shape), dbeta.sum_to_size(beta.shape)
+
+
+def _call(name: str, tensors: tuple[Tensor | None, ...], *numbers: Any) -> None:
+    """Call a kernel with pointers, numbers, and the threads that are worth their start."""
+    first = tensors[0]
+    assert first is not None
+    threads = min(torch.get_num_threads(), 1 + first.numel() // _FEATURES_PER_THREAD)
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+    getattr(native.kernels, name)(*pointers, *numbers, threads)
+
+
+def _lying_as(x: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient as x lies in memory; that of a sum is one number for all features."""
+    return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+
+
+def normalised(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+) -> Tensor | None:
+    """Return gamma * group_norm(x, weight, bias) + beta of x [B, C, ...], or None.
+
+    gamma and beta are [B, C], or one row for all samples.
+    """
+    if native.kernels is None or x.numel() < _FROM or x.ndim < 3 or not x.is_contiguous():
+        return None
+    given = [tensor for tensor in (x, gamma, beta, weight, bias) if tensor is not None]
+    if gamma.shape != beta.shape or not _plain(*given):
+        return None
+    gamma, beta = gamma.contiguous(), beta.contiguous()
+    weight, bias = (None if own is None else own.contiguous() for own in (weight, bias))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return _Normalised.apply(x, gamma, beta, weight, bias, groups, eps)
+    return _normalised(x, gamma, beta, weight, bias, groups, eps)[0]
+
+
+def _normalised(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, and mean and one over the standard deviation of each group [B, groups]."""
+    y, mean, rstd = torch.empty_like(x), x.new_empty(len(x), groups), x.new_empty(len(x), groups)
+    tensors = (x, gamma, beta, weight, bias, y, mean, rstd)
+    _call("norm_forward", tensors, *_sizes(x, gamma, groups), eps)
+    return y, mean, rstd
+
+
+def _sizes(x: Tensor, gamma: Tensor, groups: int) -> tuple[int, int, int, int, int]:
+    batch, channels = x.shape[:2]
+    stride = channels if gamma.numel() == batch * channels else 0
+    return batch, channels, x.numel() // (batch * channels), groups, stride
+
+
+class _Normalised(torch.autograd.Function):
+    """`normalised`, remembering what it is given and the statistics."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, *others: Any) -> Tensor:
+        weight, bias, ctx.groups, ctx.eps = others
+        y, mean, rstd = _normalised(x, gamma, beta, weight, bias, ctx.groups, ctx.eps)
+        ctx.save_for_backward(x, gamma, beta, weight, bias, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, beta, weight, bias, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled() or native.kernels is None:
+            return _differentiable(ctx, grads[0], x, gamma, beta, weight, bias)
+        dx = torch.empty_like(x)
+        dgamma, dbeta = (x.new_empty(x.shape[:2]) for _ in range(2))
+        dweight, dbias = (None if own is None else torch.zeros_like(own) for own in (weight, bias))
+        tensors = (_lying_as(x, grads[0]), x, gamma, weight, bias, mean, rstd)
+        _call("norm_backward", (*tensors, dx, dgamma, dbeta, dweight, dbias), *_sizes(x, gamma, ctx.groups))
+        dgamma, dbeta = (one.sum_to_size(gamma.shape[-2:]).view_as(gamma) for one in (dgamma, dbeta))
+        return dx, dgamma, dbeta, dweight, dbias, None, None
+
+
+def _differentiable(
+    ctx: Any, grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients by torch's own operations, which can be differentiated again."""
+    rows, again = (-1, x.shape[1], *[1] * (x.ndim - 2)), torch.is_grad_enabled()
+    with torch.enable_grad():
+        plain = nn.functional.group_norm(x, ctx.groups, weight, bias, ctx.eps)
+        y = gamma.view(rows) * plain + beta.view(rows)
+    needed = [
+        one if wanted else None
+        for one, wanted in zip((x, gamma, beta, weight, bias), ctx.needs_input_grad, strict=False)
+    ]
+    wanted = [one for one in needed if one is not None]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
+    return (*(None if one is None else next(found) for one in needed), None, None)

@@ -1,0 +1,390 @@
+"""The kernels in C++ give what the plain path gives, forward and backward, wherever they take the tensors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchfilm as tf
+import torchfilm.functional as F
+from torchfilm import native, onepass
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="there is no C++ compiler"
+)
+
+
+class Calls(list):
+    """The names of the kernels that were called."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
+    """Kernels that take features of any size, and say when they do."""
+    found, call = Calls(), onepass._call
+
+    def counted(name: str, *arguments: object) -> None:
+        found.append(name)
+        call(name, *arguments)
+
+    monkeypatch.setattr(onepass, "_FROM", 1)
+    monkeypatch.setattr(onepass, "_call", counted)
+    native.enable(folder)
+    yield found
+    native.disable()
+
+
+def results(way, *leaves: Tensor, seed: int = 5) -> list[Tensor]:
+    """What it gives and the gradients of the leaves, for the same random gradient of the output."""
+    leaves = tuple(leaf.detach().clone(memory_format=torch.preserve_format) for leaf in leaves)
+    y = way(*(leaf.requires_grad_() for leaf in leaves))
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, leaves, weight)]
+
+
+def agree(way, *leaves: Tensor) -> None:
+    """The kernels in float32 give what the plain path gives in float64, to float32's rounding."""
+    for one, exact in zip(
+        results(way, *leaves), results(way, *(leaf.double() for leaf in leaves)), strict=True
+    ):
+        assert one.dtype is torch.float32
+        torch.testing.assert_close(one.double(), exact, rtol=2e-5, atol=2e-6 * float(exact.abs().max()))
+
+
+LAYOUTS = {
+    "images": ((2, 3, 5, 7), 1, torch.contiguous_format),
+    "one image": ((1, 19, 5, 7), 1, torch.contiguous_format),
+    "channels last": ((3, 37, 5, 7), 1, torch.channels_last),
+    "volumes": ((2, 3, 5, 7, 11), 1, torch.contiguous_format),
+    "volumes, channels last": ((2, 3, 5, 7, 11), 1, torch.channels_last_3d),
+    "sequences": ((2, 5, 2500), 1, torch.contiguous_format),
+    "tokens": ((3, 131, 7), -1, torch.contiguous_format),
+    "wide tokens": ((2, 6, 1100), -1, torch.contiguous_format),
+}
+
+
+def given(name: str, rows: str) -> tuple[Tensor, Tensor, Tensor, int]:
+    shape, dim, memory = LAYOUTS[name]
+    channels, batch = shape[dim], shape[0]
+    sizes = {"each": (batch, channels), "all": (channels,), "one row": (1, channels)}[rows]
+    x = torch.randn(shape).contiguous(memory_format=memory)
+    return x, torch.randn(sizes), torch.randn(sizes), dim
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("rows", ["each", "all", "one row"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_film_agrees_with_the_plain_path(name: str, rows: str, activation, calls: Calls):
+    *leaves, dim = given(name, rows)
+    agree(lambda x, gamma, beta: F.film(x, gamma, beta, dim, activation=activation), *leaves)
+    assert calls == ["film_forward", "film_backward"]
+    with torch.no_grad():
+        assert F.film(*leaves, dim, activation=activation).stride() == leaves[0].stride()
+    assert calls == ["film_forward", "film_backward", "film_forward"]
+
+
+@needs_compiler
+def test_silu_goes_the_plain_way(calls: Calls):
+    *leaves, dim = given("images", "each")
+    agree(lambda x, gamma, beta: F.film(x, gamma, beta, dim, activation="silu"), *leaves)
+    assert "film_backward" not in calls
+
+
+@needs_compiler
+def test_gammas_cut_out_of_a_wider_head(calls: Calls):
+    head = torch.randn(2, 10)
+    agree(lambda x, head: F.film(x, head[:, :3], head[:, 4:7]), torch.randn(2, 3, 5, 7), head)
+    assert len(calls) == 2
+
+
+@needs_compiler
+def test_the_gradient_of_a_sum_and_of_other_memory(calls: Calls):
+    x, gamma, beta, _ = given("channels last", "each")
+    agree(lambda *leaves: F.film(*leaves).sum().expand(1), x, gamma, beta)
+    agree(lambda *leaves: F.film(*leaves).transpose(1, 2).contiguous(), x, gamma, beta)
+    assert len(calls) == 4
+
+
+@needs_compiler
+def test_the_identity_is_kept_to_the_bit(calls: Calls):
+    for name in LAYOUTS:
+        x, gamma, beta, dim = given(name, "each")
+        assert torch.equal(F.film(x, torch.ones_like(gamma), torch.zeros_like(beta), dim), x)
+    assert len(calls) == len(LAYOUTS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["images", "tokens"])
+def test_a_nan_stays_one_and_lets_its_gradient_through_as_torchs_relu(name: str, calls: Calls):
+    x, gamma, beta, dim = given(name, "each")
+    x.view(-1)[[0, 5, 17]] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    found = results(lambda *leaves: F.film(*leaves, dim, activation="relu"), x, gamma, beta)
+    native.disable()
+    plain = results(lambda *leaves: F.film(*leaves, dim).relu(), x, gamma, beta)
+    assert calls == ["film_forward", "film_backward"]
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-4, equal_nan=True)
+
+
+@needs_compiler
+def test_features_are_modulated_where_they_lie_and_autograd_sees_it(calls: Calls):
+    x, gamma, beta, dim = given("tokens", "each")
+    expected, kept = gamma[:, None] * x + beta[:, None], x.clone().requires_grad_()
+    y = F.film_(x, gamma, beta, dim)
+    assert y is x
+    assert calls == ["film_forward"]
+    torch.testing.assert_close(y, expected)
+    features = torch.randn(3, 131, 7)
+    product = kept * features
+    with torch.no_grad():
+        F.film_(features, gamma, beta, dim)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+NORMS = {
+    "group": (nn.GroupNorm(3, 12), (5, 12, 3, 7)),
+    "group, one channel each": (nn.GroupNorm(12, 12), (5, 12, 21)),
+    "group without affine": (nn.GroupNorm(3, 12, affine=False), (5, 12, 3, 7)),
+    "long": (nn.GroupNorm(2, 6), (2, 6, 2500)),
+    "of four": (nn.GroupNorm(4, 24), (3, 24, 4)),
+    "of eight": (nn.GroupNorm(4, 24), (3, 24, 2, 4)),
+    "of sixteen": (nn.GroupNorm(4, 24), (3, 24, 16)),
+    "instance": (nn.InstanceNorm2d(6), (5, 6, 3, 7)),
+    "instance with affine": (nn.InstanceNorm2d(6, affine=True), (5, 6, 3, 7)),
+}
+
+
+def conditional(name: str) -> tuple[nn.Module, Tensor, list[Tensor]]:
+    """A conditional norm of a trained one, features apart from zero, and the trained parameters."""
+    norm, shape = NORMS[name]
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter, 1.0)
+    layer = getattr(tf, f"Conditional{type(norm).__name__}").from_norm(norm, cond_dim=2)
+    return layer, 3 * torch.randn(shape) + 20, list(norm.parameters())
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", ["each", "all", "one row"])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_agree_with_the_plain_path(name: str, rows: str, calls: Calls):
+    layer, x, parameters = conditional(name)
+    sizes = {"each": x.shape[:2], "all": x.shape[1:2], "one row": (1, x.shape[1])}[rows]
+
+    def way(x: Tensor, gamma: Tensor, beta: Tensor, *own: Tensor) -> Tensor:
+        names = [name for name, p in layer.named_parameters() if any(p is one for one in parameters)]
+        called = (x, None), {"modulation": tf.Modulation(gamma, beta)}
+        return torch.func.functional_call(layer, dict(zip(names, own, strict=True)), *called)
+
+    agree(way, x, torch.randn(sizes), torch.randn(sizes), *parameters)
+    assert calls == ["norm_forward", "norm_backward"]
+
+
+@needs_compiler
+def test_norms_with_a_gate_and_without_a_graph(calls: Calls):
+    layer, x, _ = conditional("group")
+    modulation = tf.Modulation(*(torch.randn(5, 12) for _ in range(3)))
+    with torch.no_grad():
+        found = layer(x, modulation=modulation)
+        native.disable()
+        torch.testing.assert_close(found, layer(x, modulation=modulation), rtol=2e-5, atol=2e-5)
+    assert calls == ["norm_forward"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["images", "tokens", "group"])
+def test_gradients_can_be_differentiated_again(name: str, calls: Calls):
+    if name == "group":
+        layer, x, _ = conditional(name)
+        gamma, beta = torch.randn(5, 12), torch.randn(5, 12)
+
+        def way(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+            return layer(x, modulation=tf.Modulation(gamma, beta))
+    else:
+        x, gamma, beta, dim = given(name, "each")
+
+        def way(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+            return F.film(x, gamma, beta, dim, activation="relu")
+
+    def slopes(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        y = way(x, gamma, beta)
+        found = torch.autograd.grad(y.square().sum(), (x, gamma), create_graph=True)
+        return torch.cat([one.flatten() for one in found]) + beta.sum()
+
+    agree(slopes, x, gamma, beta)
+    assert calls
+
+
+@needs_compiler
+def test_a_graph_outlives_the_kernels(calls: Calls):
+    layer, x, _ = conditional("group")
+    x.requires_grad_()
+    gamma, beta = torch.randn(5, 12), torch.randn(5, 12)
+    kept = [layer(x, modulation=tf.Modulation(gamma, beta)), F.film(x, gamma, beta)]
+    native.disable()
+    plain = [layer(x, modulation=tf.Modulation(gamma, beta)), F.film(x, gamma, beta)]
+    weight = torch.randn(x.shape)
+    for one, other in zip(kept, plain, strict=True):
+        found, expected = (torch.autograd.grad(y, x, weight)[0] for y in (one, other))
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-5)
+        assert not found.requires_grad
+    assert calls == ["norm_forward", "film_forward"]
+
+
+@needs_compiler
+def test_threads_change_nothing(calls: Calls, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onepass, "_FEATURES_PER_THREAD", 1)
+    before = torch.get_num_threads()
+    layer, x, _ = conditional("of sixteen")
+    modulation = tf.Modulation(torch.randn(3, 24), torch.randn(3, 24))
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(results(lambda x: layer(x, modulation=modulation), x))
+        for name in LAYOUTS:
+            torch.manual_seed(1)
+            *leaves, dim = given(name, "each")
+            found[-1] += results(lambda *leaves, dim=dim: F.film(*leaves, dim, activation="relu"), *leaves)
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+class Named(Tensor):
+    """A subclass, as a library for quantities or layouts may have one."""
+
+
+def unlike_the_others() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Features that the kernels must leave alone, with gamma and beta."""
+    x, gamma, beta = torch.randn(2, 6, 4, 8), torch.randn(2, 6), torch.randn(2, 6)
+    return {
+        "double": (x.double(), gamma.double(), beta.double()),
+        "bfloat16": (x.bfloat16(), gamma, beta),
+        "gaps in memory": (x[:, :, ::2], gamma, beta),
+        "another order": (x.permute(0, 1, 3, 2), gamma, beta),
+        "negated when read": (torch._neg_view(x), gamma, beta),
+        "a subclass": (x.as_subclass(Named), gamma, beta),
+        "a map": (x, torch.randn(2, 6, 4, 8), torch.randn(2, 6, 4, 8)),
+        "two shapes": (x, gamma, torch.randn(6)),
+        "the meta device": (x.to("meta"), gamma.to("meta"), beta.to("meta")),
+    }
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", unlike_the_others())
+def test_what_the_kernels_do_not_take_goes_the_plain_way(name: str, calls: Calls):
+    x, gamma, beta = unlike_the_others()[name]
+    y = F.film(x, gamma, beta)
+    assert calls == []
+    if name != "the meta device":
+        wide = [one if one.ndim == 4 else one.view(-1, 6, 1, 1) for one in (gamma, beta)]
+        torch.testing.assert_close(
+            y.as_subclass(Tensor), (wide[0] * x + wide[1]).to(x.dtype).as_subclass(Tensor)
+        )
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+def test_transforms_go_the_plain_way(calls: Calls):
+    x, gamma, beta = torch.randn(2, 6, 4, 8), torch.randn(2, 6), torch.randn(2, 6)
+    layer = tf.ConditionalGroupNorm(3, 6, cond_dim=2)
+
+    def norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return layer(x, modulation=tf.Modulation(gamma, beta))
+
+    push = torch.randn_like(x)
+    for way in (F.film, F.film_, norm):
+        mapped = torch.vmap(lambda x, g, b, way=way: way(x[None], g[None], b[None])[0])(
+            x.clone(), gamma, beta
+        )
+        torch.testing.assert_close(mapped, way(x.clone(), gamma, beta), rtol=1e-4, atol=1e-5)
+        _, moved = torch.func.jvp(lambda x, way=way: way(x.clone(), gamma, beta), (x,), (push,))
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, push)
+            tangent = torch.autograd.forward_ad.unpack_dual(way(dual.clone(), gamma, beta)).tangent
+        torch.testing.assert_close(tangent, moved)
+        assert float(moved.abs().max()) > 0
+
+
+@needs_compiler
+def test_gradients_of_functions_are_those_of_the_plain_path(calls: Calls):
+    x, gamma, beta = torch.randn(2, 6, 4, 8), torch.randn(2, 6), torch.randn(2, 6)
+
+    def value(x: Tensor) -> Tensor:
+        return F.film(x, gamma, beta, activation="relu").square().sum()
+
+    found = torch.func.grad(value)(x)
+    native.disable()
+    torch.testing.assert_close(found, torch.func.grad(value)(x))
+
+
+@needs_compiler
+@pytest.mark.plain
+@pytest.mark.filterwarnings("ignore:<class .torch.autograd.function.Function.> should not:DeprecationWarning")
+def test_a_compiled_network_compiles_the_plain_way(calls: Calls):
+    *leaves, dim = given("images", "each")
+
+    def way(*leaves: Tensor) -> Tensor:
+        return F.film(*leaves, dim, activation="relu")
+
+    torch.compiler.reset()
+    compiled = torch.compile(way, fullgraph=True, backend="aot_eager")
+    for one, other in zip(results(compiled, *leaves), results(way, *leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-5)
+    assert calls == ["film_forward", "film_backward"]  # of the eager one
+
+
+def test_small_features_go_the_plain_way(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native, "kernels", object())  # whose functions would not be found
+    F.film(torch.randn(1, 64, 1023), torch.randn(1, 64), torch.randn(1, 64))
+    with pytest.raises(AttributeError, match="film_forward"):
+        F.film(torch.randn(1, 64, 1024), torch.randn(1, 64), torch.randn(1, 64))
+
+
+@needs_compiler
+def test_a_library_is_built_once_and_found_again(tmp_path: Path):
+    native.enable(tmp_path)
+    assert native.enabled()
+    (built,) = tmp_path.iterdir()
+    written = built.stat().st_mtime_ns
+    native._library.cache_clear()
+    native.enable(tmp_path)
+    native.disable()
+    assert not native.enabled()
+    assert [(place, place.stat().st_mtime_ns) for place in tmp_path.iterdir()] == [(built, written)]
+
+
+def test_no_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(
+        native.NativeError, match=r"expected a C\+\+ compiler .* found none. Name another with"
+    ):
+        native.enable(tmp_path)
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    with pytest.raises(
+        native.NativeError, match=r"no-such-compiler: No such file or directory. Name another"
+    ):
+        native.enable(tmp_path)
+    assert not native.enabled()
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = tmp_path / "compiler"
+    script.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "out of magic" >&2\nexit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(native.NativeError, match=r"(?s)compiler built nothing that loads.*out of magic"):
+        native.enable(tmp_path / "kept")
+    assert list((tmp_path / "kept").iterdir()) == []
+    assert not native.enabled()
