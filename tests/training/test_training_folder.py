@@ -78,7 +78,8 @@ def test_how_often_to_save_may_change_on_resuming(tmp_path: Path) -> None:
 def test_a_run_of_a_version_without_a_field_had_its_default(tmp_path: Path) -> None:
     run(tmp_path)
     described = json.loads((tmp_path / "config.json").read_text())
-    del described["train"]["best"]
+    for name in ("best", "optimiser", "outputs"):
+        del described["train"][name]
     (tmp_path / "config.json").write_text(json.dumps(described))
     run(tmp_path, resume=True)
     with pytest.raises(RunFolderError, match=r"train\.best: None in the run, 'error' now"):

@@ -14,8 +14,7 @@ from .config import TrainConfig
 FREE_TO_CHANGE = ("checkpoint_seconds", "checkpoint_steps", "keep", "tensorboard")
 """Fields that change nothing of what is learned: a resumed run may have them differently."""
 
-DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
-"""Of a training's fields: what they were in a run whose version did not have them."""
+_DEFAULTS = json.loads(json.dumps({field.name: field.default for field in fields(TrainConfig)}))
 
 
 class RunFolderError(ValueError):
@@ -39,9 +38,7 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
             raise RunFolderError(
                 f"Resume: expected a run in {out}, found no config.json there. Start it without resume."
             )
-        before = json.loads((out / "config.json").read_text())
-        before["train"] = DEFAULTS | before.get("train", {})
-        _compare(out, before, description)
+        _compare(out, json.loads((out / "config.json").read_text()), description)
         return
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"Run folder: expected a new folder, got the file {out}. Choose another name.")
@@ -80,8 +77,11 @@ def find_weights(out: Path) -> Path:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What two descriptions of plain values say differently: "train.lr" -> (before, now)."""
-    first, second = _flat(before), _flat(now)
+    """What two descriptions of plain values say differently: "train.lr" -> (before, now).
+
+    A field of a training that the version before did not have yet was then what is its default now.
+    """
+    first, second = _flat(_filled(before)), _flat(now)
     return {
         name: (first.get(name, "absent"), second.get(name, "absent"))
         for name in sorted({*first, *second})
@@ -100,6 +100,14 @@ def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
             f"Resume: the config differs from that of the run in {out}:\n" + "\n".join(differing) + "\n"
             "Resume with the run's own config, or start a new run in another folder."
         )
+
+
+def _filled(value: Any) -> Any:
+    """Give every training in plain values all of TrainConfig's fields."""
+    if not isinstance(value, Mapping):
+        return value
+    missing = _DEFAULTS if {"lr", "batch_size"} <= value.keys() else {}
+    return {**missing, **{name: _filled(item) for name, item in value.items()}}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

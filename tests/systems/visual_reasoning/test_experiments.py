@@ -1,6 +1,6 @@
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from torchfilm.systems.visual_reasoning.experiments import (
 )
 from torchfilm.systems.visual_reasoning.recipe import RECIPES
 from torchfilm.systems.visual_reasoning.running import Material
+from torchfilm.training import TrainConfig
 from torchfilm.training.series import run_all
 
 
@@ -69,6 +70,18 @@ def test_the_result_of_another_setting_is_refused_before_anything_is_run(tmp_pat
     (tmp_path / "a" / "seed_0" / "result.json").unlink()
     with pytest.raises(ValueError, match="expected 9999, got 2"):  # a run that was stopped is one too
         run_all({"a": 0.5}, run, tmp_path, describe=lambda _: long)
+
+
+def test_the_result_of_a_version_without_a_field_had_its_default(tmp_path) -> None:
+    training = asdict(TrainConfig(steps=2))
+    older = {name: value for name, value in training.items() if name not in ("optimiser", "outputs")}
+    first = run_all({"a": 0.5}, Recorder(), tmp_path, describe=lambda _: {"stages": {"train": older}})
+    assert (
+        run_all({"a": 0.5}, Recorder(), tmp_path, describe=lambda _: {"stages": {"train": training}}) == first
+    )
+    other = training | {"optimiser": "muon"}
+    with pytest.raises(ValueError, match=r"stages\.train\.optimiser: expected 'muon', got 'adamw'"):
+        run_all({"a": 0.5}, Recorder(), tmp_path, describe=lambda _: {"stages": {"train": other}})
 
 
 def test_a_result_that_nobody_knows_the_setting_of_is_refused(tmp_path) -> None:

@@ -163,14 +163,11 @@ def restore(found: Mapping[str, Any], out: Path) -> None:
     Of each run there are the numbers and what they depend on, which is compared as ever; no weights.
     """
     for name, runs in found["runs"].items():
-        setting = dict(runs["setting"])
-        for stage in ("training", "understanding"):
-            setting[stage] = setting[stage] and run_folder.DEFAULTS | setting[stage]
         for seed, numbers in enumerate(runs["results"]):
             folder = out / name / f"seed_{seed}"
             if not (folder / RESULT).is_file():
                 folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / SETTING, setting)
+                write_json(folder / SETTING, runs["setting"])
                 write_json(folder / RESULT, numbers)
 
 
