@@ -151,6 +151,10 @@ def test_features_are_modulated_where_they_lie_and_autograd_sees_it(calls: Calls
         F.film_(features, gamma, beta, dim)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
+    with torch.inference_mode():
+        unwatched = features.clone()
+        assert F.film_(unwatched, gamma, beta, dim) is unwatched
+    assert calls == ["film_forward"] * 3
 
 
 NORMS = {

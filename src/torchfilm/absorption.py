@@ -43,10 +43,11 @@ def _group(norm: nn.GroupNorm, x: Tensor, modulation: Modulation) -> Tensor | No
     reach = _reach(modulation, x, norm.num_channels)
     if reach is None or x.ndim < 3 or x.shape[1] != norm.num_channels:
         return None
-    y = _one_pass(norm, x, modulation, norm.num_groups)
+    gamma, beta = _gated(modulation)
+    y = onepass.normalised(x, gamma, beta, norm.weight, norm.bias, norm.num_groups, norm.eps)
     if y is not None:
         return y
-    weight, bias = _affine(norm.weight, norm.bias, modulation)
+    weight, bias = _affine(norm.weight, norm.bias, gamma, beta)
     if reach == "all":
         return functional.group_norm(x, norm.num_groups, weight.reshape(-1), bias.reshape(-1), norm.eps)
     if not x.is_contiguous():
@@ -55,21 +56,15 @@ def _group(norm: nn.GroupNorm, x: Tensor, modulation: Modulation) -> Tensor | No
     return functional.group_norm(flat, len(x) * norm.num_groups, weight, bias, norm.eps).view(x.shape)
 
 
-def _one_pass(
-    norm: nn.GroupNorm | nn.InstanceNorm2d, x: Tensor, modulation: Modulation, groups: int
-) -> Tensor | None:
-    gamma, beta = _gated(modulation)
-    return onepass.normalised(x, gamma, beta, norm.weight, norm.bias, groups, norm.eps)
-
-
 def _instance(norm: nn.InstanceNorm2d, x: Tensor, modulation: Modulation, axes: int) -> Tensor | None:
     reach = _reach(modulation, x, norm.num_features)
     if reach is None or x.ndim != axes or norm.track_running_stats or x.shape[1] != norm.num_features:
         return None
-    y = _one_pass(norm, x, modulation, norm.num_features)
+    gamma, beta = _gated(modulation)
+    y = onepass.normalised(x, gamma, beta, norm.weight, norm.bias, norm.num_features, norm.eps)
     if y is not None:
         return y
-    weight, bias = _affine(norm.weight, norm.bias, modulation)
+    weight, bias = _affine(norm.weight, norm.bias, gamma, beta)
     if reach == "all":
         return functional.instance_norm(x, weight=weight.reshape(-1), bias=bias.reshape(-1), eps=norm.eps)
     if not x.is_contiguous():
@@ -81,14 +76,14 @@ def _instance(norm: nn.InstanceNorm2d, x: Tensor, modulation: Modulation, axes: 
 def _layer(norm: nn.LayerNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
     if _reach(modulation, x, norm.normalized_shape[0]) != "all" or len(norm.normalized_shape) > 1:
         return None
-    weight, bias = _affine(norm.weight, norm.bias, modulation)
+    weight, bias = _affine(norm.weight, norm.bias, *_gated(modulation))
     return functional.layer_norm(x, norm.normalized_shape, weight.reshape(-1), bias.reshape(-1), norm.eps)
 
 
 def _rms(norm: nn.RMSNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
     if _reach(modulation, x, norm.normalized_shape[0]) != "all" or len(norm.normalized_shape) > 1:
         return None
-    weight, bias = _affine(norm.weight, None, modulation)
+    weight, bias = _affine(norm.weight, None, *_gated(modulation))
     y = functional.rms_norm(x, norm.normalized_shape, weight.reshape(-1), norm.eps)
     return y + bias.reshape(-1)
 
@@ -126,16 +121,16 @@ def _reach(modulation: Modulation, x: Tensor, channels: int) -> Literal["all", "
     return "sample" if axes <= 2 else None
 
 
-def _affine(weight: Tensor | None, bias: Tensor | None, modulation: Modulation) -> tuple[Tensor, Tensor]:
-    """Return gamma * weight and gamma * bias + beta, times the gate."""
-    gamma, beta = _gated(modulation)
-    shift = beta if bias is None else torch.addcmul(beta, gamma, bias)
-    return gamma if weight is None else gamma * weight, shift
-
-
 def _gated(modulation: Modulation) -> tuple[Tensor, Tensor]:
+    """Return gamma and beta, times the gate."""
     gamma, beta, gate = modulation.gamma, modulation.beta, modulation.gate
     return (gamma, beta) if gate is None else (gate * gamma, gate * beta)
+
+
+def _affine(weight: Tensor | None, bias: Tensor | None, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return gamma * weight and gamma * bias + beta."""
+    shift = beta if bias is None else torch.addcmul(beta, gamma, bias)
+    return gamma if weight is None else gamma * weight, shift
 
 
 def _as_one_sample(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -128,8 +128,9 @@ def film_(
     if torch.compiler.is_compiling() or not _writable(x, gamma, beta):
         return _affine(x, gamma, beta).to(x.dtype)
     at = onepass.geometry(x, gamma, beta)
-    if at is not None and not x.is_inference():
-        torch.autograd.graph.increment_version(x)
+    if at is not None:
+        if not x.is_inference():
+            torch.autograd.graph.increment_version(x)
         return onepass.film(at, x, gamma, beta, relu=False, into=x)
     try:
         y = x.mul_(gamma)
