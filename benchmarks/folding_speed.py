@@ -8,6 +8,7 @@ the conditioned one first.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +31,8 @@ def merged(name: str, device: str) -> nn.Module:
     model = built(name, device)
     for first, second in conv_norm_pairs(model):
         parent, _, child = first.rpartition(".")
-        fused = fuse_conv_bn_eval(model.get_submodule(first), model.get_submodule(second))
+        pair: Any = model.get_submodule(first), model.get_submodule(second)
+        fused = fuse_conv_bn_eval(*pair)
         setattr(model.get_submodule(parent), child, fused)
         parent, _, child = second.rpartition(".")
         setattr(model.get_submodule(parent), child, nn.Identity())

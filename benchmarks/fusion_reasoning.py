@@ -27,7 +27,7 @@ from torchfilm.systems.visual_reasoning import loss
 from torchfilm.systems.visual_reasoning.bundle import load_bundle
 from torchfilm.systems.visual_reasoning.data import Batch, reasoning_steps
 from torchfilm.systems.visual_reasoning.exam import Exam, predict
-from torchfilm.systems.visual_reasoning.experiments import described
+from torchfilm.systems.visual_reasoning.experiments import described, sources
 from torchfilm.systems.visual_reasoning.model import VisualReasoner
 from torchfilm.systems.visual_reasoning.recipe import LAPTOP, LAPTOP_FEED, LAPTOP_TRAINING, RECIPES
 from torchfilm.systems.visual_reasoning.running import HELD_OUT_QUESTIONS, Material, fitted
@@ -145,7 +145,7 @@ def main() -> None:
         train(model, lambda net, batch: loss(Asked(net), batch), batches, training, out, resume=started(out))
         return {"accuracy": float(right(model, exam).mean())}
 
-    about = described(RECIPES["laptop"], material) | {"steps": given.steps, "asked": len(exam)}
+    about = described(RECIPES["laptop"]) | sources(material) | {"steps": given.steps, "asked": len(exam)}
     names = given.only or [*FUSIONS, *(f"{name}_matched" for name in MATCHED)]
     run_all(
         {name: name for name in names},

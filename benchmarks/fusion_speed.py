@@ -12,6 +12,7 @@ differ by more than what is added, and the stopwatch says it better.
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ class Timed(nn.Module):
         super().__init__()
         self.module, self.watch, self.dim = module, watch, COND
 
-    def forward(self, *args: object) -> object:
+    def forward(self, *args: Any) -> Any:
         return self.watch(self.module, *args)
 
 
@@ -113,7 +114,7 @@ class TimedFusion:
     def build(self, cond_dim: int, sites: dict[str, int]) -> nn.Module:
         return Timed(self.fusion.build(cond_dim, sites), self.watch)
 
-    def apply(self, *args: object) -> object:
+    def apply(self, *args: Any) -> Any:
         return self.watch(self.fusion.apply, *args)
 
 
@@ -128,7 +129,8 @@ def listening(
     torch.manual_seed(0)
     fusion, options = FUSIONS[name]
     encoder: nn.Module = tf.Tokens(COND, pooling=None if fusion == "cross_attention" else "mean")
-    way, network = resolve(fusion, match_params=match_params, **options), ResNet().eval().to(device)
+    network = ResNet().eval().to(device)
+    way: Any = resolve(fusion, match_params=match_params, **options)
     if watch is not None:
         encoder, way = Timed(encoder, watch), TimedFusion(way, watch)
     model = tf.condition(network, sites(network, number), encoder, fusion=way)
@@ -152,7 +154,7 @@ def compared(target: int | None) -> list[str]:
     return [name for name, (_, options) in FUSIONS.items() if target is None or not options]
 
 
-def inside(number: int, batch: int, rounds: int, target: int | None, device: str) -> dict[str, object]:
+def inside(number: int, batch: int, rounds: int, target: int | None, device: str) -> dict[str, Any]:
     """Milliseconds of a pass that go into the condition, fusions in turn: median and quartiles."""
     watches = {name: Stopwatch(clock_of(device)) for name in compared(target)}
     models = {
@@ -168,15 +170,13 @@ def inside(number: int, batch: int, rounds: int, target: int | None, device: str
                 model(pictures, cond=tokens)
                 seconds[name] += [1000 * watches[name].seconds] if turn else []
     quartiles = {name: statistics.quantiles(times, n=4) for name, times in seconds.items()}
-    found: dict[str, object] = {
-        f"{name}_ms": [round(quartile, 3) for quartile in times] for name, times in quartiles.items()
-    }
+    found = {f"{name}_ms": [round(quartile, 3) for quartile in times] for name, times in quartiles.items()}
     return found | {
         "film_to_cross_attention": round(quartiles["film"][1] / quartiles["cross_attention"][1], 3)
     }
 
 
-def whole(number: int, rounds: int, target: int | None, device: str) -> dict[str, object]:
+def whole(number: int, rounds: int, target: int | None, device: str) -> dict[str, Any]:
     """All fusions at 4 or 8 sites, batch 1."""
     models = {
         name: listening(name, number, None, target if name != "film" else None, device)
@@ -193,7 +193,7 @@ def film_parameters(number: int) -> int:
     return sum(parameter.numel() for parameter in generator.parameters())
 
 
-def row_numbers(row: Row) -> dict[str, object]:
+def row_numbers(row: Row) -> dict[str, Any]:
     """What the result file keeps of a row."""
     return {
         "ms": round(row.milliseconds, 3),

@@ -14,6 +14,7 @@ Ratios are to one Mish and one Linear per site, which is checked to compute the 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +34,14 @@ class Separate(nn.Module):
     def __init__(self, generator: tf.Generator) -> None:
         super().__init__()
         rows = [2 * channels for channels in generator.sites.values()]
-        self.layers = nn.ModuleList(nn.Linear(generator.cond_dim, n) for n in rows)
-        weights = generator.head.weight.split(rows), generator.head.bias.split(rows)
+        head: Any = generator.head
+        layers = [nn.Linear(generator.cond_dim, n) for n in rows]
+        weights = head.weight.split(rows), head.bias.split(rows)
         with torch.no_grad():
-            for layer, weight, bias in zip(self.layers, *weights, strict=True):
+            for layer, weight, bias in zip(layers, *weights, strict=True):
                 layer.weight.copy_(weight)
                 layer.bias.copy_(bias)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
         made = []

@@ -10,9 +10,11 @@ is between it and the eager ReLU is the compiler's on this machine, not FiLM's. 
 `ours`, with the kernels of `torchfilm.native` on, where there is a compiler to build them.
 """
 
+import ctypes
 import statistics
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +25,10 @@ from measuring import arguments, clock_of, samples, save
 from torchfilm import native
 
 Way = Callable[..., Tensor]
+Result = TypeVar("Result")
 
 
-def enabled(device: str) -> object | None:
+def enabled(device: str) -> ctypes.CDLL | None:
     """The kernels, switched off; None on an accelerator and without a compiler."""
     try:
         native.enable()
@@ -36,10 +39,10 @@ def enabled(device: str) -> object | None:
     return library
 
 
-def by_kernels(call: Callable[[], object], library: object) -> Callable[[], object]:
+def by_kernels(call: Callable[[], Result], library: ctypes.CDLL) -> Callable[[], Result]:
     """The call with the kernels on."""
 
-    def run() -> object:
+    def run() -> Result:
         native.kernels = library
         try:
             return call()
@@ -101,8 +104,8 @@ def saved(way: Way, leaves: list[Tensor]) -> float:
 
 
 def calls_of(
-    ways: Mapping[str, Way], ours: str, call_of: Callable[[Way], Callable[[], object]], device: str
-) -> dict[str, Callable[[], object]]:
+    ways: Mapping[str, Way], ours: str, call_of: Callable[[Way], Callable[[], Result]], device: str
+) -> dict[str, Callable[[], Result]]:
     """A call of each way, and of `ours` with the kernels on."""
     calls = {name: call_of(way) for name, way in ways.items()}
     library = enabled(device)
@@ -126,7 +129,7 @@ def measured(
             name: ratios(calls_of(ways, ours, one, device), base, rounds, device)
             for name, one in passes.items()
         },
-        "saved_beyond_inputs": {name: round(float(call()), 3) for name, call in kept.items()},
+        "saved_beyond_inputs": {name: round(call(), 3) for name, call in kept.items()},
     }
 
 
@@ -177,7 +180,7 @@ def norms(
 
 def main() -> None:
     given = arguments(__doc__, rounds=25).parse_args()
-    last_two = given.rounds, given.device
+    last_two: Any = given.rounds, given.device
     torch.set_num_threads(1)
     torch.manual_seed(0)
     plain, last = torch.contiguous_format, torch.channels_last

@@ -22,6 +22,7 @@ All predict the same (a reasoning vector is the identity at the start), which is
 import argparse
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +45,14 @@ class Original(nn.Module):
         super().__init__()
         rows = [2 * channels for channels in unet.sites.values()]
         self.unet = unet
-        self.layers = nn.ModuleList(nn.Linear(unet.generator.cond_dim, n) for n in rows)
-        weights = unet.generator.head.weight.split(rows), unet.generator.head.bias.split(rows)
+        head: Any = unet.generator.head
+        layers = [nn.Linear(unet.generator.cond_dim, n) for n in rows]
+        weights = head.weight.split(rows), head.bias.split(rows)
         with torch.no_grad():
-            for layer, weight, bias in zip(self.layers, *weights, strict=True):
+            for layer, weight, bias in zip(layers, *weights, strict=True):
                 layer.weight.copy_(weight)
                 layer.bias.copy_(bias)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, step: Tensor, condition: Tensor) -> Tensor:
         z = torch.cat([self.unet.step_encoder(step[:, None]), condition], dim=-1)

@@ -1,6 +1,7 @@
 """The networks that the benchmarks of the library condition: own code, random weights and statistics."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def built(name: str, device: str = "cpu") -> nn.Module:
     return model
 
 
-def conditioned(name: str, cond_dim: int, device: str = "cpu", **options: object) -> nn.Module:
+def conditioned(name: str, cond_dim: int, device: str = "cpu", **options: Any) -> nn.Module:
     """The network, conditioned at its sites, its heads no longer zero."""
     model = tf.condition(built(name, device), NETWORKS[name][1], tf.Vector(cond_dim), **options)
     with torch.no_grad():
