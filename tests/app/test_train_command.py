@@ -118,6 +118,19 @@ def test_the_papers_recipe_trains_on_features_that_lie_elsewhere(given, tmp_path
     assert found["accuracy"] == pytest.approx(trained["accuracy"])
     assert cli.main(["eval", "visual_reasoning", str(run), "--split", "val", "--data", data]) == 2
     assert "Name their folder with --features" in capsys.readouterr().err
+    ablated = [
+        "eval",
+        "--experiment",
+        "ablations",
+        "--only",
+        "gamma_one",
+        "--recipe",
+        "paper",
+        "--steps",
+        "2",
+    ]
+    assert cli.main([*ablated, "--out", str(tmp_path / "ablated"), *there]) == 0
+    assert set(json.loads(capsys.readouterr().out)["settings"]) == {"unchanged", "gamma_one"}
 
 
 def test_two_processes_under_torchrun_have_the_losses_of_one(given, tmp_path):

@@ -120,7 +120,9 @@ def _prepared(options: Evaluate, train_split: str, val_split: str, *others: str)
     note(f"reading the questions of {folder.root}, split {train_split}")
     with Bar("looking at the pictures", "pictures") as bar:
         words = folder.vocabulary(train_split)
-        material = Material(folder, words, sight, train_split, val_split, progress=bar)
+        material = Material(
+            folder, words, sight, train_split, val_split, progress=bar, features=options.features
+        )
         for split in (train_split, val_split, *others):
             material.pictures(recipe.config, split)
     return recipe, material
