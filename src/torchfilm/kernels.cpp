@@ -155,8 +155,8 @@ inline double summed(int64_t count, F f) {
 // [channels] may be null: 1 and 0. mean and rstd (one over the standard deviation) are [batch, groups].
 template <int64_t known>
 void normalised(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
-                  float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t given, int64_t groups,
-                  int64_t stride, double eps, int threads) {
+                float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t given, int64_t groups,
+                int64_t stride, double eps, int threads) {
   const int64_t inner = known ? known : given, width = channels / groups, size = width * inner;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t group = 0; group < batch * groups; ++group) {
@@ -184,9 +184,9 @@ void normalised(const float* x, const float* gamma, const float* beta, const flo
 // Gradients: dgamma, dbeta [batch, channels]; dweight, dbias [channels], or null where weight and bias are.
 template <int64_t known>
 void normalised_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
-                   const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta, float* dweight,
-                   float* dbias, int64_t batch, int64_t channels, int64_t given, int64_t groups, int64_t stride,
-                   int threads) {
+                         const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta,
+                         float* dweight, float* dbias, int64_t batch, int64_t channels, int64_t given,
+                         int64_t groups, int64_t stride, int threads) {
   const int64_t inner = known ? known : given, width = channels / groups, size = width * inner;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t group = 0; group < batch * groups; ++group) {
