@@ -276,9 +276,11 @@ def fusion_reasoning(results: Results) -> str:
                 f"{row['kept'] / 1e6:.1f}",
             ]
         )
+    seeds = len(found["rows"][1]["score"]["by_seed"])
     head = ["the question arrives by", "right, % (95 %)", "parameters", "products", "time", "MB kept"]
     note = (
-        f"{found['questions']:,} held-out questions after {found['steps']:,} steps, one seed; beside the "
+        f"{found['questions']:,} held-out questions after {found['steps']:,} steps, "
+        f"{'one seed' if seeds == 1 else f'{seeds} seeds'}; beside the "
         "network that hears nothing: parameters with the question's encoder, and a forward pass of 64 "
         f"questions in eval mode; {found['date']}: `{found['command']}`.\n"
     )
