@@ -159,7 +159,7 @@ def _costs(row: Mapping[str, Any], claimed: tuple[float, float, float] | None) -
 
 
 def _ranged(one: Mapping[str, float]) -> str:
-    mean, low, high = (f"{100 * one[key]:.0f}" for key in ("mean", "low", "high"))
+    mean, low, high = (f"{round(100 * one[key])}" for key in ("mean", "low", "high"))
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
