@@ -55,8 +55,11 @@ def by_kernels(call: Callable[[], Result], library: ctypes.CDLL) -> Callable[[],
 def ratios(
     ways: Mapping[str, Callable[[], object]], base: str, rounds: int, device: str
 ) -> dict[str, dict[str, float]]:
-    """Each way's seconds against those of `base`, all in turn."""
-    seconds = samples(ways, rounds, clock=clock_of(device), warm_ups=2)
+    """Each way's seconds against those of `base`, in another order in each round.
+
+    What a way frees, the next one finds or has to ask the system for anew.
+    """
+    seconds = samples(ways, rounds, clock=clock_of(device), warm_ups=2, shuffled=True)
     found = {
         f"{name}_over_{base}": {
             "median": round(statistics.median(a / b for a, b in zip(times, seconds[base], strict=True)), 3),
