@@ -278,10 +278,15 @@ def _activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tenso
     return _activated_now(x, gamma, beta, activation)
 
 
+def _one_pass(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> onepass.Geometry | None:
+    """Return how the kernels take these, or None: there is one for ReLU and none for SiLU."""
+    return None if activation == "silu" else onepass.geometry(x, gamma, beta)
+
+
 def _activated_now(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
-    at = onepass.geometry(x, gamma, beta) if activation == "relu" else None
+    at = _one_pass(x, gamma, beta, activation)
     if at is not None:
-        return onepass.film(at, x, gamma, beta, relu=True)
+        return onepass.film(at, x, gamma, beta, relu=activation == "relu")
     return _SHAPES[activation].value(_affine(x, gamma, beta)).to(x.dtype)
 
 
@@ -303,7 +308,7 @@ class _Activated(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        at = None if ctx.activation == "silu" or torch.is_grad_enabled() else onepass.geometry(x, gamma, beta)
+        at = None if torch.is_grad_enabled() else _one_pass(x, gamma, beta, ctx.activation)
         if at is not None:
             relu = ctx.activation == "relu"
             return *onepass.film_gradients(at, grads[0], x, gamma, beta, relu=relu), None

@@ -125,26 +125,18 @@ def normalised(
     given = [tensor for tensor in (x, gamma, beta, weight, bias) if tensor is not None]
     if gamma.shape != beta.shape or not _plain(*given):
         return None
-    gamma, beta = gamma.contiguous(), beta.contiguous()
-    weight, bias = (None if own is None else own.contiguous() for own in (weight, bias))
+    affines: Any = (None if one is None else one.contiguous() for one in (gamma, beta, weight, bias))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        return _Normalised.apply(x, gamma, beta, weight, bias, groups, eps)
-    return _normalised(x, gamma, beta, weight, bias, groups, eps)[0]
+        return _Normalised.apply(groups, eps, x, *affines)
+    return _normalised(groups, eps, x, *affines)[0]
 
 
 def _normalised(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    groups: int,
-    eps: float,
+    groups: int, eps: float, x: Tensor, gamma: Tensor, *others: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, and mean and one over the standard deviation of each group [B, groups]."""
     y, mean, rstd = torch.empty_like(x), x.new_empty(len(x), groups), x.new_empty(len(x), groups)
-    tensors = (x, gamma, beta, weight, bias, y, mean, rstd)
-    _call("norm_forward", tensors, *_sizes(x, gamma, groups), eps)
+    _call("norm_forward", (x, gamma, *others, y, mean, rstd), *_sizes(x, gamma, groups), eps)
     return y, mean, rstd
 
 
@@ -158,10 +150,10 @@ class _Normalised(torch.autograd.Function):
     """`normalised`, remembering what it is given and the statistics."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, *others: Any) -> Tensor:
-        weight, bias, ctx.groups, ctx.eps = others
-        y, mean, rstd = _normalised(x, gamma, beta, weight, bias, ctx.groups, ctx.eps)
-        ctx.save_for_backward(x, gamma, beta, weight, bias, mean, rstd)
+    def forward(ctx: Any, groups: int, eps: float, *given: Any) -> Tensor:
+        ctx.groups, ctx.eps = groups, eps
+        y, mean, rstd = _normalised(groups, eps, *given)
+        ctx.save_for_backward(*given, mean, rstd)
         return y
 
     @staticmethod
@@ -175,7 +167,7 @@ class _Normalised(torch.autograd.Function):
         tensors = (_lying_as(x, grads[0]), x, gamma, weight, bias, mean, rstd)
         _call("norm_backward", (*tensors, dx, dgamma, dbeta, dweight, dbias), *_sizes(x, gamma, ctx.groups))
         dgamma, dbeta = (one.sum_to_size(gamma.shape[-2:]).view_as(gamma) for one in (dgamma, dbeta))
-        return dx, dgamma, dbeta, dweight, dbias, None, None
+        return None, None, dx, dgamma, dbeta, dweight, dbias
 
 
 def _differentiable(
@@ -188,8 +180,8 @@ def _differentiable(
         y = gamma.view(rows) * plain + beta.view(rows)
     needed = [
         one if wanted else None
-        for one, wanted in zip((x, gamma, beta, weight, bias), ctx.needs_input_grad, strict=False)
+        for one, wanted in zip((x, gamma, beta, weight, bias), ctx.needs_input_grad[2:], strict=True)
     ]
     wanted = [one for one in needed if one is not None]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
-    return (*(None if one is None else next(found) for one in needed), None, None)
+    return (None, None, *(None if one is None else next(found) for one in needed))
