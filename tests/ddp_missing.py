@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import torchfilm as tf
+from torchfilm.training.distributed import joined
 
 ROWS = 3  # per process
 
@@ -64,28 +64,26 @@ def error(net: Net, ddp: nn.Module, masks: dict[str, list[bool]], *, nothing_on:
 
 
 def main(out: Path) -> None:
-    dist.init_process_group("gloo")
     torch.manual_seed(3)
     net = Net().double()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.normal_(std=0.5)
-    ddp = DistributedDataParallel(net)
-    yes, no = [True] * ROWS, [False] * ROWS
-    some, others = [True, False, True], [False, True, False]
-    found = {
-        "masks": error(net, ddp, {"kind": some + others, "words": others + yes}),
-        "one has none": error(net, ddp, {"kind": no + some, "words": yes + yes}),
-        "all dropped on one": error(net, ddp, {"kind": no + yes, "words": no + yes}),
-        "None on one": error(net, ddp, {"kind": no + some, "words": no + yes}, nothing_on=0),
-    }
-    every: list = [None] * 2
-    dist.all_gather_object(every, found)
-    if int(os.environ["RANK"]) == 0:
-        worst = {case: max(each[case] for each in every) for case in found}
-        (out / "found.json").write_text(json.dumps(worst))
-    del ddp  # before its group: else freeing it may wait for a thread that waits for the interpreter
-    dist.destroy_process_group()
+    with joined(torch.device("cpu")) as ranks:
+        ddp = DistributedDataParallel(net)
+        yes, no = [True] * ROWS, [False] * ROWS
+        some, others = [True, False, True], [False, True, False]
+        found = {
+            "masks": error(net, ddp, {"kind": some + others, "words": others + yes}),
+            "one has none": error(net, ddp, {"kind": no + some, "words": yes + yes}),
+            "all dropped on one": error(net, ddp, {"kind": no + yes, "words": no + yes}),
+            "None on one": error(net, ddp, {"kind": no + some, "words": no + yes}, nothing_on=0),
+        }
+        every = ranks.gather(found)
+        if ranks.first:
+            worst = {case: max(each[case] for each in every) for case in found}
+            (out / "found.json").write_text(json.dumps(worst))
+        del ddp  # before its group: else freeing it may wait for a thread that waits for the interpreter
 
 
 if __name__ == "__main__":

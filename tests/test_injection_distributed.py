@@ -1,6 +1,7 @@
 """A conditioned network in two processes: DistributedDataParallel and FSDP2 give one process's gradients."""
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,7 @@ def run(rank: int, folder: str) -> None:
     distributed.barrier()
     del wrapped  # before its group: else freeing it may wait for a thread that waits for the interpreter
     distributed.destroy_process_group()
+    os._exit(0)  # FSDP keeps the group's threads, and one that wants the interpreter while it ends aborts
 
 
 @pytest.fixture(scope="module")

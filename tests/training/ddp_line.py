@@ -33,6 +33,12 @@ def watched(device: torch.device) -> Iterator[Ranks]:
         outliving.append(sum(isinstance(one, DistributedDataParallel) for one in gc.get_objects()))
 
 
+def threads_of_gloo() -> list[str]:
+    """Names of this process's threads that belong to a process group, where the system tells them."""
+    names = [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 def synced_and_plain(kind: type[nn.Module], shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, float]:
     """Largest differences between a batch norm on two shares of a batch and a plain one on the whole."""
     torch.manual_seed(3)
@@ -105,6 +111,7 @@ def main(out: Path) -> None:
         found["overflow"] = error_on_rank_one(out / "overflow", 1e200)
         found["outliving"] = outliving
         everything = ranks.gather(found)
+    (out / f"threads_{RANK}.json").write_text(json.dumps(threads_of_gloo()))
     if RANK == 0:
         (out / "found.json").write_text(json.dumps(everything))
 

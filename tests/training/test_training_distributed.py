@@ -56,6 +56,11 @@ def test_no_ddp_module_outlives_its_process_group(two: tuple[Path, list[dict[str
     assert [found["outliving"] for found in two[1]] == [[0, 0, 0, 0]] * 2
 
 
+def test_no_thread_outlives_its_process_group(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    # One that asks for the interpreter while it ends aborts the process: one run of some hundred did.
+    assert [json.loads((two[0] / f"threads_{rank}.json").read_text()) for rank in (0, 1)] == [[], []]
+
+
 def test_a_nan_in_one_process_is_named_by_both(two: tuple[Path, list[dict[str, Any]]]) -> None:
     assert [found["nan"] for found in two[1]] == ["3: the batch, in batch[1]"] * 2
     assert [found["overflow"] for found in two[1]] == [
