@@ -324,3 +324,22 @@ def test_a_condition_in_float32_is_heard_in_a_generator_of_bfloat16():
         z = torch.rand(2, 7).bfloat16().float()
         expected = generator.bfloat16()(z.bfloat16())["block2"].gamma
         assert torch.equal(generator(z)["block2"].gamma, expected)
+
+
+@pytest.mark.parametrize("emit", [("gamma", "beta"), ("gamma", "beta", "gate")])
+@pytest.mark.parametrize("batch", [(), (1,), (3, 2)])
+def test_few_numbers_make_in_two_operations_what_many_make_run_by_run(emit, batch, monkeypatch):
+    start = {"gate_start": 0.7} if "gate" in emit else {}
+    sites = {"a": 3, "b": 3, "c": 5, "d": 3}
+    generator = tf.Generator(7, sites, emit=emit, gamma_offset=0.3, init="default", **start)
+    z, weights = torch.randn(*batch, 7, requires_grad=True), torch.randn(*batch, 14)
+
+    def made() -> tuple[list[torch.Tensor], torch.Tensor]:
+        fields = [getattr(m, name) for m in generator(z).values() for name in emit]
+        loss = sum((torch.cat(fields[i :: len(emit)], dim=-1) * weights).sum() for i in range(len(emit)))
+        return fields, torch.autograd.grad(loss, z)[0]
+
+    (few, few_grad), _ = made(), monkeypatch.setattr("torchfilm.generator._SMALL", -1)
+    many, many_grad = made()
+    assert all(torch.equal(one, other) for one, other in zip(few, many, strict=True))
+    torch.testing.assert_close(few_grad, many_grad)

@@ -222,7 +222,22 @@ def test_a_norm_over_several_axes_has_no_channel_axis():
 # Absorption: the same numbers and gradients as the norm, then FiLM.
 
 
+def heard_before(norm: nn.Module) -> nn.Module:
+    """A batch norm with statistics, in evaluation."""
+    norm(torch.randn(8, 6, *[4] * (AXES[type(norm)] - 2)) * 2 + 1)
+    return norm.eval()
+
+
+AXES = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+
 ABSORBING = {
+    "batch 1d": (nn.BatchNorm1d, lambda: heard_before(nn.BatchNorm1d(6)), (2, 6, 5)),
+    "batch 2d": (nn.BatchNorm2d, lambda: heard_before(nn.BatchNorm2d(6)), (2, 6, 5, 4)),
+    "batch 3d without affine": (
+        nn.BatchNorm3d,
+        lambda: heard_before(nn.BatchNorm3d(6, affine=False)),
+        (2, 6, 5, 4, 3),
+    ),
     "group": (nn.GroupNorm, lambda: nn.GroupNorm(3, 6), (2, 6, 5, 4)),
     "group without affine": (nn.GroupNorm, lambda: nn.GroupNorm(2, 6, affine=False), (2, 6, 5)),
     "instance": (nn.InstanceNorm2d, lambda: nn.InstanceNorm2d(6, affine=True), (2, 6, 5, 4)),
@@ -248,7 +263,7 @@ def test_absorbed_is_the_norm_and_then_film_with_all_gradients(name: str, rows: 
     m = tf.Modulation(*fields)
     y = absorption.absorbed(kind, norm, x, m)
     token = kind in (nn.LayerNorm, nn.RMSNorm)
-    if ((2,) in rows and token) or (1, 1) in rows[: 2 if (2,) in rows else 0]:
+    if ((2,) in rows and (token or kind in AXES)) or (1, 1) in rows[: 2 if (2,) in rows else 0]:
         assert y is None
         return
     expected = tf.FiLM(6, 7, dim=-1 if token else 1)(norm(x), modulation=m)
@@ -285,6 +300,14 @@ def test_group_norms_agree_with_the_loop_for_any_shape_precision_and_layout(data
 def test_a_batch_of_none_goes_through():
     assert tf.ConditionalGroupNorm(1, 3, 7)(torch.randn(0, 3, 5), torch.randn(0, 7)).shape == (0, 3, 5)
     assert tf.ConditionalLayerNorm(3, 7)(torch.randn(0, 5, 3), torch.randn(0, 7)).shape == (0, 5, 3)
+
+
+def test_a_batch_norm_that_takes_its_statistics_from_the_batch_is_never_absorbed():
+    m, x = tf.Modulation.identity(6), torch.randn(2, 6, 5)
+    assert absorption.absorbed(nn.BatchNorm1d, nn.BatchNorm1d(6), x, m) is None
+    assert (
+        absorption.absorbed(nn.BatchNorm1d, nn.BatchNorm1d(6, track_running_stats=False).eval(), x, m) is None
+    )
 
 
 def test_wrong_sizes_are_refused_and_never_absorbed():

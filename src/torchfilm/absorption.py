@@ -3,7 +3,8 @@
 gamma * (w * n + b) + beta = (gamma * w) * n + (gamma * b + beta), with n the normalised features. An affine
 has one number per channel, a modulation one per sample and channel. But group and instance norms never look
 beyond a sample, so a batch of B samples with G groups is one sample with B * G groups, whose affine has B * C
-numbers: per-sample modulation at any batch, forward and backward, in torch's own kernels.
+numbers: per-sample modulation at any batch, forward and backward, in torch's own kernels. The other norms
+take one modulation for all rows, as at batch 1; of batch norms those in evaluation, which look at no batch.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from torchfilm.modulation import Modulation
 def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modulation) -> Tensor | None:
     """Return gamma * norm(x) + beta (times the gate) in one call of the norm, or None where that cannot be.
 
-    It cannot be where gamma and beta differ within a sample, where statistics are kept or used, for features
-    of another precision than gamma's, for channels-last memory of several samples, and in a compiler, which
-    fuses the plain form itself and keeps the batch dynamic.
+    It cannot be where gamma and beta differ within a sample, where statistics are taken and kept, for
+    features of another precision than gamma's, for channels-last memory of several samples, and in a
+    compiler, which fuses the plain form itself and keeps the batch dynamic.
 
     Args:
-        kind: which of torch's norms computes: GroupNorm, InstanceNorm1d to 3d, LayerNorm or RMSNorm; others
-            are never absorbed.
+        kind: which of torch's norms computes: BatchNorm1d to 3d, GroupNorm, InstanceNorm1d to 3d, LayerNorm
+            or RMSNorm; others are never absorbed.
         norm: that norm, or an object with its attributes; its own `forward` is not called.
         x: features as the norm takes them.
         modulation: channels last, [C], [B, C] or [B, T, C].
@@ -37,6 +38,21 @@ def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modu
     if absorb is None or torch.compiler.is_compiling():
         return None
     return absorb(norm, x, modulation)
+
+
+def _batch(norm: nn.BatchNorm2d, x: Tensor, modulation: Modulation, axes: tuple[int, ...]) -> Tensor | None:
+    """In as few steps as there can be: where caches are cold, others would cost what the affine saves."""
+    channels = norm.num_features
+    if norm.training or norm.running_mean is None or x.ndim not in axes or x.shape[1] != channels:
+        return None
+    gamma, beta = _gated(modulation)
+    for one in (gamma, beta):
+        if one.numel() != channels or one.shape[-1] != channels or one.dtype != x.dtype or one.ndim > x.ndim:
+            return None
+    weight, bias = _affine(norm.weight, norm.bias, gamma, beta)
+    affine, statistics = (weight.reshape(-1), bias.reshape(-1)), (norm.running_mean, norm.running_var)
+    training, momentum, cudnn = False, 0.0, torch.backends.cudnn.enabled
+    return torch.batch_norm(x, *affine, *statistics, training, momentum, norm.eps, cudnn)
 
 
 def _group(norm: nn.GroupNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
@@ -89,6 +105,9 @@ def _rms(norm: nn.RMSNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
 
 
 _ABSORBING = {
+    nn.BatchNorm1d: partial(_batch, axes=(2, 3)),
+    nn.BatchNorm2d: partial(_batch, axes=(4,)),
+    nn.BatchNorm3d: partial(_batch, axes=(5,)),
     nn.GroupNorm: _group,
     nn.InstanceNorm1d: partial(_instance, axes=3),
     nn.InstanceNorm2d: partial(_instance, axes=4),

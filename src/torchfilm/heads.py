@@ -256,7 +256,7 @@ def _fill(weight: Tensor, bias: Tensor | None, start: Start, fan_in: int) -> Non
 
 def _wide(raw: Tensor) -> Tensor:
     """Return what was predicted in float32 or wider, whatever precision autocast took for the product."""
-    return raw.to(torch.promote_types(raw.dtype, torch.float32))
+    return raw if raw.dtype == torch.float32 else raw.to(torch.promote_types(raw.dtype, torch.float32))
 
 
 def like_weights(condition: Tensor, weight: Tensor | None) -> Tensor:

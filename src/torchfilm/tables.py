@@ -66,7 +66,8 @@ class SeparableTable:
             exact = copy.deepcopy(generator).double()
             rows = exact.raw(vectors) - exact.raw(torch.zeros_like(vectors[:1]))
             self.rows: Float[Tensor, "k rows"] = rows.to(torch.float32)
-            self._start = self._constants(rows.shape[-1], rows.device)
+            offsets = generator.offsets  # added once per observation
+            self._start = None if offsets is None else torch.from_numpy(offsets).to(rows.device)
 
     def __len__(self) -> int:
         """Return K."""
@@ -128,22 +129,8 @@ class SeparableTable:
         zeros = {name: given.new_zeros(size) for name, size in self.conditions.sizes.items()}
         return self.conditions.join({**zeros, **vectors})
 
-    def _constants(self, rows: int, device: torch.device) -> Tensor | None:
-        """Return what modulations add to raw, to be added once per observation; None where they do more."""
-        generator = self.generator
-        if generator.bound is not None or not {"gamma", "beta"} <= set(generator.emit):
-            return None
-        made = generator.modulations(torch.zeros(rows, device=device)).values()
-        fields = [field for m in made for field in (m.gamma, m.beta, m.gate) if field is not None]
-        return torch.cat(fields)
-
     def _modulations(self, raw: Tensor) -> dict[str, Modulation]:
-        if self._start is None:
-            return self.generator.modulations(raw)
-        fields = len(self.generator.emit)
-        sites = self.generator.sites
-        parts = raw.split([width for width in sites.values() for _ in range(fields)], dim=-1)
-        return {name: Modulation(*parts[fields * i : fields * (i + 1)]) for i, name in enumerate(sites)}
+        return self.generator.modulations(raw) if self._start is None else self.generator.divided(raw)
 
     def _weights(self) -> list[int]:
         """Return a number for each parameter that changes with it."""
