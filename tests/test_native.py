@@ -333,6 +333,39 @@ def test_gradients_of_functions_are_those_of_the_plain_path(calls: Calls):
 
 
 @needs_compiler
+@pytest.mark.parametrize("kind", ["film", "film and relu", "norm"])
+def test_several_gradients_at_once_are_those_of_the_plain_path(kind: str, calls: Calls):
+    layer = tf.ConditionalGroupNorm(3, 6, cond_dim=2)
+    leaves = [torch.randn(*size, requires_grad=True) for size in ((2, 6, 4, 8), (2, 6), (2, 6))]
+    grads = torch.randn(3, 2, 6, 4, 8)
+
+    def found() -> tuple[Tensor, ...]:
+        x, *m = leaves
+        y = layer(x, modulation=tf.Modulation(*m)) if kind == "norm" else F.film(x, *m, activation=relu)
+        return torch.autograd.grad(y, leaves, grads, is_grads_batched=True)
+
+    relu = "relu" if kind == "film and relu" else None
+    by_kernels, made = found(), list(calls)
+    native.disable()
+    assert set(made) == {"norm_forward" if kind == "norm" else "film_forward"}
+    torch.testing.assert_close(by_kernels, found(), rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_what_was_kept_may_come_back_in_another_layout(calls: Calls):
+    leaves = torch.randn(2, 6, 4, 8), torch.randn(2, 6), torch.randn(2, 6)
+    expected = results(F.film, *leaves)
+
+    def contiguous(kept: Tensor) -> Tensor:
+        return kept.contiguous()
+
+    with torch.autograd.graph.saved_tensors_hooks(contiguous, contiguous):
+        image = leaves[0].contiguous(memory_format=torch.channels_last)
+        found = results(F.film, image, *leaves[1:])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
 @pytest.mark.plain
 @pytest.mark.filterwarnings("ignore:<class .torch.autograd.function.Function.> should not:DeprecationWarning")
 def test_a_compiled_network_compiles_the_plain_way(calls: Calls):

@@ -68,13 +68,12 @@ def film(
     Example:
         >>> y = film(torch.rand(2, 3, 5, 7), gamma=torch.rand(2, 3), beta=torch.rand(2, 3))
     """
-    if gate is None and activation is None and modulation_dim in (None, -1):
-        rows = _rows(x, gamma, beta, dim)
-        if rows is not None:
-            return _affine(x, *rows).to(x.dtype)
-    fit = _fit(gamma, x, dim, modulation_dim, "gamma", site)
-    beta_fit = fit if beta.shape == gamma.shape else _fit(beta, x, dim, modulation_dim, "beta", site)
-    gamma, beta = _aligned(gamma, fit), _aligned(beta, beta_fit)
+    rows = _rows(x, gamma, beta, dim) if gate is None and modulation_dim in (None, -1) else None
+    if rows is None:
+        fit = _fit(gamma, x, dim, modulation_dim, "gamma", site)
+        beta_fit = fit if beta.shape == gamma.shape else _fit(beta, x, dim, modulation_dim, "beta", site)
+        rows = _aligned(gamma, fit), _aligned(beta, beta_fit)
+    gamma, beta = rows
     if gate is not None:
         gate = _aligned(gate, _fit(gate, x, dim, modulation_dim, "gate", site))
     if activation is not None:
@@ -219,7 +218,7 @@ def _affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     at = onepass.geometry(x, gamma, beta)
     if at is not None:
         if _has_graph(x, gamma, beta):
-            return _ActivatedForward.apply(x, gamma, beta, None)  # type: ignore[no-any-return]
+            return _ActivatedForward.apply(x, gamma, beta, None, at)  # type: ignore[no-any-return]
         return onepass.film(at, x, gamma, beta, relu=False)
     if (
         x.dtype == gamma.dtype
@@ -272,19 +271,16 @@ def _activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tenso
             f"film: activation expected one of {list(get_args(Activation))} or None, got {activation!r}.\n"
             f"Leave it out and apply any function to the result; these two are computed again in backward."
         )
+    at = None if activation == "silu" else onepass.geometry(x, gamma, beta)  # there is no kernel for SiLU
     if _has_graph(x, gamma, beta):
         kind = _Activated if torch.compiler.is_compiling() else _ActivatedForward
-        return kind.apply(x, gamma, beta, activation)  # type: ignore[no-any-return]
-    return _activated_now(x, gamma, beta, activation)
+        return kind.apply(x, gamma, beta, activation, at)  # type: ignore[no-any-return]
+    return _activated_now(x, gamma, beta, activation, at)
 
 
-def _one_pass(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> onepass.Geometry | None:
-    """Return how the kernels take these, or None: there is one for ReLU and none for SiLU."""
-    return None if activation == "silu" else onepass.geometry(x, gamma, beta)
-
-
-def _activated_now(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
-    at = _one_pass(x, gamma, beta, activation)
+def _activated_now(
+    x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None, at: onepass.Geometry | None
+) -> Tensor:
     if at is not None:
         return onepass.film(at, x, gamma, beta, relu=activation == "relu")
     return _SHAPES[activation].value(_affine(x, gamma, beta)).to(x.dtype)
@@ -296,22 +292,26 @@ class _Activated(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
-        return _activated_now(x, gamma, beta, activation)
+    def forward(
+        x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None, at: onepass.Geometry | None
+    ) -> Tensor:
+        return _activated_now(x, gamma, beta, activation, at)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str | None], output: Tensor) -> None:
-        *tensors, ctx.activation = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.activation, at = inputs
+        ctx.by_kernels = at is not None
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        at = None if torch.is_grad_enabled() else _one_pass(x, gamma, beta, ctx.activation)
+        by_kernels = ctx.by_kernels and not torch.is_grad_enabled() and onepass.takes(grads[0])
+        at = onepass.geometry(x, gamma, beta) if by_kernels else None  # hooks may have moved what was kept
         if at is not None:
             relu = ctx.activation == "relu"
-            return *onepass.film_gradients(at, grads[0], x, gamma, beta, relu=relu), None
+            return *onepass.film_gradients(at, grads[0], x, gamma, beta, relu=relu), None, None
         before = _affine(x, gamma, beta)
         grad, in_place = _before_activation(grads[0].to(before.dtype), before, ctx.activation)
         grad_x = (grad * gamma).to(x.dtype) if needs[0] else None
@@ -319,14 +319,14 @@ class _Activated(torch.autograd.Function):
         in_place = in_place and beta.shape != grad.shape  # else grad_beta is grad itself
         product = (grad.mul_(x) if in_place else grad * x) if needs[1] else None
         grad_gamma = None if product is None else product.sum_to_size(gamma.shape).to(gamma.dtype)
-        return grad_x, grad_gamma, grad_beta, None
+        return grad_x, grad_gamma, grad_beta, None, None
 
 
 class _ActivatedForward(_Activated):
     """The same, differentiable forwards too (`torch.func.jvp`, `hessian`), which compilers cannot trace."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str | None], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _Activated.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:3])
 

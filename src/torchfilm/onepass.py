@@ -48,6 +48,11 @@ def geometry(x: Tensor, gamma: Tensor, beta: Tensor) -> Geometry | None:
     return Geometry(batch, channels, x.numel() // (batch * channels), stride, columns)
 
 
+def takes(grad: Tensor) -> bool:
+    """Whether the kernels are on and take this gradient of what they made."""
+    return native.kernels is not None and _plain(grad)
+
+
 def _in_columns(x: Tensor, axis: int) -> bool | None:
     """Whether neighbours in memory are of different channels; None for memory of another order."""
     if x.is_contiguous():
@@ -159,7 +164,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, weight, bias, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled() or native.kernels is None:
+        if torch.is_grad_enabled() or not takes(grads[0]):
             return _differentiable(ctx, grads[0], x, gamma, beta, weight, bias)
         dx = torch.empty_like(x)
         dgamma, dbeta = (x.new_empty(x.shape[:2]) for _ in range(2))
