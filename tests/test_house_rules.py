@@ -156,6 +156,7 @@ def test_an_unread_field_is_found():
 LIBRARY = (
     ("modulation", "native"),
     ("onepass",),
+    ("affine",),
     ("functional", "heads"),
     ("absorption", "layers"),
     ("norms",),

@@ -69,7 +69,7 @@ LAYOUTS = {
     "volumes, channels last": ((2, 3, 5, 7, 11), 1, torch.channels_last_3d),
     "sequences": ((2, 5, 2500), 1, torch.contiguous_format),
     "tokens": ((3, 131, 7), -1, torch.contiguous_format),
-    "wide tokens": ((2, 6, 1100), -1, torch.contiguous_format),
+    "wide tokens": ((2, 6, 2100), -1, torch.contiguous_format),
 }
 
 

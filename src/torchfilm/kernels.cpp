@@ -14,8 +14,9 @@
 
 namespace {
 
-constexpr int64_t kColumns = 512;    // channels that one task takes: their sums stay in the first cache
+constexpr int64_t kColumns = 2048;   // channels that one task takes: their sums stay in the first cache
 constexpr int64_t kPositions = 128;  // positions summed in one go; then their sums are added
+constexpr int64_t kAhead = 4;        // positions by which memory is asked for before its turn
 constexpr int64_t kBlock = 2048;     // features summed in float before the sum goes on in double
 
 template <bool relu>
@@ -104,6 +105,15 @@ void column_gradients(const float* dy, const float* x, const float* g, const flo
   }
 }
 
+// Ask for a row that comes soon: the processor sees several rows read at once and foresees none.
+inline void fetched(const float* dy, const float* x, float* dx, int64_t from, int64_t size) {
+  for (int64_t c = from; c < from + size; c += 16) {
+    __builtin_prefetch(dy + c);
+    __builtin_prefetch(x + c);
+    __builtin_prefetch(dx + c, 1);
+  }
+}
+
 template <bool relu>
 void columns_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx,
                       float* dgamma, float* dbeta, int64_t batch, int64_t channels, int64_t positions,
@@ -115,13 +125,21 @@ void columns_backward(const float* dy, const float* x, const float* gamma, const
     const int64_t size = std::min(kColumns, channels - first);
     const float* g = gamma + sample * stride + first;
     const float* b = beta + sample * stride + first;
-    float scaled[kColumns] = {0.0f}, shifted[kColumns] = {0.0f};
+    float scaled[kColumns], shifted[kColumns];
+    std::fill_n(scaled, size, 0.0f);
+    std::fill_n(shifted, size, 0.0f);
     for (int64_t start = 0; start < positions; start += kPositions) {
-      float scale[kColumns] = {0.0f}, shift[kColumns] = {0.0f};
+      float scale[kColumns], shift[kColumns];
+      std::fill_n(scale, size, 0.0f);
+      std::fill_n(shift, size, 0.0f);
       const int64_t end = std::min(positions, start + kPositions);
       for (int64_t p = start; p < end;) {
         const int64_t at = (sample * positions + p) * channels + first;
         const int64_t together = end - p >= 4 ? 4 : 1;
+        if (end - p > kAhead) {
+          const int64_t next = at + kAhead * channels;
+          for (int64_t i = 0; i < together; ++i) fetched(dy + next, x + next, dx + next, i * channels, size);
+        }
         const auto run = together == 4 ? column_gradients<relu, 4> : column_gradients<relu, 1>;
         run(dy + at, x + at, g, b, dx + at, scale, shift, size, channels);
         p += together;
