@@ -65,9 +65,6 @@ LAPTOP_TRAINING = TrainConfig(
     compile=True,
 )
 
-ADAMW_TRAINING = replace(LAPTOP_TRAINING, optimiser="adamw", outputs=())
-"""As the laptop's, with the optimiser by which the shipped network was trained."""
-
 LAPTOP_FEED = Feed(questions_per_scene=2, curriculum=Curriculum(start=0.067))
 
 LAPTOP = ReasonerConfig(
@@ -98,7 +95,8 @@ LAPTOP = ReasonerConfig(
 LAPTOP_LARGE = replace(LAPTOP, projection=256, hidden=512)
 """The same with a wider classifier, to which a trained laptop network can grow (`growth.py`)."""
 
-LAPTOP_LARGE_TRAINING = replace(ADAMW_TRAINING, minutes=45, lr=2e-3, cooldown=0.5)
+LAPTOP_LARGE_TRAINING = replace(LAPTOP_TRAINING, minutes=100)
+"""By which the shipped network was trained."""
 
 TINY = replace(
     LAPTOP, word_dim=8, encoder_width=16, blocks=2, channels=8, dilations=(1, 2), projection=16, hidden=16
