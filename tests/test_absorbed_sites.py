@@ -92,6 +92,26 @@ def test_what_does_not_fit_into_the_affine_takes_two_steps(monkeypatch):
     assert calls == [True, False]
 
 
+@pytest.mark.plain
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_takes_other_batches(kind: str, rows: int):
+    model, (_, *size) = trained(network(kind)), NORMS[kind][1]
+
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            return self.model(x, cond=z)
+
+    traced = torch.jit.trace(Called(), (torch.randn(rows, *size), torch.randn(rows, 5)), check_trace=False)
+    x, z = torch.randn(3, *size), torch.randn(3, 5)
+    torch.testing.assert_close(traced(x, z), model(x, cond=z))
+
+
 def test_wrong_sizes_are_refused_as_elsewhere():
     with pytest.raises(ValueError, match=r"FiLM site '0': gamma has size 3 where x has size 4"):
         trained(network("group"))(torch.randn(4, 6, 7), cond=torch.randn(3, 5))

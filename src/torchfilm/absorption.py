@@ -24,8 +24,8 @@ def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modu
     """Return gamma * norm(x) + beta (times the gate) in one call of the norm, or None where that cannot be.
 
     It cannot be where gamma and beta differ within a sample, where statistics are taken and kept, for
-    features of another precision than gamma's, for channels-last memory of several samples, and in a
-    compiler, which fuses the plain form itself and keeps the batch dynamic.
+    features of another precision than gamma's, for channels-last memory of several samples, in a compiler,
+    which fuses the plain form itself, and in a trace: both keep the batch dynamic.
 
     Args:
         kind: which of torch's norms computes: BatchNorm1d to 3d, GroupNorm, InstanceNorm1d to 3d, LayerNorm
@@ -35,7 +35,8 @@ def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modu
         modulation: channels last, [C], [B, C] or [B, T, C].
     """
     absorb = _ABSORBING.get(kind)
-    if absorb is None or torch.compiler.is_compiling():
+    traced = torch.jit.is_tracing()  # type: ignore[reportPrivateImportUsage]
+    if absorb is None or torch.compiler.is_compiling() or traced:
         return None
     return absorb(norm, x, modulation)
 
