@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from measuring import public, save
+from measuring import RESULTS, public, save
 from torchfilm.data.clevr.files import ClevrFolder
 from torchfilm.systems.visual_reasoning.bundle import load_blind, load_bundle
 from torchfilm.systems.visual_reasoning.evaluate import evaluate
@@ -77,15 +77,20 @@ def main() -> None:
     parser.add_argument("--cores", type=int, help="that it took them of")
     parser.add_argument("--label", help="the column's name in the tables, instead of recipe and minutes")
     parser.add_argument("--seed", type=int, help="the training's")
+    parser.add_argument(
+        "--more", action="store_true", help="beside the runs that the file has, not in their place"
+    )
     given = parser.parse_args()
     if given.name is None or given.data is None:  # `make bench` runs every benchmark; this one needs a run
         parser.print_help()
         return
     torch.set_num_threads(1)
-    runs = [measured(run, given) for run in given.runs or [None]]
-    recipes = {run["recipe"] for run in runs}
-    if len(recipes) > 1:
-        parser.error(f"expected runs of one recipe, got {', '.join(sorted(recipes))}")
+    kept = RESULTS / f"visual_reasoning_{given.name}.json"
+    runs = json.loads(kept.read_text(encoding="utf-8"))["runs"] if given.more else []
+    runs += [measured(run, given) for run in given.runs or [None]]
+    alike = {(run["recipe"], run["n"], run["scenes"]) for run in runs}
+    if len(alike) > 1:
+        parser.error(f"expected runs of one recipe, asked the same questions, got {sorted(alike)}")
     more = {"label": given.label, "cores": given.cores}
     save(
         f"visual_reasoning_{given.name}",
