@@ -42,17 +42,14 @@ def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modu
 
 
 def _batch(norm: nn.BatchNorm2d, x: Tensor, modulation: Modulation, axes: tuple[int, ...]) -> Tensor | None:
-    """In as few steps as there can be: where caches are cold, others would cost what the affine saves."""
-    channels = norm.num_features
-    if norm.training or norm.running_mean is None or x.ndim not in axes or x.shape[1] != channels:
+    if norm.training or norm.running_mean is None or x.ndim not in axes or x.shape[1] != norm.num_features:
         return None
-    gamma, beta = _gated(modulation)
-    for one in (gamma, beta):
-        if one.numel() != channels or one.shape[-1] != channels or one.dtype != x.dtype or one.ndim > x.ndim:
-            return None
-    weight, bias = _affine(norm.weight, norm.bias, gamma, beta)
+    if _reach(modulation, x, norm.num_features) != "all":
+        return None
+    weight, bias = _affine(norm.weight, norm.bias, *_gated(modulation))
     affine, statistics = (weight.reshape(-1), bias.reshape(-1)), (norm.running_mean, norm.running_var)
     training, momentum, cudnn = False, 0.0, torch.backends.cudnn.enabled
+    # `functional.batch_norm` checks more than there is to check here, which would cost what the affine saves.
     return torch.batch_norm(x, *affine, *statistics, training, momentum, norm.eps, cudnn)
 
 

@@ -32,11 +32,9 @@ def affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or beta.dtype != gamma.dtype:
         wide = torch.promote_types(gamma.dtype, beta.dtype)
         return x * gamma.to(wide) + beta
-    at = onepass.geometry(x, gamma, beta)
-    if at is not None:
-        if has_graph(x, gamma, beta):
-            return _ByKernels.apply(x, gamma, beta, None, at)  # type: ignore[no-any-return]
-        return onepass.film(at, x, gamma, beta, relu=False)
+    y = _by_kernels(x, gamma, beta, None)
+    if y is not None:
+        return y
     if (
         x.dtype == gamma.dtype
         and x.numel() >= _ONE_PASS_FROM
@@ -89,19 +87,27 @@ def activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor
             f"film: activation expected one of {list(get_args(Activation))} or None, got {activation!r}.\n"
             f"Leave it out and apply any function to the result; these two are computed again in backward."
         )
-    at = None if activation == "silu" else onepass.geometry(x, gamma, beta)  # there is no kernel for SiLU
+    y = None if activation == "silu" else _by_kernels(x, gamma, beta, activation)  # there is none for SiLU
+    if y is not None:
+        return y
     if has_graph(x, gamma, beta):
-        if at is not None:
-            return _ByKernels.apply(x, gamma, beta, activation, at)  # type: ignore[no-any-return]
         kind = _Activated if torch.compiler.is_compiling() else _ActivatedForward
         return kind.apply(x, gamma, beta, activation)  # type: ignore[no-any-return]
-    if at is not None:
-        return onepass.film(at, x, gamma, beta, relu=activation == "relu")
     return _activated_now(x, gamma, beta, activation)
 
 
 def _activated_now(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
     return _SHAPES[activation].value(affine(x, gamma, beta)).to(x.dtype)
+
+
+def _by_kernels(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor | None:
+    """Return activation(gamma * x + beta) where the kernels take it, with a graph if there is to be one."""
+    at = onepass.geometry(x, gamma, beta)
+    if at is None:
+        return None
+    if has_graph(x, gamma, beta):
+        return _ByKernels.apply(x, gamma, beta, activation, at)  # type: ignore[no-any-return]
+    return onepass.film(at, x, gamma, beta, relu=activation == "relu")
 
 
 class _ByKernels(torch.autograd.Function):

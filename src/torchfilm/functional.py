@@ -58,12 +58,7 @@ def film(
     Example:
         >>> y = film(torch.rand(2, 3, 5, 7), gamma=torch.rand(2, 3), beta=torch.rand(2, 3))
     """
-    rows = _rows(x, gamma, beta, dim) if gate is None and modulation_dim in (None, -1) else None
-    if rows is None:
-        fit = _fit(gamma, x, dim, modulation_dim, "gamma", site)
-        beta_fit = fit if beta.shape == gamma.shape else _fit(beta, x, dim, modulation_dim, "beta", site)
-        rows = _aligned(gamma, fit), _aligned(beta, beta_fit)
-    gamma, beta = rows
+    gamma, beta = _both_aligned(x, gamma, beta, dim, modulation_dim, site)
     if gate is not None:
         gate = _aligned(gate, _fit(gate, x, dim, modulation_dim, "gate", site))
     if activation is not None:
@@ -108,12 +103,7 @@ def film_(
     """
     if gate is not None:
         gamma, beta = gate * gamma, gate * beta
-    rows = _rows(x, gamma, beta, dim)
-    if rows is None:
-        fit = _fit(gamma, x, dim, -1, "gamma", site)
-        beta_fit = fit if beta.shape == gamma.shape else _fit(beta, x, dim, -1, "beta", site)
-        rows = _aligned(gamma, fit), _aligned(beta, beta_fit)
-    gamma, beta = rows
+    gamma, beta = _both_aligned(x, gamma, beta, dim, -1, site)
     if torch.compiler.is_compiling() or not _writable(x, gamma, beta):
         return affine(x, gamma, beta).to(x.dtype)
     at = onepass.geometry(x, gamma, beta)
@@ -205,6 +195,18 @@ def _writable(x: Tensor, gamma: Tensor, beta: Tensor) -> bool:
     one_precision = x.dtype == gamma.dtype == beta.dtype
     frozen = x.is_inference() and not torch.is_inference_mode_enabled()
     return one_precision and not frozen and not has_graph(x, gamma, beta)
+
+
+def _both_aligned(
+    x: Tensor, gamma: Tensor, beta: Tensor, dim: int, modulation_dim: int | None, site: str
+) -> tuple[Tensor, Tensor]:
+    """Check gamma and beta against x, and view them with one axis for each of its axes."""
+    rows = _rows(x, gamma, beta, dim) if modulation_dim in (None, -1) else None
+    if rows is not None:
+        return rows
+    fit = _fit(gamma, x, dim, modulation_dim, "gamma", site)
+    beta_fit = fit if beta.shape == gamma.shape else _fit(beta, x, dim, modulation_dim, "beta", site)
+    return _aligned(gamma, fit), _aligned(beta, beta_fit)
 
 
 def _rows(x: Tensor, gamma: Tensor, beta: Tensor, dim: int) -> tuple[Tensor, Tensor] | None:

@@ -230,9 +230,9 @@ class Generator(nn.Module):
 
     def modulations(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
         """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""
-        fields, made = len(self.emit), []
         if self.offsets is not None and _small(raw):
             return self.divided(raw + torch.from_numpy(self.offsets))
+        fields, made = len(self.emit), []
         rows = [fields * width * count for width, count in self._runs]
         parts = raw.split(rows, dim=-1) if len(rows) > 1 else (raw,)
         for part, (width, count) in zip(parts, self._runs, strict=True):
@@ -293,8 +293,9 @@ class Generator(nn.Module):
         if self.bound is not None or not {"gamma", "beta"} <= set(self.emit):
             return None
         start = {"gamma": self.gamma_offset, "beta": 0.0, "gate": self.options.gate_start}
-        names = itertools.cycle(self.emit)
-        return np.repeat([start[next(names)] for _ in self._rows], self._rows).astype(np.float32)
+        return np.repeat([start[name] for _ in self.sites for name in self.emit], self._rows).astype(
+            np.float32
+        )
 
     def _of_one_width(self, raw: Tensor) -> list[Modulation]:
         """Return the modulations of neighbouring sites of one width: [*batch, sites, fields, width]."""
