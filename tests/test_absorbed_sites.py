@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import torchfilm as tf
-from torchfilm import slots
+from torchfilm import absorption, slots
 from torchfilm.functional import film
 
 NORMS = {
@@ -36,16 +36,30 @@ def trained(model: nn.Module) -> nn.Module:
 
 
 def spied(monkeypatch) -> list[bool]:
-    """Whether each call of a site was absorbed."""
-    calls, absorb = [], slots.absorbed
+    """Whether each call of a site was absorbed: with an affine made before, or there."""
+    calls, absorb, apply = [], slots.absorbed, absorption.Ready.applied
 
     def absorbed(*args):
         found = absorb(*args)
         calls.append(found is not None)
         return found
 
+    def applied(*args):
+        found = apply(*args)
+        if found is not None:
+            calls.append(True)
+        return found
+
     monkeypatch.setattr(slots, "absorbed", absorbed)
+    monkeypatch.setattr(absorption.Ready, "applied", applied)
     return calls
+
+
+def ready_at_the_call(model: nn.Module) -> list[bool]:
+    """Whether the slot of the norm holds its affine, at each call of the norm from here on."""
+    slot, found = tf.conditioning(model).slots["0"], []
+    model[0].register_forward_hook(lambda *_: found.append(slot.ready is not None))
+    return found
 
 
 @pytest.mark.parametrize("kind", NORMS)
@@ -74,6 +88,72 @@ def test_nothing_changes_at_the_start_to_the_bit(kind: str):
     with tf.unconditioned(model):
         plain = model(x)
     assert torch.equal(model(x, cond=torch.randn(len(x), 5)), plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", NORMS)
+def test_an_affine_is_made_before_the_norm_is_called_where_all_rows_share_it(kind: str):
+    model, x = trained(network(kind)), torch.randn(NORMS[kind][1])
+    found = ready_at_the_call(model)
+    alike, apart = torch.randn(1, 5).expand(4, 5), torch.randn(4, 5)
+    torch.testing.assert_close(model(x, cond=alike[:1]), model(x, cond=alike))
+    model(x, cond=apart)
+    model(x, modulation={"0": tf.modulations(model, alike[0])["0"]})
+    with torch.enable_grad():
+        model(x, cond=alike[:1])
+    assert found == [True, False, False, True, False]
+    assert tf.conditioning(model).slots["0"].ready is None
+
+
+class Changing(nn.Module):
+    """A network that does something to its norm, which is a site, before it calls it."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.norm, self.change = NORMS["batch"][0](), change
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.change(self.norm)
+        return self.norm(x)
+
+
+CHANGES = {
+    "nothing": lambda norm: None,
+    "mode": lambda norm: norm.train(),
+    "values": lambda norm: norm.weight.copy_(torch.linspace(1, 2, 6)),
+    "bias": lambda norm: norm.bias.add_(1),
+    "statistics": lambda norm: setattr(norm, "running_mean", torch.linspace(1, 2, 6)),
+    "eps": lambda norm: setattr(norm, "eps", 0.1),
+    "parameter": lambda norm: setattr(norm, "weight", nn.Parameter(torch.linspace(1, 2, 6))),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_affine_made_before_is_not_used_for_a_norm_that_was_changed_since(change: str, monkeypatch):
+    model = trained(tf.condition(Changing(CHANGES[change]).eval(), "norm", tf.Vector(5)))
+    x, cond, calls = torch.randn(4, 6, 5, 3), torch.randn(1, 5), spied(monkeypatch)
+    found, m = model(x, cond=cond), tf.modulations(model, cond)["norm"]
+    other = NORMS["batch"][0]()
+    CHANGES[change](other)
+    torch.testing.assert_close(found, film(other(x), m.gamma, m.beta, 1))
+    assert calls == {"nothing": [True], "mode": [False]}.get(change, [True])
+
+
+@torch.no_grad()
+def test_weights_that_a_hook_puts_in_place_are_read_then():
+    model, x, cond = trained(network("batch")), torch.randn(4, 6, 5, 3), torch.randn(1, 5)
+    other = model[0].weight + 1
+
+    def put_in_place(norm: nn.Module, args: tuple[torch.Tensor]) -> None:
+        norm.weight.copy_(other)
+
+    model[0].register_forward_pre_hook(put_in_place)
+    with tf.unconditioned(model):
+        plain = model[0](x)
+    model[0].weight.sub_(1)
+    m = tf.modulations(model, cond)["0"]
+    torch.testing.assert_close(model(x, cond=cond), torch.relu(film(plain, m.gamma, m.beta, 1)))
 
 
 def test_what_does_not_fit_into_the_affine_takes_two_steps(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,16 @@ NORMS = {
     "of sixteen": (nn.GroupNorm(4, 24), (3, 24, 16)),
     "instance": (nn.InstanceNorm2d(6), (5, 6, 3, 7)),
     "instance with affine": (nn.InstanceNorm2d(6, affine=True), (5, 6, 3, 7)),
+    "layer": (nn.LayerNorm(7), (5, 11, 7)),
+    "layer of more positions than are summed in one go": (nn.LayerNorm(5), (2, 131, 5)),
+    "layer without affine": (nn.LayerNorm(7, elementwise_affine=False), (5, 11, 7)),
+    "layer without bias": (nn.LayerNorm(7, bias=False), (5, 2, 3, 7)),
+    "wide layer": (nn.LayerNorm(2100), (2, 3, 2100)),
+    "rms": (nn.RMSNorm(7), (5, 11, 7)),
+    "rms with its own epsilon, without affine": (
+        nn.RMSNorm(7, eps=1e-3, elementwise_affine=False),
+        (5, 11, 7),
+    ),
 }
 
 
@@ -184,7 +195,9 @@ def conditional(name: str) -> tuple[nn.Module, Tensor, list[Tensor]]:
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_agree_with_the_plain_path(name: str, rows: str, calls: Calls):
     layer, x, parameters = conditional(name)
-    sizes = {"each": x.shape[:2], "all": x.shape[1:2], "one row": (1, x.shape[1])}[rows]
+    tokens = isinstance(layer, nn.LayerNorm | nn.RMSNorm)
+    channels = x.shape[-1 if tokens else 1]
+    sizes = {"each": (len(x), channels), "all": (channels,), "one row": (1, channels)}[rows]
 
     def way(x: Tensor, gamma: Tensor, beta: Tensor, *own: Tensor) -> Tensor:
         names = [name for name, p in layer.named_parameters() if any(p is one for one in parameters)]
@@ -192,7 +205,9 @@ def test_norms_agree_with_the_plain_path(name: str, rows: str, calls: Calls):
         return torch.func.functional_call(layer, dict(zip(names, own, strict=True)), *called)
 
     agree(way, x, torch.randn(sizes), torch.randn(sizes), *parameters)
-    assert calls == ["norm_forward", "norm_backward"]
+    kernel = "token_norm" if tokens else "norm"
+    torchs_own = tokens and rows != "each"  # whose affine takes one row
+    assert calls == ([] if torchs_own else [f"{kernel}_forward", f"{kernel}_backward"])
 
 
 @needs_compiler
@@ -207,14 +222,15 @@ def test_norms_with_a_gate_and_without_a_graph(calls: Calls):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["images", "tokens", "group"])
+@pytest.mark.parametrize("name", ["images", "tokens", "group", "layer", "rms"])
 def test_gradients_can_be_differentiated_again(name: str, calls: Calls):
-    if name == "group":
+    if name in NORMS:
         layer, x, _ = conditional(name)
-        gamma, beta = torch.randn(5, 12), torch.randn(5, 12)
+        channels = x.shape[1] if name == "group" else x.shape[-1]
+        gamma, beta = torch.randn(5, channels), torch.randn(5, channels)
 
         def way(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-            return layer(x, modulation=tf.Modulation(gamma, beta))
+            return copy.deepcopy(layer).to(x.dtype)(x, modulation=tf.Modulation(gamma, beta))
     else:
         x, gamma, beta, dim = given(name, "each")
 
@@ -250,12 +266,15 @@ def test_a_graph_outlives_the_kernels(calls: Calls):
 def test_threads_change_nothing(calls: Calls, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(onepass, "_FEATURES_PER_THREAD", 1)
     before = torch.get_num_threads()
-    layer, x, _ = conditional("of sixteen")
-    modulation = tf.Modulation(torch.randn(3, 24), torch.randn(3, 24))
+    norms = [conditional(name)[:2] for name in ("of sixteen", "layer", "rms")]
+    rows = [(len(x), x.shape[layer.film.dim]) for layer, x in norms]
+    modulations = [tf.Modulation(torch.randn(size), torch.randn(size)) for size in rows]
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append(results(lambda x: layer(x, modulation=modulation), x))
+        found.append([])
+        for (layer, x), m in zip(norms, modulations, strict=True):
+            found[-1] += results(lambda x, layer=layer, m=m: layer(x, modulation=m), x)
         for name in LAYOUTS:
             torch.manual_seed(1)
             *leaves, dim = given(name, "each")

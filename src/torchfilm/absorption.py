@@ -5,12 +5,17 @@ has one number per channel, a modulation one per sample and channel. But group a
 beyond a sample, so a batch of B samples with G groups is one sample with B * G groups, whose affine has B * C
 numbers: per-sample modulation at any batch, forward and backward, in torch's own kernels. The other norms
 take one modulation for all rows, as at batch 1; of batch norms those in evaluation, which look at no batch.
+
+Where one modulation is for all rows, the affine can be made before the features are there. At batch 1, where
+convolutions leave no code of other operations in the caches, the affines of all sites in a row cost what two
+cost each by itself.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Literal
+import functools
+from collections.abc import Callable, Collection
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +23,51 @@ from torch.nn import functional
 
 from torchfilm import onepass
 from torchfilm.modulation import Modulation
+
+
+class Affine(NamedTuple):
+    """Weight and bias of a norm, one number per channel, with a modulation in them."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Ready(NamedTuple):
+    """A norm with a modulation in it, before its features are there.
+
+    weight, bias: the norm's own, which the modulation is in already.
+    version: by which a change of theirs is seen; None where they do not tell.
+    training: the norm's mode.
+    axes: how many its features may have.
+    call: from the features to what the norm gives.
+    """
+
+    norm: nn.Module
+    weight: Tensor
+    bias: Tensor | None
+    version: int | None
+    training: bool
+    axes: Collection[int]
+    call: Callable[[Tensor], Tensor]
+
+    def applied(self, norm: Any, x: Any) -> Tensor | None:
+        """Return what the norm gives; None for another norm, one changed since, and other features."""
+        weight, bias, own = self.weight, self.bias, norm._parameters
+        if norm is not self.norm or own["weight"] is not weight or own.get("bias") is not bias:
+            return None
+        if norm.training is not self.training or torch.is_grad_enabled():
+            return None
+        if self.version is not None and self.version != _version(weight, bias):
+            return None
+        fits = isinstance(x, Tensor) and x.dtype is weight.dtype and x.ndim in self.axes
+        return self.call(x) if fits else None
+
+
+def _version(weight: Tensor, bias: Tensor | None) -> int | None:
+    """Return a number that changes with them; None for inference tensors."""
+    if weight.is_inference():
+        return None
+    return weight._version if bias is None else weight._version + bias._version
 
 
 def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modulation) -> Tensor | None:
@@ -34,89 +84,168 @@ def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modu
         x: features as the norm takes them.
         modulation: channels last, [C], [B, C] or [B, T, C].
     """
-    absorb = _ABSORBING.get(kind)
-    traced = torch.jit.is_tracing()  # type: ignore[reportPrivateImportUsage]
-    if absorb is None or torch.compiler.is_compiling() or traced:
+    way = _WAYS.get(kind)
+    if way is None or not absorbing() or not way.takes(norm) or x.ndim not in way.axes:
         return None
-    return absorb(norm, x, modulation)
-
-
-def _batch(norm: nn.BatchNorm2d, x: Tensor, modulation: Modulation, axes: tuple[int, ...]) -> Tensor | None:
-    if norm.training or norm.running_mean is None or x.ndim not in axes or x.shape[1] != norm.num_features:
+    channels = x.shape[way.channel_axis]
+    reach = _reach(modulation, x, channels)
+    if reach is None or (norm.weight is not None and norm.weight.shape != (channels,)):
         return None
-    if _reach(modulation, x, norm.num_features) != "all":
-        return None
-    weight, bias = _affine(norm.weight, norm.bias, *_gated(modulation))
-    affine, statistics = (weight.reshape(-1), bias.reshape(-1)), (norm.running_mean, norm.running_var)
-    training, momentum, cudnn = False, 0.0, torch.backends.cudnn.enabled
-    # `functional.batch_norm` checks more than there is to check here, which would cost what the affine saves.
-    return torch.batch_norm(x, *affine, *statistics, training, momentum, norm.eps, cudnn)
-
-
-def _group(norm: nn.GroupNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
-    reach = _reach(modulation, x, norm.num_channels)
-    if reach is None or x.ndim < 3 or x.shape[1] != norm.num_channels:
-        return None
-    gamma, beta = _gated(modulation)
-    y = onepass.normalised(x, gamma, beta, norm.weight, norm.bias, norm.num_groups, norm.eps)
-    if y is not None:
-        return y
-    weight, bias = _affine(norm.weight, norm.bias, gamma, beta)
     if reach == "all":
-        return functional.group_norm(x, norm.num_groups, weight.reshape(-1), bias.reshape(-1), norm.eps)
-    if not x.is_contiguous():
-        return None
-    flat, weight, bias = _as_one_sample(x, weight, bias)
-    return functional.group_norm(flat, len(x) * norm.num_groups, weight, bias, norm.eps).view(x.shape)
+        return way.whole(norm, _affine(norm, modulation))(x)
+    return way.per_sample(norm, x, *_gated(modulation)) if way.per_sample else None
 
 
-def _instance(norm: nn.InstanceNorm2d, x: Tensor, modulation: Modulation, axes: int) -> Tensor | None:
-    reach = _reach(modulation, x, norm.num_features)
-    if reach is None or x.ndim != axes or norm.track_running_stats or x.shape[1] != norm.num_features:
+def absorbing() -> bool:
+    """Whether modulations are absorbed here and now: not in a compiler, and not in a trace."""
+    return not torch.compiler.is_compiling() and not torch._C._is_tracing()
+
+
+def prepared(kind: type[nn.Module], norm: Any, modulation: Modulation, dim: int) -> Ready | None:
+    """Return a norm that does what it does and then `modulation`, or None.
+
+    None where samples have modulations of their own, and where the norm's weights are still to be put in
+    place by a hook, from another device, or as what remembers how they were made.
+
+    Args:
+        kind: as in `absorbed`.
+        norm: the norm itself.
+        modulation: channels last.
+        dim: the channel axis of the features that it modulates.
+    """
+    if kind not in _WAYS or not _modulates_channels(kind, dim):
         return None
-    gamma, beta = _gated(modulation)
-    y = onepass.normalised(x, gamma, beta, norm.weight, norm.bias, norm.num_features, norm.eps)
-    if y is not None:
+    way, weight = _WAYS[kind], norm._parameters.get("weight")
+    if type(weight) is not nn.Parameter or norm._forward_pre_hooks or not way.takes(norm):
+        return None
+    if torch.is_grad_enabled() or weight.device != modulation.gamma.device:
+        return None
+    channels, dtype = weight.numel(), weight.dtype
+    for field in (modulation.gamma, modulation.beta, modulation.gate):
+        if field is None:
+            continue
+        if field.dtype is not dtype or field.shape not in ((channels,), (1, channels)):
+            return None
+    bias, call = norm._parameters.get("bias"), way.whole(norm, _affine(norm, modulation))
+    return Ready(norm, weight, bias, _version(weight, bias), norm.training, way.axes, call)
+
+
+def _batch(norm: nn.BatchNorm2d, affine: Affine) -> Callable[[Tensor], Tensor]:
+    (weight, bias), training, momentum = affine, False, 0.0
+
+    def call(x: Tensor) -> Tensor:
+        statistics, cudnn = (norm.running_mean, norm.running_var), torch.backends.cudnn.enabled
+        # `functional.batch_norm` checks more than there is to check, which would cost what the affine saves.
+        return torch.batch_norm(x, weight, bias, *statistics, training, momentum, norm.eps, cudnn)
+
+    return call
+
+
+def _group(norm: nn.GroupNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
+    def call(x: Tensor) -> Tensor:
+        y = onepass.normalised(onepass.Norm("norm", norm.num_groups, norm.eps), x, *affine, None, None)
+        return functional.group_norm(x, norm.num_groups, *affine, norm.eps) if y is None else y
+
+    return call
+
+
+def _group_each(norm: nn.GroupNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+    plan = onepass.Norm("norm", norm.num_groups, norm.eps)
+    y = onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
+    if y is not None or not x.is_contiguous():
         return y
-    weight, bias = _affine(norm.weight, norm.bias, gamma, beta)
-    if reach == "all":
-        return functional.instance_norm(x, weight=weight.reshape(-1), bias=bias.reshape(-1), eps=norm.eps)
-    if not x.is_contiguous():
-        return None
-    flat, weight, bias = _as_one_sample(x, weight, bias)
+    flat, affine = _as_one_sample(x, norm, gamma, beta)
+    return functional.group_norm(flat, len(x) * norm.num_groups, *affine, norm.eps).view(x.shape)
+
+
+def _instance(norm: nn.InstanceNorm2d, affine: Affine) -> Callable[[Tensor], Tensor]:
+    weight, bias = affine
+
+    def call(x: Tensor) -> Tensor:
+        y = onepass.normalised(onepass.Norm("norm", norm.num_features, norm.eps), x, *affine, None, None)
+        return functional.instance_norm(x, weight=weight, bias=bias, eps=norm.eps) if y is None else y
+
+    return call
+
+
+def _instance_each(norm: nn.InstanceNorm2d, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+    plan = onepass.Norm("norm", norm.num_features, norm.eps)
+    y = onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
+    if y is not None or not x.is_contiguous():
+        return y
+    flat, (weight, bias) = _as_one_sample(x, norm, gamma, beta)
     return functional.instance_norm(flat, weight=weight, bias=bias, eps=norm.eps).view(x.shape)
 
 
-def _layer(norm: nn.LayerNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
-    if _reach(modulation, x, norm.normalized_shape[0]) != "all" or len(norm.normalized_shape) > 1:
-        return None
-    weight, bias = _affine(norm.weight, norm.bias, *_gated(modulation))
-    return functional.layer_norm(x, norm.normalized_shape, weight.reshape(-1), bias.reshape(-1), norm.eps)
+def _layer(norm: nn.LayerNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
+    return lambda x: functional.layer_norm(x, norm.normalized_shape, *affine, norm.eps)
 
 
-def _rms(norm: nn.RMSNorm, x: Tensor, modulation: Modulation) -> Tensor | None:
-    if _reach(modulation, x, norm.normalized_shape[0]) != "all" or len(norm.normalized_shape) > 1:
-        return None
-    weight, bias = _affine(norm.weight, None, *_gated(modulation))
-    y = functional.rms_norm(x, norm.normalized_shape, weight.reshape(-1), norm.eps)
-    return y + bias.reshape(-1)
+def _layer_each(norm: nn.LayerNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+    plan = onepass.Norm("token_norm", 1, norm.eps)
+    return onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
 
 
-_ABSORBING = {
-    nn.BatchNorm1d: partial(_batch, axes=(2, 3)),
-    nn.BatchNorm2d: partial(_batch, axes=(4,)),
-    nn.BatchNorm3d: partial(_batch, axes=(5,)),
-    nn.GroupNorm: _group,
-    nn.InstanceNorm1d: partial(_instance, axes=3),
-    nn.InstanceNorm2d: partial(_instance, axes=4),
-    nn.InstanceNorm3d: partial(_instance, axes=5),
-    nn.LayerNorm: _layer,
-    nn.RMSNorm: _rms,
+def _rms(norm: nn.RMSNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
+    weight, bias = affine
+    return lambda x: functional.rms_norm(x, norm.normalized_shape, weight, norm.eps) + bias
+
+
+def _rms_each(norm: nn.RMSNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+    eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
+    return onepass.normalised(onepass.Norm("token_norm", 0, eps), x, gamma, beta, norm.weight, None)
+
+
+class _Way(NamedTuple):
+    """How a kind of norm takes another affine.
+
+    channel_axis: of its features.
+    axes: how many they may have.
+    takes: whether a norm, with its options and in its mode, takes any.
+    whole: from one affine to the norm's call with it.
+    per_sample: its call with gamma and beta of each sample, or None for features that it does not take so.
+    """
+
+    channel_axis: int
+    axes: Collection[int]
+    takes: Callable[[Any], bool]
+    whole: Callable[[Any, Affine], Callable[[Tensor], Tensor]]
+    per_sample: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None] | None = None
+
+
+def _evaluates(norm: nn.BatchNorm2d) -> bool:
+    return not norm.training and norm.running_mean is not None
+
+
+def _keeps_nothing(norm: nn.InstanceNorm2d) -> bool:
+    return not norm.track_running_stats
+
+
+def _of_one_axis(norm: nn.LayerNorm) -> bool:
+    return len(norm.normalized_shape) == 1
+
+
+_WAYS: dict[type[nn.Module], _Way] = {
+    nn.BatchNorm1d: _Way(1, (2, 3), _evaluates, _batch),
+    nn.BatchNorm2d: _Way(1, (4,), _evaluates, _batch),
+    nn.BatchNorm3d: _Way(1, (5,), _evaluates, _batch),
+    nn.GroupNorm: _Way(1, range(3, 65), lambda norm: True, _group, _group_each),  # torch has 64 axes at most
+    nn.InstanceNorm1d: _Way(1, (3,), _keeps_nothing, _instance, _instance_each),
+    nn.InstanceNorm2d: _Way(1, (4,), _keeps_nothing, _instance, _instance_each),
+    nn.InstanceNorm3d: _Way(1, (5,), _keeps_nothing, _instance, _instance_each),
+    nn.LayerNorm: _Way(-1, range(2, 65), _of_one_axis, _layer, _layer_each),
+    nn.RMSNorm: _Way(-1, range(2, 65), _of_one_axis, _rms, _rms_each),
 }
 
-CHANNEL_AXIS: dict[type[nn.Module], int] = {
-    kind: -1 if kind in (nn.LayerNorm, nn.RMSNorm) else 1 for kind in _ABSORBING
-}
+
+@functools.cache
+def _modulates_channels(kind: type[nn.Module], dim: int) -> bool:
+    """Whether an axis is that of the norm's channels, however many axes the features have."""
+    way = _WAYS[kind]
+    return all((dim - way.channel_axis) % axes == 0 for axes in way.axes)
+
+
+CHANNEL_AXIS = {kind: way.channel_axis for kind, way in _WAYS.items()}
 """The norms into which a modulation is absorbed, and on which axis of theirs the channels are."""
 
 
@@ -144,14 +273,19 @@ def _gated(modulation: Modulation) -> tuple[Tensor, Tensor]:
     return (gamma, beta) if gate is None else (gate * gamma, gate * beta)
 
 
-def _affine(weight: Tensor | None, bias: Tensor | None, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return gamma * weight and gamma * bias + beta."""
-    shift = beta if bias is None else torch.addcmul(beta, gamma, bias)
-    return gamma if weight is None else gamma * weight, shift
+def _affine(norm: Any, modulation: Modulation) -> Affine:
+    """Return gamma * weight and gamma * bias + beta of one row, [C]."""
+    gamma, beta = _gated(modulation)
+    if gamma.ndim > 1 or beta.ndim > 1:
+        gamma, beta = gamma.reshape(-1), beta.reshape(-1)
+    weight, bias = norm.weight, getattr(norm, "bias", None)  # RMSNorm has none
+    return Affine(gamma if weight is None else gamma * weight, beta if bias is None else gamma * bias + beta)
 
 
-def _as_one_sample(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _as_one_sample(x: Tensor, norm: Any, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Affine]:
     """View [B, C, ...] as [1, B * C, ...], and give its affine B * C numbers."""
-    rows = x.shape[:2]
-    weight, bias = weight.expand(rows).reshape(-1), bias.expand(rows).reshape(-1)
-    return x.view(1, rows.numel(), *x.shape[2:]), weight, bias
+    rows, weight, bias = x.shape[:2], norm.weight, norm.bias
+    weight = gamma if weight is None else gamma * weight
+    bias = beta if bias is None else torch.addcmul(beta, gamma, bias)
+    affine = Affine(weight.expand(rows).reshape(-1), bias.expand(rows).reshape(-1))
+    return x.view(1, rows.numel(), *x.shape[2:]), affine

@@ -95,17 +95,17 @@ class _Again(AbstractContextManager["_Again"]):
     def __init__(self, film: Conditioning) -> None:
         self.film = film
         self.values = film.held()
-        self.before: list[dict[str, Any]] = []
+        self.before: list[list[tuple[Any, Any]]] = []
 
     def __enter__(self) -> _Again:
         self.before.append(self.film.held())
-        self.film.fill(self.values)
+        self.film.restore(self.values)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.film.fill(self.before.pop())
+        self.film.restore(self.before.pop())
 
 
 def save(model: nn.Module, folder: str | Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from torchfilm import onepass
+from torchfilm import native, onepass
 
 Activation = Literal["relu", "silu"]
 
@@ -32,12 +32,12 @@ def affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or beta.dtype != gamma.dtype:
         wide = torch.promote_types(gamma.dtype, beta.dtype)
         return x * gamma.to(wide) + beta
-    y = _by_kernels(x, gamma, beta, None)
+    y = None if native.kernels is None else _by_kernels(x, gamma, beta, None)
     if y is not None:
         return y
     if (
-        x.dtype == gamma.dtype
-        and x.numel() >= _ONE_PASS_FROM
+        x.numel() >= _ONE_PASS_FROM
+        and x.dtype == gamma.dtype
         and _channels_inner(x, gamma)
         and not has_graph(x, gamma, beta)
     ):
@@ -50,6 +50,11 @@ def affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     except RuntimeError:  # torch.vmap over beta alone: y has no batch axis to add into
         y = y + beta
     return y
+
+
+def rounded(y: Tensor, x: Tensor) -> Tensor:
+    """Return y in the precision of x."""
+    return y if y.dtype == x.dtype else y.to(x.dtype)  # nothing to convert still is a call of torch
 
 
 class _Shape(NamedTuple):
@@ -97,7 +102,7 @@ def activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor
 
 
 def _activated_now(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
-    return _SHAPES[activation].value(affine(x, gamma, beta)).to(x.dtype)
+    return rounded(_SHAPES[activation].value(affine(x, gamma, beta)), x)
 
 
 def _by_kernels(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor | None:
@@ -167,7 +172,7 @@ class _ActivatedForward(_Activated):
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
         x, gamma, beta = ctx.saved_tensors
         moved = tangents[0] * gamma + tangents[1] * x + tangents[2]
-        return _SHAPES[ctx.activation].sloped(moved, affine(x, gamma, beta)).to(x.dtype)
+        return rounded(_SHAPES[ctx.activation].sloped(moved, affine(x, gamma, beta)), x)
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

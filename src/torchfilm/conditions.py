@@ -265,13 +265,15 @@ class Tokens(nn.Module):
         if isinstance(tokens, tuple):
             tokens, mask = tokens
         _check_floats("Tokens", tokens, self.dim)
+        if mask is None and self.pooling == "mean":  # a mask of all tokens would change no bit
+            return _total(_wide(tokens)) / max(tokens.shape[-2], 1)
         if mask is None:
             mask = torch.ones(tokens.shape[:-1], dtype=torch.bool, device=tokens.device)
         _check_mask(mask, tokens)
         real = torch.where(mask[..., None], tokens, 0)
         if self.pooling is None:
             return real, mask
-        wide = real.to(torch.promote_types(tokens.dtype, torch.float32))
+        wide = _wide(real)
         if self.query is None or tokens.shape[-2] == 0:
             return _total(wide) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
         slices = wide.unflatten(-1, (self.heads, -1))
@@ -291,6 +293,11 @@ class Tokens(nn.Module):
         scores = _folded(slices * self.query.to(slices.dtype)) * scale
         largest = scores.detach().masked_fill(~mask[..., None], -math.inf).amax(dim=-2, keepdim=True)
         return torch.where(mask[..., None], (scores - largest).clamp(max=0).exp(), 0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return numbers in float32 or wider."""
+    return x if x.dtype == torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _total(x: Tensor) -> Tensor:

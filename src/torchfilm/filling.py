@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchfilm.absorption import absorbing
 from torchfilm.fusion import Fusion
 from torchfilm.generator import describe
 from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
-from torchfilm.slots import PLAIN, Slot, no_condition
+from torchfilm.slots import PLAIN, Slot, make_ready, no_condition
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -124,11 +125,16 @@ class Conditioning(nn.Module):
     def fill(self, values: Any) -> None:
         """Put its value into the slot of each site; PLAIN or None into all."""
         for name, slot in self.slots.items():
-            slot.value = values if values is None or values is PLAIN else values[name]
+            slot.fill(values if values is None or values is PLAIN else values[name])
 
-    def held(self) -> dict[str, Any]:
-        """Return what the slots hold now."""
-        return {name: slot.value for name, slot in self.slots.items()}
+    def held(self) -> list[tuple[Any, Any]]:
+        """Return what the slots hold now, to be put back by `restore`."""
+        return [(slot.value, slot.ready) for slot in self.slots.values()]
+
+    def restore(self, held: list[tuple[Any, Any]]) -> None:
+        """Let the slots hold again what they held."""
+        for slot, (value, ready) in zip(self.slots.values(), held, strict=True):
+            slot.value, slot.ready = value, ready
 
     def check(self, root: nn.Module) -> None:
         """Raise ValueError where a site's module is in the network no more: the condition would not be heard.
@@ -137,7 +143,7 @@ class Conditioning(nn.Module):
         in the place of old ones, as `nn.SyncBatchNorm.convert_sync_batchnorm` does. A site inside of a new
         wrapper is still heard.
         """
-        if self._in_place(root):
+        if self._in_place(root) is not None:
             return
         slots = {id(slot): slot for slot in self.slots.values()}
         found = [
@@ -151,18 +157,25 @@ class Conditioning(nn.Module):
                 raise ValueError(self._replaced(root, name, [path for path, _ in found]))
         self.places = found
 
-    def _in_place(self, root: Any) -> bool:
-        """Tell whether all sites are where they were: a microsecond each."""
+    def make_ready(self, root: nn.Module) -> None:
+        """Make the affines of norms that take one modulation for all rows, of all sites in a row."""
+        for module in self._in_place(root) or ():
+            make_ready(module)
+
+    def _in_place(self, root: Any) -> list[Any] | None:
+        """Return the modules of all sites if they are where they were, else None: a microsecond each."""
+        modules = []
         try:
             for path, slot in self.places:
                 module = root
                 for key in path:
                     module = module._modules[key]
                 if module.__dict__["_film_slot"] is not slot:
-                    return False
+                    return None
+                modules.append(module)
         except (KeyError, AttributeError):
-            return False
-        return bool(self.places)
+            return None
+        return modules or None
 
     def _replaced(self, root: nn.Module, name: str, found: list[tuple[str, ...]]) -> str:
         """Say what is where a site was: at its name, or at the first of its places that lost it."""
@@ -195,6 +208,8 @@ class Conditioning(nn.Module):
                 f"Modulations: expected a mapping from the names of sites, got {type(values).__name__}.\n"
                 f"Give {{{next(iter(self.slots))!r}: modulation, ...}}."
             )
+        if type(values) is dict and values.keys() == self.slots.keys():
+            return values
         missing = [name for name in self.slots if name not in values]
         unknown = [name for name in values if name not in self.slots]
         if missing or unknown:
@@ -219,7 +234,7 @@ def active(film: Conditioning, entry: Any) -> Iterator[None]:
         yield
     finally:
         film.local.active = before
-        film.fill(held)
+        film.restore(held)
 
 
 def check_in_place(root: Any) -> None:
@@ -249,9 +264,11 @@ def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     held = film.held()
     try:
         film.fill(values)
+        if values is not PLAIN and absorbing() and not torch.is_grad_enabled():
+            film.make_ready(self)
         return self._film_base.forward(self, *args, **kwargs)
     finally:
-        film.fill(held)
+        film.restore(held)
 
 
 def not_both(got: str) -> str:

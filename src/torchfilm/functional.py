@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchfilm import onepass
-from torchfilm.affine import Activation, activated, affine, has_graph
+from torchfilm.affine import Activation, activated, affine, has_graph, rounded
 
 
 def film(
@@ -63,10 +63,10 @@ def film(
         gate = _aligned(gate, _fit(gate, x, dim, modulation_dim, "gate", site))
     if activation is not None:
         y = activated(x, gamma, beta, activation)
-        return y if gate is None else (gate * y).to(x.dtype)
+        return y if gate is None else rounded(gate * y, x)
     if gate is not None:
         gamma, beta = gate * gamma, gate * beta
-    return affine(x, gamma, beta).to(x.dtype)
+    return rounded(affine(x, gamma, beta), x)
 
 
 def film_(
@@ -105,7 +105,7 @@ def film_(
         gamma, beta = gate * gamma, gate * beta
     gamma, beta = _both_aligned(x, gamma, beta, dim, -1, site)
     if torch.compiler.is_compiling() or not _writable(x, gamma, beta):
-        return affine(x, gamma, beta).to(x.dtype)
+        return rounded(affine(x, gamma, beta), x)
     at = onepass.geometry(x, gamma, beta)
     if at is not None:
         if not x.is_inference():
@@ -187,7 +187,7 @@ def gated_residual(
             f"Nothing is broadcast here: project the branch to the shape of x first."
         )
     gate = _aligned(gate, _fit(gate, x, dim, modulation_dim, "gate", site))
-    return (x + gate * branch).to(x.dtype)
+    return rounded(x + gate * branch, x)
 
 
 def _writable(x: Tensor, gamma: Tensor, beta: Tensor) -> bool:

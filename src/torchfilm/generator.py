@@ -217,21 +217,22 @@ class Generator(nn.Module):
         self, condition: Float[Tensor, "*batch cond"] | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch rows"]:
         """Return what the head predicts, all rows of all sites, before bounds and offsets."""
-        if len(self.trunk) > 0:
+        trunk = self.trunk
+        if len(trunk) > 0:
             if condition.ndim == 0 or condition.shape[-1] != self.cond_dim:
                 raise ValueError(
                     f"Generator: expected {self.cond_dim} numbers on the condition's last axis (cond_dim), "
                     f"got shape {tuple(condition.shape)}.\n"
                     f"Build the generator with the condition's size, or project the condition first."
                 )
-            condition = self.trunk(like_weights(condition, next(self.trunk.parameters(), None)))
-        raw = self.head(condition)
-        return raw if self.scale is None else raw * self.scale
+            condition = trunk(like_weights(condition, next(trunk.parameters(), None)))
+        raw, scale = self.head(condition), self.scale
+        return raw if scale is None else raw * scale
 
     def modulations(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
         """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""
         if self.offsets is not None and _small(raw):
-            return self.divided(raw + torch.from_numpy(self.offsets))
+            return self.divided(raw + self.offsets)
         fields, made = len(self.emit), []
         rows = [fields * width * count for width, count in self._runs]
         parts = raw.split(rows, dim=-1) if len(rows) > 1 else (raw,)
@@ -285,7 +286,7 @@ class Generator(nn.Module):
         if self.scale is not None:
             nn.init.normal_(self.scale, std=_SCALE_STD if self.options.init == "default" else 0.0)
 
-    def _all_offsets(self) -> Float[np.ndarray, " rows"] | None:
+    def _all_offsets(self) -> Float[Tensor, " rows"] | None:
         """Return what is added to each row, where that makes all modulations; None where they do more.
 
         A sum and a split then do what runs of one width take five operations each for.
@@ -293,9 +294,8 @@ class Generator(nn.Module):
         if self.bound is not None or not {"gamma", "beta"} <= set(self.emit):
             return None
         start = {"gamma": self.gamma_offset, "beta": 0.0, "gate": self.options.gate_start}
-        return np.repeat([start[name] for _ in self.sites for name in self.emit], self._rows).astype(
-            np.float32
-        )
+        rows = np.repeat([start[name] for _ in self.sites for name in self.emit], self._rows)
+        return torch.from_numpy(rows.astype(np.float32))  # also under another default device
 
     def _of_one_width(self, raw: Tensor) -> list[Modulation]:
         """Return the modulations of neighbouring sites of one width: [*batch, sites, fields, width]."""
@@ -438,9 +438,9 @@ def build_generator(
 
 def _small(raw: Tensor) -> bool:
     """Whether operations on these numbers cost more to start than to do, and may mix with NumPy's."""
-    if torch.compiler.is_compiling() or type(raw) is not Tensor:
+    if torch.compiler.is_compiling() or type(raw) is not Tensor or raw.dtype != torch.float32:
         return False
-    return raw.dtype == torch.float32 and raw.device.type == "cpu" and raw.numel() <= _SMALL
+    return raw.is_cpu and raw.numel() <= _SMALL
 
 
 def _build_trunk(

@@ -60,7 +60,8 @@ class LinearHead(nn.Module):
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
         _check_size(condition, self.cond_dim)
-        return _wide(functional.linear(like_weights(condition, self.weight), self.weight, self.bias))
+        weight = self.weight
+        return _wide(functional.linear(like_weights(condition, weight), weight, self.bias))
 
     def own_parameters(self, rows: int) -> int:
         """Return how many parameters belong to some rows alone."""
@@ -261,7 +262,9 @@ def _wide(raw: Tensor) -> Tensor:
 
 def like_weights(condition: Tensor, weight: Tensor | None) -> Tensor:
     """Return a condition in the precision of the weights: of a network that was converted to bfloat16."""
-    return condition if weight is None or not condition.is_floating_point() else condition.to(weight.dtype)
+    if weight is None or condition.dtype == weight.dtype or not condition.is_floating_point():
+        return condition
+    return condition.to(weight.dtype)
 
 
 def _check_size(condition: Tensor, cond_dim: int) -> None:

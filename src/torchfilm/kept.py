@@ -31,6 +31,8 @@ class Kept:
         value: a dataclass of tensors; each becomes a buffer.
     """
 
+    ready = None
+
     def __init__(self, module: nn.Module, site: Site, fusion: Fusion, value: Any) -> None:
         self.module = module
         self.site = site

@@ -1,5 +1,5 @@
-// FiLM, FiLM + ReLU and group norm + FiLM of float32 features, forward and backward: one pass each over memory
-// that is there, a block at a time. Plain C symbols, called by native.py; nothing of torch is needed.
+// FiLM, FiLM + ReLU, and group, layer and RMS norm + FiLM of float32 features, forward and backward: one pass each
+// over memory that is there, a block at a time. Plain C symbols, called by native.py; nothing of torch is needed.
 //
 // Features lie in one of two ways. In rows, one gamma holds for `inner` neighbours: [batch, channels, inner], as
 // images and sequences with the channels first. In columns, neighbours have a gamma each: [batch, positions,
@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 namespace {
 
@@ -156,13 +157,13 @@ void columns_backward(const float* dy, const float* x, const float* gamma, const
 }
 
 // Sum of `count` numbers f(i): in float over a block, in double over the blocks.
-template <typename F>
+template <int lanes = 16, typename F>
 inline double summed(int64_t count, F f) {
   double total = 0.0;
   for (int64_t start = 0; start < count; start += kBlock) {
     const int64_t end = std::min(count, start + kBlock);
     float part = 0.0f;
-#pragma omp simd reduction(+ : part)
+#pragma omp simd reduction(+ : part) simdlen(lanes)
     for (int64_t i = start; i < end; ++i) part += f(i);
     total += part;
   }
@@ -197,6 +198,51 @@ void normalised(const float* x, const float* gamma, const float* beta, const flo
       for (int64_t i = c * inner; i < (c + 1) * inner; ++i) to[i] = (from[i] - middle) * factor + offset;
     }
   }
+}
+
+// From the gradients of gamma * weight and of gamma * bias + beta, [batch, channels], to those of gamma, beta, weight
+// and bias; the first two take their place.
+void affine_gradients(const float* gamma, const float* weight, const float* bias, float* dgamma, const float* dbeta,
+                      float* dweight, float* dbias, int64_t batch, int64_t channels, int64_t stride) {
+  for (int64_t sample = 0; sample < batch; ++sample) {
+    const float* g = gamma + sample * stride;
+    float* scaled = dgamma + sample * channels;
+    const float* shifted = dbeta + sample * channels;
+    if (dweight)
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) dweight[c] += scaled[c] * g[c];
+    if (dbias)
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) dbias[c] += shifted[c] * g[c];
+    if (weight)
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) scaled[c] = scaled[c] * weight[c] + (bias ? shifted[c] * bias[c] : 0.0f);
+  }
+}
+
+// Of one row: its gradient, and what it adds to the sums of its sample.
+void token_gradients(const float* dy, const float* x, const float* factor, float middle, float rstd, float* dx,
+                     float* scale, float* shift, int64_t channels, int64_t centred) {
+  double along = 0.0, sum = 0.0;
+  for (int64_t start = 0; start < channels; start += kBlock) {
+    const int64_t end = std::min(channels, start + kBlock);
+    float part = 0.0f, own = 0.0f;
+#pragma omp simd reduction(+ : part, own)
+    for (int64_t c = start; c < end; ++c) {
+      const float n = (x[c] - middle) * rstd, d = dy[c] * factor[c];
+      part += d * n;
+      own += d;
+      scale[c] += dy[c] * n;
+      shift[c] += dy[c];
+    }
+    along += part;
+    sum += own;
+  }
+  const float slope = static_cast<float>(along / channels);
+  const float level = centred ? static_cast<float>(sum / channels) : 0.0f;
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c)
+    dx[c] = rstd * (dy[c] * factor[c] - level - (x[c] - middle) * rstd * slope);
 }
 
 // Gradients: dgamma, dbeta [batch, channels]; dweight, dbias [channels], or null where weight and bias are.
@@ -251,20 +297,7 @@ void normalised_backward(const float* dy, const float* x, const float* gamma, co
         to[i] = factor * grad[i] + (slope * (from[i] - middle) + level);
     }
   }
-  for (int64_t sample = 0; sample < batch; ++sample) {
-    const float* g = gamma + sample * stride;
-    float* scaled = dgamma + sample * channels;
-    const float* shifted = dbeta + sample * channels;
-    if (dweight)
-#pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) dweight[c] += scaled[c] * g[c];
-    if (dbias)
-#pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) dbias[c] += shifted[c] * g[c];
-    if (weight)
-#pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) scaled[c] = scaled[c] * weight[c] + (bias ? shifted[c] * bias[c] : 0.0f);
-  }
+  affine_gradients(gamma, weight, bias, dgamma, dbeta, dweight, dbias, batch, channels, stride);
 }
 
 }  // namespace
@@ -305,6 +338,66 @@ void norm_backward(const float* dy, const float* x, const float* gamma, const fl
                                 : normalised_backward<0>;
   run(dy, x, gamma, weight, bias, mean, rstd, dx, dgamma, dbeta, dweight, dbias, batch, channels, inner, groups,
       stride, threads);
+}
+
+// y = gamma * (weight * n + bias) + beta of rows [batch, positions, channels], n a row with mean 0 (`centred`) and
+// mean square 1; all else as `normalised`. mean and rstd are [batch, positions].
+void token_norm_forward(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
+                        float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t positions,
+                        int64_t centred, int64_t stride, double eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t row = 0; row < batch * positions; ++row) {
+    const float* from = x + row * channels;
+    float* to = y + row * channels;
+    const float* g = gamma + row / positions * stride;
+    const float* b = beta + row / positions * stride;
+    const double total = centred ? summed<64>(channels, [=](int64_t c) { return from[c]; }) : 0.0;
+    const float middle = static_cast<float>(total / channels);
+    const double square = summed<64>(channels, [=](int64_t c) {
+      const float apart = from[c] - middle;
+      return apart * apart;
+    }) / channels;
+    const float scale = static_cast<float>(1.0 / std::sqrt(square + eps));
+    mean[row] = middle;
+    rstd[row] = scale;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const float n = (from[c] - middle) * scale;
+      const float own = (weight ? weight[c] * n : n) + (bias ? bias[c] : 0.0f);
+      to[c] = g[c] * own + b[c];
+    }
+  }
+}
+
+void token_norm_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
+                         const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta,
+                         float* dweight, float* dbias, int64_t batch, int64_t channels, int64_t positions,
+                         int64_t centred, int64_t stride, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t sample = 0; sample < batch; ++sample) {
+    float* scaled = dgamma + sample * channels;  // the gradient of gamma * weight; shifted that of the rest
+    float* shifted = dbeta + sample * channels;
+    std::vector<float> factors(channels), scales(channels), shifts(channels);
+    float *factor = factors.data(), *scale = scales.data(), *shift = shifts.data();
+    for (int64_t c = 0; c < channels; ++c) factor[c] = gamma[sample * stride + c] * (weight ? weight[c] : 1.0f);
+    std::fill_n(scaled, channels, 0.0f);
+    std::fill_n(shifted, channels, 0.0f);
+    for (int64_t start = 0; start < positions; start += kPositions) {
+      const int64_t end = std::min(positions, start + kPositions);
+      std::fill_n(scale, channels, 0.0f);
+      std::fill_n(shift, channels, 0.0f);
+      for (int64_t row = sample * positions + start; row < sample * positions + end; ++row) {
+        token_gradients(dy + row * channels, x + row * channels, factor, mean[row], rstd[row], dx + row * channels,
+                        scale, shift, channels, centred);
+      }
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        scaled[c] += scale[c];
+        shifted[c] += shift[c];
+      }
+    }
+  }
+  affine_gradients(gamma, weight, bias, dgamma, dbeta, dweight, dbias, batch, channels, stride);
 }
 
 }  // extern "C"

@@ -30,8 +30,10 @@ _REMEDY = "Name another with the variable CXX, or leave the kernels off: the pla
 _SIGNATURES: dict[str, list[Any]] = {
     "film_forward": [c_void_p] * 4 + [c_int64] * 4 + [c_int] * 3,
     "film_backward": [c_void_p] * 7 + [c_int64] * 4 + [c_int] * 3,
-    "norm_forward": [c_void_p] * 8 + [c_int64] * 5 + [c_double, c_int],
-    "norm_backward": [c_void_p] * 12 + [c_int64] * 5 + [c_int],
+    "norm_forward": (_NORM_FORWARD := [c_void_p] * 8 + [c_int64] * 5 + [c_double, c_int]),
+    "norm_backward": (_NORM_BACKWARD := [c_void_p] * 12 + [c_int64] * 5 + [c_int]),
+    "token_norm_forward": _NORM_FORWARD,
+    "token_norm_backward": _NORM_BACKWARD,
 }
 
 kernels: ctypes.CDLL | None = None

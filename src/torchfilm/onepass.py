@@ -1,4 +1,4 @@
-"""FiLM and group norm + FiLM by the kernels of `torchfilm.native`, where they are on and take the tensors.
+"""FiLM, and group, layer and RMS norm + FiLM, by the kernels of `torchfilm.native` where they can.
 
 They take large float32 features in this process's memory, in rows [batch, channels, inner] or in columns
 [batch, positions, channels]. None, here, is the plain way.
@@ -6,7 +6,7 @@ They take large float32 features in this process's memory, in rows [batch, chann
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,16 +112,22 @@ def _lying_as(x: Tensor, grad: Tensor) -> Tensor:
     return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
 
 
+class Norm(NamedTuple):
+    """A norm that the kernels compute, modulation included.
+
+    kernel: "norm" of groups of channels [B, C, ...], "token_norm" of rows [B, ..., C].
+    number: how many groups; of rows, 1 where their mean is taken off (layer norm) and 0 where not (RMS norm).
+    """
+
+    kernel: Literal["norm", "token_norm"]
+    number: int
+    eps: float
+
+
 def normalised(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    groups: int,
-    eps: float,
+    norm: Norm, x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor | None:
-    """Return gamma * group_norm(x, weight, bias) + beta of x [B, C, ...], or None.
+    """Return gamma * (weight * n(x) + bias) + beta, n(x) the features as the norm leaves them, or None.
 
     gamma and beta are [B, C], or one row for all samples.
     """
@@ -132,32 +138,35 @@ def normalised(
         return None
     affines: Any = (None if one is None else one.contiguous() for one in (gamma, beta, weight, bias))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        return _Normalised.apply(groups, eps, x, *affines)
-    return _normalised(groups, eps, x, *affines)[0]
+        return _Normalised.apply(norm, x, *affines)
+    return _normalised(norm, x, *affines)[0]
 
 
 def _normalised(
-    groups: int, eps: float, x: Tensor, gamma: Tensor, *others: Tensor | None
+    norm: Norm, x: Tensor, gamma: Tensor, *others: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, and mean and one over the standard deviation of each group [B, groups]."""
-    y, mean, rstd = torch.empty_like(x), x.new_empty(len(x), groups), x.new_empty(len(x), groups)
-    _call("norm_forward", (x, gamma, *others, y, mean, rstd), *_sizes(x, gamma, groups), eps)
+    """Return y, and mean and one over the standard deviation of each group, or row."""
+    sizes = _sizes(norm, x, gamma)
+    statistics = sizes[0] * (norm.number if norm.kernel == "norm" else sizes[2])
+    y, mean, rstd = torch.empty_like(x), x.new_empty(statistics), x.new_empty(statistics)
+    _call(f"{norm.kernel}_forward", (x, gamma, *others, y, mean, rstd), *sizes, norm.eps)
     return y, mean, rstd
 
 
-def _sizes(x: Tensor, gamma: Tensor, groups: int) -> tuple[int, int, int, int, int]:
-    batch, channels = x.shape[:2]
+def _sizes(norm: Norm, x: Tensor, gamma: Tensor) -> tuple[int, int, int, int, int]:
+    """Return batch, channels, features of each, the norm's number, and from one row of gamma to the next."""
+    batch, channels = len(x), x.shape[1 if norm.kernel == "norm" else -1]
     stride = channels if gamma.numel() == batch * channels else 0
-    return batch, channels, x.numel() // (batch * channels), groups, stride
+    return batch, channels, x.numel() // (batch * channels), norm.number, stride
 
 
 class _Normalised(torch.autograd.Function):
     """`normalised`, remembering what it is given and the statistics."""
 
     @staticmethod
-    def forward(ctx: Any, groups: int, eps: float, *given: Any) -> Tensor:
-        ctx.groups, ctx.eps = groups, eps
-        y, mean, rstd = _normalised(groups, eps, *given)
+    def forward(ctx: Any, norm: Norm, *given: Any) -> Tensor:
+        ctx.norm = norm
+        y, mean, rstd = _normalised(norm, *given)
         ctx.save_for_backward(*given, mean, rstd)
         return y
 
@@ -166,27 +175,36 @@ class _Normalised(torch.autograd.Function):
         x, gamma, beta, weight, bias, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled() or not takes(grads[0]):
             return _differentiable(ctx, grads[0], x, gamma, beta, weight, bias)
-        dx = torch.empty_like(x)
-        dgamma, dbeta = (x.new_empty(x.shape[:2]) for _ in range(2))
+        dx, sizes = torch.empty_like(x), _sizes(ctx.norm, x, gamma)
+        dgamma, dbeta = (x.new_empty(sizes[:2]) for _ in range(2))
         dweight, dbias = (None if own is None else torch.zeros_like(own) for own in (weight, bias))
         tensors = (_lying_as(x, grads[0]), x, gamma, weight, bias, mean, rstd)
-        _call("norm_backward", (*tensors, dx, dgamma, dbeta, dweight, dbias), *_sizes(x, gamma, ctx.groups))
+        _call(f"{ctx.norm.kernel}_backward", (*tensors, dx, dgamma, dbeta, dweight, dbias), *sizes)
         dgamma, dbeta = (one.sum_to_size(gamma.shape[-2:]).view_as(gamma) for one in (dgamma, dbeta))
-        return None, None, dx, dgamma, dbeta, dweight, dbias
+        return None, dx, dgamma, dbeta, dweight, dbias
 
 
 def _differentiable(
     ctx: Any, grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients by torch's own operations, which can be differentiated again."""
-    rows, again = (-1, x.shape[1], *[1] * (x.ndim - 2)), torch.is_grad_enabled()
+    channels, between = gamma.shape[-1], [1] * (x.ndim - 2)
+    rows = (-1, channels, *between) if ctx.norm.kernel == "norm" else (-1, *between, channels)
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
-        plain = nn.functional.group_norm(x, ctx.groups, weight, bias, ctx.eps)
-        y = gamma.view(rows) * plain + beta.view(rows)
+        y = gamma.view(rows) * _by_torch(ctx.norm, x, weight, bias) + beta.view(rows)
     needed = [
         one if wanted else None
-        for one, wanted in zip((x, gamma, beta, weight, bias), ctx.needs_input_grad[2:], strict=True)
+        for one, wanted in zip((x, gamma, beta, weight, bias), ctx.needs_input_grad[1:], strict=True)
     ]
     wanted = [one for one in needed if one is not None]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
-    return (None, None, *(None if one is None else next(found) for one in needed))
+    return (None, *(None if one is None else next(found) for one in needed))
+
+
+def _by_torch(norm: Norm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if norm.kernel == "norm":
+        return nn.functional.group_norm(x, norm.number, weight, bias, norm.eps)
+    if norm.number:
+        return nn.functional.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
+    return nn.functional.rms_norm(x, x.shape[-1:], weight, norm.eps)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from torchfilm.absorption import CHANNEL_AXIS, absorbed
+from torchfilm.absorption import CHANNEL_AXIS, Ready, absorbed, prepared
 from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
@@ -56,13 +56,22 @@ class Slot(threading.local):
     """What one site applies now, in this thread: a value of the fusion, PLAIN, or None without a condition.
 
     Copies and pickles carry the site and start empty.
+
+    Attributes:
+        value: what the site applies.
+        ready: the norm that is the site with the value in its affine, made before it is called, if it can be.
     """
 
     def __init__(self, site: Site, fusion: Fusion) -> None:
         self.site = site
         self.fusion = fusion
         self.value: Any = None
+        self.ready: Ready | None = None
         self.is_plain_film = is_plain_film(site, fusion)
+
+    def fill(self, value: Any) -> None:
+        """Apply a value from here on."""
+        self.value, self.ready = value, None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Slot, (self.site, self.fusion)
@@ -152,6 +161,14 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     slot = self._film_slot
     if slot is None:  # a fresh module that others made by type(site)(...)
         return self._film_base.forward(self, *args, **kwargs)
+    ready = None if torch.compiler.is_compiling() else slot.ready
+    if (
+        ready is not None
+        and len(args) == 1
+        and not kwargs
+        and (y := ready.applied(self, args[0])) is not None
+    ):
+        return y
     if slot.value is None:
         raise ValueError(no_condition(f"Site '{slot.site.name}'"))
     if slot.value is PLAIN:
@@ -168,6 +185,13 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _with_output_modulated(slot, output)
     m = slot.value
     return film_(output, m.gamma, m.beta, slot.site.dim, gate=m.gate, site=slot.site.name)
+
+
+def make_ready(module: Any) -> None:
+    """Make the affine of a norm that is a site, where it takes what its slot holds for all rows alike."""
+    slot = module._film_slot
+    if slot.is_plain_film and type(slot.value) is Modulation:
+        slot.ready = prepared(module._film_base, module, slot.value, slot.site.dim)
 
 
 def _absorbed(module: Any, slot: Slot, args: tuple[Any, ...]) -> Tensor | None:

@@ -67,7 +67,7 @@ class SeparableTable:
             rows = exact.raw(vectors) - exact.raw(torch.zeros_like(vectors[:1]))
             self.rows: Float[Tensor, "k rows"] = rows.to(torch.float32)
             offsets = generator.offsets  # added once per observation
-            self._start = None if offsets is None else torch.from_numpy(offsets).to(rows.device)
+            self._start = None if offsets is None else offsets.to(rows.device)
 
     def __len__(self) -> int:
         """Return K."""
