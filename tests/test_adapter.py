@@ -53,6 +53,28 @@ def test_checkpointed_blocks_have_the_gradients_of_plain_ones(calls: int):
         torch.testing.assert_close(one, other)
 
 
+def test_a_whole_network_that_is_checkpointed_hears_again_what_was_active():
+    model, given = conditioned(), [inputs() for _ in range(2)]
+    context = tf.checkpoint_context(model)
+
+    def gradients_of(call) -> list[torch.Tensor]:
+        model.zero_grad()
+        losses = []
+        for x, z in given:
+            with tf.using(model, cond=z), tf.edit(model, {".*": lambda m, z=z: m * float(z.sum())}):
+                losses.append(call(x).square().sum())
+                if len(losses) == 2:
+                    sum(losses).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    expected = gradients_of(model)
+    found = gradients_of(lambda x: checkpoint(model, x, use_reentrant=False, context_fn=context))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="expected an active condition"):
+        model(given[0][0])
+
+
 def test_a_backward_pass_may_recompute_twice():
     model, (x, z) = checkpointed(), inputs()
     model.options = {"use_reentrant": False, "context_fn": tf.checkpoint_context(model)}
@@ -126,6 +148,17 @@ def test_freezing_the_base_leaves_the_conditioning_alone_to_train():
     assert model.training
     assert model.film.training
     assert not model.blocks[0].bn.training
+
+
+def test_the_norms_of_the_encoder_go_on_learning_where_the_base_is_frozen():
+    class Encoder(nn.Sequential):
+        dim = 6
+
+    encoder = Encoder(nn.Linear(13, 6), nn.BatchNorm1d(6))
+    model, (x, z) = tf.freeze_base(tf.condition(Net(), SITES, encoder)).train(), inputs(4)
+    model(x, cond=z)
+    assert encoder[1].num_batches_tracked == 1
+    assert model.blocks[0].bn.num_batches_tracked == 0
 
 
 def test_removal_lets_the_base_train_again():

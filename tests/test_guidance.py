@@ -273,5 +273,24 @@ def test_modulation_space_is_refused_without_modulations(x, labels):
 
 def test_outputs_without_rows_are_refused(x, labels):
     model = conditioned(tf.Maybe(tf.Classes(11, 7)))
-    with pytest.raises(ValueError, match=r"one row per sample of 2 copies of the batch, got a tensor \(\)"):
-        tf.guide(lambda x, cond: model(x, cond=cond).mean(), x, cond=labels, scale=2.0)
+    for output, shape in ((lambda y: y.mean(), r"\(\)"), (lambda y: y[:4], r"\(4, 2, 4, 6\)")):
+        with pytest.raises(
+            ValueError, match=f"rows for each of 2 copies of a batch of 5, got a tensor {shape}"
+        ):
+            tf.guide(lambda x, cond, output=output: output(model(x, cond=cond)), x, cond=labels, scale=2.0)
+
+
+@pytest.mark.parametrize("space", ["output", "modulation"])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_no_condition_is_dropped_in_training_mode(x, labels, space, scale):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7), dropout=1.0))
+    expected = tf.guide(model, x, cond=labels, scale=scale, space=space)
+    model.film.train()
+    torch.testing.assert_close(tf.guide(model, x, cond=labels, scale=scale, space=space), expected)
+    assert model.film.cond.training
+
+
+def test_a_batch_of_none_is_guided():
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    empty = tf.guide(model, torch.randn(0, 2, 4, 6), cond=torch.zeros(0, dtype=torch.long), scale=2.0)
+    assert len(empty) == 0

@@ -135,7 +135,7 @@ def test_an_exported_network_takes_other_batches_and_conditions(strict: bool):
     torch.testing.assert_close(
         program.module()(other, cond=condition), model(other, cond=condition), rtol=1e-4, atol=1e-4
     )
-    assert set(tf.conditioning(model).held().values()) == {None}
+    assert set(tf.conditioning(model).held()) == {(None, None)}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -225,6 +225,14 @@ def test_joint_dropout_takes_all_of_a_sample_or_nothing():
     assert torch.equal(z[~lost], kept[~lost])
 
 
+def test_a_condition_that_all_samples_share_is_dropped_for_each():
+    both = tf.Several({"time": tf.Scalars(1, 8), "text": tf.Vector(7)}, joint_dropout=0.5).train()
+    z = both({"time": torch.rand(1, 1), "text": torch.rand(400, 7)})
+    lost = z[:, :8].eq(0).all(dim=1)
+    assert torch.equal(lost, z[:, 8:].eq(0).all(dim=1))
+    assert 120 < int(lost.sum()) < 280
+
+
 def test_joint_dropout_comes_on_top_of_each_condition_s_own():
     parts = {name: tf.Maybe(tf.Vector(1), dropout=0.5, null="zero") for name in ("a", "b")}
     both = tf.Several(parts, joint_dropout=0.2)
@@ -293,6 +301,11 @@ REFUSED = [
     (lambda: tf.Maybe(tf.Vector(7))(tf.Masked(VECTORS, PRESENT.float())), "expected booleans"),
     (lambda: tf.Maybe(tf.Vector(7))(tf.Masked(VECTORS, PRESENT[:3])), r"one per sample \(5,\), .* \(3,\)"),
     (lambda: tf.Several({}), "expected conditions by name, got none"),
+    (
+        lambda: tf.Several({"keys": tf.Vector(7)}),
+        "names that modules may have, got 'keys'[\\s\\S]*'the_keys'",
+    ),
+    (lambda: tf.Several({"a.b": tf.Vector(7)}), "got 'a.b': it has a dot"),
     (lambda: tf.Several({"a": tf.Vector(7)}, "add"), "combine expected one of"),
     (lambda: tf.Several({"a": tf.Vector(7)}, joint_dropout=-1), "joint_dropout expected a probability"),
     (lambda: tf.Several({"a": tf.Vector(7), "b": tf.Vector(3)}, "sum"), "of one size to sum, got"),

@@ -153,9 +153,9 @@ def test_what_is_no_regular_expression_is_refused():
 
 @pytest.mark.plain
 def test_unknown_options_are_refused():
-    with pytest.raises(ValueError, match=r"expected where 'output' or 'input' .* got 'middle' and 1"):
+    with pytest.raises(ValueError, match=r"expected where 'output' or 'input', .* got 'middle', 1 and None"):
         tf.find(Net(), "stem", where="middle")
-    with pytest.raises(ValueError, match=r"repeat at least 1, got 'output' and 0"):
+    with pytest.raises(ValueError, match=rr"repeat at least 1 .* got 'output', 0 and None"):
         tf.find(Net(), "stem", repeat=0)
 
 

@@ -186,6 +186,71 @@ def test_time_first_layers_are_modulated_per_sample_all_the_same(name: str):
         torch.testing.assert_close(together[:, i : i + 1], alone)
 
 
+class Mixing(nn.Module):
+    """A layer of others that takes time first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x) + x.mean(dim=0)
+
+
+@pytest.mark.parametrize("samples", [4, 2])  # as many as steps, or not
+def test_time_first_layers_of_others_are_said_to_be_so(samples: int):
+    x, z = torch.randn(4, samples, 6), torch.randn(samples, 13)
+    model = tf.condition(nn.Sequential(Mixing()), r"0\.norm", tf.Vector(13), batch=1)
+    randomise(model.film)
+    alone = [model(x[:, i : i + 1], cond=z[i : i + 1]) for i in range(samples)]
+    torch.testing.assert_close(model(x, cond=z), torch.cat(alone, dim=1))
+    again = tf.condition(nn.Sequential(Mixing()), tf.Sites(model.film.sites.values()), tf.Vector(13))
+    assert [site.batch for site in again.film.sites.values()] == [1]
+
+
+def test_a_batch_behind_time_is_recognised_in_the_error():
+    model = tf.condition(nn.Sequential(Mixing()), r"0\.norm", tf.Vector(13))
+    with pytest.raises(ValueError, match=r"batch is on axis 1 \(2\), condition with batch=1"):
+        model(torch.randn(4, 2, 6), cond=torch.randn(2, 13))
+    with pytest.raises(ValueError, match=r"expected where .* batch 0 or 1, got 'output', 1 and 2"):
+        tf.find(nn.Sequential(Mixing()), r"0\.norm", batch=2)
+
+
+def test_rows_that_share_a_condition_are_those_of_the_batch_also_where_time_comes_first():
+    model = nn.Sequential(nn.TransformerEncoderLayer(6, 2, 5)).eval()
+    tf.condition(model, r"0\.norm2", tf.Vector(13), repeat=3)
+    randomise(model.film)
+    x, z = torch.randn(6, 2 * 3, 6), torch.randn(2, 13)
+    alone = [model(x[:, 3 * i : 3 * i + 3], cond=z[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(model(x, cond=z), torch.cat(alone, dim=1))
+
+
+STATES = {
+    "output of a GRU": (nn.GRU(3, 5, num_layers=2, batch_first=True), {"field": 1}),
+    "input of a GRU": (nn.GRU(3, 5, num_layers=2, batch_first=True), {"where": "input", "field": "hx"}),
+    "output of an RNN, time first": (nn.RNN(3, 5, num_layers=2), {"field": -1}),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_the_states_of_a_recurrence_have_their_batch_behind_the_layers(name: str):
+    layer, options = STATES[name]
+
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = copy.deepcopy(layer)
+
+        def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+            return self.layer(x if layer.batch_first else x.transpose(0, 1), state)[1]
+
+    model = tf.condition(Root(), "layer", tf.Vector(13), dim=-1, features=5, **options)
+    randomise(model.film)
+    x, state, z = torch.randn(2, 7, 3), torch.randn(2, 2, 5), torch.randn(2, 13)  # as many layers as samples
+    alone = [model(x[i : i + 1], state[:, i : i + 1].contiguous(), cond=z[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(model(x, state, cond=z), torch.cat(alone, dim=1))
+
+
 SITES = (r"0\.norm1", r"0\.linear1", r"0\.linear2", r"0\.self_attn", "0")
 
 

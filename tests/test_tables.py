@@ -135,6 +135,22 @@ def test_the_reasons_are_true():
     assert not torch.allclose(raw[0][0] - raw[1][0], raw[0][1] - raw[1][1], atol=1e-3)
 
 
+def test_rows_of_missing_conditions_do_not_get_into_the_table():
+    both = tf.Several({"time": tf.Maybe(tf.Scalars(1, 8), dropout=0.5), "seen": tf.Vector(3)})
+    generator = tf.Generator(both.dim, {"here": 5})
+    with pytest.raises(ValueError, match=r"expected conditions in evaluation mode(.|\n)*conditions.eval\(\)"):
+        tf.SeparableTable(both.train(), generator, "time", torch.arange(4.0)[:, None])
+    assert len(tf.SeparableTable(both.eval(), generator, "time", torch.arange(4.0)[:, None])) == 4
+
+
+@pytest.mark.parametrize("index", [-1, 4, torch.tensor([0, -1])], ids=str)
+def test_what_is_no_row_is_refused(index):
+    both = tf.Several({"time": tf.Scalars(1, 8), "seen": tf.Vector(3)}).eval()
+    table = tf.SeparableTable(both, tf.Generator(both.dim, {"here": 5}), "time", torch.arange(4.0)[:, None])
+    with pytest.raises(IndexError, match=r"from 0 on below|out of range"):
+        table(index, table.encode({"seen": torch.randn(2, 3)}))
+
+
 def test_wrong_names_are_refused():
     both = conditions()
     generator = tf.Generator(both.dim, SITES)

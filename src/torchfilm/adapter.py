@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
+from torchfilm.filling import active
 from torchfilm.fusion import Fusion
 from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
@@ -54,7 +55,8 @@ def freeze_base(model: nn.Module) -> nn.Module:
             parameter.requires_grad = False
             film.frozen_parameters.append(name)
     for name, module in root.named_modules():
-        if isinstance(module, _NormBase) and module.running_mean is not None:
+        ours = name.startswith("film.")  # an encoder's norms go on learning with it
+        if isinstance(module, _NormBase) and module.running_mean is not None and not ours:
             film.frozen_norms.setdefault(name, module.training == root.training)
     root.train(root.training)
     return model
@@ -90,22 +92,26 @@ class CheckpointContext:
 
 
 class _Again(AbstractContextManager["_Again"]):
-    """Fill the slots as they were when this was made; may be entered more than once."""
+    """Make active, and fill the slots with, what was there when this was made; may be entered again."""
 
     def __init__(self, film: Conditioning) -> None:
         self.film = film
-        self.values = film.held()
-        self.before: list[list[tuple[Any, Any]]] = []
+        self.active, self.values, self.transforms = film.local.active, film.held(), list(film.transforms)
+        self.entered: list[ExitStack] = []
 
     def __enter__(self) -> _Again:
-        self.before.append(self.film.held())
-        self.film.restore(self.values)
+        film, stack = self.film, ExitStack()
+        stack.enter_context(active(film, self.active))
+        stack.callback(setattr, film.local, "transforms", film.transforms)
+        film.local.transforms = list(self.transforms)
+        film.restore(self.values)
+        self.entered.append(stack)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.film.restore(self.before.pop())
+        self.entered.pop().__exit__(kind, error, trace)
 
 
 def save(model: nn.Module, folder: str | Path) -> None:

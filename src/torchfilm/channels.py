@@ -38,9 +38,18 @@ def channels(module: nn.Module, where: Where) -> tuple[int | None, int | None]:
     return _one_dimensional_weight(module), None
 
 
-def batch_axis(model: nn.Module, name: str) -> int:
-    """Return the axis of the batch at a site: 1 inside of torch's time-first layers, else 0."""
-    return int(any(_is_time_first(above) for above in lineage(model, name)))
+def batch_axis(model: nn.Module, name: str, where: Where = "output", field: int | str | None = None) -> int:
+    """Return the axis of the batch at a site: 1 inside of torch's time-first layers, else 0.
+
+    Not so what stands beside the sequences: states of a recurrence are [layers, B, C], weights of an
+    attention [B, T, T].
+    """
+    *above, module = lineage(model, name)
+    if isinstance(module, nn.RNNBase) and field in ((1, "hx") if where == "input" else (1, -1)):
+        return 1
+    if isinstance(module, nn.MultiheadAttention) and where == "output" and field in (1, -1):
+        return 0
+    return int(any(map(_is_time_first, (*above, module))))
 
 
 def lineage(model: nn.Module, name: str) -> list[nn.Module]:

@@ -6,6 +6,8 @@ happens in it: no condition stays behind for a later call to hear by accident.
 
 from __future__ import annotations
 
+import operator
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,24 +15,68 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from torchfilm.absorption import absorbing
 from torchfilm.fusion import Fusion
 from torchfilm.generator import describe
 from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
-from torchfilm.slots import PLAIN, Slot, make_ready, no_condition
+from torchfilm.slots import PLAIN, Plain, Slot, make_ready, no_condition
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Active:
+    """What a block made active: a condition, with the values made of it at the start, or a modulation.
+
+    Args:
+        film: what makes the values.
+        cond: the condition, or None.
+        modulation: a ready value for each site, or None.
+    """
+
+    def __init__(self, film: Conditioning, cond: Any, modulation: Any) -> None:
+        self.cond, self.modulation = cond, modulation
+        self.leaves = pytree.tree_leaves(cond)
+        self.ended = False
+        self.ready = film(cond) if modulation is None else None
+        self.version, self.training = film.version(), film.training
+        self.versions = _versions(self.leaves)
+
+    def is_ready(self, film: Conditioning) -> bool:
+        """Whether the values of the start are still right; with gradients, each call has values of its own.
+
+        A compiled call sees another condition, but not what is written into one, or into parameters.
+        """
+        if self.ready is None or torch.is_grad_enabled() or film.training is not self.training:
+            return False
+        leaves = pytree.tree_leaves(self.cond)
+        same = len(leaves) == len(self.leaves) and all(map(operator.is_, leaves, self.leaves))
+        if torch.compiler.is_compiling():
+            return same
+        return same and self.versions == _versions(leaves) and self.version == film.version()
+
+
+def _versions(leaves: list[Any]) -> list[int]:
+    """Return a number for each tensor that changes with it; inference tensors do not tell."""
+    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
+
+
+class _Frame:
+    """A block, and what was active and in the slots before it."""
+
+    def __init__(self, film: Conditioning) -> None:
+        self.active, self.held = film.local.active, film.held()
 
 
 class _Local(threading.local):
     """What is active in this thread: see `Conditioning`."""
 
     def __init__(self) -> None:
-        self.active: Any = None
-        self.version = 0
+        self.active: Active | Plain | None = None
+        self.frames: list[_Frame] = []
         self.transforms: list[Transform] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -103,11 +149,11 @@ class Conditioning(nn.Module):
         if active is PLAIN:
             return PLAIN
         if cond is None and modulation is None:
-            if active is None:
+            if not isinstance(active, Active) or active.ended:
                 raise ValueError(no_condition("Conditioned network") + self._none())
-            cond, modulation, ready, version = active
-            if ready is not None and not torch.is_grad_enabled() and version == self.version():
-                modulation = ready
+            cond, modulation = active.cond, active.modulation
+            if active.is_ready(self):
+                modulation = active.ready
         elif cond is not None and modulation is not None:
             raise ValueError(not_both("got both"))
         values = self(cond) if modulation is None else modulation
@@ -116,11 +162,8 @@ class Conditioning(nn.Module):
         return self._checked(values)
 
     def version(self) -> int:
-        """Return a number that changes with the parameters; a compiled call takes them as they were."""
-        if torch.compiler.is_compiling():
-            return self.local.version
-        self.local.version = sum(p._version for p in self.parameters() if not p.is_inference())
-        return self.local.version
+        """Return a number that changes with the parameters."""
+        return sum(p._version for p in self.parameters() if not p.is_inference())
 
     def fill(self, values: Any) -> None:
         """Put its value into the slot of each site; PLAIN or None into all."""
@@ -226,15 +269,38 @@ class Conditioning(nn.Module):
 
 
 @contextmanager
-def active(film: Conditioning, entry: Any) -> Iterator[None]:
-    """Make PLAIN, or (cond, modulation, ready values, version), active in this thread; then as before."""
-    before, held = film.local.active, film.held()
+def active(film: Conditioning, entry: Active | Plain | None) -> Iterator[None]:
+    """Make something active in this thread; then what was before, also where blocks do not end in turn."""
+    frame = _Frame(film)
+    film.local.frames.append(frame)
     film.local.active = entry
     try:
         yield
     finally:
-        film.local.active = before
-        film.restore(held)
+        in_turn = _left(film, frame)
+        if not in_turn and isinstance(entry, Active):
+            entry.ended = True
+        if not in_turn and sys.exc_info()[0] in (None, GeneratorExit):
+            raise RuntimeError(
+                "using: expected the block that was entered last to end first, and in its thread.\n"
+                "Generators that take turns share what is active, and hear each other's conditions; give "
+                "cond=... to their calls instead."
+            )
+
+
+def _left(film: Conditioning, frame: _Frame) -> bool:
+    """Leave a block; return whether it is the one that was entered last in this thread."""
+    frames, local = film.local.frames, film.local
+    if frame not in frames:
+        return False
+    later = frames[frames.index(frame) + 1 :]
+    frames.remove(frame)
+    if later:
+        later[0].active, later[0].held = frame.active, frame.held
+        return False
+    local.active = frame.active
+    film.restore(frame.held)
+    return True
 
 
 def check_in_place(root: Any) -> None:

@@ -328,6 +328,8 @@ def _size_message(value: Tensor, x: Tensor, axis: int, size: int, name: str, sit
             f", or condition with repeat={times}" if site else ""
         )
         remedy = f"If each condition serves {times} rows of x, use {how}."
+        if site and x.ndim > 2 and x.shape[1] == size:
+            remedy += f"\nIf time comes first and the batch is on axis 1 ({size}), condition with batch=1."
     else:
         remedy = f"Besides the channels, the axes of {name} align with x's from the left, with x's size or 1."
     return f"{_where(site, 'film')}: {fact}.\n{_shapes(value, x, name)}\n{remedy}"

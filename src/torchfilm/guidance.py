@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchfilm.injection import Conditioning, conditioning
+from torchfilm.injection import Conditioning, conditioning, unwrapped
 from torchfilm.modulation import Modulation
 from torchfilm.several import Masked, Maybe
+from torchfilm.sites import is_root
 
 Scale = float | Tensor
 Space = Literal["output", "modulation"]
@@ -43,6 +45,7 @@ def guide(
     whose weight in this sum is the number 0 are not computed.
 
     - space="output": one call of the network, on the batch repeated once for each output that is needed.
+      Inputs that name rows by number, as the edges of a graph, cannot be repeated so: use the other.
     - space="modulation": one call on the batch itself, with gamma, beta and gate extrapolated in the same
       way. It costs what an unguided call costs; it is another function, as the network is not linear.
 
@@ -78,6 +81,20 @@ def guide(
         _check_missing(model)
     chosen = [weights[i] for i in needed]
     copies = [_copy(cond, null, names, i) for i in needed]
+    with _without_dropout(model):
+        return _guided(model, inputs, keywords, cond, copies, chosen, space)
+
+
+def _guided(
+    model: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    keywords: dict[str, Any],
+    cond: Any,
+    copies: Sequence[Any],
+    chosen: Sequence[Scale],
+    space: str,
+) -> Any:
+    """Return the sum of what the network gives for each copy of the condition, with its weight."""
     if space == "modulation":
         if not isinstance(model, nn.Module):
             raise ValueError(
@@ -93,10 +110,19 @@ def guide(
         )
     if len(copies) == 1 and not isinstance(chosen[0], Tensor):
         return model(*inputs, cond=copies[0], **keywords)
-    rows = _rows(inputs) or max(_rows(cond) or 1, _rows(keywords) or 1)
+    given = [_rows(values) for values in (inputs, cond, keywords)]
+    rows = given[0] if given[0] is not None else max((n for n in given if n is not None), default=1)
     args, kwargs = pytree.tree_map(lambda leaf: _tiled(leaf, len(copies), rows), (inputs, keywords))
     output = model(*args, cond=_joined(copies, rows), **kwargs)
-    return pytree.tree_map(lambda leaf: _combined(leaf, chosen), output)
+    return pytree.tree_map(lambda leaf: _combined(leaf, chosen, rows), output)
+
+
+def _without_dropout(model: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Return a block in which a conditioned network drops no conditions: what is missing is said here."""
+    root = unwrapped(model) if isinstance(model, nn.Module) else None
+    if root is None or not is_root(root) or not conditioning(root).training:
+        return nullcontext()
+    return conditioning(root).predicting()
 
 
 def _read_scale(
@@ -188,17 +214,19 @@ def _tiled(leaf: Any, times: int, rows: int) -> Any:
     return torch.cat([leaf] * times) if isinstance(leaf, Tensor) and leaf.shape[:1] == (rows,) else leaf
 
 
-def _combined(leaf: Any, weights: Sequence[Scale]) -> Any:
+def _combined(leaf: Any, weights: Sequence[Scale], rows: int) -> Any:
     """Return the weighted sum of a tensor's copies, which lie behind one another on its first axis."""
     if not isinstance(leaf, Tensor):
         return leaf
-    if leaf.ndim == 0 or len(leaf) % len(weights):
+    copies = len(weights)
+    if leaf.ndim == 0 or len(leaf) % max(copies * rows, 1):
         raise ValueError(
-            f"guide: expected outputs with one row per sample of {len(weights)} copies of the batch, "
+            f"guide: expected outputs with rows for each of {copies} copies of a batch of {rows}, "
             f"got a tensor {tuple(leaf.shape)}.\n"
-            f"Guide what the network gives for each sample, in front of any mean."
+            f"Guide what the network gives for each sample, with the batch first: a function around it that "
+            f"returns that alone will do."
         )
-    return _weighted(leaf.chunk(len(weights)), weights)
+    return _weighted(leaf.chunk(copies), weights)
 
 
 def _weighted(parts: Sequence[Tensor], weights: Sequence[Scale]) -> Tensor:

@@ -18,7 +18,7 @@ from torch.jit import ScriptModule
 from torch.optim.swa_utils import AveragedModel
 
 from torchfilm.channels import Where, lineage
-from torchfilm.filling import Conditioning, active, not_both, root_forward
+from torchfilm.filling import Active, Conditioning, active, not_both, root_forward
 from torchfilm.fusion import Fusion, Matched, check_reads, resolve
 from torchfilm.sites import Pattern, Sites, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, listen, swap, swap_back
@@ -52,7 +52,7 @@ def condition(
         fusion: "film", another name in `FUSIONS`, or a `Fusion`.
         generator: instead of the fusion's own: a module from the encoded condition to a dict of one value for
             each site, or a function of cond_dim and {site: channels} that makes one.
-        options: `field` and `repeat`, as in `find`; all others go to the fusion, which for "film" is
+        options: `field`, `repeat` and `batch`, as in `find`; all others go to the fusion, which for "film" is
             `Generator`'s: bound="tanh", head="shared", ...
 
     Returns:
@@ -68,7 +68,7 @@ def condition(
         >>> y = condition(model, "1", Vector(7))(torch.rand(2, 3, 5, 5), cond=torch.rand(2, 7))
     """
     _check_root(model)
-    search = {key: options.pop(key) for key in ("field", "repeat") if key in options}
+    search = {key: options.pop(key) for key in ("field", "repeat", "batch") if key in options}
     found = find(model, sites, where=where, dim=dim, features=features, **search)
     _check_unique(found)
     dimension = _dimension(cond)
@@ -113,8 +113,10 @@ def conditioning(model: nn.Module) -> Conditioning:
 def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iterator[None]:
     """Make a condition active for all calls in the block, also those that others make (`model.generate`).
 
-    With gradients disabled the generator runs once, at the start of the block; with gradients, or when its
-    parameters change in between, it runs at each call of the network, so that each has its own graph. Methods
+    With gradients disabled the generator runs once, at the start of the block; with gradients, or when the
+    condition, the generator's parameters or its mode change in between, it runs at each call of the network,
+    so that each has its own graph. What is written into tensors made in inference mode, or through `.data`,
+    is not seen, nor what is written into anything by a compiled network: give it a new condition. Methods
     that call parts of the network without the network itself (`vae.encode`) get the values made at the start.
     A call's own `cond=` wins.
 
@@ -125,6 +127,8 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
 
     Raises:
         ValueError: unless exactly one of the two is given.
+        RuntimeError: at the end, where a block that was entered later is not over: generators that take turns
+            hear each other's conditions.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -135,9 +139,10 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     if (cond is None) == (modulation is None):
         raise ValueError(not_both("got neither" if cond is None else "got both"))
     film = conditioning(model)
-    ready = film(cond) if modulation is None else None
-    with active(film, (cond, modulation, ready, film.version())):
-        film.fill(film.values(None, None) if ready is None or film.transforms else ready)
+    entry = Active(film, cond, modulation)
+    with active(film, entry):
+        ready = None if film.transforms else entry.ready
+        film.fill(film.values(None, None) if ready is None else ready)
         yield
 
 

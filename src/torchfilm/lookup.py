@@ -8,10 +8,24 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from torchfilm.modulation import Modulation
 
 Index = int | Int[Tensor, "*batch"]
+
+
+def row(table: Float[Tensor, "k numbers"], index: Index) -> Float[Tensor, "*batch numbers"]:
+    """Return rows of a table.
+
+    Raises:
+        IndexError: for an index that is no row, as a negative one (on an accelerator, its own assertion).
+    """
+    if isinstance(index, Tensor):
+        return functional.embedding(index, table)
+    if not 0 <= index < len(table):
+        raise IndexError(f"Table of {len(table)} rows: expected an index from 0 on below, got {index}.")
+    return table[index]
 
 
 class Row(nn.Module):
@@ -83,13 +97,13 @@ class Table(nn.Module):
     def forward(self, index: Index) -> dict[str, Modulation]:
         """Return the modulation of each site: [C] for an int, [*batch, C] for a tensor."""
         if isinstance(index, Tensor) or torch.compiler.is_compiling():
-            return self._split(self.table[index])
+            return self._split(row(self.table, index))
         table, rows = self._seen
         if table is not self._buffers["table"]:  # moved since; what is written into it, the views see
             rows = {}
             self._seen = (self.table, rows)
         if index not in rows:
-            rows[index] = self._split(self.table[index])
+            rows[index] = self._split(row(self.table, index))
         return rows[index].copy()
 
     def _split(self, row: Float[Tensor, "*batch numbers"]) -> dict[str, Modulation]:

@@ -242,6 +242,7 @@ class Several(nn.Module):
                 if part.dropout > 0:
                     own = drawn(z, part.dropout, generator)
                     present = own if kept is None else own & kept
+                z = _each(z, present)
             chosen[name] = part.choose(z, present)
         return chosen
 
@@ -274,7 +275,8 @@ class Several(nn.Module):
         """Draw which samples keep their conditions, or return None where nothing is dropped jointly."""
         if not self.training or self.joint_dropout == 0:
             return None
-        batched = max((z for z, _ in encoded.values() if z is not None), key=lambda z: z.ndim, default=None)
+        given = [z for z, _ in encoded.values() if z is not None]
+        batched = max(given, key=lambda z: len(z) if z.ndim > 1 else 0, default=None)
         return None if batched is None else drawn(batched, self.joint_dropout, generator)
 
     def _check_names(self, conditions: Mapping[str, Any]) -> None:
@@ -300,6 +302,13 @@ def drawn(z: Encoded, dropout: float, generator: torch.Generator | None = None) 
     return torch.rand(shape, generator=generator, device=vectors.device) >= dropout
 
 
+def _each(z: Tensor, present: Tensor | None) -> Tensor:
+    """Give a vector that all samples share a row for each sample of a mask."""
+    if present is None or present.ndim == 0 or (z.ndim > 1 and len(z) == len(present)):
+        return z
+    return z.expand(len(present), *z.shape[1:] if z.ndim > 1 else z.shape)
+
+
 def _like(present: Tensor, ndim: int) -> Tensor:
     """View a mask with axes of size one behind it."""
     return present.reshape(*present.shape, *[1] * (ndim - present.ndim))
@@ -320,6 +329,12 @@ def _check_parts(parts: Mapping[str, Maybe], combine: str) -> None:
     if not parts:
         raise ValueError("Several: expected conditions by name, got none.\nGive {'text': Vector(512), ...}.")
     for name, part in parts.items():
+        if not name or "." in name or hasattr(nn.ModuleDict, name):
+            raise ValueError(
+                f"Several: expected names that modules may have, got {name!r}: it has a dot, or is that of a "
+                f"method of nn.ModuleDict.\n"
+                f"Take another, as 'the_{name.replace('.', '_')}'."
+            )
         if isinstance(part.condition, Tokens) and part.condition.pooling is None:
             raise ValueError(
                 f"Several: expected conditions that give vectors, got '{name}' {part.condition}.\n"

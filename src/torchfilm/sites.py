@@ -31,7 +31,7 @@ class Site:
         where: "output" or "input".
         field: which part is modulated where there are several: an index or a name; None for the first.
         repeat: rows of features that each condition serves (views, frames, windows).
-        batch: the axis of the batch; 1 in torch's time-first recurrences and transformers.
+        batch: the axis of the batch; 1 where time comes first, as in torch's recurrences and transformers.
         note: what is special about the site, in words.
     """
 
@@ -136,6 +136,7 @@ def find(
     features: int | None = None,
     field: int | str | None = None,
     repeat: int = 1,
+    batch: int | None = None,
 ) -> Sites:
     """Return the modules that `condition` would condition, as a table; nothing is changed.
 
@@ -149,6 +150,8 @@ def find(
         features: how many channels there are; needed where neither type nor a one-dimensional weight tells.
         field: which of several outputs or inputs, by index or name; None for the first.
         repeat: rows of features for each condition: [B * repeat, ...], those of one condition in a row.
+        batch: the axis of the batch, 0 or 1; None for what is known: 1 in torch's layers that take time
+            first, else 0. For layers of others that take time first, [T, B, C], it is to be said.
 
     Returns:
         The sites, in the order of the model. A module used under several names is listed once, with a note.
@@ -166,27 +169,31 @@ def find(
     """
     names = aliases(model)
     if isinstance(sites, Sites):
-        _check_unsaid({"where": where, "dim": dim, "features": features, "field": field, "repeat": repeat})
+        said = {"where": where, "dim": dim, "features": features, "field": field, "repeat": repeat}
+        _check_unsaid({**said, "batch": batch})
         return Sites(
-            _described(model, site.name, names.get(site.name), site, site.dim, site.features)
+            _described(model, site.name, names.get(site.name), site, site.dim, site.features, site.batch)
             for site in sites
         )
-    if where not in get_args(Where) or repeat < 1:
+    if where not in get_args(Where) or repeat < 1 or batch not in (None, 0, 1):
         raise ValueError(
-            f"find: expected where 'output' or 'input' and repeat at least 1, got {where!r} and {repeat}.\n"
-            f"repeat is the number of rows of features for each condition."
+            f"find: expected where 'output' or 'input', repeat at least 1 and batch 0 or 1, got {where!r}, "
+            f"{repeat} and {batch}.\n"
+            f"repeat is the number of rows of features for each condition, batch the axis of the rows."
         )
     if isinstance(sites, Preset) and dim is None:
         dim = sites.dim
     plain = Site("", "", 0, 0, where, field, repeat)
     return Sites(
-        _described(model, name, names[name], plain, dim, features) for name in _matches(model, names, sites)
+        _described(model, name, names[name], plain, dim, features, batch)
+        for name in _matches(model, names, sites)
     )
 
 
 def _check_unsaid(options: Mapping[str, Any]) -> None:
     """Refuse options beside sites that have their own."""
-    given = [f"{key}={value!r}" for key, value in options.items() if value not in (None, 1, "output")]
+    plain = {"where": "output", "repeat": 1}
+    given = [f"{key}={value!r}" for key, value in options.items() if value != plain.get(key)]
     if given:
         raise ValueError(
             f"find: expected no options beside sites that were found with theirs, got {', '.join(given)}.\n"
@@ -297,6 +304,7 @@ def _described(
     wanted: Site,
     dim: int | None,
     features: int | None,
+    batch: int | None,
 ) -> Site:
     """Say what is known about one module, or why it cannot be conditioned."""
     if others is None:
@@ -323,7 +331,7 @@ def _described(
         wanted.where,
         wanted.field,
         wanted.repeat,
-        batch_axis(model, name),
+        batch_axis(model, name, wanted.where, wanted.field) if batch is None else batch,
         "; ".join(_notes(above, others, wanted)),
     )
 

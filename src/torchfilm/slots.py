@@ -220,7 +220,7 @@ def no_condition(where: str) -> str:
 
 def _modulated(slot: Slot, x: Any) -> Tensor:
     """Apply the slot's value; rows that share a condition get an axis of their own, behind the batch's."""
-    site, value = slot.site, slot.value
+    site = slot.site
     # The name would become a guard of a compiled block, and each block a graph of its own.
     name = "" if torch.compiler.is_compiling() else site.name
     if not isinstance(x, Tensor) or isinstance(x, PackedSequence):
@@ -228,15 +228,17 @@ def _modulated(slot: Slot, x: Any) -> Tensor:
             f"Site '{site.name}': expected a tensor at its {site.where}, got {type(x).__name__}.\n"
             f"Say which part is to be modulated: field=<index or name>."
         )
-    if site.repeat > 1:
-        return _each_repeated(slot, x, name)
-    if site.batch == 1 and x.ndim == 3:
-        return slot.fusion.apply(x.transpose(0, 1), value, -1, name).transpose(0, 1)
-    return slot.fusion.apply(x, value, site.dim, name)
+    if site.batch == 1 and x.ndim >= 3:
+        dim = {0: 1, 1: 0}.get(site.dim % x.ndim, site.dim)
+        return _of_rows(slot, x.transpose(0, 1), dim, name).transpose(0, 1)
+    return _of_rows(slot, x, site.dim, name)
 
 
-def _each_repeated(slot: Slot, x: Tensor, name: str) -> Tensor:
+def _of_rows(slot: Slot, x: Tensor, dim: int, name: str) -> Tensor:
+    """Apply the slot's value to features whose first axis is the batch."""
     site = slot.site
+    if site.repeat == 1:
+        return slot.fusion.apply(x, slot.value, dim, name)
     if x.shape[0] % site.repeat:
         raise ValueError(
             f"Site '{name}': expected {site.repeat} rows for each condition (repeat), got {x.shape[0]}.\n"
@@ -244,8 +246,7 @@ def _each_repeated(slot: Slot, x: Tensor, name: str) -> Tensor:
             f"Condition the network again with the number of rows that each condition serves."
         )
     rows = x.unflatten(0, (x.shape[0] // site.repeat, site.repeat))
-    dim = site.dim + 1 if site.dim >= 0 else site.dim
-    return slot.fusion.apply(rows, slot.value, dim, name).flatten(0, 1)
+    return slot.fusion.apply(rows, slot.value, dim + 1 if dim >= 0 else dim, name).flatten(0, 1)
 
 
 def _with_output_modulated(slot: Slot, output: Any) -> Any:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from torchfilm.generator import Generator
 from torchfilm.heads import TableHead
+from torchfilm.lookup import row
 from torchfilm.modulation import Modulation
-from torchfilm.several import Several
+from torchfilm.several import Maybe, Several
 
 
 class SeparableTable:
@@ -38,7 +39,7 @@ class SeparableTable:
     It holds numbers made from the weights, no parameters. For inference: no gradient flows through it.
 
     Args:
-        conditions: `Several`; its dropout is not for a table: put it into eval mode.
+        conditions: `Several`, in evaluation mode: its dropout is not for a table.
         generator: the generator that reads it.
         name: the condition that is tabulated.
         values: its K values, one per row, as that condition takes them.
@@ -57,6 +58,13 @@ class SeparableTable:
 
     def __init__(self, conditions: Several, generator: Generator, name: str, values: Any) -> None:
         _check_exact(conditions, generator, name)
+        dropouts = [part.dropout for part in conditions.modules() if isinstance(part, Maybe)]
+        if conditions.training and any((conditions.joint_dropout, *dropouts)):
+            raise ValueError(
+                "SeparableTable: expected conditions in evaluation mode, got some that are dropped in "
+                "training.\n"
+                "Call conditions.eval() first: a row of the table would be that of a missing condition."
+            )
         self.conditions = conditions
         self.generator = generator
         self.name = name
@@ -112,7 +120,7 @@ class SeparableTable:
         Raises:
             IndexError: for an index outside the table.
         """
-        return self._modulations(self.rows[index] + rest)
+        return self._modulations(row(self.rows, index) + rest)
 
     @torch.no_grad()
     def steps(self, rest: Float[Tensor, "*batch rows"]) -> list[dict[str, Modulation]]:
