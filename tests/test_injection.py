@@ -343,30 +343,19 @@ def test_copies_and_pickles_listen_on_their_own():
         assert torch.equal(model(x, cond=z), expected)
 
 
-def test_a_sequential_listens_and_keeps_its_layers():
-    model, x = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval(), torch.randn(7, 3)
-    expected = model(x)
-    tf.condition(model, "[02]", tf.Vector(13))
-    assert torch.equal(model(x, cond=torch.randn(7, 13)), expected)
-    assert len(model) == 3
-    assert model[-1].out_features == 2
-    assert type(model[1:]) is nn.Sequential
-    assert [type(layer).__name__ for layer in model] == ["Linear", "ReLU", "Linear"]
+def test_a_frozen_encoder_stays_in_evaluation():
+    class Encoder(nn.Sequential):
+        dim = 6
+
+    model = tf.condition(Net(), SITES, Encoder(nn.Linear(13, 6), nn.Dropout()).eval())
+    assert not model.film.cond[1].training
+    assert model.film.generator.training
+    assert not tf.condition(Net().eval(), SITES, tf.Vector(13)).film.generator.training
 
 
-def test_a_condition_per_row_of_a_dict_of_modules():
-    class Named(nn.ModuleDict):
-        def forward(self, x):
-            for layer in self.values():
-                x = layer(x)
-            return x
-
-    model, x = Named({"a": nn.Linear(3, 5), "b": nn.ReLU()}), torch.randn(7, 3)
-    expected = model(x)
-    tf.condition(model, "a", tf.Vector(13))
-    assert torch.equal(model(x, cond=torch.randn(7, 13)), expected)
-    assert list(model.keys()) == list(model) == [name for name, _ in model.items()] == ["a", "b"]
-    assert len(model) == 2
+def test_a_traced_graph_is_refused():
+    with pytest.raises(ValueError, match=r"got an fx.GraphModule(.|\n)*nn.Sequential\(graph\)"):
+        tf.condition(torch.fx.symbolic_trace(Net()), "stem", tf.Vector(13))
 
 
 @pytest.mark.parametrize("order", ["before", "after"])

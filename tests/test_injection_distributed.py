@@ -71,6 +71,11 @@ def run(rank: int, folder: str) -> None:
     loss(sharded, x[half], z[half], PRESENT[half]).backward()
     results["FSDP2"] = [full(p.grad) for p in sharded.parameters()]
     results["FSDP2 kind"] = type(sharded).__name__
+    tf.save(sharded, Path(folder) / "adapter")
+    half_precision = tf.condition(Net().bfloat16(), SITES, tf.Vector(13)).eval()
+    for part in (tf.conditioning(half_precision), half_precision):
+        fully_shard(part, mesh=mesh)
+    results["FSDP2 bfloat16"] = half_precision(x.bfloat16(), cond=z)
     plain = Net().eval()
     for block in plain.blocks:
         fully_shard(block, mesh=mesh)
@@ -93,7 +98,7 @@ def run(rank: int, folder: str) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("processes")
     multiprocessing.spawn(run, args=(str(folder),), nprocs=2)
-    return torch.load(folder / "results.pt", weights_only=False)
+    return {**torch.load(folder / "results.pt", weights_only=False), "adapter": folder / "adapter"}
 
 
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
@@ -113,6 +118,19 @@ def test_sharding_puts_its_class_on_top_of_ours(results: dict):
     assert results["FSDP2 kind"] == "FSDPNet"
     base, heard = results["FSDP2 blocks first"]
     assert torch.equal(base, heard)
+
+
+def test_what_is_sharded_is_saved_whole(results: dict):
+    model, x, z = built()
+    given = tf.Masked(z, PRESENT)
+    expected = model(x, cond=given)
+    loaded = tf.load(tf.remove(model), results["adapter"])
+    torch.testing.assert_close(loaded(x, cond=given), expected)
+
+
+def test_a_base_in_half_precision_is_sharded_apart_from_what_listens(results: dict):
+    assert results["FSDP2 bfloat16"].dtype == torch.bfloat16
+    assert torch.isfinite(results["FSDP2 bfloat16"]).all()
 
 
 def test_wrapped_networks_are_not_conditioned_afterwards(results: dict):

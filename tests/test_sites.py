@@ -1,5 +1,7 @@
 """Finding sites: what matches, where the channels are, what is refused and why."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -145,8 +147,21 @@ def test_nothing_found_names_the_nearest_three():
         tf.find(nn.Sequential(nn.Linear(3, 5)), tf.find(Net(), "stem"))
 
 
+def test_a_compiled_expression_matches_as_its_text():
+    assert tf.find(Net(), re.compile(r"blocks\.\d\.bn")) == tf.find(Net(), r"blocks\.\d\.bn")
+    assert [site.name for site in tf.find(Net(), [re.compile("STEM", re.IGNORECASE), "head"])] == [
+        "stem",
+        "head",
+    ]
+    with pytest.raises(ValueError, match=r"nearest names are 'blocks.0.bn'"):
+        tf.find(Net(), re.compile("block.0.bn"))
+
+
 @pytest.mark.plain
 def test_what_is_no_regular_expression_is_refused():
+    model = Net()
+    with pytest.raises(ValueError, match=r"expected patterns for names, got a Conv2d among them"):
+        tf.find(model, [model.stem])
     with pytest.raises(ValueError, match=r"expected a regular expression, got 'blocks.\['"):
         tf.find(Net(), "blocks.[")
 
@@ -155,7 +170,7 @@ def test_what_is_no_regular_expression_is_refused():
 def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match=r"expected where 'output' or 'input', .* got 'middle', 1 and None"):
         tf.find(Net(), "stem", where="middle")
-    with pytest.raises(ValueError, match=rr"repeat at least 1 .* got 'output', 0 and None"):
+    with pytest.raises(ValueError, match=r"repeat at least 1 .* got 'output', 0 and None"):
         tf.find(Net(), "stem", repeat=0)
 
 

@@ -1,5 +1,6 @@
 """What a site does with its value: parts of outputs and inputs, rows, axes, torch's fast paths, threads."""
 
+import abc
 import copy
 import threading
 from collections import OrderedDict
@@ -376,3 +377,71 @@ def test_an_averaged_model_follows():
 
 def test_the_hook_that_keeps_off_the_fast_path_does_nothing():
     assert marker(nn.Linear(1, 1), ()) is None
+
+
+def test_a_sequential_listens_and_keeps_its_layers():
+    model, x = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval(), torch.randn(7, 3)
+    expected = model(x)
+    tf.condition(model, "[02]", tf.Vector(13))
+    assert torch.equal(model(x, cond=torch.randn(7, 13)), expected)
+    assert len(model) == 3
+    assert model[-1].out_features == 2
+    assert type(model[1:]) is nn.Sequential
+    assert [type(layer).__name__ for layer in model] == ["Linear", "ReLU", "Linear"]
+    model.append(nn.Linear(2, 7))
+    assert model[-1].out_features == model[3].out_features == 7
+    with pytest.raises(IndexError):
+        model[4]
+
+
+def test_a_list_of_layers_that_walks_over_itself():
+    class Stack(nn.ModuleList):
+        def forward(self, x):
+            for layer in self:
+                x = layer(x)
+            return x
+
+    model, x = Stack([nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)]).eval(), torch.randn(7, 3)
+    expected = model(x)
+    tf.condition(model, "[02]", tf.Vector(13))
+    assert torch.equal(model(x, cond=torch.randn(7, 13)), expected)
+    assert len(model) == len(list(model)) == len(model[:2]) + 1 == 3
+    assert type(model[1:]) is Stack
+
+
+def test_a_class_that_registers_its_subclasses_registers_none_of_ours():
+    registered = {}
+
+    class Policy(nn.Module, abc.ABC):
+        def __init_subclass__(cls, **options: object) -> None:
+            assert cls.__name__ not in registered
+            registered[cls.__name__] = cls
+
+    class Small(Policy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+    model = tf.condition(Small(), "layer", tf.Vector(13))
+    assert registered == {"Small": Small}
+    assert isinstance(model, Small)
+    assert model(torch.randn(2, 3), cond=torch.randn(2, 13)).shape == (2, 5)
+    assert type(tf.remove(copy.deepcopy(model))) is Small
+
+
+def test_a_condition_per_row_of_a_dict_of_modules():
+    class Named(nn.ModuleDict):
+        def forward(self, x):
+            for layer in self.values():
+                x = layer(x)
+            return x
+
+    model, x = Named({"a": nn.Linear(3, 5), "b": nn.ReLU()}), torch.randn(7, 3)
+    expected = model(x)
+    tf.condition(model, "a", tf.Vector(13))
+    assert torch.equal(model(x, cond=torch.randn(7, 13)), expected)
+    assert list(model.keys()) == list(model) == [name for name, _ in model.items()] == ["a", "b"]
+    assert len(model) == 2

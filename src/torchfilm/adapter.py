@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
@@ -117,6 +118,9 @@ class _Again(AbstractContextManager["_Again"]):
 def save(model: nn.Module, folder: str | Path) -> None:
     """Write the conditioning of a network, and how to add it again, into a folder; the base is not written.
 
+    Of a network that FSDP2 has sharded, whole tensors are written: all processes have to call this, and the
+    first one writes.
+
     Args:
         model: a conditioned network.
         folder: is made where it does not exist; earlier files of the same names are replaced.
@@ -125,6 +129,9 @@ def save(model: nn.Module, folder: str | Path) -> None:
         ValueError: for a model that is not conditioned.
     """
     film, path = conditioning(model), Path(folder)
+    state = film.state_dict()
+    sharded = any(map(_is_sharded, state.values()))
+    tensors = {key: _whole(value).detach().cpu().clone().contiguous() for key, value in state.items()}
     description = {
         "format": FORMAT,
         "sites": [dataclasses.asdict(site) for site in film.sites.values()],
@@ -133,9 +140,10 @@ def save(model: nn.Module, folder: str | Path) -> None:
         "table": film.generator.layout if type(film.generator) is Table else None,
         "base": _fingerprint(unwrapped(model)),
     }
+    if sharded and distributed.get_rank():
+        return
     text = json.dumps(description, indent=1)
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in film.state_dict().items()}
     save_file(tensors, path / f"{TENSORS}.part")
     (path / f"{DESCRIPTION}.part").write_text(text, encoding="utf-8")
     for name in (TENSORS, DESCRIPTION):
@@ -294,13 +302,24 @@ def _fingerprint(root: nn.Module) -> dict[str, Any]:
     shapes = "\n".join(f"{key} {tuple(value.shape)}" for key, value in state.items() if _plain(value))
     floats = [key for key, value in state.items() if _plain(value) and value.is_floating_point()]
     step = max(1, len(floats) // _SAMPLED_TENSORS)
-    sampled = {key: state[key].flatten()[:_SAMPLED_VALUES].float().tolist() for key in floats[::step]}
+    sampled = {key: _whole(state[key]).flatten()[:_SAMPLED_VALUES].float().tolist() for key in floats[::step]}
     return {"names": hashlib.sha256(shapes.encode()).hexdigest(), "values": sampled}
 
 
 def _plain(value: Any) -> bool:
     """Leave out what has no values to read: quantised subclasses, the meta device, extra state."""
-    return type(value) is Tensor and value.device.type != "meta"
+    return (type(value) is Tensor or _is_sharded(value)) and value.device.type != "meta"
+
+
+def _is_sharded(value: Any) -> bool:
+    """Tell whether a tensor lies in several processes, without loading what knows such tensors."""
+    known = sys.modules.get("torch.distributed.tensor")
+    return known is not None and isinstance(value, known.DTensor)
+
+
+def _whole(value: Any) -> Tensor:
+    """Return a tensor whole, which all processes that have a part of it have to ask for."""
+    return value.full_tensor() if _is_sharded(value) else value
 
 
 def _check_base(base: nn.Module, saved: dict[str, Any], path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.jit import ScriptModule
 from torch.optim.swa_utils import AveragedModel
 
@@ -86,7 +87,9 @@ def condition(
         generator = generator(dimension, widths)
     check_reads(generator, cond)
     film = Conditioning(cond, generator, resolved, found)
-    film.to(_device(model, found)).train(model.training)
+    film.to(_device(model, found))
+    if not model.training:
+        film.eval()
     if isinstance(fusion, str) and not given:
         size = {"match_params": resolved.target} if isinstance(resolved, Matched) else {}
         film.recipe = {"name": fusion, "options": options | size}
@@ -253,6 +256,9 @@ def _check_root(model: nn.Module) -> None:
     elif hasattr(model, "film"):
         fact = f"expected a network without an attribute 'film', got a {kind} that has one"
         remedy = "Rename it: this name is where the conditioning lives."
+    elif isinstance(model, GraphModule):
+        fact = "expected a network in code, got an fx.GraphModule, whose forward is written anew"
+        remedy = "Condition the network that was traced, or put the graph into one: nn.Sequential(graph)."
     elif isinstance(model, ScriptModule) or is_patched(model):
         fact = f"expected the forward of its class, got a {kind} whose forward is compiled or was replaced"
         remedy = "Condition the network first, and let whoever patches it come after."

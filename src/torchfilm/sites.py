@@ -106,7 +106,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 T = TypeVar("T")
-Pattern = str | Sequence[str] | Callable[[str, nn.Module], bool] | Preset | Sites
+Pattern = str | re.Pattern[str] | Sequence[str] | Callable[[str, nn.Module], bool] | Preset | Sites
 
 
 def preset(name: str) -> Preset:
@@ -142,9 +142,9 @@ def find(
 
     Args:
         model: any network.
-        sites: a regular expression that matches whole names (`re.fullmatch`); a list of such, each of which
-            must match something; a function of name and module that returns True or False; a `preset`; or
-            what `find` returned, which has its own options and takes no others.
+        sites: a regular expression, compiled or not, that matches whole names (`re.fullmatch`); a list of
+            such, each of which must match something; a function of name and module that returns True or
+            False; a `preset`; or what `find` returned, which has its own options and takes no others.
         where: modulate what each module returns ("output") or what it is given ("input").
         dim: the axis of the channels; needed where the type of a module does not tell.
         features: how many channels there are; needed where neither type nor a one-dimensional weight tells.
@@ -256,7 +256,9 @@ def is_patched(module: nn.Module) -> bool:
 
 
 def _matches(
-    model: nn.Module, names: dict[str, list[str]], sites: str | Sequence[str] | Callable[..., bool] | Preset
+    model: nn.Module,
+    names: dict[str, list[str]],
+    sites: str | re.Pattern[str] | Sequence[str] | Callable[..., bool] | Preset,
 ) -> list[str]:
     """Return the matching names in the order of the model; each pattern has to match something."""
     if isinstance(sites, Preset):
@@ -271,12 +273,17 @@ def _matches(
     if callable(sites):
         hits = [name for name in names if sites(name, model.get_submodule(name))]
         return hits or _nothing(names, getattr(sites, "__name__", "the function"))
-    patterns = [sites] if isinstance(sites, str) else list(sites)
+    patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
     found = {name for pattern in patterns for name in _hits(names, pattern) or _nothing(names, pattern)}
     return [name for name in names if name in found] or _nothing(names, "an empty list")
 
 
-def _hits(names: dict[str, list[str]], pattern: str) -> list[str]:
+def _hits(names: dict[str, list[str]], pattern: str | re.Pattern[str]) -> list[str]:
+    if not isinstance(pattern, str | re.Pattern):
+        raise ValueError(
+            f"find: expected patterns for names, got a {type(pattern).__name__} among them.\n"
+            f"Give the names of modules; or a function: lambda name, module: module in mine."
+        )
     try:
         matches = re.compile(pattern).fullmatch
     except re.error as error:
@@ -287,7 +294,8 @@ def _hits(names: dict[str, list[str]], pattern: str) -> list[str]:
     return [name for name, others in names.items() if any(matches(one) for one in (name, *others))]
 
 
-def _nothing(names: dict[str, list[str]], *patterns: str) -> NoReturn:
+def _nothing(names: dict[str, list[str]], *given: str | re.Pattern[str]) -> NoReturn:
+    patterns = [one.pattern if isinstance(one, re.Pattern) else one for one in given]
     every = [one for name, others in names.items() for one in (name, *others)]
     raise ValueError(
         f"find: {' or '.join(map(repr, patterns))} matches the whole name of none of the {len(every)} "

@@ -139,7 +139,16 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
             namespace |= {"train": _train, **_as_container(base)}
         else:
             namespace |= {"_apply": _apply, "_film_slot": None}
-        made = _SUBCLASSES[base, forward] = type(base.__name__, (base,), namespace)
+        made = _SUBCLASSES[base, forward] = _made(base, namespace)
+    return made
+
+
+def _made(base: type[nn.Module], namespace: dict[str, Any]) -> type[nn.Module]:
+    """Make a subclass of which the base hears nothing: one that registers its subclasses would keep it."""
+    if "__init_subclass__" not in {key for kind in base.__mro__[:-1] for key in vars(kind)}:
+        return type(base.__name__, (base,), namespace)
+    made = type(base)(base.__name__, (nn.Module,), namespace)
+    made.__bases__ = (base,)
     return made
 
 
@@ -341,7 +350,7 @@ def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> A
 
 def _as_container(base: type[nn.Module]) -> dict[str, Any]:
     """Keep our child out of what a container runs: a Sequential calls whatever it iterates over."""
-    if issubclass(base, nn.Sequential):
+    if issubclass(base, nn.Sequential | nn.ModuleList):
         return {"__iter__": _layers, "__len__": _num_layers, "__getitem__": _layer}
     if issubclass(base, nn.ModuleDict):
         views = {"keys": _keys, "items": _items, "values": _layers}
@@ -366,10 +375,11 @@ def _num_layers(self: nn.Module) -> int:
 
 
 def _layer(self: Any, index: int | slice) -> Any:
-    """Index as the original class does; a slice is a network of that class, without a condition."""
-    if isinstance(index, slice):
+    """Index as the original class does; a slice is a container of that class, without a condition."""
+    if isinstance(index, slice) and issubclass(self._film_base, nn.Sequential):
         return self._film_base(OrderedDict(list(_items(self))[index]))
-    return self._film_base.__getitem__(self, index)
+    layers = list(_layers(self))[index]
+    return self._film_base(layers) if isinstance(index, slice) else layers
 
 
 def _with_keywords(signature: inspect.Signature, keywords: Sequence[str]) -> inspect.Signature:

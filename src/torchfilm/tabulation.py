@@ -17,9 +17,9 @@ def tabulate(model: nn.Module, conds: Any) -> nn.Module:
     """Make the modulations for K conditions once, and drop what made them; afterwards `model(x, cond=index)`.
 
     For a fixed set of tasks, classes or styles, or for the time steps of a sampler's schedule, in the order
-    in which they come: `tabulate(model, conds=scheduler.timesteps)`, then `cond=k` at step k. The encoder of
-    the condition and the generator, often more parameters than the network, are replaced by a table of K
-    rows. Nothing else changes: recording, editing and folding work as before.
+    in which they come: `tabulate(model, conds=scheduler.timesteps[:, None])`, then `cond=k` at step k. The
+    encoder of the condition and the generator, often more parameters than the network, are replaced by a
+    table of K rows. Nothing else changes: recording, editing and folding work as before.
 
     Args:
         model: a conditioned network; changed in place, and for good (copy it first to keep the generator).
