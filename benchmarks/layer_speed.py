@@ -200,6 +200,7 @@ def main() -> None:
         "InstanceNorm2d (64, 128, 14, 14)": (nn.InstanceNorm2d, (128,), (64, 128, 14, 14)),
         "LayerNorm (32, 197, 768)": (nn.LayerNorm, (768,), (32, 197, 768)),
         "LayerNorm (1, 197, 768)": (nn.LayerNorm, (768,), (1, 197, 768)),
+        "RMSNorm (32, 197, 768)": (nn.RMSNorm, (768,), (32, 197, 768)),
         "RMSNorm (1, 197, 768)": (nn.RMSNorm, (768,), (1, 197, 768)),
     }
     save(

@@ -56,6 +56,7 @@ def _conditioning(found: Result) -> Iterator[tuple[str, str, str, float]]:
     for case, ways in found.items():
         if isinstance(ways, dict) and "conditioned" in ways:
             yield "conditioned / unconditioned, eager", case, "1.05", ways["conditioned"]["ratio"]
+            yield "(γ and β in hand, no generator)", case, "–", ways["modulations given"]["ratio"]
 
 
 def _generators(found: Result) -> Iterator[tuple[str, str, str, float]]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torchfilm import native, onepass
 
@@ -96,9 +97,16 @@ def activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor
     if y is not None:
         return y
     if has_graph(x, gamma, beta):
-        kind = _Activated if torch.compiler.is_compiling() else _ActivatedForward
-        return kind.apply(x, gamma, beta, activation)  # type: ignore[no-any-return]
+        return _with_graph().apply(x, gamma, beta, activation)  # type: ignore[no-any-return]
     return _activated_now(x, gamma, beta, activation)
+
+
+def _with_graph() -> type[torch.autograd.Function]:
+    """Return the form of `_Activated` that what is at work here takes."""
+    if torch.compiler.is_compiling():
+        return _Activated
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _ActivatedForward if transformed else _ActivatedInOne
 
 
 def _activated_now(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
@@ -115,12 +123,26 @@ def _by_kernels(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) 
     return onepass.film(at, x, gamma, beta, relu=activation == "relu")
 
 
-class _ByKernels(torch.autograd.Function):
-    """activation(gamma * x + beta) by the kernels.
+class _ActivatedInOne(torch.autograd.Function):
+    """activation(gamma * x + beta), remembering x, gamma and beta, where nothing transforms it.
 
-    In the older form, which functions that transform cannot take and the kernels never meet: for the newer
-    one torch reads the signature of `forward` at every call, a tenth of a pass over 6 MB and back.
+    In the older form: for the newer one torch reads the signature of `forward` at every call, a tenth of a
+    pass over 6 MB and back.
     """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
+        ctx.activation = activation
+        ctx.save_for_backward(x, gamma, beta)
+        return _activated_now(x, gamma, beta, activation)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, grads[0]), None
+
+
+class _ByKernels(torch.autograd.Function):
+    """activation(gamma * x + beta) by the kernels, in the older form too; they never meet a transform."""
 
     @staticmethod
     def forward(

@@ -302,9 +302,14 @@ def drawn(z: Encoded, dropout: float, generator: torch.Generator | None = None) 
     return torch.rand(shape, generator=generator, device=vectors.device) >= dropout
 
 
-def _each(z: Tensor, present: Tensor | None) -> Tensor:
+def _each(z: Encoded, present: Tensor | None) -> Encoded:
     """Give a vector that all samples share a row for each sample of a mask."""
-    if present is None or present.ndim == 0 or (z.ndim > 1 and len(z) == len(present)):
+    if (
+        isinstance(z, tuple)
+        or present is None
+        or present.ndim == 0
+        or (z.ndim > 1 and len(z) == len(present))
+    ):
         return z
     return z.expand(len(present), *z.shape[1:] if z.ndim > 1 else z.shape)
 

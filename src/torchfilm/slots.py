@@ -147,7 +147,8 @@ def _made(base: type[nn.Module], namespace: dict[str, Any]) -> type[nn.Module]:
     """Make a subclass of which the base hears nothing: one that registers its subclasses would keep it."""
     if "__init_subclass__" not in {key for kind in base.__mro__[:-1] for key in vars(kind)}:
         return type(base.__name__, (base,), namespace)
-    made = type(base)(base.__name__, (nn.Module,), namespace)
+    metaclass: Any = type(base)
+    made = metaclass(base.__name__, (nn.Module,), namespace)
     made.__bases__ = (base,)
     return made
 
@@ -376,10 +377,11 @@ def _num_layers(self: nn.Module) -> int:
 
 def _layer(self: Any, index: int | slice) -> Any:
     """Index as the original class does; a slice is a container of that class, without a condition."""
+    container: Any = self._film_base
     if isinstance(index, slice) and issubclass(self._film_base, nn.Sequential):
-        return self._film_base(OrderedDict(list(_items(self))[index]))
+        return container(OrderedDict(list(_items(self))[index]))
     layers = list(_layers(self))[index]
-    return self._film_base(layers) if isinstance(index, slice) else layers
+    return container(layers) if isinstance(index, slice) else layers
 
 
 def _with_keywords(signature: inspect.Signature, keywords: Sequence[str]) -> inspect.Signature:
