@@ -215,6 +215,7 @@ REFUSED = [
         (torch.rand(2),),
         r"Classes: expected int64 or int32 numbers, got torch.float32 \(2,\)",
     ),
+    (tf.Tokens(7), (torch.rand(7),), r"an axis of tokens in front of their 7 numbers, got shape \(7,\)"),
     (tf.Tokens(7), (torch.rand(2, 3, 5),), "Tokens: expected floating-point numbers with 7 on the last axis"),
     (
         tf.Tokens(7),

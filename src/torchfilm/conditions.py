@@ -265,6 +265,12 @@ class Tokens(nn.Module):
         if isinstance(tokens, tuple):
             tokens, mask = tokens
         _check_floats("Tokens", tokens, self.dim)
+        if tokens.ndim < 2:
+            raise ValueError(
+                f"Tokens: expected an axis of tokens in front of their {self.dim} numbers, got shape "
+                f"{tuple(tokens.shape)}.\n"
+                f"Give one token as tokens[None]; a condition that is a single vector is Vector({self.dim})."
+            )
         if mask is None and self.pooling == "mean":  # a mask of all tokens would change no bit
             return _total(_wide(tokens)) / max(tokens.shape[-2], 1)
         if mask is None:
