@@ -3,6 +3,7 @@
 Every function takes and returns float64 arrays.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -124,10 +125,10 @@ def paper_generator(
 
 
 def relative_change(before: Array, after: Array) -> float:
-    """Root mean square of after - before, over that of each value minus the one in front of it, in a ring."""
+    """Root mean square of after - before, over that of each value minus each other one."""
     count = len(before)
     moved = sum((after[i] - before[i]) ** 2 for i in range(count)) / count
-    apart = sum((before[i] - before[i - 1]) ** 2 for i in range(count)) / count
+    apart = sum((a - b) ** 2 for a, b in itertools.permutations(before, 2)) / (count * (count - 1))
     return (moved / apart) ** 0.5
 
 

@@ -1,5 +1,6 @@
 """The counterfactual score on functions whose hearing is known."""
 
+import itertools
 import math
 
 import numpy as np
@@ -90,6 +91,60 @@ def test_an_output_that_is_nothing_but_the_condition_changes_by_as_much_as_sampl
     found = heard(lambda x, cond: cond, batches(20, 13))
     assert found.effects["swap"].output.value == pytest.approx(1, abs=0.1)
     assert found.effects["swap"].output.low < 1 < found.effects["swap"].output.high
+
+
+ORDERED = {
+    "floats": lambda x: 1e6 + x,
+    "integers": lambda x: (3 * x).long(),
+    "booleans": lambda x: x > 0,
+    "complex": lambda x: torch.complex(x.round(), x.sign()),
+    "words": lambda x: [f"{one:.0f}" for one in x[:, 0]],
+}
+
+
+@pytest.mark.parametrize("output", ORDERED.values(), ids=ORDERED)
+def test_every_sample_is_compared_with_all_others_of_its_batch(output):
+    x = torch.linspace(-2, 2, 11, dtype=torch.float64)[:, None] * torch.tensor([1.0, 3.0, 7.0])
+    z = torch.arange(11.0)[:, None]
+    other = torch.randperm(11)
+    model, blank = lambda x, cond: output(x + 0.3 * cond), lambda cond: -cond
+    effects = heard(model, [(x, z)], blank=blank).effects
+    moved, apart = (
+        sum(far(model(x, z), model(x, c), i, j) for i, j in pairs) / len(pairs)
+        for c, pairs in ((-z, [(i, i) for i in range(11)]), (z, list(itertools.permutations(range(11), 2))))
+    )
+    assert effects["blank"].output.value == pytest.approx((moved / apart) ** 0.5)
+    shuffled = heard(model, [(x[other], z[other])], blank=blank).effects["blank"].output.value
+    assert shuffled == pytest.approx(effects["blank"].output.value)
+
+
+def far(first, second, i: int, j: int) -> float:
+    """The squared distance of two rows; 0 or 1 for what is no floating-point number."""
+    if isinstance(first, list):
+        return float(first[i] != second[j])
+    apart = first[i] - second[j] if first.is_floating_point() else (first[i] != second[j]).double()
+    return apart.square().mean().item()
+
+
+def test_neighbours_that_are_alike_make_no_condition_heard():
+    torch.manual_seed(0)
+    x, z = torch.linspace(-1, 1, 256)[:, None], torch.randn(256, 1)
+    for rows in (torch.arange(256), torch.randperm(256)):
+        found = heard(lambda x, cond: x + 0.002 * cond, [(x[rows], z[rows])])
+        assert found.verdict == "ignored"
+        assert found.effects["swap"].output.value == pytest.approx(0.0035, abs=0.0005)
+
+
+def test_a_batch_of_one_sample_has_no_part_in_the_difference_between_samples():
+    x, z = torch.randn(7, 3), torch.randn(7, 3)
+    batch, single = (x, z), (x[:1], z[:1])
+    found, more = (
+        heard(lambda x, cond: x + cond, given, blank=lambda z: z + 1).effects
+        for given in ([batch], [batch, single, single, single])
+    )
+    assert more["blank"].output.value == pytest.approx(found["blank"].output.value)
+    assert (more["blank"].output.n, more["swap"].output.n) == (10, 7)
+    assert more["swap"].output.value == found["swap"].output.value
 
 
 def test_noise_of_torch_is_the_same_on_both_sides():

@@ -7,6 +7,7 @@ that the instruction had no part in it. `heard` asks the counterfactual question
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -58,8 +59,8 @@ class Effect:
 
     Args:
         output: root mean square change of the outputs, in units of the root mean square difference between
-            the outputs of two samples: 0 for none, 1 for as much as another sample makes. Integers and words
-            count as equal or different.
+            the outputs of two samples of a batch: 0 for none, 1 for as much as another sample makes. Integers
+            and words count as equal or different.
         loss: how much the loss rises, in its own unit; None where it was not measured.
         success: how much the success changes, -1..1; None where it was not measured.
     """
@@ -170,7 +171,11 @@ def heard(
     Every sample keeps its x and its target, and gets another sample's condition, always a different one. A
     network that listens gives another output and a worse loss; one that ignores the condition does not.
 
-        change = sqrt(mean_i |y(x_i, c_p(i)) - y(x_i, c_i)|^2 / mean_i |y(x_i, c_i) - y(x_j, c_j)|^2)
+        change = sqrt(mean_i |y(x_i, c_p(i)) - y(x_i, c_i)|^2 / mean_ij |y(x_i, c_i) - y(x_j, c_j)|^2)
+
+    where j is every other sample of the batch; a batch of one sample has no part in what is below. Conditions
+    too are exchanged within a batch, so shuffle the samples before they are batched: a batch of one class or
+    one scene differs by less than all samples do.
 
     Every call starts from the same random state, so dropout or sampling noise is the same on both sides; what
     is left (a simulator's own chance) is measured by the row "repeat". A module is measured as
@@ -275,10 +280,9 @@ class _Tally:
     def add(self, name: str, right: Any, changed: Any, target: Any, kept: Flags) -> None:
         """Take in one batch's outputs, with the right and with the changed conditions."""
         first, second = _columns(right, len(kept)), _columns(changed, len(kept))
-        order = np.roll(np.arange(len(kept)), 1)
         found = {
             "moved": np.stack([_distance(a, b) for a, b in zip(first, second, strict=True)], axis=1),
-            "apart": np.stack([_distance(a, take(a, order)) for a in first], axis=1),
+            "apart": np.stack([_apart(a) for a in first], axis=1),
         }
         for score, function in self.scores.items():
             if target is None:
@@ -294,6 +298,8 @@ class _Tally:
     def effect(self, name: str, rng: np.random.Generator, resamples: int) -> Effect:
         """Return the estimates of one change."""
         moved, apart = self._all(name, "moved"), self._all(name, "apart")
+        # A sample without others takes the mean of all that have some, which leaves that mean as it is.
+        apart = np.where(np.isnan(apart), np.nanmean(self._all("repeat", "apart"), axis=0), apart)
 
         def change(rows: Rows) -> Numbers:
             return _ratio(moved[rows].mean(axis=1), apart[rows].mean(axis=1)).mean(axis=1)
@@ -387,6 +393,27 @@ def _distance(first: Any, second: Any) -> Numbers:
             f"samples with NaN or infinity.\nFind them with torch.isfinite(output) first."
         )
     return found
+
+
+def _apart(column: Any) -> Numbers:
+    """Return the mean `_distance` of each row from all others, whatever their order; NaN for a single row."""
+    n = len(column)
+    if n == 1:
+        return np.full(1, np.nan)
+    if is_words(column):
+        said = Counter(column)
+        return np.array([n - said[one] for one in column]) / (n - 1)
+    rows = torch.as_tensor(column).detach().cpu().reshape(n, -1)
+    if not rows.is_floating_point():
+        _, number = np.unique(rows.numpy(), return_inverse=True)
+        entries = torch.from_numpy(number.reshape(rows.shape)).T.contiguous()
+        ordered = entries.sort(dim=1).values
+        equal = torch.searchsorted(ordered, entries, right=True) - torch.searchsorted(ordered, entries)
+        return (n - equal.double().mean(dim=0)).numpy() / (n - 1)
+    # mean_j |y_i - y_j|^2 around the mean of all rows; from the first row on, so that equal rows give 0.
+    centred = rows.double() - rows[0].double()
+    square = (centred - centred.mean(dim=0)).square().mean(dim=1)
+    return ((n * square + square.sum()) / (n - 1)).numpy()
 
 
 def _scored(name: str, function: Score, output: Any, target: Any, count: int) -> Numbers:
