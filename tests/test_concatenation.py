@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import oracles
 import torchfilm as tf
@@ -33,6 +34,11 @@ def test_a_convolution_over_a_tiled_condition_is_a_shift(conv: nn.Module):
     torch.testing.assert_close(tf.concat_as_shift(conv, 3)(x, z), conv(tiled(x, z)))
 
 
+def test_a_convolution_takes_one_sample_without_a_batch_too():
+    conv, x, z = nn.Conv2d(3 + 11, 5, 1).double(), torch.randn(3, 7, 2).double(), torch.randn(11).double()
+    torch.testing.assert_close(tf.concat_as_shift(conv, 3)(x, z), conv(tiled(x[None], z[None])[0]))
+
+
 def test_a_linear_layer_over_a_condition_at_each_token_is_a_shift():
     layer = nn.Linear(3 + 11, 5).double()
     x, z = torch.randn(2, 7, 3).double(), torch.randn(2, 11).double()
@@ -54,7 +60,64 @@ def test_the_weights_are_those_of_the_layer_and_the_layer_stays():
     assert all(torch.equal(layer.state_dict()[name], value) for name, value in before.items())
 
 
+def test_what_is_frozen_stays_frozen_and_the_precision_is_kept():
+    layer = nn.Linear(3 + 11, 5).to(torch.bfloat16)
+    layer.weight.requires_grad_(False)
+    shifted = tf.concat_as_shift(layer, 3)
+    trained = {name: value.requires_grad for name, value in shifted.named_parameters()}
+    assert trained == {"layer.weight": False, "head.weight": False, "head.bias": True}
+    assert {value.dtype for value in shifted.parameters()} == {torch.bfloat16}
+
+
+class Sized(nn.Conv2d):
+    """A subclass that takes other arguments and computes the same."""
+
+    def __init__(self) -> None:
+        super().__init__(3 + 11, 5, 1)
+
+
+def test_a_subclass_that_computes_the_same_becomes_the_layer_of_torch():
+    conv, x, z = Sized(), torch.randn(2, 3, 5, 7), torch.randn(2, 11)
+    shifted = tf.concat_as_shift(conv, 3)
+    assert type(shifted.layer) is nn.Conv2d
+    torch.testing.assert_close(shifted(x, z), conv(tiled(x, z)))
+
+
+class LowRank(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x[..., :1]
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+def patched() -> nn.Module:
+    layer = nn.Linear(14, 6)
+    layer.forward = lambda x: x
+    return layer
+
+
+def hooked(register: str) -> nn.Module:
+    layer = nn.Linear(14, 6)
+    getattr(layer, register)(lambda *_: None)
+    return layer
+
+
+def site() -> nn.Module:
+    return tf.condition(nn.Sequential(nn.Linear(14, 6)), "0", tf.Vector(7)).get_submodule("0")
+
+
 REFUSED = [
+    (LowRank(14, 6), 3, "LowRank: it computes something of its own on top of Linear"),
+    (Standardised(14, 6, 1), 3, "of its own on top of Conv2d"),
+    (patched(), 3, "of its own on top of Linear"),
+    (hooked("register_forward_hook"), 3, "it has hooks, which would not run"),
+    (hooked("register_forward_pre_hook"), 3, "it has hooks"),
+    (hooked("register_full_backward_hook"), 3, "it has hooks"),
+    (weight_norm(nn.Conv2d(14, 6, 1)), 3, "its weight is parametrized; remove_parametrizations first"),
+    (site(), 3, r"it is conditioned, and would not be heard; remove\(\) that first"),
     (nn.ReLU(), 3, "it is none of these"),
     (nn.Linear(3, 5), 3, "it has 3 inputs, of which features=3 leaves no condition"),
     (nn.Conv2d(4, 6, 1, groups=2), 2, "it has 2 inputs, of which"),

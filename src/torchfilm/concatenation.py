@@ -7,10 +7,16 @@ four layers of a ResNet-18, 512 numbers of condition).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from torchfilm.draft import Draft, NotExactError
+from torchfilm.sites import is_patched, is_site
+
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""What can be rewritten, where it computes nothing of its own."""
 
 
 class Shifted(nn.Module):
@@ -58,7 +64,8 @@ def concat_as_shift(layer: nn.Module, features: int) -> Shifted:
     """Rewrite a layer over [features, tiled condition] as the same layer over the features, and a shift.
 
     `layer(torch.cat([x, z.expand_as_maps()], dim=1))` becomes `concat_as_shift(layer, features)(x, z)`, the
-    same function of the same weights, exactly but for rounding. The layer itself stays as it is.
+    same function of the same weights, exactly but for rounding. The layer itself stays as it is; what is
+    frozen in it is frozen in the new one.
 
     Args:
         layer: a convolution (1d to 3d) that does not pad with zeros, or a linear layer, whose first inputs
@@ -66,8 +73,9 @@ def concat_as_shift(layer: nn.Module, features: int) -> Shifted:
         features: how many inputs are features, C; the other D are the condition.
 
     Raises:
-        ValueError: for other layers, for padding with zeros (the condition is missing there), for groups that
-            mix features and condition, and for a C that leaves no condition.
+        ValueError: for other layers and what would be lost of one (a forward of its own, parametrisations,
+            hooks, FiLM at it), for padding with zeros (the condition is missing there), for groups that mix
+            features and condition, and for a C that leaves no condition.
 
     Example:
         >>> import torch
@@ -84,27 +92,48 @@ def concat_as_shift(layer: nn.Module, features: int) -> Shifted:
             f"features and condition; got {type(layer).__name__}: {reason}.\n"
             f"Give the layer that reads torch.cat([features, condition])."
         )
-    given: Any = layer
+    given, kind = cast(Any, layer), cast(Any, _kind(layer))
     weight, bias = given.weight.detach(), given.bias
-    if isinstance(given, nn.Linear):
-        plain: nn.Module = nn.Linear(features, given.out_features, bias=False)
+    if kind is nn.Linear:
+        plain = nn.Linear(features, given.out_features, bias=False)
         dim = -1
     else:
         options = {name: getattr(given, name) for name in ("stride", "padding", "dilation", "padding_mode")}
-        plain = type(given)(features, given.out_channels, given.kernel_size, bias=False, **options)
-        dim = 1
+        plain = kind(features, given.out_channels, given.kernel_size, bias=False, **options)
+        dim = -1 - len(given.kernel_size)
     own = weight[:, features:].flatten(2).sum(-1) if weight.ndim > 2 else weight[:, features:]
     head = nn.Linear(own.shape[1], own.shape[0], bias=bias is not None)
     plain, head = plain.to(weight), head.to(weight)
     state = {"weight": own} if bias is None else {"weight": own, "bias": bias.detach()}
     head.load_state_dict(state)
     plain.load_state_dict({"weight": weight[:, :features]})
+    for part in (plain, head):
+        part.requires_grad_(given.weight.requires_grad)
+    if bias is not None:
+        head.bias.requires_grad_(bias.requires_grad)
     return Shifted(plain, head, dim).train(layer.training)
 
 
+def _kind(layer: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in KINDS if isinstance(layer, kind)), None)
+
+
 def _not_a_shift(layer: Any, features: int) -> str | None:
-    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    kind = _kind(layer)
+    if kind is None:
         return "it is none of these"
+    if is_site(layer):
+        return "it is conditioned, and would not be heard; remove() that first"
+    own, torchs = ([getattr(c, f, None) for f in ("forward", "_conv_forward")] for c in (type(layer), kind))
+    if is_patched(layer) or own != torchs:
+        return f"it computes something of its own on top of {kind.__name__}"
+    try:
+        Draft(layer).read(layer, "weight")
+        Draft(layer).read(layer, "bias")
+    except NotExactError as error:
+        return str(error)
+    if any(vars(layer)[f"_{when}_hooks"] for when in ("forward", "forward_pre", "backward", "backward_pre")):
+        return "it has hooks, which would not run"
     inputs = layer.weight.shape[1]
     if not 0 < features < inputs:
         return f"it has {inputs} inputs, of which features={features} leaves no condition, or no features"
