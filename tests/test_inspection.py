@@ -70,6 +70,18 @@ def test_a_recording_holds_the_modulations_of_all_calls_and_changes_nothing():
     assert not rec["first"].gamma.requires_grad
 
 
+def test_a_recording_inside_of_another_ends_alone():
+    model = network()
+    with record(model) as outer:
+        with record(model) as inner:
+            pass
+        model(X, cond=z())
+    assert (len(outer.calls), len(inner.calls)) == (1, 0)
+    assert not model.film.transforms
+    assert outer != inner
+    assert len({outer, inner}) == 2
+
+
 def test_a_recording_feeds_the_network_as_its_condition_did():
     model, condition_ = network(), z()
     with record(model) as rec:
@@ -300,6 +312,14 @@ def test_a_frame_has_a_line_for_each_site_row_and_channel():
     assert frame["gate"][line.item()] == m["b"].gate[1, 0, 6].item()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_frame_has_the_numbers_of_any_precision_with_a_graph_or_without(dtype: torch.dtype):
+    gamma = torch.randn(2, 3, dtype=dtype, requires_grad=True)
+    frame = Modulations({"a": tf.Modulation(gamma, torch.zeros(2, 3, dtype=dtype))}).frame()
+    assert frame["gamma"].tolist() == gamma.flatten().tolist()
+    assert len(modulations(network(), z()).frame()["gamma"]) == 2 * (5 + 7)
+
+
 def test_a_preset_is_read_as_it_was_written(tmp_path):
     model = network()
     a = modulations(model, z())
@@ -319,6 +339,9 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="expected a file of modulations"):
         load_modulations(tmp_path / "w.safetensors")
+    (tmp_path / "words").write_text("not numbers", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"got .*words, no safetensors: "):
+        load_modulations(tmp_path / "words")
     with pytest.raises(ValueError, match="at least one site, got none"):
         save_modulations({}, tmp_path / "none.safetensors")
 

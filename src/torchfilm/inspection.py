@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -101,7 +101,7 @@ class Modulations(dict[str, Modulation]):
             gamma = fields["gamma"].reshape(len(fields["gamma"]), -1, fields["gamma"].shape[-1])
             row, step, channel = (axis.ravel() for axis in np.indices(gamma.shape))
             part = {"site": np.full(gamma.numel(), name), "row": row, "step": step, "channel": channel}
-            part |= {field: value.reshape(-1).cpu().numpy() for field, value in fields.items()}
+            part |= {field: _column(value) for field, value in fields.items()}
             if gated and m.gate is None:
                 part["gate"] = np.full(gamma.numel(), np.nan)
             parts.append(part)
@@ -129,6 +129,10 @@ class Recording(Mapping[str, Modulation]):
     A network takes it as it is: `model(x, modulation=rec)`. `rec.calls` has the values of each call apart, of
     any fusion, without graphs.
     """
+
+    # Each is itself, whatever it holds: of two that are nested, the inner one ends first.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self._calls: list[dict[str, Any]] = []
@@ -377,7 +381,14 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
     Raises:
         ValueError: for a file that holds something else.
     """
-    with safe_open(path, framework="pt", device=str(device)) as file:
+    try:
+        opened = safe_open(path, framework="pt", device=str(device))
+    except SafetensorError as error:
+        raise ValueError(
+            f"load_modulations: expected a file of modulations, got {path}, no safetensors: {error}.\n"
+            f"Write one by save_modulations, or by rec.save(path)."
+        ) from error
+    with opened as file:
         about = file.metadata() or {}
         if about.get("format") != "torchfilm.modulations":
             raise ValueError(
@@ -449,6 +460,12 @@ def _fields(modulation: Modulation) -> dict[str, Tensor]:
     return {
         field: value[None] if value.ndim == 1 else value for field, value in zip(found, together, strict=True)
     }
+
+
+def _column(value: Tensor) -> np.ndarray:
+    """Return a field as numbers that NumPy knows, one below the other."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return value.detach().to("cpu", wide).reshape(-1).numpy()
 
 
 _TICKETS = itertools.count()
