@@ -148,6 +148,54 @@ def test_modulations_are_drawn_like_the_arrays_of_their_numbers() -> None:
     assert plot.by_depth({"s": m}, method="pca")["s"].shape == (7, 2)
 
 
+def drawn(ax) -> np.ndarray:
+    """All points of a panel, in an order of their own."""
+    points = np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections])
+    return points[np.lexsort(points.T)]
+
+
+def test_one_beta_for_all_samples_is_drawn_for_each() -> None:
+    gamma, beta = torch.randn(7, 5), torch.randn(5)
+    one, each = tf.Modulation(gamma, beta), tf.Modulation(gamma, beta.expand(7, 5).clone())
+    titles = [""] * 5
+    same = [plot.planes(m, m, LABELS, STYLES, titles) for m in (one, each)]
+    same.append(plot.planes(gamma.numpy(), beta.numpy(), LABELS, STYLES, titles))
+    assert all(np.array_equal(drawn(figure.axes[3]), drawn(same[1].axes[3])) for figure in same)
+    first, second = (plot.by_depth({"s": m}, method="pca")["s"] for m in (one, each))
+    assert np.array_equal(first, second)
+    images = [plot.heat({"s": m}, LABELS, neutral=0, unit="").axes[0].images[0] for m in (one, each)]
+    assert np.array_equal(images[0].get_array(), images[1].get_array())
+    assert images[0].get_array().shape == (7, 5)
+
+
+def test_each_step_of_a_sample_is_drawn_with_its_label_and_all_are_one_point_of_an_embedding() -> None:
+    m = tf.Modulation(torch.randn(7, 2, 5), torch.randn(5))
+    (image,) = plot.heat({"s": m}, LABELS, neutral=1, unit="").axes[0].images
+    of_a = m.gamma[[i for i, label in enumerate(LABELS) if label == "a"]].reshape(-1, 5)
+    assert image.get_array().shape == (14, 5)
+    assert np.array_equal(np.sort(image.get_array()[: len(of_a)], axis=1), np.sort(of_a, axis=1))
+    panel = plot.planes(m, m, LABELS, STYLES, [""] * 5).axes[3]
+    assert sorted(drawn(panel)[:, 0]) == pytest.approx(sorted(m.gamma[..., 3].flatten().tolist()))
+    assert len(panel.collections[0].get_offsets()) == len(of_a)
+    assert plot.by_depth({"s": m}, method="pca")["s"].shape == (7, 2)
+
+
+def test_labels_without_a_style_or_of_another_number_are_refused() -> None:
+    m = tf.Modulation(torch.randn(7, 5), torch.randn(7, 5))
+    labels = ["a", "c", "a", "d", "c", "a", "a"]
+    draws = {
+        "a style for each label, got none for c, d.": labels,
+        "a label for each of 7 samples, got 6.": labels[:6],
+    }
+    for message, given in draws.items():
+        with pytest.raises(ValueError, match=message):
+            plot.planes(m, m, given, STYLES, [""] * 5)
+        with pytest.raises(ValueError, match=message):
+            plot.embeddings({"s": RNG.normal(size=(7, 2))}, given, STYLES)
+    with pytest.raises(ValueError, match="a label for each of 7 samples, got 6"):
+        plot.heat({"s": m}, labels[:6], neutral=1, unit="")
+
+
 def test_a_comparison_is_drawn_as_it_comes() -> None:
     model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7))
     found = tf.compare({"film": model}, (torch.rand(2, 3), torch.rand(2, 7)), rounds=1)

@@ -5,12 +5,14 @@ matplotlib Figure of its own, without pyplot and its global state; `save` writes
 and a marker each, so that they can be told apart without seeing colours well.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -97,10 +99,11 @@ def planes(
 ) -> Figure:
     """One panel per feature map: each point is a question, at its gamma and beta, marked by its label.
 
-    gamma, beta: [points, maps], or twice the modulation that has both; labels: one per point; titles: one per
-    map (Distill's "feature-wise transformations", 2018).
+    gamma, beta: [points, maps], or [points, T, maps], all steps; or twice the modulation with both. labels:
+    one per point, each with a style; titles: one per map (Distill's "feature-wise transformations", 2018).
     """
-    gamma, beta = _numbers(gamma, "gamma"), _numbers(beta, "beta")
+    both = np.broadcast_arrays(_numbers(gamma, "gamma"), _numbers(beta, "beta"))
+    (names, gamma), (_, beta) = (_by_step(labels, values) for values in both)
     maps = gamma.shape[1]
     columns = min(4, maps)
     figure, axes = _grid(-(-maps // columns), columns, 2.7, 2.5)
@@ -110,7 +113,7 @@ def planes(
             continue
         ax.axhline(0, color="0.8", linewidth=0.6, zorder=0)
         ax.axvline(0, color="0.8", linewidth=0.6, zorder=0)
-        _scatter(ax, gamma[:, i], beta[:, i], labels, styles, size=5)
+        _scatter(ax, gamma[:, i], beta[:, i], names, styles, size=5)
         ax.set_title(titles[i], fontsize=8)
         ax.set_xlabel("γ", fontsize=8, labelpad=1)
         ax.set_ylabel("β", fontsize=8, labelpad=1)
@@ -147,7 +150,10 @@ def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def embeddings(points: Mapping[str, Array], labels: Sequence[str], styles: Mapping[str, Mark]) -> Figure:
-    """One panel per name with points [n, 2], marked by their labels; axes of an embedding have no unit."""
+    """One panel per name with points [n, 2], marked by their labels; axes of an embedding have no unit.
+
+    labels: one per point, each with a style.
+    """
     columns = min(3, len(points))
     figure, axes = _grid(-(-len(points) // columns), columns, 4.2, 4.0)
     for ax in axes.flat[len(points) :]:
@@ -188,14 +194,14 @@ def by_depth(
 ) -> dict[str, Array]:
     """Embed (gamma, beta) of each site, in order of depth, for `embeddings` (Perez et al. 2018, figure 6).
 
-    gamma, beta: site -> [n, C]; or modulations by site alone. Nearby points of an early site are conditions
-    that ask for the same features, of a late one those that ask for the same kind of answer.
+    gamma, beta: site -> [n, C], or [n, T, C], all steps as one point; or modulations by site alone. Nearby
+    points of an early site are conditions that ask for the same features, of a late one those that ask for
+    the same kind of answer.
     """
     gamma, beta = _gamma_and_beta(gamma, beta)
-    return {
-        site: embed(np.concatenate([gamma[site], beta[site]], axis=1), method=method, seed=seed)
-        for site in gamma
-    }
+    both = {site: np.broadcast_arrays(gamma[site], beta[site]) for site in gamma}
+    flat = {site: np.stack(pair, axis=1).reshape(len(pair[0]), -1) for site, pair in both.items()}
+    return {site: embed(points, method=method, seed=seed) for site, points in flat.items()}
 
 
 def heat(
@@ -208,20 +214,22 @@ def heat(
 ) -> Figure:
     """One panel per site: conditions (rows, grouped by label) by channels (columns), in colour.
 
-    values: site -> [n, C], gamma (neutral 1) or beta (neutral 0), of modulations the one with that neutral.
-    Channels stand in the order of their first
-    principal component's weights, so that those which move together stand together. `spread` is the distance
-    from neutral where colours end; without it, the 99th percentile of all.
+    values: site -> [n, C], or [n, T, C] with a row for each step: gamma (neutral 1) or beta (neutral 0), of
+    modulations the one with that neutral. labels: one for each of the n. Channels stand in the order of their
+    first principal component's weights, so that those which move together stand together. `spread` is the
+    distance from neutral where colours end; without it, the 99th percentile of all.
     """
-    values = {site: _numbers(one, "gamma" if neutral == 1 else "beta") for site, one in values.items()}
-    order = np.argsort(np.asarray(labels), kind="stable")
-    groups, starts = np.unique(np.asarray(labels)[order], return_index=True)
-    far = spread or float(np.percentile([abs(v - neutral) for one in values.values() for v in one.flat], 99))
+    field = "gamma" if neutral == 1 else "beta"
+    found = {site: _by_step(labels, _numbers(one, field)) for site, one in values.items()}
+    away = np.concatenate([np.ravel(rows) for _, rows in found.values()]) - neutral
+    far = spread or float(np.percentile(np.abs(away), 99))
     norm = Normalize(neutral - max(far, 1e-9), neutral + max(far, 1e-9))
-    figure, axes = _grid(1, len(values), 2.8, 1.2 + 2.6)
-    for ax, (site, found) in zip(axes.flat, values.items(), strict=True):
-        weights = np.linalg.svd(found - found.mean(axis=0), full_matrices=False)[2][0]
-        shown = found[np.ix_(order, np.argsort(weights, kind="stable"))]
+    figure, axes = _grid(1, len(found), 2.8, 1.2 + 2.6)
+    for ax, (site, (names, rows)) in zip(axes.flat, found.items(), strict=True):
+        order = np.argsort(names, kind="stable")
+        groups, starts = np.unique(names[order], return_index=True)
+        weights = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2][0]
+        shown = rows[np.ix_(order, np.argsort(weights, kind="stable"))]
         ax.imshow(shown, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
         for start in starts[1:]:
             ax.axhline(start - 0.5, color="black", linewidth=0.5)
@@ -229,8 +237,9 @@ def heat(
         ax.set_xlabel("channel, similar ones together", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.set_yticks([])
-    ends = [*starts[1:], len(order)]
-    axes[0, 0].set_yticks([(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)], groups, fontsize=7)
+        if ax is axes[0, 0]:
+            ends = [*starts[1:], len(order)]
+            ax.set_yticks([(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)], groups, fontsize=7)
     bar = figure.colorbar(ScalarMappable(norm, "RdBu_r"), ax=axes, shrink=0.8, pad=0.01)
     bar.set_label(unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -238,21 +247,18 @@ def heat(
 
 
 def _scatter(
-    ax: Axes, x: Array, y: Array, labels: Sequence[str], styles: Mapping[str, Mark], size: float
+    ax: Axes, x: Array, y: Array, labels: Sequence[str] | Array, styles: Mapping[str, Mark], size: float
 ) -> None:
-    names = np.asarray(labels)
+    names, _ = _by_step(labels, x[:, None])
+    if unknown := sorted({str(name) for name in names.tolist() if name not in styles}):
+        raise ValueError(
+            f"plot: expected a style for each label, got none for {', '.join(unknown)}.\n"
+            f"Its points would not be drawn: styles=marks(sorted(set(labels)))."
+        )
     for name, mark in styles.items():
         here = names == name
-        ax.scatter(
-            x[here],
-            y[here],
-            s=size,
-            c=mark.color,
-            marker=mark.marker,
-            alpha=0.65,
-            linewidths=0,
-            rasterized=True,
-        )
+        look: dict[str, Any] = {"s": size, "c": mark.color, "marker": mark.marker, "alpha": 0.65}
+        ax.scatter(x[here], y[here], linewidths=0, rasterized=True, **look)
 
 
 def _legend(figure: Figure, labels: Sequence[str], styles: Mapping[str, Mark]) -> None:
@@ -463,7 +469,22 @@ def _gamma_and_beta(gamma: Values, beta: Values | None) -> tuple[dict[str, Array
 
 
 def _numbers(values: Array | Modulation, field: Literal["gamma", "beta"]) -> Array:
-    return _array(getattr(values, field) if isinstance(values, Modulation) else values)
+    """Return rows of numbers; of a modulation in the shape that its gamma and beta have together."""
+    if isinstance(values, Modulation):
+        together = torch.broadcast_tensors(values.gamma, values.beta)
+        return np.atleast_2d(_array(together[field == "beta"]))
+    return np.atleast_2d(_array(values))
+
+
+def _by_step(labels: Sequence[Any] | Array, values: Array) -> tuple[Array, Array]:
+    """Return [n, C] or [n, T, C] as rows of channels, and each row's label, which is its sample's."""
+    if len(labels) != len(values):
+        raise ValueError(
+            f"plot: expected a label for each of {len(values)} samples, got {len(labels)}.\n"
+            f"Labels stand in the order of the samples."
+        )
+    steps = math.prod(values.shape[1:-1])
+    return np.repeat(np.asarray(labels), steps), values.reshape(-1, values.shape[-1])
 
 
 def _array(values: Array | Tensor) -> Array:
