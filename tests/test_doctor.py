@@ -200,6 +200,17 @@ def test_a_compiled_network_is_asked_without_being_compiled_again():
         fast(X, cond=z())
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_network_is_asked_also_where_gradients_are_off(off):
+    model, given = condition(chain(nn.BatchNorm2d(5)), "0|3", tf.Vector(11)), z()
+    expected = doctor(model, X, cond=given).to_json()
+    with off():
+        assert doctor(model, X.clone(), cond=given.clone()).to_json() == expected
+        made = tf.Modulations(model.film.modulations(given))
+        assert doctor(model, X, modulation=made).pulses["3"].strength > 0
+    model(X, cond=given).sum().backward()
+
+
 def test_a_frozen_generator_is_pointed_out():
     model = condition(chain(), "0|2", tf.Vector(11)).requires_grad_(False)
     found = doctor(model, X, cond=z())

@@ -47,6 +47,13 @@ def test_without_a_score_it_is_the_norm_of_the_jacobian_in_units_of_the_output()
     torch.testing.assert_close(found["0"].gamma, exact, rtol=0.1, atol=0)
 
 
+def test_it_is_the_same_in_inference_mode():
+    model, x, z = network(), torch.randn(2, 3).double(), torch.randn(2, 11).double()
+    expected = sensitivity(model, x, cond=z)["0"].gamma
+    with torch.inference_mode():
+        assert torch.equal(sensitivity(model, x.clone(), cond=z.clone())["0"].gamma, expected)
+
+
 def test_what_all_samples_share_and_what_has_a_time_axis_is_measured_too():
     model, x = network(), torch.randn(2, 13, 3).double()
     shared = {"0": tf.Modulation.identity(5), "2": tf.Modulation.identity(7)}

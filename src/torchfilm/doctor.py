@@ -20,7 +20,7 @@ from torchfilm.counterfactual import keys
 from torchfilm.injection import Conditioning, conditioning
 from torchfilm.modulation import Modulation
 from torchfilm.pulses import Pulse, readers, take_pulses, watched
-from torchfilm.sensitivity import leaves, probe, undisturbed
+from torchfilm.sensitivity import leaves, probe, recordable, undisturbed
 from torchfilm.sites import Site, aliases
 
 WEAK = 1e-3
@@ -164,6 +164,7 @@ def doctor(
     root = _root(model, film)
     start = _identity if at == "identity" else lambda value: value
     with undisturbed(model):
+        args, kwargs, cond = recordable((args, kwargs, cond))
         with leaves(model, start) as found, watched(root, film.sites) as seen:
             output = model(*args, cond=cond, modulation=modulation, **kwargs)
         total, unit = probe(output, score, 0)

@@ -50,17 +50,32 @@ def leaves(model: nn.Module, start: Callable[[Any], Any] = lambda value: value) 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run eagerly, with gradients; give buffers (statistics of norms) and random state back as they were."""
+    """Run eagerly, with gradients; give buffers (statistics of norms) and random state back as they were.
+
+    Also inside of `torch.inference_mode`, for tensors that `recordable` returns.
+    """
     kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.compiler.set_stance("force_eager"), torch.enable_grad(), torch.random.fork_rng(devices):
+        with (
+            torch.compiler.set_stance("force_eager"),
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            torch.random.fork_rng(devices),
+        ):
             yield
     finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 if name in kept:
                     buffer.copy_(kept[name])
+
+
+def recordable(value: Any) -> Any:
+    """Return the structure with copies of tensors made in inference mode, which no graph may hold."""
+    return pytree.tree_map(
+        lambda one: one.clone() if isinstance(one, Tensor) and one.is_inference() else one, value
+    )
 
 
 def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]:
@@ -133,6 +148,7 @@ def sensitivity(
     """
     draws = 1 if score is not None else draws
     with undisturbed(model), leaves(model) as found:
+        args, kwargs, cond = recordable((args, kwargs, cond))
         output = model(*args, cond=cond, modulation=modulation, **kwargs)
         check_modulations("sensitivity", found.values)
         fields = list(found.fields())
