@@ -7,8 +7,8 @@ numbers: per-sample modulation at any batch, forward and backward, in torch's ow
 take one modulation for all rows, as at batch 1; of batch norms those in evaluation, which look at no batch.
 
 Where one modulation is for all rows, the affine can be made before the features are there. At batch 1, where
-convolutions leave no code of other operations in the caches, the affines of all sites in a row cost what two
-cost each by itself.
+convolutions leave no code of other operations in the caches, the affines of four sites in a row cost what two
+cost between convolutions.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def absorbing() -> bool:
 def prepared(kind: type[nn.Module], norm: Any, modulation: Modulation, dim: int) -> Ready | None:
     """Return a norm that does what it does and then `modulation`, or None.
 
-    None where samples have modulations of their own, and where the norm's weights are still to be put in
-    place by a hook, from another device, or as what remembers how they were made.
+    None where samples have modulations of their own, with gradients (FSDP puts the weights that have them in
+    place later), and where the weights are still to come: by a hook, or from another device.
 
     Args:
         kind: as in `absorbed`.
