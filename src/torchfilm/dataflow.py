@@ -1,56 +1,35 @@
-"""Which layer's output goes where, read from the model's own code by `torch.fx`.
+"""Which layer's output goes where, read from the model's own code, as torchfilm.tracing traces it.
 
-Where the code depends on values and cannot be traced, its parts are traced, each alone.
+Code whose branches depend on its arguments counts only where all branches agree. Where it cannot be traced,
+its parts are traced, each alone.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.proxy import TraceError
 from torch.nn.modules import batchnorm
+
+from torchfilm.tracing import Ways, ways
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-# What tracing runs into where code looks at values; what else a model's own code raises is its own fault.
-_UNTRACEABLE = (
-    TraceError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AttributeError,
-    NameError,
-    IndexError,
-    KeyError,
-    AssertionError,
-    NotImplementedError,
-)
 
 
 def last_layer(module: nn.Module) -> str | None:
     """Return the name of the layer inside whose output is the module's output, and used nowhere else.
 
     Layers that hand their input on (Identity, Dropout in evaluation) are looked through. None where the
-    module ends with anything else, or cannot be traced.
+    module ends with anything else, or, called in another way, with another layer, or cannot be traced.
 
     Example:
         >>> last_layer(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 5), nn.Identity()))
         '2'
     """
-    graph = _trace(module)
-    if graph is None:
-        return None
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    node = output.args[0]
-    while isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1:
-        if not passes(module.get_submodule(str(node.target))):
-            return str(node.target) if _calls(graph)[node.target] == 1 else None
-        node = node.args[0]
-    return None
+    return _agreed(module, ways(module), _last)
 
 
 def first_layer(module: nn.Module) -> str | None:
@@ -62,42 +41,34 @@ def first_layer(module: nn.Module) -> str | None:
         >>> first_layer(nn.Sequential(nn.Identity(), nn.Linear(2, 3), nn.ReLU()))
         '1'
     """
-    graph = _trace(module)
-    node = None if graph is None else next((n for n in graph.nodes if n.op == "placeholder"), None)
-    while graph is not None and node is not None and len(node.users) == 1:
-        (reader,) = node.users
-        if reader.op != "call_module" or reader.args[:1] != (node,) or _calls(graph)[reader.target] > 1:
-            return None
-        if not passes(module.get_submodule(str(reader.target))):
-            return str(reader.target)
-        node = reader
-    return None
+    return _agreed(module, ways(module, takes_first=True), _first)
 
 
-def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
+def conv_norm_pairs(model: nn.Module, kept: Collection[nn.Module] = ()) -> list[tuple[str, str]]:
     """Return the names of each convolution (or linear layer) and the BatchNorm that alone reads its output.
 
     Both are called once, and neither has a second name. Only norms with running statistics count.
+
+    Args:
+        model: any network.
+        kept: modules inside that change what they get or give: a pair is inside of one or outside of it.
 
     Example:
         >>> conv_norm_pairs(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU()))
         [('0', '1')]
     """
+    roots = [("", model), *((f"{name}.", module) for name, module in model.named_modules() if module in kept)]
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    pairs = []
-    for prefix, graph in _graphs("", model):
-        calls = _calls(graph)
-        for node in graph.nodes:
-            before = node.args[0] if node.op == "call_module" and len(node.args) == 1 else None
-            if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
-                continue
-            pair = tuple(prefix + str(n.target) for n in (before, node))
-            conv, norm = (model.get_submodule(name) for name in pair)
-            fits = isinstance(conv, _CONVS + _TRANSPOSED) and isinstance(norm, batchnorm._BatchNorm)
-            once = calls[before.target] == calls[node.target] == names[id(conv)] == names[id(norm)] == 1
-            if fits and once and norm.running_mean is not None:
-                pairs.append((pair[0], pair[1]))
-    return pairs
+    found: dict[tuple[str, str], None] = {}
+    seen: list[tuple[list[tuple[str, str]], set[str]]] = []
+    for start, root in roots:
+        for prefix, part in _parts(start, root, kept):
+            pairs = [_pairs(model, names, prefix, graph) for graph in part.graphs]
+            called = [{prefix + str(target) for target in _calls(graph)} for graph in part.graphs]
+            seen += zip(pairs, called, strict=True)
+            if part.complete:
+                found |= {pair: None for one in pairs for pair in one}
+    return [pair for pair in found if all(pair in pairs or called.isdisjoint(pair) for pairs, called in seen)]
 
 
 def read_by_code(model: nn.Module) -> set[int]:
@@ -111,28 +82,74 @@ def read_by_code(model: nn.Module) -> set[int]:
         0
     """
     found = set()
-    for prefix, graph in _graphs("", model):
-        for target in {str(node.target) for node in graph.nodes if node.op == "get_attr"}:
+    for prefix, part in _parts("", model):
+        nodes = [node for graph in part.graphs for node in graph.nodes]
+        for target in {str(node.target) for node in nodes if node.op == "get_attr"}:
             owner, _, name = (prefix + target).rpartition(".")
             found.add(id(getattr(_inside(model, owner), name, None)))
     return found - {id(None)}
 
 
 def passes(module: nn.Module) -> bool:
-    """Whether a layer hands its input on: Identity, and Dropout in evaluation."""
+    """Whether a layer of torch's, watched by no hook, hands its input on: Identity, Dropout in evaluation."""
+    if not type(module).__module__.startswith("torch.") or module._forward_hooks or module._forward_pre_hooks:
+        return False
     return isinstance(module, nn.Identity) or (
         isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
     )
 
 
-def _graphs(prefix: str, module: nn.Module) -> Iterator[tuple[str, fx.Graph]]:
-    """Yield the graph of the module, or those of its parts where it has none of its own."""
-    graph = _trace(module)
-    if graph is not None:
-        yield prefix, graph
-        return
-    for name, child in module.named_children():
-        yield from _graphs(f"{prefix}{name}.", child)
+def _agreed(module: nn.Module, found: Ways, read: Callable[[nn.Module, fx.Graph], str | None]) -> str | None:
+    """Return what all graphs of a module say, None where they differ or are not all."""
+    names = {read(module, graph) for graph in found.graphs}
+    return names.pop() if found.complete and len(names) == 1 else None
+
+
+def _last(module: nn.Module, graph: fx.Graph) -> str | None:
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    node = output.args[0]
+    while isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1:
+        if not passes(module.get_submodule(str(node.target))):
+            return str(node.target) if _calls(graph)[node.target] == 1 else None
+        node = node.args[0]
+    return None
+
+
+def _first(module: nn.Module, graph: fx.Graph) -> str | None:
+    node = next((node for node in graph.nodes if node.op == "placeholder"), None)
+    while node is not None and len(node.users) == 1:
+        (reader,) = node.users
+        if reader.op != "call_module" or reader.args[:1] != (node,) or _calls(graph)[reader.target] > 1:
+            return None
+        if not passes(module.get_submodule(str(reader.target))):
+            return str(reader.target)
+        node = reader
+    return None
+
+
+def _pairs(model: nn.Module, names: Counter[int], prefix: str, graph: fx.Graph) -> list[tuple[str, str]]:
+    """Return the pairs in a graph of the model's part at the prefix; `names` counts those of a module."""
+    calls, pairs = _calls(graph), []
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and len(node.args) == 1 else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        first, second = (prefix + str(n.target) for n in (before, node))
+        conv, norm = model.get_submodule(first), model.get_submodule(second)
+        fits = isinstance(conv, _CONVS + _TRANSPOSED) and isinstance(norm, batchnorm._BatchNorm)
+        once = calls[before.target] == calls[node.target] == names[id(conv)] == names[id(norm)] == 1
+        if fits and once and norm.running_mean is not None:
+            pairs.append((first, second))
+    return pairs
+
+
+def _parts(prefix: str, module: nn.Module, kept: Collection[nn.Module] = ()) -> Iterator[tuple[str, Ways]]:
+    """Yield the graphs of the module, and those of its parts where its own are not all."""
+    found = ways(module, kept)
+    yield prefix, found
+    if not found.complete:
+        for name, child in module.named_children():
+            yield from _parts(f"{prefix}{name}.", child, kept)
 
 
 def _inside(model: Any, path: str) -> Any:
@@ -140,17 +157,6 @@ def _inside(model: Any, path: str) -> Any:
     for key in path.split(".") if path else ():
         model = getattr(model, key, None)
     return model
-
-
-def _trace(module: nn.Module) -> fx.Graph | None:
-    """Trace a copy that shares the tensors: code that keeps what it computes would keep proxies."""
-    tensors: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    if not list(module.children()):
-        return None
-    try:
-        return fx.Tracer().trace(copy.deepcopy(module, tensors))
-    except _UNTRACEABLE:
-        return None
 
 
 def _calls(graph: fx.Graph) -> Counter[Any]:

@@ -42,9 +42,7 @@ def fold_output(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn
         return _packed_output(draft, module, affine, dim)
     inner = _inside(draft, module, last_layer(module))
     if inner is None:
-        raise NotExactError(
-            f"{kind_of(module).__name__} does not end with a layer whose weights could take it"
-        )
+        raise NotExactError(_no_layer(module, "end"))
     return fold_output(draft, inner, affine, dim)
 
 
@@ -60,9 +58,7 @@ def fold_input(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.
             return rule(draft, module, affine, dim)
     inner = _inside(draft, module, first_layer(module))
     if inner is None:
-        raise NotExactError(
-            f"{kind_of(module).__name__} does not start with a layer whose weights could take it"
-        )
+        raise NotExactError(_no_layer(module, "start"))
     return fold_input(draft, inner, affine, dim)
 
 
@@ -100,6 +96,11 @@ def _inside(draft: Draft, module: nn.Module, name: str | None) -> nn.Module | No
         inner = inner.get_submodule(part)
         draft.alone(inner)
     return inner if name else None
+
+
+def _no_layer(module: nn.Module, side: str) -> str:
+    however = ", however its code may be called" if list(module.children()) else ""
+    return f"{kind_of(module).__name__} does not {side} with a layer whose weights could take it{however}"
 
 
 def _check_forward(module: nn.Module, kind: type[nn.Module]) -> None:

@@ -77,7 +77,8 @@ def fold(
     an affine norm (which gets its affine where it has none), attention, a branch that ends with one of
     these, or a linear layer quantised to int8 (into its scales), into those; in front of a convolution, a
     linear layer or a BatchNorm in evaluation, where it is exact. A gate goes along: gate * gamma and gate *
-    beta.
+    beta. Where the code of a branch asks whether an argument is None, both answers have to lead to the same
+    layer.
 
     Args:
         model: a conditioned network.
@@ -309,11 +310,13 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[tuple[str, str]]
     """Return the pairs of convolution and norm to merge, checked."""
     if wanted is False:
         return []
+    found = conv_norm_pairs(plan.model, {plan.model.get_submodule(name) for name in plan.kept})
     if wanted is True:
-        found = conv_norm_pairs(plan.model)
         return [pair for pair in found if _not_mergeable(plan, *pair) is None]
     for pair in wanted:
         reason = _not_mergeable(plan, *pair)
+        if reason is None and plan.kept and pair not in found and pair in conv_norm_pairs(plan.model):
+            reason = "a constant is kept between them"
         if reason is not None:
             raise ValueError(
                 f"fold: expected pairs (convolution, BatchNorm) that merge exactly, got {pair}: {reason}.\n"
@@ -326,8 +329,9 @@ def _not_mergeable(plan: _Plan, first: str, second: str) -> str | None:
     layer, norm = plan.model.get_submodule(first), plan.model.get_submodule(second)
     if not isinstance(norm, batchnorm._BatchNorm) or norm.training or norm.running_mean is None:
         return f"{second} is no BatchNorm in evaluation with running statistics"
-    if {first, second} & set(plan.kept):
-        return "a constant is kept there"
+    kept = [list(plan.model.get_submodule(name).modules()) for name in plan.kept]
+    if any((layer in inside) != (norm in inside) for inside in kept):
+        return "a constant is kept between them"
     try:
         plan.draft.alone(layer)
         plan.draft.alone(norm)

@@ -1,0 +1,147 @@
+"""The graphs of a module's own code by `torch.fx`, one for each way in which others may call it.
+
+Tracing puts a stand-in in the place of each argument, for which `x is None` is always false: one trace sees
+one branch of code that asks so, and a call may take the other. So a module is traced with each optional
+argument given, left out and None, in all combinations, and what is to hold has to hold in all of its graphs.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.proxy import TraceError
+
+# What tracing runs into where code looks at values; what else a model's own code raises is its own fault.
+_UNTRACEABLE = (
+    TraceError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    NameError,
+    IndexError,
+    KeyError,
+    AssertionError,
+    NotImplementedError,
+)
+# Each way costs a copy of the module's structure and a trace of it: milliseconds for a block.
+_MOST_WAYS = 64
+_GIVEN = object()
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How the code of a module runs.
+
+    Args:
+        graphs: one for each way to call it that could be traced.
+        complete: whether these are all of them.
+    """
+
+    graphs: tuple[fx.Graph, ...]
+    complete: bool
+
+
+def ways(module: nn.Module, leaves: Collection[nn.Module] = (), *, takes_first: bool = False) -> Ways:
+    """Trace a module for each way in which it may be called.
+
+    A way on which the code fails for a None is left out: nobody calls it so. The graphs are not complete
+    where code cannot be traced, where there are more than 64 ways, and where it uses what it collects in
+    `*args` or `**kwargs`, which may be anything. For every argument `isinstance(x, Tensor)` is false: code
+    that branches there is seen on that side only.
+
+    Args:
+        module: any module.
+        leaves: modules inside whose code stays closed, beside torch's own layers.
+        takes_first: whether the first argument is always given.
+
+    Example:
+        >>> len(ways(nn.Sequential(nn.Linear(2, 3))).graphs)
+        1
+    """
+    if not list(module.children()) or "forward" in vars(module):
+        return Ways((), complete=False)
+    try:
+        parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return Ways((), complete=False)
+    choices = [_choices(one, always=takes_first and i == 0) for i, one in enumerate(parameters)]
+    if parameters and parameters[0].default is inspect.Parameter.empty:
+        choices[0] = (_GIVEN,)
+    complete = math.prod(map(len, choices)) <= _MOST_WAYS
+    # All given and none given come first: these are traced also where the others are too many.
+    both = [(0,) * len(choices), tuple(min(1, len(each) - 1) for each in choices)]
+    every = itertools.product(*[range(len(each)) for each in choices]) if complete else ()
+    graphs = []
+    for picks in dict.fromkeys([*both, *every]):
+        if picks not in both and not complete:
+            break
+        constants = {
+            one.name: each[pick]
+            for one, each, pick in zip(parameters, choices, picks, strict=True)
+            if each[pick] is not _GIVEN
+        }
+        try:
+            graph = _trace(module, leaves, constants)
+        except _UNTRACEABLE as error:
+            fails_for_none = "NoneType" in str(error) and any(one is None for one in constants.values())
+            complete = complete and fails_for_none
+        else:
+            graphs.append(graph)
+            complete = complete and not _uses_collected(graph)
+    return Ways(tuple(graphs), complete)
+
+
+class _Tracer(fx.Tracer):
+    """Trace with some arguments fixed, and some modules closed."""
+
+    def __init__(self, leaves: Collection[nn.Module], constants: dict[str, Any]) -> None:
+        super().__init__()
+        self.leaves = leaves
+        self.constants = constants
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the code of a module stays closed."""
+        return m in self.leaves or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,  # noqa: FBT001 - the signature is torch's
+        concrete_args: Any = None,
+    ) -> tuple[Any, list[Any]]:
+        """Return what forward is called with; a fixed argument keeps its placeholder, which nobody uses."""
+        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return fn, [
+            self.constants.get(str(arg.node.target), arg) if isinstance(arg, fx.Proxy) else arg
+            for arg in args
+        ]
+
+
+def _choices(parameter: inspect.Parameter, *, always: bool) -> tuple[Any, ...]:
+    """Return what a call may have for a parameter: what is given, what it is when left out, None."""
+    default = parameter.default
+    if always or parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+        return (_GIVEN,)
+    if default is inspect.Parameter.empty or default is None:
+        return (_GIVEN, None)
+    return (_GIVEN, default, None, *((not default,) if isinstance(default, bool) else ()))
+
+
+def _trace(module: nn.Module, leaves: Collection[nn.Module], constants: dict[str, Any]) -> fx.Graph:
+    """Trace a copy that shares the tensors: code that keeps what it computes would keep stand-ins."""
+    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    copied = copy.deepcopy(module, memo)
+    return _Tracer({memo[id(leaf)] for leaf in leaves if id(leaf) in memo}, constants).trace(copied)
+
+
+def _uses_collected(graph: fx.Graph) -> bool:
+    """Whether code uses what it collects in `*args` or `**kwargs`."""
+    return any(node.op == "placeholder" and str(node.target)[0] == "*" and node.users for node in graph.nodes)

@@ -1,0 +1,208 @@
+"""What is read from a network's own code holds for each way in which that code may be called."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchfilm as tf
+from catalogue import randomise
+from torchfilm.dataflow import first_layer, last_layer
+from torchfilm.draft import Affine, Draft, NotExactError
+from torchfilm.fold_rules import fold_output
+from torchfilm.folding import fold, folded
+
+
+def conditioned(sites: str, model: nn.Module, **options) -> nn.Module:
+    tf.condition(model, sites, tf.Vector(7), **options)
+    randomise(tf.conditioning(model))
+    return model
+
+
+def z() -> Tensor:
+    return torch.randn(1, 7)
+
+
+class Branch(nn.Module):
+    """Code whose layers depend on whether something is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.other = nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 5)
+
+
+class AddsOnlyAlone(Branch):
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        y = self.last(self.first(x))
+        return y + 1 if skip is None else y
+
+
+class ReadsTwiceAlone(Branch):
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        context = x if context is None else context
+        return self.last(self.first(x) * self.other(context))
+
+
+class AddsWhatOneOfTwoLacks(Branch):
+    def forward(self, x: Tensor, a: Tensor | None = None, *, b: Tensor | None = None) -> Tensor:
+        y = self.last(self.first(x))
+        return y + self.other(x).sum() if a is not None and b is None else y
+
+
+class AddsByFlag(Branch):
+    def forward(self, x: Tensor, plain: bool = True) -> Tensor:
+        y = self.last(self.first(x))
+        return y + x if plain is False else y
+
+
+class AddsWhatItCollects(Branch):
+    def forward(self, x: Tensor, *more: Tensor, **options: Tensor) -> Tensor:
+        y = self.last(self.first(x))
+        return y if options.get("skip") is not None else y + x
+
+
+class HasManyWays(Branch):
+    def forward(self, x: Tensor, a=None, b=None, c=None, d=None, e=None, f=None, g=None) -> Tensor:
+        y = self.last(self.first(x))
+        return y + x if (a, b, c, d, e, f, g).count(None) == 3 else y
+
+
+class Fails(Branch):
+    def forward(
+        self, x: Tensor, temb: Tensor, *more: Tensor, scale: float = 1.0, **options: Tensor
+    ) -> Tensor:
+        return self.last(self.first(x) * scale + temb[:, None])
+
+
+ASKING = [
+    (AddsOnlyAlone, "first", None),
+    (ReadsTwiceAlone, None, "last"),
+    (AddsWhatOneOfTwoLacks, None, None),
+    (AddsByFlag, None, None),
+    (AddsWhatItCollects, None, None),
+    (HasManyWays, None, None),
+    (Fails, "first", "last"),
+]
+
+
+@pytest.mark.parametrize(("build", "first", "last"), ASKING, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_a_layer_counts_only_where_each_way_to_call_the_code_agrees(build, first, last):
+    assert (first_layer(build()), last_layer(build())) == (first, last)
+
+
+def test_a_patched_forward_and_a_watched_identity_are_not_looked_through():
+    module = nn.Sequential(nn.Linear(6, 5), nn.Identity())
+    assert last_layer(module) == "0"
+    module[1].register_forward_hook(lambda _module, _args, y: y.tanh())
+    assert last_layer(module) == "1"
+    with pytest.raises(NotExactError, match="its Identity has hooks, which would see other numbers"):
+        fold_output(Draft(module), module, Affine(torch.rand(5), torch.rand(5)), -1)
+    patched = nn.Sequential(nn.Linear(6, 5))
+    patched.forward = lambda x: patched[0](x).tanh()
+    assert last_layer(patched) is None
+
+
+class Asks(nn.Module):
+    """Code that hands on what its layer gives, and more where something is given: it may be, nobody knows."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        y = self.inner(x)
+        return y if skip is None else y + x.relu()
+
+
+class Alone(Asks):
+    """Code that does more where nothing is given."""
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        y = self.inner(x)
+        return y + x.relu() if skip is None else y
+
+
+@pytest.mark.parametrize("build", [Asks, Alone])
+@pytest.mark.parametrize(("where", "reason"), [("input", "not start with"), ("output", "not end with")])
+def test_nothing_is_folded_where_code_asks_for_an_argument_and_does_something_else_then(build, where, reason):
+    parts = nn.Sequential(nn.Linear(3, 5), build(nn.Linear(5, 5)))
+    model, x, cond = conditioned("1", parts, where=where, dim=-1, features=5), torch.randn(2, 3), z()
+    with pytest.raises(
+        ValueError, match=f"1  {build.__name__} does {reason} a layer.*, however its code may be called"
+    ):
+        fold(model, cond=cond)
+    expected = model(x, cond=cond)
+    assert torch.equal(fold(model, cond=cond, leftover="constant")[0](x), expected)
+    with folded(model, cond=cond, leftover="constant"):
+        assert torch.equal(model(x), expected)
+
+
+def with_norm(*parts: nn.Module) -> nn.Module:
+    model = randomise(nn.Sequential(*parts)).eval()
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    return model
+
+
+class Norms(nn.Module):
+    """A convolution and a norm, with something between them where nothing is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        h = self.conv(x)
+        return self.head(self.bn(h.relu() if temb is None else h))
+
+
+class Passes(nn.Module):
+    """Code that is a site and nothing else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+SEPARATE = [
+    ("site 1", "1", "output", "0", "2", lambda: (nn.Conv2d(3, 5, 3), Passes(), nn.BatchNorm2d(5))),
+    (
+        "site around conv",
+        "0",
+        "output",
+        "0.inner",
+        "1",
+        lambda: (Asks(nn.Conv2d(3, 5, 1)), nn.BatchNorm2d(5)),
+    ),
+    ("site around norm", "1", "input", "0", "1.inner", lambda: (nn.Conv2d(3, 5, 3), Asks(nn.BatchNorm2d(5)))),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "where", "conv", "norm", "parts"), SEPARATE, ids=lambda v: str(v)[:16]
+)
+def test_no_norm_goes_into_a_convolution_across_a_constant(name, site, where, conv, norm, parts):
+    model = conditioned(site, with_norm(*parts()), where=where, dim=1, features=5)
+    x, cond = torch.randn(2, 3, 7, 11), z()
+    options = {"cond": cond, "leftover": "constant"}
+    plain, report = fold(model, fuse_norms=True, **options)
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    assert report[site].target == "constant"
+    assert report.fused == ()
+    with pytest.raises(ValueError, match=rf"got \('{conv}', '{norm}'\): a constant is kept between them"):
+        fold(model, fuse_norms=[(conv, norm)], **options)
+
+
+def test_no_norm_goes_into_a_convolution_where_code_may_do_something_between_them():
+    model, x, cond = conditioned("head", with_norm(Norms())[0]), torch.randn(2, 3, 7, 11), z()
+    plain, report = fold(model, cond=cond, fuse_norms=True)
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    assert report.fused == ()
+
+
+def test_a_norm_inside_of_a_constant_goes_into_the_convolution_beside_it():
+    inner = with_norm(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())
+    model = conditioned("0", nn.Sequential(inner, nn.ReLU()), dim=1, features=5).eval()
+    x, cond = torch.randn(2, 3, 7, 11), z()
+    plain, report = fold(model, cond=cond, leftover="constant", fuse_norms=True)
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    assert report.fused == (("0.0", "0.1"),)
