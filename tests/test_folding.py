@@ -13,6 +13,7 @@ from catalogue import randomise
 from torchfilm.folding import fold, folded
 from torchfilm.fusion import FUSIONS
 from torchfilm.injection import condition, conditioning, remove
+from torchfilm.sites import find
 from torchfilm.slots import Slot
 
 
@@ -201,14 +202,32 @@ def test_a_module_and_its_last_layer_are_folded_in_the_order_they_run():
 
 
 def find_both(parts: nn.Module):
-    from torchfilm.sites import find
-
     return find(parts, "0", dim=-1, features=5) + find(parts, r"0\.1")
 
 
-def test_nothing_is_folded_across_a_constant_inside():
-    from torchfilm.sites import find
+def test_a_module_inside_comes_first_whatever_it_is_called():
+    shared = nn.Dropout(0.1)
+    parts = nn.Sequential(shared, nn.Sequential(nn.Sequential(nn.Linear(5, 5), shared))).eval()
+    sites = find(parts, r"1\.0", dim=-1, features=5) + find(parts, "0", dim=-1, features=5)
+    model, x, cond = condition(parts, sites, tf.Vector(7)), torch.randn(2, 5), z()
+    randomise(conditioning(model))
+    plain, report = fold(model, cond=cond, leftover="constant")
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    assert "keeps a constant" in report["1.0"].note
 
+
+def test_nothing_is_folded_across_a_border():
+    parts = nn.Sequential(nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU()))
+    sites = find(parts, "0", where="input", dim=1, features=3) + find(parts, r"0\.0", where="input")
+    model, x, cond = condition(parts, sites, tf.Vector(7)), torch.randn(2, 3, 7, 11), z()
+    randomise(conditioning(model))
+    plain, report = fold(model, cond=cond, leftover="constant")
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    assert report["0"].target == "constant"
+    assert "border" in report["0.0"].note
+
+
+def test_nothing_is_folded_across_a_constant_inside():
     parts = nn.Sequential(nn.Sequential(nn.Linear(3, 5), nn.Identity()), nn.ReLU())
     sites = find(parts, "0", dim=-1, features=5) + find(parts, r"0\.1", dim=-1, features=5)
     model, x, cond = condition(parts, sites, tf.Vector(7)), torch.randn(2, 3), z()
@@ -347,6 +366,24 @@ class Reads(nn.Module):
         if not self.traceable and x.sum() > 1e9:
             return x
         return self.b(nn.functional.linear(x, self.a.weight, self.a.bias).relu())
+
+
+class ReadsPadded(nn.Module):
+    """A network that reads the weight of its convolution also beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.conv.weight.sum()
+
+
+def test_a_convolution_that_takes_no_border_keeps_its_padding():
+    model, x, cond = conditioned("conv", ReadsPadded(), where="input"), torch.randn(2, 3, 7, 11), z()
+    plain, report = fold(model, cond=cond, leftover="constant")
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    assert "code of the network reads its weight" in report["conv"].note
 
 
 def test_weights_that_code_reads_without_a_call_are_refused_or_left_alone():

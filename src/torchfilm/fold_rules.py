@@ -72,16 +72,19 @@ def fold_border(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> Te
         What x is to be padded with, one number per channel.
     """
     draft.without_constants(module)
-    if not isinstance(module, _CONVS) or not _pads_with_zeros(draft, module):
+    if not isinstance(module, _CONVS) or not _pads_with_zeros(module):
         raise NotExactError("no convolution that pads with zeros")
     _check_forward(module, next(kind for kind in _CONVS if isinstance(module, kind)))
     _check_apart(module, affine)
     if (affine.factor == 0).any():
         raise NotExactError("a channel with gamma = 0 has no border that could become beta")
     _check_axis(module, dim, -1 - len(module.kernel_size), 1)
+    border = -affine.shift / affine.factor
+    if not border.to(module.weight.dtype).isfinite().all():
+        raise NotExactError("a channel with gamma near 0 has a border beyond the range of its weight")
+    _conv_columns(draft, module, affine)
     draft.write(module, padding=(0,) * len(module.kernel_size))
-    _conv_input(draft, module, affine, dim)
-    return -affine.shift / affine.factor
+    return border
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
@@ -250,12 +253,18 @@ def _sequential(side: int) -> Rule:
 
 def _conv_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
     _check_axis(module, dim, -1 - len(module.kernel_size), 1)
+    if draft.latest(module, "padding") != module.padding:
+        raise NotExactError("its border is a constant of another site")
+    if affine.shift.any() and _pads_with_zeros(module):
+        raise NotExactError("beta is missing from the zeros of the padding, so the border would differ")
+    return _conv_columns(draft, module, affine)
+
+
+def _conv_columns(draft: Draft, module: Any, affine: Affine) -> nn.Module:
     if module.groups > 1:
         _check_apart(module, affine)
     weight = draft.read(module, "weight")
     assert weight is not None
-    if affine.shift.any() and _pads_with_zeros(draft, module):
-        raise NotExactError("beta is missing from the zeros of the padding, so the border would differ")
     grouped = weight.unflatten(0, (module.groups, -1))  # [groups, out / groups, in / groups, ...]
     per_group = [_group(affine, i, module.groups) for i in range(module.groups)]
     pairs = list(zip(grouped, per_group, strict=True))
@@ -303,8 +312,8 @@ def _batch_norm_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
     return module
 
 
-def _pads_with_zeros(draft: Draft, module: Any) -> bool:
-    padding = draft.latest(module, "padding")
+def _pads_with_zeros(module: Any) -> bool:
+    padding = module.padding
     amounts = (padding,) if isinstance(padding, str) else padding
     padded = any(amount not in (0, "valid") for amount in amounts)
     reaches = any(size > 1 for size in module.kernel_size) or "same" not in amounts

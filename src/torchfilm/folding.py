@@ -218,13 +218,17 @@ def _values(
 def _planned(
     plain: nn.Module, film: Conditioning, values: dict[str, Any], leftover: str, *, borders: bool = True
 ) -> _Plan:
-    """Plan each site, inner modules first: what they add happens before what is around them adds its own."""
+    """Plan each site, inner modules first: what they add happens before what is around them adds its own.
+
+    A module has more modules inside than any of these, whatever their names are.
+    """
     plan = _Plan(plain, Draft(plain, read_by_code(plain)))
     for name, module in plain.named_modules():
         for key, parameter in module._parameters.items():
             plan.ties.setdefault(id(parameter), []).append(f"{name}.{key}")
-    for site in sorted(film.sites.values(), key=lambda site: -site.name.count(".")):
-        module = plain.get_submodule(site.name)
+    modules = {name: plain.get_submodule(name) for name in film.sites}
+    for site in sorted(film.sites.values(), key=lambda site: len(list(modules[site.name].modules()))):
+        module = modules[site.name]
         try:
             affine = affine_of(film.fusion, values[site.name], site)
             _plan_site(plan, site, module, affine, borders=borders and leftover == "constant")
