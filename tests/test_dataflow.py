@@ -206,3 +206,39 @@ def test_a_norm_inside_of_a_constant_goes_into_the_convolution_beside_it():
     plain, report = fold(model, cond=cond, leftover="constant", fuse_norms=True)
     torch.testing.assert_close(plain(x), model(x, cond=cond))
     assert report.fused == (("0.0", "0.1"),)
+
+
+class Casts(nn.Module):
+    """A norm of its own precision, as others write it, inside of a network."""
+
+    def __init__(self, norm: nn.Module, *, island: bool) -> None:
+        super().__init__()
+        self.linear, self.norm, self.head, self.island = nn.Linear(6, 6), norm, nn.Linear(6, 2), island
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        h = 2 * h.to(torch.float32) - 1 if self.island else h
+        return self.head(self.norm(h).to(self.head.weight.dtype))
+
+
+NORMS = [
+    lambda: nn.LayerNorm(6, elementwise_affine=False),
+    lambda: nn.GroupNorm(2, 6, affine=False),
+    lambda: nn.BatchNorm1d(6, affine=False).float(),
+    lambda: nn.LayerNorm(6, bias=False).float(),
+]
+
+
+@pytest.mark.parametrize("island", [True, False], ids=["float32", "as the network"])
+@pytest.mark.parametrize("norm", range(len(NORMS)))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_norm_gets_an_affine_in_the_precision_of_its_features(norm, island, dtype):
+    base = Casts(nn.Identity(), island=island).to(dtype)
+    base.norm = NORMS[norm]() if island else NORMS[norm]().to(dtype)
+    model, x, cond = conditioned("norm", base.eval()), torch.randn(3, 6).to(dtype), z()
+    expected = model(x, cond=cond)
+    plain, _ = fold(model, cond=cond, inputs=(x,))
+    assert plain.norm.weight.dtype == (torch.float32 if island else dtype)
+    torch.testing.assert_close(plain(x), expected, rtol=0.1, atol=0.1)
+    with folded(model, cond=cond):
+        assert torch.equal(model(x), plain(x))

@@ -192,6 +192,27 @@ def test_a_closed_channel_has_no_border_and_stays_a_constant():
     assert report["0"].target == "constant"
 
 
+@pytest.mark.parametrize(("dtype", "gamma"), [(torch.float16, 1e-5), (torch.float32, 1e-42)], ids=str)
+def test_a_channel_whose_border_is_beyond_the_precision_stays_a_constant(dtype, gamma):
+    model = conditioned("0", nn.Sequential(nn.Conv2d(3, 5, 3, padding=1)), where="input").to(dtype)
+    values = {"0": tf.Modulation(torch.tensor([[1, gamma, 1]]), torch.ones(1, 3))}
+    plain, report = fold(model, modulation=values, leftover="constant")
+    x = torch.randn(2, 3, 7, 11).to(dtype)
+    assert torch.equal(plain(x), model(x, modulation=values))
+    assert "border beyond the range" in report["0"].note
+
+
+def test_weights_beyond_the_precision_are_refused():
+    model = conditioned("0", nn.Sequential(nn.Linear(3, 5)).half())
+    with pytest.raises(ValueError, match=r"0  its weight would be beyond the range of torch.float16"):
+        fold(model, modulation={"0": tf.Modulation(torch.full((1, 5), 1e7), torch.zeros(1, 5))})
+    nn.init.constant_(model[0].weight, 6e4)
+    with pytest.raises(
+        ValueError, match=r"site '0': expected folded weights.*got an error of inf(.|\n)*float32"
+    ):
+        fold(model, modulation={"0": tf.Modulation.identity(5)})
+
+
 def test_a_module_and_its_last_layer_are_folded_in_the_order_they_run():
     parts = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Linear(3, 5)), nn.ReLU())
     model, x, cond = condition(parts, find_both(parts), tf.Vector(7)), torch.randn(2, 3), z()
@@ -267,6 +288,11 @@ def test_tied_weights_are_untied_where_they_are_folded(sites):
     with folded(model, cond=cond):
         torch.testing.assert_close(model(k), plain(k))
     assert model.head.weight is model.table.weight
+
+
+def test_layers_without_a_bias_are_not_tied():
+    model = conditioned("0|1", nn.Sequential(nn.Linear(3, 5, bias=False), nn.Linear(5, 2, bias=False)))
+    assert [entry.note for entry in fold(model, cond=z())[1]] == ["", ""]
 
 
 @pytest.mark.parametrize("name", ["film", "scale", "bias", "gate", "concat", "low_rank"])

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn.modules import batchnorm
 
 from torchfilm.tracing import Ways, ways
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_CASTS = ("float", "half", "bfloat16", "double", "to", "type", "type_as")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -88,6 +90,41 @@ def read_by_code(model: nn.Module) -> set[int]:
             owner, _, name = (prefix + target).rpartition(".")
             found.add(id(getattr(_inside(model, owner), name, None)))
     return found - {id(None)}
+
+
+def fed_in_float32(model: nn.Module) -> set[nn.Module]:
+    """Return the layers that the code of a network in half precision calls with features in float32 only.
+
+    As seen from what it casts, `x.float()` or `x.to(torch.float32)`, and from layers that are float32
+    themselves. A norm without an affine, which has no numbers of its own, does not tell.
+
+    Example:
+        >>> fed_in_float32(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3, elementwise_affine=False)))
+        set()
+    """
+    if not any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.parameters()):
+        return set()
+    fed: dict[nn.Module, bool] = {}
+    for prefix, part in _parts("", model):
+        for graph in part.graphs:
+            wide: set[fx.Node] = set()
+            for node in graph.nodes:
+                inner = model.get_submodule(prefix + str(node.target)) if node.op == "call_module" else None
+                inputs_wide = not wide.isdisjoint(node.all_input_nodes)
+                if inner is not None:
+                    fed[inner] = fed.get(inner, True) and inputs_wide
+                if _gives_float32(node, inner, inputs_wide=inputs_wide):
+                    wide.add(node)
+    return {module for module, only in fed.items() if only}
+
+
+def _gives_float32(node: fx.Node, inner: nn.Module | None, *, inputs_wide: bool) -> bool:
+    """Whether the value of a node is float32: by a cast, by the numbers of a layer, else by what goes in."""
+    if node.op == "call_method" and node.target in _CASTS:
+        return node.target == "float" or torch.float32 in (*node.args, *node.kwargs.values())
+    own = () if inner is None else (*inner.parameters(), *inner.buffers())
+    dtype = next((tensor.dtype for tensor in own if tensor.is_floating_point()), None)
+    return inputs_wide if dtype is None else dtype == torch.float32
 
 
 def passes(module: nn.Module) -> bool:

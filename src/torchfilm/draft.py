@@ -51,14 +51,18 @@ class Draft:
     Args:
         root: the model that the modules belong to; it says which layers are called from one place only.
         fixed: the ids of tensors that the model's own code reads, which have to stay as they are.
+        float32: modules whose first tensors are made in float32, not in the precision of the model.
     """
 
-    def __init__(self, root: nn.Module, fixed: Collection[int] = ()) -> None:
+    def __init__(
+        self, root: nn.Module, fixed: Collection[int] = (), float32: Collection[nn.Module] = ()
+    ) -> None:
         self._fixed = fixed
+        self._float32 = float32
         children = [child for module in root.modules() for child in module._modules.values()]
         self._owners = Counter(id(child) for child in children if child is not None)
         floats = [tensor for tensor in root.parameters() if tensor.is_floating_point()]
-        self._like = floats[0] if floats else torch.empty(0)
+        self._first = floats[0] if floats else torch.empty(0)
         self._values: dict[nn.Module, dict[str, Any]] = {}
         self._kept: set[nn.Module] = set()
 
@@ -96,13 +100,17 @@ class Draft:
         """Set tensors or attributes of a module, once the draft is applied.
 
         Raises:
-            NotExactError: where code of the model reads the tensor itself.
+            NotExactError: where code of the model reads the tensor itself, and for numbers that its precision
+                cannot hold.
         """
-        for name in values:
+        for name, value in values.items():
             if id(module._parameters.get(name)) in self._fixed:
                 raise NotExactError(
                     f"code of the network reads its {name} without calling it, and would hear it"
                 )
+            dtype = self._like(module, name).dtype
+            if type(value) is Tensor and not value.to(dtype).isfinite().all():
+                raise NotExactError(f"its {name} would be beyond the range of {dtype}")
         self._values.setdefault(module, {}).update(values)
 
     def trial(self) -> Draft:
@@ -152,18 +160,26 @@ class Draft:
                 parameter = name in module._parameters
                 undo.append((module, name, parameter, module._parameters.get(name, getattr(module, name))))
                 if parameter and isinstance(value, Tensor):
-                    module._parameters[name] = self._parameter(module, name, value)
+                    module._parameters[name] = _parameter(value, self._like(source, name))
                 else:
                     setattr(module, name, value)
         return lambda: _restore(undo)
 
-    def _parameter(self, module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
-        """Round a new value to the precision of the old one, or of what is beside it."""
-        beside = (module._parameters[name], *module._parameters.values(), *module._buffers.values())
-        like = next((t for t in beside if t is not None and t.is_floating_point()), self._like)
-        if type(value) is Tensor:
-            value = value.to(device=like.device, dtype=like.dtype)
-        return nn.Parameter(value, requires_grad=like.requires_grad)
+    def _like(self, module: nn.Module, name: str) -> Tensor:
+        """Return what a new value is to be like: the old one, what is beside it, or the model's first one."""
+        beside = (module._parameters.get(name), *module._parameters.values(), *module._buffers.values())
+        like = next((t for t in beside if t is not None and t.is_floating_point()), None)
+        if like is not None or module not in self._float32:
+            return self._first if like is None else like
+        first = self._first
+        return torch.empty(0, dtype=torch.float32, device=first.device, requires_grad=first.requires_grad)
+
+
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    """Round a new value to the precision of what it is to be like."""
+    if type(value) is Tensor:
+        value = value.to(device=like.device, dtype=like.dtype)
+    return nn.Parameter(value, requires_grad=like.requires_grad)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

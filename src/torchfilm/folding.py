@@ -8,6 +8,7 @@ modulation.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch.nn.modules import batchnorm
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from torchfilm.dataflow import conv_norm_pairs, read_by_code
+from torchfilm.dataflow import conv_norm_pairs, fed_in_float32, read_by_code
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import fold_border, fold_input, fold_output
@@ -222,10 +223,11 @@ def _planned(
 
     A module has more modules inside than any of these, whatever their names are.
     """
-    plan = _Plan(plain, Draft(plain, read_by_code(plain)))
+    plan = _Plan(plain, Draft(plain, read_by_code(plain), fed_in_float32(plain)))
     for name, module in plain.named_modules():
         for key, parameter in module._parameters.items():
-            plan.ties.setdefault(id(parameter), []).append(f"{name}.{key}")
+            if parameter is not None:
+                plan.ties.setdefault(id(parameter), []).append(f"{name}.{key}")
     modules = {name: plain.get_submodule(name) for name in film.sites}
     for site in sorted(film.sites.values(), key=lambda site: len(list(modules[site.name].modules()))):
         module = modules[site.name]
@@ -258,7 +260,7 @@ def _plan_site(plan: _Plan, site: Site, module: nn.Module, affine: Affine, *, bo
         plan.notes[site.name] = "its padding became a border of -beta / gamma"
         target = module
     plan.targets[site.name] = target
-    ties = [plan.ties[id(target._parameters[name])] for name in plan.draft.tensors(target)]
+    ties = [plan.ties.get(id(target._parameters[name]), []) for name in plan.draft.tensors(target)]
     if any(len(tied) > 1 for tied in ties):
         plan.notes[site.name] = f"was tied: {' = '.join(next(tied for tied in ties if len(tied) > 1))}"
     if target not in plan.references:
@@ -416,6 +418,12 @@ def _report(
             sites.append(FoldedSite(name, "constant", 0.0, plan.kept[name]))
             continue
         target = plan.targets[name]
+        if not math.isfinite(errors[target]):
+            raise ValueError(
+                f"fold, site '{name}': expected folded weights that compute finite numbers, got an error of "
+                f"{errors[target]} on random features.\n"
+                f"These are beyond its precision: fold in float32, then convert the result."
+            )
         where = ", ".join(f"{names[target]}.{tensor}" for tensor in plan.draft.tensors(target) or ["scales"])
         sites.append(FoldedSite(name, where, errors[target], plan.notes.get(name, "")))
     return FoldReport(tuple(sites), counts, error, tuple(pairs))
