@@ -76,6 +76,7 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.active: Active | Plain | None = None
+        self.fixed: Any = None
         self.frames: list[_Frame] = []
         self.transforms: list[Transform] = []
 
@@ -137,14 +138,41 @@ class Conditioning(nn.Module):
     @contextmanager
     def transformed(self, transform: Transform) -> Iterator[None]:
         """Apply a function to the values of all sites between generator and sites, in this thread."""
+        self.check_open("edit or record")
         self.transforms.append(transform)
         try:
             yield
         finally:
             self.transforms.remove(transform)
 
+    @contextmanager
+    def fixed(self, values: Any) -> Iterator[None]:
+        """Let the slots hold these values or PLAIN in the block, as they are, whatever else is active."""
+        before, held = self.local.fixed, self.held()
+        self.local.fixed = values
+        self.fill(values)
+        try:
+            yield
+        finally:
+            self.local.fixed = before
+            self.restore(held)
+
+    def check_open(self, got: str) -> None:
+        """Raise ValueError where the values are fixed: what comes now would not be heard at all sites."""
+        if self.local.fixed is not None:
+            raise ValueError(
+                f"Conditioned network: expected none inside `folded`, whose weights hold a condition, "
+                f"got {got}.\n"
+                f"Leave the block first; what is to change the folded values goes around it: with edit(...), "
+                f"folded(...)."
+            )
+
     def values(self, cond: Any, modulation: Any) -> Any:
         """Return what the slots get for these arguments: a value for each site, or PLAIN."""
+        if self.local.fixed is not None:
+            if cond is not None or modulation is not None:
+                self.check_open("a condition of a call's own")
+            return self.local.fixed
         active = self.local.active
         if active is PLAIN:
             return PLAIN
@@ -271,6 +299,7 @@ class Conditioning(nn.Module):
 @contextmanager
 def active(film: Conditioning, entry: Active | Plain | None) -> Iterator[None]:
     """Make something active in this thread; then what was before, also where blocks do not end in turn."""
+    film.check_open("using or unconditioned")
     frame = _Frame(film)
     film.local.frames.append(frame)
     film.local.active = entry

@@ -171,6 +171,10 @@ def _packed_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Mo
     _check_axis(module, dim, -1)
     _check_apart(module, affine)
     packed = draft.latest(module._packed_params, "_packed_params")
+    if module._packed_params.dtype != torch.qint8:
+        raise NotExactError(
+            f"its weight is packed as {module._packed_params.dtype}, not as integers with scales"
+        )
     draft.write(module._packed_params, _packed_params=repacked(packed, affine.factor, affine.shift))
     return module
 

@@ -24,7 +24,7 @@ from torchfilm.dataflow import conv_norm_pairs, fed_in_float32, read_by_code
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import fold_border, fold_input, fold_output
-from torchfilm.injection import Conditioning, conditioning, remove, unconditioned, using
+from torchfilm.injection import Conditioning, conditioning, remove
 from torchfilm.kept import Border, Margin, keep
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
@@ -67,7 +67,7 @@ def fold(
     modulation: dict[str, Any] | None = None,
     leftover: Leftover = "error",
     fuse_norms: bool | Sequence[tuple[str, str]] = False,
-    inputs: Sequence[Any] | None = None,
+    inputs: Sequence[Any] | Tensor | None = None,
 ) -> tuple[nn.Module, FoldReport]:
     """Return a plain copy of a conditioned network that computes what it computes under one condition.
 
@@ -90,8 +90,9 @@ def fold(
         fuse_norms: True to merge each BatchNorm in evaluation into the convolution whose output it alone
             reads, as the model's code says; or the pairs of names (convolution, norm). The norm becomes an
             Identity.
-        inputs: arguments of the model, to measure how far the outputs differ, and to refuse a copy that
-            computes something else: a network whose code reads weights in ways that cannot be seen from here.
+        inputs: arguments of the model, or its only one, to measure how far the outputs differ, and to refuse
+            a copy that computes something else: a network whose code reads weights, or branches by
+            isinstance, in ways that cannot be seen from here.
 
     Returns:
         The copy, and a report of each site: where it went, and the measured error.
@@ -131,7 +132,7 @@ def fold(
     for _, norm in pairs:
         parent, _, child = norm.rpartition(".")
         setattr(plain.get_submodule(parent), child, nn.Identity())
-    error = None if inputs is None else _difference(model, plain, values, inputs)
+    error = None if inputs is None else _difference(film, model, plain, values, inputs)
     report = _report(plan, film, pairs, (_count(plain), _count(model)), error)
     if error is not None and not error <= (rounding := _rounding(plain)):
         raise ValueError(
@@ -155,7 +156,8 @@ def folded(
 
     At the end, also after an exception, the very tensors are back that were there before. Weights are shared
     by all threads, so no other thread may use the network meanwhile. What is left over (leftover="constant")
-    stays modulated as it was.
+    stays modulated as it was. An `edit` around the block is folded as well; inside of it, `edit`, `record`,
+    `using` and a call's own `cond=` raise, since the weights would not hear them.
 
     Args:
         model: a conditioned network.
@@ -181,7 +183,7 @@ def folded(
     undo = plan.draft.apply(lambda module: model.get_submodule(names[module]))
     try:
         rest = {name: values[name] if name in plan.kept else PLAIN for name in values}
-        with using(model, modulation=rest) if plan.kept else unconditioned(model):
+        with film.fixed(rest if plan.kept else PLAIN):
             yield model
     finally:
         undo()
@@ -206,6 +208,11 @@ def _values(
         )
     with torch.no_grad(), film.predicting():
         values = film.values(cond, modulation)
+    if values is PLAIN:
+        raise ValueError(
+            "fold: expected a network that hears its condition, got it inside `unconditioned`.\n"
+            "Leave that block first."
+        )
     for name, value in values.items():
         for leaf in pytree.tree_leaves(value):
             if isinstance(leaf, Tensor) and not leaf.isfinite().all():
@@ -373,20 +380,36 @@ def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
     keep(plain, site, Border(list(module._reversed_padding_repeated_twice)), Margin(border.to(module.weight)))
 
 
-def _difference(model: nn.Module, plain: nn.Module, values: dict[str, Any], inputs: Sequence[Any]) -> float:
+def _difference(
+    film: Conditioning,
+    model: nn.Module,
+    plain: nn.Module,
+    values: dict[str, Any],
+    inputs: Sequence[Any] | Tensor,
+) -> float:
     if model.training:
         raise ValueError(
             "fold: expected a network in evaluation to compare outputs on inputs, got one in training.\n"
             "Call model.eval() first, or leave inputs out."
         )
+    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     with torch.no_grad():
-        expected = pytree.tree_leaves(model(*inputs, modulation=values))
-        actual = pytree.tree_leaves(plain(*inputs))
+        with film.fixed(values):
+            expected = pytree.tree_leaves(model(*given))
+        actual = pytree.tree_leaves(plain(*given))
     pairs = [
         (one.double(), other.double())
         for one, other in zip(actual, expected, strict=True)
         if isinstance(one, Tensor) and one.is_floating_point()
     ]
+    if not pairs:
+        got = ", ".join(
+            str(leaf.dtype) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in expected
+        )
+        raise ValueError(
+            f"fold: expected outputs with floating-point tensors, to compare them on the inputs, got {got}.\n"
+            f"Leave inputs out, or fold the part of the network that gives such an output."
+        )
     largest = max(float(other.abs().max()) for _, other in pairs)
     return max(float((one - other).abs().max()) for one, other in pairs) / max(largest, _TINY)
 

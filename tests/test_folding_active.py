@@ -1,0 +1,124 @@
+"""Folding where something else is active, and what may be active where a network is folded."""
+
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchfilm as tf
+from catalogue import randomise
+
+
+def network(sites: str = "0|1|2") -> nn.Module:
+    """Two sites that fold, and between them one that stays a constant."""
+    base = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    found = tf.find(base, "[02]") + (tf.find(base, "1", dim=-1, features=5) if "1" in sites else [])
+    model = tf.condition(base, found, tf.Vector(7))
+    randomise(tf.conditioning(model))
+    return model
+
+
+def z() -> Tensor:
+    return torch.randn(1, 7)
+
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+KEPT = {"leftover": "constant"}
+EDIT = {"0|1|2": lambda m: 0.5 * m}
+
+
+def test_an_edit_around_a_fold_is_folded_once():
+    model, cond = network(), z()
+    with tf.edit(model, EDIT):
+        expected = model(X, cond=cond)
+        plain, report = tf.fold(model, cond=cond, inputs=(X,), **KEPT)
+        with tf.folded(model, cond=cond, **KEPT):
+            torch.testing.assert_close(model(X), expected)
+        assert torch.equal(model(X, cond=cond), expected)
+    torch.testing.assert_close(plain(X), expected)
+    assert report.error < 1e-5
+    assert not torch.equal(model(X, cond=cond), expected)
+
+
+INSIDE = [
+    ("edit or record", lambda model: tf.edit(model, EDIT).__enter__()),
+    ("edit or record", lambda model: tf.record(model).__enter__()),
+    ("using or unconditioned", lambda model: tf.using(model, cond=z()).__enter__()),
+    ("using or unconditioned", lambda model: tf.unconditioned(model).__enter__()),
+    ("a condition of a call's own", lambda model: model(X, cond=z())),
+    ("a condition of a call's own", lambda model: tf.fold(model, cond=z())),
+    ("a condition of a call's own", lambda model: tf.folded(model, cond=z()).__enter__()),
+]
+
+
+@pytest.mark.parametrize("sites", ["0|2", "0|1|2"], ids=["all folded", "with a constant"])
+@pytest.mark.parametrize(("got", "act"), INSIDE, ids=range(len(INSIDE)))
+def test_inside_of_folded_nothing_else_is_silently_ignored(sites, got, act):
+    model, cond = network(sites), z()
+    expected = model(X, cond=cond)
+    with tf.folded(model, cond=cond, **KEPT):
+        with pytest.raises(ValueError, match=rf"none inside `folded`(.|\n)*got {got}(.|\n)*goes around it"):
+            act(model)
+        torch.testing.assert_close(model(X), expected)
+    assert torch.equal(model(X, cond=cond), expected)
+
+
+def test_a_network_without_a_condition_is_not_folded():
+    model = network()
+    for act in (tf.fold, lambda *args, **options: tf.folded(*args, **options).__enter__()):
+        with (
+            tf.unconditioned(model),
+            pytest.raises(ValueError, match="hears its condition, got it inside `uncon"),
+        ):
+            act(model, cond=z(), **KEPT)
+
+
+@pytest.mark.plain
+def test_a_compiled_network_hears_what_is_folded():
+    model, cond = network(), z()
+    compiled, expected = torch.compile(model, backend="eager"), model(X, cond=cond)
+    torch.testing.assert_close(compiled(X, cond=cond), expected)
+    with tf.folded(model, cond=cond, **KEPT):
+        torch.testing.assert_close(compiled(X), expected)
+    torch.testing.assert_close(compiled(X, cond=cond), expected)
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+
+
+class Ends(nn.Module):
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.linear, self.end = nn.Linear(3, 5), end
+
+    def forward(self, x: Tensor):
+        return self.end(self.linear(x))
+
+
+@pytest.mark.parametrize(("end", "got"), [(lambda y: y.argmax(-1), "torch.int64"), (Answer, "Answer")])
+def test_outputs_that_cannot_be_compared_are_an_error(end, got):
+    model = tf.condition(Ends(end).eval(), "linear", tf.Vector(7))
+    with pytest.raises(ValueError, match=f"floating-point tensors, to compare them on the inputs, got {got}"):
+        tf.fold(model, cond=z(), inputs=(X,))
+
+
+def test_one_tensor_is_the_only_input():
+    model, cond = network("0|2"), z()
+    errors = [tf.fold(model, cond=cond, inputs=inputs)[1].error for inputs in (X, (X,), [X])]
+    assert errors[0] == errors[1] == errors[2] < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_packed_in_half_precision_are_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(nn.Linear(64, 5)), {nn.Linear}, dtype=torch.float16
+        )
+    model = tf.condition(base, tf.find(base, "0", dim=-1, features=5), tf.Vector(7))
+    with pytest.raises(ValueError, match=r"0  its weight is packed as torch.float16, not as integers"):
+        tf.fold(model, cond=z())
