@@ -143,7 +143,8 @@ class Conditioning(nn.Module):
         try:
             yield
         finally:
-            self.transforms.remove(transform)
+            mine = (i for i, one in enumerate(self.transforms) if one is transform)
+            del self.transforms[max(mine)]
 
     @contextmanager
     def fixed(self, values: Any) -> Iterator[None]:
@@ -161,8 +162,8 @@ class Conditioning(nn.Module):
         """Raise ValueError where the values are fixed: what comes now would not be heard at all sites."""
         if self.local.fixed is not None:
             raise ValueError(
-                f"Conditioned network: expected none inside `folded`, whose weights hold a condition, "
-                f"got {got}.\n"
+                f"folded: expected nothing inside the block that changes what is heard: the weights hold a "
+                f"condition, got {got}.\n"
                 f"Leave the block first; what is to change the folded values goes around it: with edit(...), "
                 f"folded(...)."
             )
