@@ -242,3 +242,29 @@ def test_a_norm_gets_an_affine_in_the_precision_of_its_features(norm, island, dt
     torch.testing.assert_close(plain(x), expected, rtol=0.1, atol=0.1)
     with folded(model, cond=cond):
         assert torch.equal(model(x), plain(x))
+
+
+class Reused(nn.Module):
+    """Code that calls parts of a block by themselves too."""
+
+    def __init__(self, again: str) -> None:
+        super().__init__()
+        self.again = again
+        self.block = nn.Sequential(nn.Linear(6, 5), nn.Sequential(nn.ReLU(), nn.Linear(5, 6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        return y + self.get_submodule(self.again)(x[..., :5]) if self.again else y
+
+
+@pytest.mark.parametrize("again", ["", "block.1", "block.1.1"])
+def test_a_layer_of_a_block_that_is_called_without_the_block_takes_nothing_of_it(again: str):
+    model, x, cond = conditioned("block", Reused(again).eval(), dim=-1, features=6), torch.randn(2, 6), z()
+    plain, report = fold(model, cond=cond, leftover="constant")
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    assert [site.target == "constant" for site in report.sites] == [bool(again)]
+    if again:
+        with pytest.raises(
+            ValueError, match=r"block  its (Linear|Sequential) is called from outside of it too"
+        ):
+            fold(model, cond=cond)

@@ -7,14 +7,17 @@ its parts are traced, each alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.modules import batchnorm
 
+from torchfilm.channels import lineage
 from torchfilm.tracing import Ways, ways
+
+Code = Sequence[tuple[str, Ways]]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _CASTS = ("float", "half", "bfloat16", "double", "to", "type", "type_as")
@@ -73,7 +76,12 @@ def conv_norm_pairs(model: nn.Module, kept: Collection[nn.Module] = ()) -> list[
     return [pair for pair in found if all(pair in pairs or called.isdisjoint(pair) for pairs, called in seen)]
 
 
-def read_by_code(model: nn.Module) -> set[int]:
+def code_of(model: nn.Module) -> Code:
+    """Return the graphs of a network's code, for what reads them all."""
+    return list(_parts("", model))
+
+
+def read_by_code(model: nn.Module, code: Code | None = None) -> set[int]:
     """Return the ids of the tensors that the code of the model reads besides calling their layer.
 
     As a network that multiplies by the weights of its embedding does. Of code that cannot be traced nothing
@@ -84,7 +92,7 @@ def read_by_code(model: nn.Module) -> set[int]:
         0
     """
     found = set()
-    for prefix, part in _parts("", model):
+    for prefix, part in code or code_of(model):
         nodes = [node for graph in part.graphs for node in graph.nodes]
         for target in {str(node.target) for node in nodes if node.op == "get_attr"}:
             owner, _, name = (prefix + target).rpartition(".")
@@ -92,7 +100,25 @@ def read_by_code(model: nn.Module) -> set[int]:
     return found - {id(None)}
 
 
-def fed_in_float32(model: nn.Module) -> set[nn.Module]:
+def surroundings(model: nn.Module, code: Code | None = None) -> dict[nn.Module, set[frozenset[nn.Module]]]:
+    """Return the modules whose code runs around each call of a module, its own included, as far as it shows.
+
+    Example:
+        >>> model = nn.Sequential(nn.Sequential(nn.Linear(2, 3)), nn.ReLU())
+        >>> [len(around) for around in surroundings(model)[model[0][0]]]
+        [3]
+    """
+    found: dict[nn.Module, set[frozenset[nn.Module]]] = {}
+    for prefix, part in code or code_of(model):
+        for node in (node for graph in part.graphs for node in graph.nodes if node.op == "call_module"):
+            around = lineage(model, prefix[:-1])
+            for path, _ in node.meta.get("nn_module_stack", {}).values():
+                around.append(model.get_submodule(prefix + path))
+                found.setdefault(around[-1], set()).add(frozenset(around))
+    return found
+
+
+def fed_in_float32(model: nn.Module, code: Code | None = None) -> set[nn.Module]:
     """Return the layers that the code of a network in half precision calls with features in float32 only.
 
     As seen from what it casts, `x.float()` or `x.to(torch.float32)`, and from layers that are float32
@@ -105,7 +131,7 @@ def fed_in_float32(model: nn.Module) -> set[nn.Module]:
     if not any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.parameters()):
         return set()
     fed: dict[nn.Module, bool] = {}
-    for prefix, part in _parts("", model):
+    for prefix, part in code or code_of(model):
         for graph in part.graphs:
             wide: set[fx.Node] = set()
             for node in graph.nodes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +52,19 @@ class Draft:
         root: the model that the modules belong to; it says which layers are called from one place only.
         fixed: the ids of tensors that the model's own code reads, which have to stay as they are.
         float32: modules whose first tensors are made in float32, not in the precision of the model.
+        around: the modules whose code runs around each call of a layer, as far as that is known.
     """
 
     def __init__(
-        self, root: nn.Module, fixed: Collection[int] = (), float32: Collection[nn.Module] = ()
+        self,
+        root: nn.Module,
+        fixed: Collection[int] = (),
+        float32: Collection[nn.Module] = (),
+        around: Mapping[nn.Module, Collection[Collection[nn.Module]]] | None = None,
     ) -> None:
         self._fixed = fixed
         self._float32 = float32
+        self._around = around or {}
         children = [child for module in root.modules() for child in module._modules.values()]
         self._owners = Counter(id(child) for child in children if child is not None)
         floats = [tensor for tensor in root.parameters() if tensor.is_floating_point()]
@@ -132,14 +138,20 @@ class Draft:
         if any(inner in self._kept for inner in module.modules()):
             raise NotExactError("a module inside of it keeps a constant")
 
-    def alone(self, child: nn.Module) -> None:
+    def alone(self, child: nn.Module, module: nn.Module | None = None) -> None:
         """Make sure that only the module which holds this child calls it, and nobody watches what it gives.
 
+        Args:
+            child: a module inside of another.
+            module: around which of them all calls are to be; None for the root.
+
         Raises:
-            NotExactError: where it has other owners, or hooks.
+            NotExactError: where it has other owners, other callers as far as code can be read, or hooks.
         """
         if self._owners[id(child)] > 1:
             raise NotExactError(f"its {type(child).__name__} is used in another place too")
+        if module is not None and not all(module in around for around in self._around.get(child, ())):
+            raise NotExactError(f"its {type(child).__name__} is called from outside of it too")
         if child._forward_hooks or child._forward_pre_hooks:
             raise NotExactError(f"its {type(child).__name__} has hooks, which would see other numbers")
 

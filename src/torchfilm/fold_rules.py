@@ -97,7 +97,7 @@ def _inside(draft: Draft, module: nn.Module, name: str | None) -> nn.Module | No
     inner = module
     for part in name.split(".") if name else ():
         inner = inner.get_submodule(part)
-        draft.alone(inner)
+        draft.alone(inner, module)
     return inner if name else None
 
 
@@ -238,7 +238,7 @@ def _inner_output(name: str) -> Rule:
             raise NotExactError(
                 f"{kind_of(module).__name__} ends with a residual sum, not with a layer of weights"
             )
-        draft.alone(inner)
+        draft.alone(inner, module)
         return fold_output(draft, inner, affine, dim)
 
     return rule
@@ -248,7 +248,7 @@ def _sequential(side: int) -> Rule:
     def rule(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
         for child in list(module)[::side]:
             if not passes(child):
-                draft.alone(child)
+                draft.alone(child, module)
                 return (fold_output if side < 0 else fold_input)(draft, child, affine, dim)
         raise NotExactError("Sequential has no layer with weights")
 

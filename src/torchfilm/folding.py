@@ -20,7 +20,7 @@ from torch.nn.modules import batchnorm
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from torchfilm.dataflow import conv_norm_pairs, fed_in_float32, read_by_code
+from torchfilm.dataflow import code_of, conv_norm_pairs, fed_in_float32, read_by_code, surroundings
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import fold_border, fold_input, fold_output
@@ -230,7 +230,9 @@ def _planned(
 
     A module has more modules inside than any of these, whatever their names are.
     """
-    plan = _Plan(plain, Draft(plain, read_by_code(plain), fed_in_float32(plain)))
+    code = code_of(plain)
+    fixed, float32, around = read_by_code(plain, code), fed_in_float32(plain, code), surroundings(plain, code)
+    plan = _Plan(plain, Draft(plain, fixed, float32, around))
     for name, module in plain.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
