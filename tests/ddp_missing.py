@@ -22,7 +22,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        conditions = {"kind": tf.Classes(11, 7), "words": tf.Tokens(7, "attention")}
+        conditions = {"kind": tf.Maybe(tf.Classes(11, 7)), "words": tf.Maybe(tf.Tokens(7, "attention"))}
         self.conditions = tf.Several(conditions, "concat")
         self.generator = tf.Generator(self.conditions.dim, {"here": 5}, trunk=(2, "silu"))
         self.layer = nn.Linear(3, 5)

@@ -122,6 +122,7 @@ CHANGES = {
     "mode": lambda norm: norm.train(),
     "values": lambda norm: norm.weight.copy_(torch.linspace(1, 2, 6)),
     "bias": lambda norm: norm.bias.add_(1),
+    "data": lambda norm: setattr(norm.weight, "data", torch.linspace(1, 2, 6)),
     "statistics": lambda norm: setattr(norm, "running_mean", torch.linspace(1, 2, 6)),
     "eps": lambda norm: setattr(norm, "eps", 0.1),
     "parameter": lambda norm: setattr(norm, "weight", nn.Parameter(torch.linspace(1, 2, 6))),
@@ -154,6 +155,21 @@ def test_weights_that_a_hook_puts_in_place_are_read_then():
     model[0].weight.sub_(1)
     m = tf.modulations(model, cond)["0"]
     torch.testing.assert_close(model(x, cond=cond), torch.relu(film(plain, m.gamma, m.beta, 1)))
+
+
+@torch.no_grad()
+def test_weights_that_a_block_puts_in_place_are_read_then():
+    model, x, cond = trained(network("batch")), torch.randn(4, 6, 5, 3), torch.randn(1, 5)
+    inner = tf.condition(nn.Sequential(nn.Sequential(tf.remove(model))), r"0\.0\.0", tf.Vector(5))
+    norm, real = inner[0][0][0], inner[0][0][0].weight.clone()
+    expected = trained(inner)(x, cond=cond)
+    norm.weight.mul_(0)
+
+    def loaded(block: nn.Module, args: tuple[torch.Tensor]) -> None:
+        norm.weight.data.copy_(real)
+
+    inner[0].register_forward_pre_hook(loaded)
+    torch.testing.assert_close(inner(x, cond=cond), expected)
 
 
 def test_what_does_not_fit_into_the_affine_takes_two_steps(monkeypatch):

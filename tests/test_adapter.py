@@ -75,6 +75,34 @@ def test_a_whole_network_that_is_checkpointed_hears_again_what_was_active():
         model(given[0][0])
 
 
+def test_a_recording_that_is_over_hears_no_second_run():
+    model, (x, z) = conditioned(), inputs()
+    context = tf.checkpoint_context(model)
+    with tf.record(model) as rec:
+        y = checkpoint(lambda x: model(x, cond=z), x, use_reentrant=False, context_fn=context)
+    y.sum().backward()
+    assert len(rec.calls) == 1
+
+
+def test_a_checkpointed_network_goes_backwards_where_it_went_forwards():
+    model, (x, z) = checkpointed(), inputs()
+    model.stem.requires_grad_()
+
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        with tf.folded(model, cond=z[:1]):
+            model(x).square().sum().backward()
+        return model.stem.weight.grad.clone()
+
+    expected = gradient()
+    model.options = {"use_reentrant": False, "context_fn": tf.checkpoint_context(model)}
+    torch.testing.assert_close(gradient(), expected)
+    with tf.folded(model, cond=z[:1]):
+        y = model(x)
+    with pytest.raises(ValueError, match=r"backward pass where the forward pass was(.|\n)*both outside"):
+        y.sum().backward()
+
+
 def test_a_backward_pass_may_recompute_twice():
     model, (x, z) = checkpointed(), inputs()
     model.options = {"use_reentrant": False, "context_fn": tf.checkpoint_context(model)}

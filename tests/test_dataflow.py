@@ -54,6 +54,31 @@ class AddsByFlag(Branch):
         return y + x if plain is False else y
 
 
+class AddsByIdentity(Branch):
+    def forward(self, x: Tensor, mode: object = None) -> Tensor:
+        y = self.last(self.first(x))
+        return y + x if mode is Branch else y
+
+
+class AddsByClass(Branch):
+    def forward(self, x: Tensor, more: object = 0) -> Tensor:
+        y = self.last(self.first(x))
+        return y + more if isinstance(more, int) else y
+
+
+class AddsWithGradients(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(self.first(x))
+        return y + x if torch.is_grad_enabled() else y
+
+
+class RefusesNone(Branch):
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        if scale is None:
+            raise LookupError("give a scale")
+        return self.last(self.first(x))
+
+
 class AddsWhatItCollects(Branch):
     def forward(self, x: Tensor, *more: Tensor, **options: Tensor) -> Tensor:
         y = self.last(self.first(x))
@@ -80,6 +105,10 @@ ASKING = [
     (AddsByFlag, None, None),
     (AddsWhatItCollects, None, None),
     (HasManyWays, None, None),
+    (AddsByIdentity, None, None),
+    (AddsByClass, None, None),
+    (AddsWithGradients, None, None),
+    (RefusesNone, None, None),
     (Fails, "first", "last"),
 ]
 

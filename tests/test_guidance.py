@@ -27,7 +27,8 @@ def conditioned(spec: nn.Module, **options: object) -> nn.Module:
 
 
 def several() -> tf.Several:
-    return tf.Several({"time": tf.Scalars(1, 4), "text": tf.Vector(7), "style": tf.Classes(11, 5)})
+    parts = {"text": tf.Maybe(tf.Vector(7)), "style": tf.Maybe(tf.Classes(11, 5))}
+    return tf.Several({"time": tf.Scalars(1, 4), **parts})
 
 
 def given() -> dict[str, torch.Tensor]:

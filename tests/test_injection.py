@@ -447,7 +447,7 @@ def test_every_fusion_listens_at_the_same_sites(fusion: str):
 
 
 def test_conditions_may_be_several_missing_or_tokens():
-    (x, z), both = inputs(), tf.Several({"a": tf.Vector(13), "b": tf.Vector(4)}, "compose")
+    (x, z), both = inputs(), tf.Several({"a": tf.Vector(13), "b": tf.Maybe(tf.Vector(4))}, "compose")
     model = tf.condition(Net(), SITES, both)
     randomise(model.film)
     assert not torch.allclose(model(x, cond={"a": z}), model(x, cond={"a": z, "b": torch.randn(2, 4)}))

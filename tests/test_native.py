@@ -39,6 +39,7 @@ def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
         call(name, *arguments)
 
     monkeypatch.setattr(onepass, "_FROM", 1)
+    monkeypatch.setattr(onepass, "_CHANNELS_FROM", 1)
     monkeypatch.setattr(onepass, "_call", counted)
     native.enable(folder)
     yield found

@@ -28,7 +28,7 @@ def several(combine: str = "concat", **options: float) -> tf.Several:
     parts = {"kind": tf.Classes(11, 7), "words": tf.Tokens(7), "time": tf.Scalars(1, 7 * 2)}
     parts["time"] = nn.Sequential(parts["time"], nn.Linear(14, 7))
     parts["time"].dim = 7
-    return randomise(tf.Several(parts, combine, **options))
+    return randomise(tf.Several({name: tf.Maybe(c) for name, c in parts.items()}, combine, **options))
 
 
 def given(batch: int = 5) -> dict:
@@ -216,6 +216,18 @@ def test_with_nothing_given_at_all_there_is_one_row_for_every_sample():
     assert torch.equal(both({}).expand(5, 21), masked)
 
 
+def test_what_may_not_be_missing_is_asked_for():
+    both = tf.Several({"time": tf.Scalars(1, 8), "text": tf.Vector(7), "style": tf.Maybe(tf.Classes(5, 3))})
+    given = {"time": torch.rand(5, 1), "text": tf.Masked(torch.randn(5, 7), PRESENT)}
+    assert both(given).shape == (5, 18)
+    for lacking in ({"time": given["time"]}, {**given, "text": None}):
+        with pytest.raises(
+            ValueError, match=r"all of \['time', 'text'\], got none for \['text'\][\s\S]*Maybe"
+        ):
+            both(lacking)
+    assert tf.Several({"text": tf.Vector(7)}, joint_dropout=0.1)({}).shape == (7,)
+
+
 def test_joint_dropout_takes_all_of_a_sample_or_nothing():
     both, cond = several(joint_dropout=0.4), given(2000)
     z, kept = both(cond), both.eval()(cond)
@@ -242,7 +254,7 @@ def test_joint_dropout_comes_on_top_of_each_condition_s_own():
 
 
 def test_a_condition_per_sample_and_one_per_token_go_together():
-    both = randomise(tf.Several({"a": tf.Vector(7), "b": tf.Vector(2)})).eval()
+    both = randomise(tf.Several({"a": tf.Maybe(tf.Vector(7)), "b": tf.Vector(2)})).eval()
     a, b = torch.randn(5, 7), torch.randn(5, 4, 2)
     z = both({"a": a, "b": b})
     assert torch.equal(z, torch.cat([a[:, None].expand(5, 4, 7), b], dim=-1))

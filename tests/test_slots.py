@@ -5,7 +5,7 @@ import copy
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import pytest
 import torch
@@ -16,6 +16,8 @@ import torchfilm as tf
 from catalogue import randomise
 from networks import conditioned, inputs
 from torchfilm.injection import marker
+
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -407,6 +409,43 @@ def test_a_list_of_layers_that_walks_over_itself():
     assert torch.equal(model(x, cond=torch.randn(7, 13)), expected)
     assert len(model) == len(list(model)) == len(model[:2]) + 1 == 3
     assert type(model[1:]) is Stack
+
+
+def test_layers_of_a_container_keep_their_names_while_they_listen():
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), "[02]", tf.Vector(13))
+    for change in (lambda: model.__delitem__(1), lambda: model.pop(1), lambda: model.insert(1, nn.ReLU())):
+        with pytest.raises(ValueError, match=r"to keep their names, got others(.|\n)*then condition it"):
+            change()
+    assert len(model) == 3
+    del tf.remove(model)[1]
+
+
+def test_classes_of_any_layout_and_metaclass_listen():
+    class Slotted(nn.Module, Generic[T]):
+        __slots__ = ("own",)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    class Listing(type):
+        def __new__(cls, name, bases, namespace):
+            made = super().__new__(cls, name, bases, namespace)
+            made.fields = [*getattr(bases[0], "fields", []), *namespace.get("__annotations__", {})]
+            return made
+
+    class Listed(nn.Module, metaclass=Listing):
+        width: int
+
+        def __init_subclass__(cls) -> None:
+            cls.seen = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * len(self.fields)
+
+    x = torch.randn(2, 5)
+    for kind, expected in ((Slotted, x), (Listed, x)):
+        model = tf.condition(nn.Sequential(kind()), "0", tf.Vector(13), features=5, dim=-1)
+        assert torch.equal(model(x, cond=torch.randn(2, 13)), expected)
 
 
 def test_a_class_that_registers_its_subclasses_registers_none_of_ours():

@@ -27,7 +27,8 @@ EXACT = [
 
 def conditions(combine: str = "concat") -> tf.Several:
     periods = {"min_period": 2 * math.pi, "max_period": 2e4 * math.pi}
-    parts = {"seen": tf.Vector(8), "time": tf.Scalars(1, 8, **periods), "task": tf.Classes(7, 8)}
+    task = tf.Maybe(tf.Classes(7, 8))
+    parts = {"seen": tf.Vector(8), "time": tf.Scalars(1, 8, **periods), "task": task}
     return randomise(tf.Several(parts, combine)).eval()
 
 
@@ -90,6 +91,8 @@ def test_a_missing_condition_of_the_rest_is_its_null():
     table = tf.SeparableTable(both, generator, "time", STEPS)
     expected = generator(both({"seen": rest["seen"], "time": torch.full((2, 1), 4)}))
     assert_same(table(4, table.encode({"seen": rest["seen"]})), expected)
+    with pytest.raises(ValueError, match=r"got none for \['seen'\]"):
+        table.encode({"task": rest["task"]})
 
 
 def test_it_can_be_fed_to_a_conditioned_network():

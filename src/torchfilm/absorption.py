@@ -36,7 +36,7 @@ class Ready(NamedTuple):
     """A norm with a modulation in it, before its features are there.
 
     weight, bias: the norm's own, which the modulation is in already.
-    version: by which a change of theirs is seen; None where they do not tell.
+    version: by which a change of theirs is seen, but for what `weight.data` is told alone.
     training: the norm's mode.
     axes: how many its features may have.
     call: from the features to what the norm gives.
@@ -45,7 +45,7 @@ class Ready(NamedTuple):
     norm: nn.Module
     weight: Tensor
     bias: Tensor | None
-    version: int | None
+    version: tuple[int, ...]
     training: bool
     axes: Collection[int]
     call: Callable[[Tensor], Tensor]
@@ -57,17 +57,18 @@ class Ready(NamedTuple):
             return None
         if norm.training is not self.training or torch.is_grad_enabled():
             return None
-        if self.version is not None and self.version != _version(weight, bias):
+        if self.version != _version(weight, bias):
             return None
         fits = isinstance(x, Tensor) and x.dtype is weight.dtype and x.ndim in self.axes
         return self.call(x) if fits else None
 
 
-def _version(weight: Tensor, bias: Tensor | None) -> int | None:
-    """Return a number that changes with them; None for inference tensors."""
+def _version(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+    """Return where they are in memory and how often they were written into, which inference hides."""
+    place = weight.data_ptr() if bias is None else weight.data_ptr() + bias.data_ptr()
     if weight.is_inference():
-        return None
-    return weight._version if bias is None else weight._version + bias._version
+        return (place,)
+    return place, weight._version if bias is None else weight._version + bias._version
 
 
 def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modulation) -> Tensor | None:

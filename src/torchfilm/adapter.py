@@ -22,7 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
-from torchfilm.filling import active
+from torchfilm.filling import again_active
 from torchfilm.fusion import Fusion
 from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
@@ -98,11 +98,17 @@ class _Again(AbstractContextManager["_Again"]):
     def __init__(self, film: Conditioning) -> None:
         self.film = film
         self.active, self.values, self.transforms = film.local.active, film.held(), list(film.transforms)
+        self.fixed = film.local.fixed
         self.entered: list[ExitStack] = []
 
     def __enter__(self) -> _Again:
         film, stack = self.film, ExitStack()
-        stack.enter_context(active(film, self.active))
+        if film.local.fixed is not self.fixed:
+            raise ValueError(
+                "checkpoint: expected the backward pass where the forward pass was, inside or outside of "
+                "`folded`, whose weights are others.\nPut both into the block, or both outside."
+            )
+        stack.enter_context(again_active(film, self.active))
         stack.callback(setattr, film.local, "transforms", film.transforms)
         film.local.transforms = list(self.transforms)
         film.restore(self.values)

@@ -23,7 +23,7 @@ from torchfilm.fusion import Fusion
 from torchfilm.generator import describe
 from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
-from torchfilm.slots import PLAIN, Plain, Slot, make_ready, no_condition
+from torchfilm.slots import PLAIN, Slot, make_ready, no_condition
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -42,7 +42,7 @@ class Active:
         self.leaves = pytree.tree_leaves(cond)
         self.ended = False
         self.ready = film(cond) if modulation is None else None
-        self.version, self.training = film.version(), film.training
+        self.training, self.state = film.training, film.state()
         self.versions = _versions(self.leaves)
 
     def is_ready(self, film: Conditioning) -> bool:
@@ -56,7 +56,14 @@ class Active:
         same = len(leaves) == len(self.leaves) and all(map(operator.is_, leaves, self.leaves))
         if torch.compiler.is_compiling():
             return same
-        return same and self.versions == _versions(leaves) and self.version == film.version()
+        return same and self.versions == _versions(leaves) and self.state == film.state()
+
+
+class Off:
+    """What a block of `unconditioned` made active."""
+
+    def __init__(self) -> None:
+        self.ended = False
 
 
 def _versions(leaves: list[Any]) -> list[int]:
@@ -75,7 +82,7 @@ class _Local(threading.local):
     """What is active in this thread: see `Conditioning`."""
 
     def __init__(self) -> None:
-        self.active: Active | Plain | None = None
+        self.active: Active | Off | None = None
         self.fixed: Any = None
         self.frames: list[_Frame] = []
         self.transforms: list[Transform] = []
@@ -175,7 +182,7 @@ class Conditioning(nn.Module):
                 self.check_open("a condition of a call's own")
             return self.local.fixed
         active = self.local.active
-        if active is PLAIN:
+        if isinstance(active, Off) and not active.ended:
             return PLAIN
         if cond is None and modulation is None:
             if not isinstance(active, Active) or active.ended:
@@ -190,9 +197,11 @@ class Conditioning(nn.Module):
             values = transform(values)
         return self._checked(values)
 
-    def version(self) -> int:
-        """Return a number that changes with the parameters."""
-        return sum(p._version for p in self.parameters() if not p.is_inference())
+    def state(self) -> tuple[int, ...]:
+        """Return what changes with parameters and buffers, and with the mode of any module."""
+        tensors = (*self.parameters(), *self.buffers())
+        version = sum(one._version for one in tensors if not one.is_inference())
+        return version, *(module.training for module in self.modules())
 
     def fill(self, values: Any) -> None:
         """Put its value into the slot of each site; PLAIN or None into all."""
@@ -215,7 +224,7 @@ class Conditioning(nn.Module):
         in the place of old ones, as `nn.SyncBatchNorm.convert_sync_batchnorm` does. A site inside of a new
         wrapper is still heard.
         """
-        if self._in_place(root) is not None:
+        if self._in_place(root):
             return
         slots = {id(slot): slot for slot in self.slots.values()}
         found = [
@@ -230,24 +239,31 @@ class Conditioning(nn.Module):
         self.places = found
 
     def make_ready(self, root: nn.Module) -> None:
-        """Make the affines of norms that take one modulation for all rows, of all sites in a row."""
-        for module in self._in_place(root) or ():
-            make_ready(module)
+        """Make the affines of norms that take one modulation for all rows, of all sites in a row.
 
-    def _in_place(self, root: Any) -> list[Any] | None:
-        """Return the modules of all sites if they are where they were, else None: a microsecond each."""
-        modules = []
+        Not where a module around a norm has hooks that may put its weights in place.
+        """
+        for path, _ in self.places:
+            module: Any = root
+            hooked = False
+            for key in path:
+                hooked = hooked or (bool(module._forward_pre_hooks) and module is not root)
+                module = module._modules[key]
+            if not hooked:
+                make_ready(module)
+
+    def _in_place(self, root: Any) -> bool:
+        """Tell whether all sites are where they were: a microsecond each."""
         try:
             for path, slot in self.places:
                 module = root
                 for key in path:
                     module = module._modules[key]
                 if module.__dict__["_film_slot"] is not slot:
-                    return None
-                modules.append(module)
+                    return False
         except (KeyError, AttributeError):
-            return None
-        return modules or None
+            return False
+        return bool(self.places)
 
     def _replaced(self, root: nn.Module, name: str, found: list[tuple[str, ...]]) -> str:
         """Say what is where a site was: at its name, or at the first of its places that lost it."""
@@ -263,7 +279,7 @@ class Conditioning(nn.Module):
     def _none(self) -> str:
         """Say how to give no condition to an encoder that knows what is missing."""
         if isinstance(self.cond, Several):
-            return "\nConditions that no sample has are left out: cond={}."
+            return "\nConditions that may be missing are left out: cond={}."
         if isinstance(self.cond, Maybe):
             return "\nWhere no sample has its condition, give cond=Masked(None)."
         return ""
@@ -298,9 +314,16 @@ class Conditioning(nn.Module):
 
 
 @contextmanager
-def active(film: Conditioning, entry: Active | Plain | None) -> Iterator[None]:
+def active(film: Conditioning, entry: Active | Off | None) -> Iterator[None]:
     """Make something active in this thread; then what was before, also where blocks do not end in turn."""
     film.check_open("using or unconditioned")
+    with again_active(film, entry):
+        yield
+
+
+@contextmanager
+def again_active(film: Conditioning, entry: Active | Off | None) -> Iterator[None]:
+    """Make active what was active before, whatever holds the values now."""
     frame = _Frame(film)
     film.local.frames.append(frame)
     film.local.active = entry
@@ -308,7 +331,7 @@ def active(film: Conditioning, entry: Active | Plain | None) -> Iterator[None]:
         yield
     finally:
         in_turn = _left(film, frame)
-        if not in_turn and isinstance(entry, Active):
+        if not in_turn and entry is not None:
             entry.ended = True
         if not in_turn and sys.exc_info()[0] in (None, GeneratorExit):
             raise RuntimeError(

@@ -19,7 +19,7 @@ from torch.jit import ScriptModule
 from torch.optim.swa_utils import AveragedModel
 
 from torchfilm.channels import Where, lineage
-from torchfilm.filling import Active, Conditioning, active, not_both, root_forward
+from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
 from torchfilm.fusion import Fusion, Matched, check_reads, resolve
 from torchfilm.sites import Pattern, Sites, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, listen, swap, swap_back
@@ -160,7 +160,7 @@ def unconditioned(model: nn.Module) -> Iterator[None]:
         ...     y = model(torch.rand(2, 3))
     """
     film = conditioning(model)
-    with active(film, PLAIN):
+    with active(film, Off()):
         film.fill(PLAIN)
         yield
 

@@ -135,6 +135,7 @@ class Recording(Mapping[str, Modulation]):
     __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __init__(self) -> None:
+        self.ended = False
         self._calls: list[dict[str, Any]] = []
         self._pending: list[list[Tensor]] = []
         self._structure: Any = None
@@ -142,7 +143,9 @@ class Recording(Mapping[str, Modulation]):
         _OPEN[int(self._ticket)] = self
 
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Note the values, and hand them on."""
+        """Note the values, and hand them on; not at a second run of what was checkpointed, after the end."""
+        if self.ended:
+            return values
         tensors, structure = pytree.tree_flatten(dict(values))
         tensors = [tensor.detach() for tensor in tensors]
         if torch.compiler.is_compiling():
@@ -244,8 +247,11 @@ def record(model: nn.Module) -> Iterator[Recording]:
         torch.Size([2, 5])
     """
     recording = Recording()
-    with conditioning(model).transformed(recording):
-        yield recording
+    try:
+        with conditioning(model).transformed(recording):
+            yield recording
+    finally:
+        recording.ended = True
 
 
 @contextmanager

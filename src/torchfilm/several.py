@@ -179,9 +179,9 @@ class Several(nn.Module):
     - "compose": each condition has a generator of its own, and its modulations are applied one after the
       other, in order. z is the concatenation, which `build_generator(both.dim, sites)` takes apart again.
 
-    A condition that is None or absent, and one that is `Masked`, is replaced as in `Maybe`; those that are
-    not `Maybe` are made so, without dropout. Conditions [B, d] and [B, T, d] go together, aligned from the
-    left.
+    A `Maybe` that is None or absent is replaced by its null; any other condition then is an error, for a null
+    that training never met says nothing. Samples without theirs are `Masked`, which every condition may be.
+    Conditions [B, d] and [B, T, d] go together, aligned from the left.
 
     Args:
         conditions: the conditions by name, in the order of their concatenation or application.
@@ -207,6 +207,10 @@ class Several(nn.Module):
         _check_probability("Several: joint_dropout", joint_dropout)
         parts = {name: c if isinstance(c, Maybe) else Maybe(c) for name, c in conditions.items()}
         _check_parts(parts, combine)
+        # With joint dropout, training meets the null of each.
+        self.required = tuple(
+            name for name, c in conditions.items() if not isinstance(c, Maybe) and joint_dropout == 0
+        )
         self.combine = combine
         self.joint_dropout = joint_dropout
         self.parts = nn.ModuleDict(parts)
@@ -223,8 +227,10 @@ class Several(nn.Module):
             generator: where dropout draws from, in training.
 
         Raises:
-            ValueError: for names that are not among the conditions, and batches of different sizes.
+            ValueError: for names that are not among the conditions, for one that is missing and no `Maybe`,
+                and for batches of different sizes.
         """
+        self.check_given(conditions)
         return self.join(self.encode(conditions, generator=generator))
 
     def encode(
@@ -278,6 +284,17 @@ class Several(nn.Module):
         given = [z for z, _ in encoded.values() if z is not None]
         batched = max(given, key=lambda z: len(z) if z.ndim > 1 else 0, default=None)
         return None if batched is None else drawn(batched, self.joint_dropout, generator)
+
+    def check_given(self, conditions: Mapping[str, Any]) -> None:
+        """Raise ValueError where a condition that may not be missing is."""
+        self._check_names(conditions)
+        missing = [name for name in self.required if conditions.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"Several: expected all of {list(self.required)}, got none for {missing}.\n"
+                f"What may be missing is said when it is made: Maybe({self.parts[missing[0]].condition}, "
+                f"dropout=0.1); for single samples give Masked(value, present)."
+            )
 
     def _check_names(self, conditions: Mapping[str, Any]) -> None:
         expected = list(self.parts)

@@ -11,6 +11,7 @@ by threads would mix up their conditions.
 
 from __future__ import annotations
 
+import abc
 import copy
 import copyreg
 import dataclasses
@@ -20,7 +21,7 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -144,13 +145,21 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
 
 
 def _made(base: type[nn.Module], namespace: dict[str, Any]) -> type[nn.Module]:
-    """Make a subclass of which the base hears nothing: one that registers its subclasses would keep it."""
-    if "__init_subclass__" not in {key for kind in base.__mro__[:-1] for key in vars(kind)}:
-        return type(base.__name__, (base,), namespace)
+    """Make a subclass of which the base hears nothing, where it may register what it hears of.
+
+    Metaclasses of others, and bases with another layout in memory, hear of it all the same.
+    """
     metaclass: Any = type(base)
-    made = metaclass(base.__name__, (nn.Module,), namespace)
-    made.__bases__ = (base,)
-    return made
+    hears = any("__init_subclass__" in vars(kind) for kind in base.__mro__[:-1] if kind is not Generic)
+    if hears and metaclass in (type, abc.ABCMeta):
+        made = metaclass(base.__name__, (nn.Module,), namespace)
+        try:
+            made.__bases__ = (base,)
+        except TypeError:
+            pass
+        else:
+            return made
+    return type(base.__name__, (base,), namespace)
 
 
 def _copied(function: Any) -> types.FunctionType:
@@ -352,11 +361,20 @@ def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> A
 def _as_container(base: type[nn.Module]) -> dict[str, Any]:
     """Keep our child out of what a container runs: a Sequential calls whatever it iterates over."""
     if issubclass(base, nn.Sequential | nn.ModuleList):
-        return {"__iter__": _layers, "__len__": _num_layers, "__getitem__": _layer}
+        fixed = {"__delitem__": _refuse_change, "insert": _refuse_change}
+        return {"__iter__": _layers, "__len__": _num_layers, "__getitem__": _layer, **fixed}
     if issubclass(base, nn.ModuleDict):
         views = {"keys": _keys, "items": _items, "values": _layers}
         return {"__iter__": _keys, "__len__": _num_layers, **views}
     return {}
+
+
+def _refuse_change(self: nn.Module, *args: Any) -> None:
+    """Refuse what renames the layers, of which the sites know the names."""
+    raise ValueError(
+        f"{type(self).__name__}: expected the layers that were conditioned to keep their names, got others.\n"
+        f"Change the network first, then condition it; remove(model) undoes this."
+    )
 
 
 def _keys(self: nn.Module) -> Iterator[str]:

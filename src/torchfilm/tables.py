@@ -102,6 +102,7 @@ class SeparableTable:
                 "SeparableTable: expected the weights it was made from, but they have changed since.\n"
                 "Build it again."
             )
+        self.conditions.check_given({self.name: self.name, **rest})
         vectors = self.conditions.encode(rest)
         del vectors[self.name]
         raw = self.generator.raw(self._alone(vectors))

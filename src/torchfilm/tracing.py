@@ -8,6 +8,7 @@ argument given, left out and None, in all combinations, and what is to hold has 
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
 import itertools
 import math
@@ -34,6 +35,7 @@ _UNTRACEABLE = (
 # Each way costs a copy of the module's structure and a trace of it: milliseconds for a block.
 _MOST_WAYS = 64
 _GIVEN = object()
+_ASKS = {"isinstance", "issubclass", "is_grad_enabled", "is_inference_mode_enabled"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ def ways(module: nn.Module, leaves: Collection[nn.Module] = (), *, takes_first: 
     """Trace a module for each way in which it may be called.
 
     A way on which the code fails for a None is left out: nobody calls it so. The graphs are not complete
-    where code cannot be traced, where there are more than 64 ways, and where it uses what it collects in
-    `*args` or `**kwargs`, which may be anything. For every argument `isinstance(x, Tensor)` is false: code
-    that branches there is seen on that side only.
+    where code cannot be traced, where there are more than 64 ways, where it uses what it collects in `*args`
+    or `**kwargs`, which may be anything, and where `forward` asks what a stand-in cannot answer: whether
+    something `is` another thing than None, of which class it is, or whether gradients are on.
 
     Args:
         module: any module.
@@ -75,7 +77,7 @@ def ways(module: nn.Module, leaves: Collection[nn.Module] = (), *, takes_first: 
     choices = [_choices(one, always=takes_first and i == 0) for i, one in enumerate(parameters)]
     if parameters and parameters[0].default is inspect.Parameter.empty:
         choices[0] = (_GIVEN,)
-    complete = math.prod(map(len, choices)) <= _MOST_WAYS
+    complete = math.prod(map(len, choices)) <= _MOST_WAYS and not _branches_unseen(module)
     # All given and none given come first: these are traced also where the others are too many.
     both = [(0,) * len(choices), tuple(min(1, len(each) - 1) for each in choices)]
     every = itertools.product(*[range(len(each)) for each in choices]) if complete else ()
@@ -93,6 +95,10 @@ def ways(module: nn.Module, leaves: Collection[nn.Module] = (), *, takes_first: 
         except _UNTRACEABLE as error:
             fails_for_none = "NoneType" in str(error) and any(one is None for one in constants.values())
             complete = complete and fails_for_none
+        except Exception:  # the code's own, of whatever class, on a way that nobody may go
+            if not constants:
+                raise
+            complete = False
         else:
             graphs.append(graph)
             complete = complete and not _uses_collected(graph)
@@ -140,6 +146,19 @@ def _trace(module: nn.Module, leaves: Collection[nn.Module], constants: dict[str
     memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     copied = copy.deepcopy(module, memo)
     return _Tracer({memo[id(leaf)] for leaf in leaves if id(leaf) in memo}, constants).trace(copied)
+
+
+def _branches_unseen(module: nn.Module) -> bool:
+    """Whether a forward asks what a stand-in answers in one way only."""
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None or _ASKS & {*code.co_names}:
+        return True
+    before = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IS_OP" and not (before is not None and before.argval is None):
+            return True
+        before = instruction
+    return False
 
 
 def _uses_collected(graph: fx.Graph) -> bool:
