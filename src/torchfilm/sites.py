@@ -112,6 +112,9 @@ Pattern = str | re.Pattern[str] | Sequence[str] | Callable[[str, nn.Module], boo
 def preset(name: str) -> Preset:
     """Return the usual sites of a family of networks: `condition(model, preset("resnet"), ...)`.
 
+    Those of "llama" are norms of a class of their own, of which `fold` knows no weights: it keeps a constant
+    there (leftover="constant"). For weights alone condition r".*mlp\\.down_proj".
+
     Raises:
         ValueError: for a name that is not in `PRESETS`.
 
