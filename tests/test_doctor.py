@@ -260,6 +260,115 @@ def test_every_fusion_can_be_asked(fusion: str):
         assert found.of("0") == ["cancelled"]
 
 
+def before_a_norm(*between: nn.Module) -> nn.Sequential:
+    return nn.Sequential(conv(3, 5), *between, nn.InstanceNorm2d(5, affine=True), nn.ReLU(), conv(5, 2))
+
+
+ONLY_A_SHIFT = {
+    "concat": ({"fusion": "concat"}, "shift"),
+    "concat of two": ({"fusion": "concat", "width": 3}, "shift"),
+    "bias": ({"fusion": "bias"}, "beta"),
+    "emit": ({"emit": ("beta",)}, "beta"),
+    "drawn": ({"emit": ("beta",), "init": "default"}, "beta"),
+}
+
+
+@pytest.mark.parametrize(("options", "field"), ONLY_A_SHIFT.values(), ids=ONLY_A_SHIFT)
+@pytest.mark.parametrize("between", [(), (nn.Conv2d(5, 5, 1),)], ids=["next", "behind a convolution"])
+def test_only_what_the_condition_moves_counts_as_heard(options: dict, field: str, between: tuple):
+    model = condition(before_a_norm(*between), "0", tf.Vector(11), **options)
+    given = z()
+    made = doctor(model, X, modulation=model.film.modulations(given))
+    for found in (doctor(model, X, cond=given), made):
+        assert found.of("0") == ["cancelled"]
+        assert not found
+        assert found.pulses["0"].moved == (field,)
+        name = f"InstanceNorm2d '{len(between) + 1}'"
+        assert f"{name} reads it and normalises again: {field} is gone" in str(found)
+        assert f"condition the output of {name}" in str(found)
+
+
+@pytest.mark.parametrize("classes", [torch.tensor([2, 0, 4, 2]), torch.zeros(4, dtype=torch.int64)])
+def test_only_what_a_table_moves_counts_as_heard(classes: torch.Tensor):
+    model = before_a_norm(nn.Conv2d(5, 5, 1))
+    model = condition(model, "0", tf.Classes(7), head="table", emit=("beta",))
+    assert doctor(model, X, cond=classes).of("0") == ["cancelled"]
+    tf.tabulate(randomise(model), conds=torch.arange(7))
+    assert doctor(model, X, cond=torch.tensor([2, 0, 4, 2])).of("0") == ["cancelled"]
+
+
+def test_a_field_that_is_cancelled_though_another_is_heard_is_pointed_out():
+    found = ask(before_a_norm(nn.Conv2d(5, 5, 1)), "0")
+    assert found.of("0") == ["partial"]
+    assert found, "the site is heard"
+    assert "its beta is cancelled: InstanceNorm2d '2' takes it out again" in str(found)
+    assert "Condition the output of InstanceNorm2d '2' if beta is to be heard; gamma is" in str(found)
+
+
+def test_a_gate_that_starts_closed_is_heard_and_cancels_nothing():
+    found = ask(nn.Sequential(conv(3, 5), conv(5, 2)), "0", emit=("gamma", "beta", "gate"))
+    assert found.of("0") == []
+    assert found.pulses["0"].fields["beta"] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"emit": ("beta",)},
+        {"head": "shared"},
+        {"learned_scale": True},
+        {"fusion": "gate"},
+        {"fusion": "concat"},
+        {"fusion": "concat", "width": 3},
+        {"fusion": "low_rank"},
+        {"fusion": "cross_attention"},
+    ],
+    ids=str,
+)
+def test_a_generator_that_no_step_has_reached_is_named(options: dict):
+    model = chain()
+    early = torch.optim.Adam(model.parameters())
+    given = z()
+    found = []
+    condition(model, "0|2", tf.Vector(11), **options)
+    for optimiser in (None, early, torch.optim.Adam(model.parameters())):
+        for _ in range(2 if optimiser else 0):
+            model(X, cond=given).square().sum().backward()
+            optimiser.step()
+        found.append(doctor(model, X, cond=given))
+    assert [one.at_start for one in found] == [True, True, False]
+    assert all(found), "it is no failure"
+    line = "The generator is at its start, the same for every condition: has training not begun, or was the "
+    assert [line + "optimiser built before condition()?" in str(one) for one in found] == [True, True, False]
+
+
+def test_a_generator_with_a_random_start_or_without_a_part_in_the_pass_is_not_said_to_be_at_its_start():
+    assert not ask(chain(), "0|2", init="default").at_start
+    model = condition(chain(), "0", tf.Vector(11))
+    assert not doctor(model, X, modulation={"0": tf.Modulation.identity(5)}).at_start
+
+
+def test_what_a_generator_moves_that_takes_only_its_own_condition_is_all():
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(3, 5))
+
+        def forward(self, names: list[str]) -> dict:
+            beta = torch.stack([self.table["abc".index(name)] for name in names])
+            return {"0": tf.Modulation(torch.ones_like(beta), beta)}
+
+    class Names(nn.Module):
+        dim = 3
+
+        def forward(self, names: list[str]) -> list[str]:
+            return names
+
+    model = condition(chain(), "0", Names(), generator=Own())
+    assert doctor(model, X, cond=["a", "b", "c", "a"]).pulses["0"].moved == ("gamma", "beta")
+
+
 def test_a_score_says_what_counts():
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 from torchfilm.counterfactual import keys
 from torchfilm.injection import Conditioning, conditioning
 from torchfilm.modulation import Modulation
-from torchfilm.pulses import Pulse, readers, take_pulses, watched
-from torchfilm.sensitivity import leaves, probe, recordable, undisturbed
+from torchfilm.pulses import Pulse, Seen, readers, take_pulses, watched
+from torchfilm.sensitivity import leaves, moved, probe, recordable, shaken, undisturbed
 from torchfilm.sites import Site, aliases
 
 WEAK = 1e-3
@@ -29,12 +29,15 @@ FAINT = 1e-3
 """or where gammas moved by one change the output by less than this."""
 NORMED = 10.0
 """Where a norm reads the site, this many times as much is weak: its epsilon lets a little pass."""
+HIDDEN = 0.1
+"""Where the condition's fields do less than this part of the constant ones, these may hide them."""
 
 Kind = Literal[
     "never_called",
     "unused",
     "dead",
     "cancelled",
+    "partial",
     "one_condition",
     "weak",
     "nonfinite",
@@ -52,6 +55,12 @@ PROBLEMS: tuple[Kind, ...] = (
     "frozen",
 )
 """Findings that keep a condition from being heard; the others are worth knowing."""
+
+START = (
+    "The generator is at its start, the same for every condition: has training not begun, or was the "
+    "optimiser built before condition()?"
+)
+"""No problem before training; afterwards one that no site shows."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +91,12 @@ class Diagnosis:
     Args:
         pulses: the numbers of each site, by name.
         findings: problems first.
+        at_start: whether the generator says nothing of the condition yet, as before the first step.
     """
 
     pulses: dict[str, Pulse]
     findings: tuple[Finding, ...]
+    at_start: bool = False
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -120,7 +131,8 @@ class Diagnosis:
         verdict = (
             f"{heard} of {count} sites can be heard. Numbers: |dy/dgamma| / |y|, |dy/dbeta| rms(x) / |y|."
         )
-        return "\n".join([*lines, "", verdict, *(f"\n{finding}" for finding in self.findings)])
+        start = [START] if self.at_start else []
+        return "\n".join([*lines, "", verdict, *start, *(f"\n{finding}" for finding in self.findings)])
 
 
 def doctor(
@@ -135,7 +147,9 @@ def doctor(
     """Find sites that are dead, never called, tied, cancelled by a later norm, or far weaker than the rest.
 
     The network runs once as it is called in its present mode, gamma and beta standing in as leaves, and the
-    gradient of its output is taken. It is left as it was: statistics of norms, gradients, random state.
+    gradient of its output is taken. Where constants of a fusion may hide what the condition does, as the zero
+    start of `cross_attention`, it runs once more, with those moved at random. It is left as it was:
+    statistics of norms, gradients, random state.
 
     Args:
         model: a conditioned network, compiled or not.
@@ -161,25 +175,53 @@ def doctor(
         ['cancelled']
     """
     film = conditioning(model)
-    root = _root(model, film)
-    start = _identity if at == "identity" else lambda value: value
-    with undisturbed(model):
-        args, kwargs, cond = recordable((args, kwargs, cond))
+    root, same = _root(model, film), _same(cond, modulation)
+    start = _identity if at == "identity" else lambda name, value: value
+
+    def run(start: Callable[[str, Any], Any]) -> _Pass:
         with leaves(model, start) as found, watched(root, film.sites) as seen:
             output = model(*args, cond=cond, modulation=modulation, **kwargs)
         total, unit = probe(output, score, 0)
         fields = list(found.fields())
         gradients = torch.autograd.grad(total, [leaf for _, _, leaf in fields], allow_unused=True)
-    same = _same(cond, modulation)
-    pulses = take_pulses(
-        film.sites, seen, [(*one[:2], g) for one, g in zip(fields, gradients, strict=True)], unit, same=same
-    )
-    names = readers(total, [(name, leaf) for name, _, leaf in fields], seen)
-    case = _Case(root, film, pulses, names, FAINT if score is None else 0.0, same=same)
+        return _Pass(seen, found.values, fields, gradients, total, unit)
+
+    with undisturbed(model):
+        args, kwargs, cond = recordable((args, kwargs, cond))
+        one = run(start)
+        told = moved(film, one.seen.condition, one.values)
+        pulses = one.pulses(film, told.fields, same=same)
+        hidden = {name for name, pulse in pulses.items() if pulse.strength < HIDDEN * pulse.constant}
+        closed = {name for name in hidden if pulses[name].strength == 0}
+        if hidden:
+            other = run(lambda name, value: shaken(start(name, value), told.fields.get(name, ())))
+            more = other.pulses(film, told.fields, same=same)
+            pulses |= {name: pulses[name].or_more(more[name]) for name in hidden}
+    named = [(name, leaf) for name, _, leaf in one.fields]
+    norms = readers(one.total, named, one.seen), readers(one.total, named, one.seen, mixed=True)
+    case = _Case(root, film, pulses, *norms, FAINT if score is None else 0.0, same=same)
     findings = [finding for site in film.sites.values() for finding in case.about(site)]
     findings += case.overall()
     findings.sort(key=lambda finding: finding.kind not in PROBLEMS)
-    return Diagnosis(pulses, tuple(findings))
+    return Diagnosis(pulses, tuple(findings), told.at_start or closed == set(film.sites))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward and one backward pass, with the values of the sites as leaves."""
+
+    seen: Seen
+    values: dict[str, Any]
+    fields: list[tuple[str, str, Tensor]]
+    gradients: tuple[Tensor | None, ...]
+    total: Tensor
+    unit: float
+
+    def pulses(self, film: Conditioning, told: dict[str, tuple[str, ...]], *, same: bool) -> dict[str, Pulse]:
+        """Return the numbers of each site."""
+        taken = [(*one[:2], gradient) for one, gradient in zip(self.fields, self.gradients, strict=True)]
+        counted = {name: told.get(name, ()) for name in film.sites}
+        return take_pulses(film.sites, self.seen, taken, self.unit, counted, same=same)
 
 
 @dataclass(frozen=True)
@@ -188,16 +230,17 @@ class _Case:
     film: Conditioning
     pulses: dict[str, Pulse]
     readers: dict[str, str]
+    behind: dict[str, str]
     faint: float
     same: bool = field(kw_only=True)
 
     def about(self, site: Site) -> Iterator[Finding]:
         """Yield what there is to say about one site."""
         pulse = self.pulses[site.name]
-        present = [value for value in pulse.fields.values() if value is not None]
+        present = pulse.heard
         if not present:
             yield _silent(site, pulse)
-        elif any(value != value or value == float("inf") for value in present):
+        elif any(value != value or value == float("inf") for value in present.values()):
             yield Finding(
                 site.name,
                 "nonfinite",
@@ -215,6 +258,8 @@ class _Case:
                 f"{_number(pulse.strength)}).",
                 "Mix conditions within each batch, as here; or put the site behind the norm.",
             )
+        if not self._weak(pulse):
+            yield from self._partly(site, pulse)
         others = aliases(self.root)[site.name]
         if others:
             yield Finding(
@@ -258,7 +303,7 @@ class _Case:
                 "Something behind it is zero: a zero-initialised last norm or layer scale, a closed gate, a "
                 "ReLU that is off for every sample. If that is trained, ask again after some steps.",
             )
-        if not self.readers[site.name]:
+        if not self._norm_of(pulse):
             return Finding(
                 site.name,
                 "weak",
@@ -270,15 +315,40 @@ class _Case:
         if self.same and "BatchNorm" in self._norm(site):
             fact = "takes out what all samples share, and there is one condition"
             remedy = "Mix conditions within each batch, or put"
+        gone = f"{' and '.join(pulse.heard)} {'are' if len(pulse.heard) > 1 else 'is'}"
         return Finding(
             site.name,
             "cancelled",
-            f"{self._norm(site)} reads it and {fact}: gamma and beta are gone ({level}).",
+            f"{self._norm(site)} reads it and {fact}: {gone} gone ({level}).",
             f"{remedy} the site behind the norm: condition the output of {behind}.",
         )
 
+    def _partly(self, site: Site, pulse: Pulse) -> Iterator[Finding]:
+        """Say which fields are lost though another is heard; exactly zero is what a closed gate leaves."""
+        best = max(pulse.heard, key=lambda name: pulse.heard[name], default="")
+        for name, value in pulse.heard.items():
+            if not 0 < value <= WEAK * pulse.strength:
+                continue
+            norm = self.readers[site.name] or self.behind[site.name]
+            fact, remedy = f"{norm} takes it out again", f"Condition the output of {norm}"
+            if not norm:
+                fact, remedy = "what is behind the site hardly depends on it", "Condition a later site"
+            shares = f"{_number(value)}, and {_number(pulse.strength)} of {best}"
+            yield Finding(
+                site.name,
+                "partial",
+                f"its {name} is cancelled: {fact} ({shares}).",
+                f"{remedy} if {name} is to be heard; {best} is, as it stands.",
+            )
+
+    def _norm_of(self, pulse: Pulse) -> str:
+        """Return the norm that cancels a weak site; features get through it where only a shift is lost."""
+        passed = [value for name, value in pulse.fields.items() if name not in pulse.moved and value]
+        lost = pulse.strength <= WEAK * max(passed, default=0.0)
+        return self.readers[pulse.site] or (self.behind[pulse.site] if lost else "")
+
     def _norm(self, site: Site) -> str:
-        reader = self.readers[site.name]
+        reader = self._norm_of(self.pulses[site.name])
         if reader == "a norm" and site.where == "input" and "Norm" in site.type:
             return f"{site.type} '{site.name}' itself"
         return reader or "a BatchNorm"
@@ -312,7 +382,7 @@ def _same(condition: Any, modulation: Any) -> bool:
         return False
 
 
-def _identity(value: Any) -> Modulation:
+def _identity(name: str, value: Any) -> Modulation:
     if not isinstance(value, Modulation):
         raise ValueError(
             f"doctor: expected modulations for at='identity', got {type(value).__name__}.\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from torchfilm.sites import Site
+
+SHIFTS = ("beta", "shift")
+"""Fields in the units of the features: their share is that of a shift as large as these."""
 
 
 @dataclass(frozen=True)
@@ -24,28 +27,51 @@ class Pulse:
         calls: how often its module ran in one forward of the network.
         fields: |dy/dgamma| / |y| over all samples and channels, so 0.1 says that gammas moved by one at
             random change the output by a tenth; likewise gate and others, and |dy/dbeta| rms(x) / |y| for
-            beta. None where the output does not depend on it.
-        together: the same if one condition moved all samples alike; None for a single sample.
+            beta, as for the shift of other fusions. None where the output does not depend on it.
+        together: the largest if one condition moved all samples alike; None for a single sample.
+        moved: the fields that the condition moves; the others are constants, or weights of the fusion.
     """
 
     site: str
     calls: int
     fields: dict[str, float | None]
     together: float | None
+    moved: tuple[str, ...]
+
+    @property
+    def heard(self) -> dict[str, float]:
+        """Return the fields that the condition moves and the output depends on."""
+        return {name: value for name in self.moved if (value := self.fields.get(name)) is not None}
 
     @property
     def strength(self) -> float:
-        """Return the largest of the fields."""
-        return max((value for value in self.fields.values() if value is not None), default=0.0)
+        """Return the largest of the fields that the condition moves."""
+        return max(self.heard.values(), default=0.0)
+
+    @property
+    def constant(self) -> float:
+        """Return the largest of the fields that the condition does not move."""
+        fields = [value for name, value in self.fields.items() if name not in self.moved]
+        return max((value for value in fields if value is not None), default=0.0)
+
+    def or_more(self, other: Pulse) -> Pulse:
+        """Return the same with what the condition moves as another pass has it, where that is more."""
+        more = {name: max(value, other.heard.get(name, 0.0)) for name, value in self.heard.items()}
+        both = [value for value in (self.together, other.together) if value is not None]
+        return replace(self, fields={**self.fields, **more}, together=max(both, default=None))
 
 
 @dataclass
 class Seen:
-    """What ran in the forward pass: calls and features' size of each site, and which norm read which node."""
+    """What ran in the forward pass.
+
+    Calls and features' size of each site, which norm read which node, and what the generator read.
+    """
 
     calls: dict[str, int] = field(default_factory=dict)
     size: dict[str, float] = field(default_factory=dict)
     norms: dict[Any, str] = field(default_factory=dict)
+    condition: Any = None
 
 
 @contextmanager
@@ -73,8 +99,13 @@ def watched(root: nn.Module, sites: dict[str, Site]) -> Iterator[Seen]:
 
         return hook
 
+    def keep(module: nn.Module, args: Any) -> None:
+        seen.condition = args[0]
+
     try:
         for name, module in root.named_modules():
+            if name == "film.generator":
+                handles.append(module.register_forward_pre_hook(keep))
             if name in sites:
                 handles.append(module.register_forward_hook(count(name)))
             if _normalises(module) and not name.startswith("film."):
@@ -88,8 +119,9 @@ def watched(root: nn.Module, sites: dict[str, Site]) -> Iterator[Seen]:
 def take_pulses(
     sites: dict[str, Site],
     seen: Seen,
-    gradients: list[tuple[str, str, Tensor | None]],
+    gradients: Sequence[tuple[str, str, Tensor | None]],
     unit: float,
+    moved: dict[str, tuple[str, ...]],
     *,
     same: bool,
 ) -> dict[str, Pulse]:
@@ -100,31 +132,34 @@ def take_pulses(
         if gradient is None:
             fields[name][part] = None
             continue
-        scale = seen.size.get(name, 1.0) if part == "beta" else 1.0
+        scale = seen.size.get(name, 1.0) if part in SHIFTS else 1.0
         each = gradient.double() * scale / unit**0.5
         batched = gradient.ndim > 1 and len(gradient) > 1
         alone, shared = _norm(each), _norm(each.sum(dim=0) if batched else each)
-        together[name] += [shared] * batched
+        together[name] += [shared] * (batched and part in moved[name])
         fields[name][part] = shared if same else alone
     return {
-        name: Pulse(name, seen.calls.get(name, 0), parts, max(together[name], default=None))
+        name: Pulse(name, seen.calls.get(name, 0), parts, max(together[name], default=None), moved[name])
         for name, parts in fields.items()
     }
 
 
-def readers(total: Tensor, leaves: Sequence[tuple[str, Tensor]], seen: Seen) -> dict[str, str]:
+def readers(
+    total: Tensor, leaves: Sequence[tuple[str, Tensor]], seen: Seen, *, mixed: bool = False
+) -> dict[str, str]:
     """Return for each site which norm reads what it modulates while channels are still apart; "" for none.
 
     Args:
         total: the scalar whose graph is read; the graph may be spent.
         leaves: the name of the site and each tensor of its value.
         seen: what the forward pass left.
+        mixed: also behind mixtures of channels, where a shift of whole channels is still one.
     """
     users, starts = _graph(total)
     nodes: dict[str, list[Any]] = {}
     for name, leaf in leaves:
         nodes.setdefault(name, []).extend([starts[id(leaf)]] if id(leaf) in starts else [])
-    return {name: _reader(users, found, seen) for name, found in nodes.items()}
+    return {name: _reader(users, found, seen, () if mixed else _MIXING) for name, found in nodes.items()}
 
 
 def _norm(values: Tensor) -> float:
@@ -173,15 +208,15 @@ def _graph(total: Tensor) -> tuple[Users, dict[int, Any]]:
     return users, starts
 
 
-def _reader(users: Users, starts: list[Any], seen: Seen) -> str:
-    """Return which norm reads what these nodes modulate while channels are still apart; "" for none.
+def _reader(users: Users, starts: list[Any], seen: Seen, mixing: tuple[str, ...]) -> str:
+    """Return which norm reads what these nodes modulate, in front of what is mixing; "" for none.
 
     A norm reads features as its first input. The others are its affine, which may have taken a modulation in.
     """
     todo, reached = deque((start, 0) for start in starts), set()
     while todo:
         node, index = todo.popleft()
-        if (node, index) in reached or any(name in node.name() for name in _MIXING):
+        if (node, index) in reached or any(name in node.name() for name in mixing):
             continue
         reached.add((node, index))
         if node in seen.norms:

@@ -6,15 +6,17 @@ respect to gamma and beta is not. So it tells a site that works from one that ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchfilm.injection import conditioning
+from torchfilm.injection import Conditioning, conditioning
 from torchfilm.modulation import Modulation, check_modulations
 
 Measure = Callable[[Any], Any]
@@ -23,26 +25,30 @@ Measure = Callable[[Any], Any]
 class Leaves:
     """Values of all sites that gradients can be taken for; those of the last call."""
 
-    def __init__(self, start: Callable[[Any], Any]) -> None:
+    def __init__(self, start: Callable[[str, Any], Any]) -> None:
         self.start = start
         self.values: dict[str, Any] = {}
 
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
         """Cut each value off from what made it, and hand on leaves."""
-        self.values = {name: pytree.tree_map(_leaf, self.start(value)) for name, value in values.items()}
+        self.values = {
+            name: pytree.tree_map(_leaf, self.start(name, value)) for name, value in values.items()
+        }
         return self.values
 
     def fields(self) -> Iterator[tuple[str, str, Tensor]]:
         """Yield site, field and tensor of every leaf."""
         for name, value in self.values.items():
-            for path, tensor in pytree.tree_flatten_with_path(value)[0]:
-                if isinstance(tensor, Tensor) and tensor.requires_grad:
-                    yield name, pytree.keystr(path).lstrip(".") or "value", tensor
+            for part, tensor in _parts(value):
+                if tensor.requires_grad:
+                    yield name, part, tensor
 
 
 @contextmanager
-def leaves(model: nn.Module, start: Callable[[Any], Any] = lambda value: value) -> Iterator[Leaves]:
-    """Give the sites leaves that require gradients, in the block: `start` of what they would get."""
+def leaves(
+    model: nn.Module, start: Callable[[str, Any], Any] = lambda name, value: value
+) -> Iterator[Leaves]:
+    """Give the sites leaves that require gradients, in the block: `start` of name and what they would get."""
     found = Leaves(start)
     with conditioning(model).transformed(found):
         yield found
@@ -162,6 +168,100 @@ def sensitivity(
                 square = gradient.reshape(-1, gradient.shape[-1]).square().sum(dim=0) / (unit * draws)
                 squares[name][field] = squares[name].get(field, 0) + square
     return {name: Modulation(**{f: s.sqrt() for f, s in parts.items()}) for name, parts in squares.items()}
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What the condition moves.
+
+    Args:
+        fields: the names of the fields of each site's value that depend on it; all where that is unknown.
+        at_start: whether none does at present, though with other weights it would; not asked of modulations
+            that are given.
+    """
+
+    fields: dict[str, tuple[str, ...]]
+    at_start: bool
+
+
+def moved(film: Conditioning, read: Any, values: Mapping[str, Any]) -> Moved:
+    """Ask the generator, for two conditions, which fields of its values differ: the others are constant.
+
+    At its zero start none does; so it is asked with weights drawn at random as well. The condition moves
+    neither the weight of `concat` nor, where beta alone is emitted, gamma.
+
+    Args:
+        film: the conditioning.
+        read: what the generator read, or None where modulations were given: then it is asked for vectors.
+        values: the value of each site, for the names of the fields.
+    """
+    all_fields = {name: tuple(part for part, _ in _parts(value)) for name, value in values.items()}
+    dim = getattr(film.cond, "dim", None)
+    given = read is None
+    if given:
+        place = next((p for p in film.generator.parameters() if p.is_floating_point()), torch.zeros(()))
+        read = torch.zeros(2, dim, device=place.device) if isinstance(dim, int) else None
+    try:
+        pair = [pytree.tree_map(partial(_drawn, last=last, dim=dim), read) for last in (False, True)]
+        weights = {
+            name: torch.randn_like(weight) * 0.1 if weight.is_floating_point() else weight
+            for name, weight in film.generator.named_parameters()
+        }
+        with torch.no_grad(), film.predicting():
+            drawn = _differing(film, pair, weights)
+            own = _differing(film, pair, {})
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return Moved(all_fields, at_start=False)  # a generator that takes nothing but its encoder's own
+    fields = {name: drawn.get(name, ()) or parts for name, parts in all_fields.items()}
+    return Moved(fields, at_start=not given and any(drawn.values()) and not any(own.values()))
+
+
+def shaken(value: Any, fields: Sequence[str]) -> Any:
+    """Return the value of a site with random numbers added to all but these fields."""
+
+    def one(path: Any, tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or _name(path) in fields:
+            return tensor
+        return tensor + 0.1 * torch.randn_like(tensor)
+
+    return pytree.tree_map_with_path(one, value)
+
+
+def _differing(film: Conditioning, pair: list[Any], weights: dict[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    first, second = (torch.func.functional_call(film.generator, weights, (read,)) for read in pair)
+    return {
+        name: tuple(
+            part
+            for (part, one), (_, other) in zip(_parts(first[name]), _parts(second[name]), strict=True)
+            if not torch.equal(one, other)
+        )
+        for name in first
+    }
+
+
+def _drawn(value: Any, *, last: bool, dim: Any) -> Any:
+    """Return another number in the place of one that the generator read; classes: the first, or a later."""
+    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        return value
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return torch.randn_like(value)
+    if not isinstance(value, Tensor | int):
+        return value
+    largest = int(torch.as_tensor(value).max()) or (dim - 1 if isinstance(dim, int) else 0)
+    return torch.full_like(value, largest * last) if isinstance(value, Tensor) else largest * last
+
+
+def _parts(value: Any) -> list[tuple[str, Tensor]]:
+    """Return name and tensor of each field of a value that is made of floating-point numbers."""
+    return [
+        (_name(path), tensor)
+        for path, tensor in pytree.tree_flatten_with_path(value)[0]
+        if isinstance(tensor, Tensor) and tensor.is_floating_point()
+    ]
+
+
+def _name(path: Any) -> str:
+    return pytree.keystr(path).lstrip(".") or "value"
 
 
 def _leaf(value: Any) -> Any:
