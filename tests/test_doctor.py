@@ -103,6 +103,30 @@ def test_a_norm_that_is_no_module_is_found_in_the_graph():
     found = ask(Functional(), "a|b")
     assert found.of("a") == ["cancelled"]
     assert "a norm reads it" in str(found)
+    assert "The norm is a function call in a forward" in str(found)
+    assert "condition the next module with where='input'" in str(found)
+    assert ask(Functional(), "b", where="input").findings == (), "the remedy helps"
+
+
+def test_sites_with_the_same_finding_share_its_text_and_each_column_is_explained():
+    class Closed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.zeros(()))
+            self.branches = nn.ModuleList(conv(3, 3) for _ in range(5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.scale * sum(branch(x) for branch in self.branches)
+
+    found = ask(Closed(), r"branches\.\d", emit=("beta", "gate"), gate_start=1.0)
+    assert [finding.kind for finding in found.findings] == ["dead"] * 5
+    names = ", ".join(f"branches.{index}" for index in range(5))
+    assert f"{names}: the output depends on it, but by zero at present." in str(found)
+    assert str(found).count("by zero at present") == 1
+    assert "Numbers: |dy/dgamma| / |y|, |dy/dbeta| rms(x) / |y|, |dy/dgate| / |y|; in brackets what" in str(
+        found
+    )
+    assert str(found).splitlines()[1].split()[2:5] == ["(0)", "0", "0"]
 
 
 def test_a_site_at_the_input_of_a_norm_is_cancelled_by_this_norm():
@@ -399,6 +423,13 @@ def test_modulations_may_stand_in_for_the_condition():
 def test_what_cannot_be_asked_is_refused():
     with pytest.raises(ValueError, match="expected a conditioned network"):
         doctor(chain(), X, cond=z())
+    model = condition(chain(), "0", tf.Vector(11))
+    for function in (doctor, tf.sensitivity):
+        with (
+            tf.unconditioned(model),
+            pytest.raises(ValueError, match=r"got it inside of `with unconditioned\(model\):`"),
+        ):
+            function(model, X, cond=z())
     model = condition(chain(), "0", tf.Vector(11), fusion="low_rank")
     with pytest.raises(ValueError, match=r"expected modulations for at='identity', got Bilinear"):
         doctor(model, X, cond=z(), at="identity")

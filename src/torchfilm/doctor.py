@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.counterfactual import keys
 from torchfilm.injection import Conditioning, conditioning
 from torchfilm.modulation import Modulation
-from torchfilm.pulses import Pulse, Seen, readers, take_pulses, watched
+from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
 from torchfilm.sensitivity import leaves, moved, probe, recordable, shaken, undisturbed
 from torchfilm.sites import Site, aliases
 
@@ -61,6 +61,12 @@ START = (
     "optimiser built before condition()?"
 )
 """No problem before training; afterwards one that no site shows."""
+
+CALLED = (
+    "The norm is a function call in a forward, so it is no site: make it a module and condition that, or "
+    "condition the next module with where='input'."
+)
+"""The remedy where the norm that cancels a site has no name."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Diagnosis:
         names = list(dict.fromkeys(name for pulse in self.pulses.values() for name in pulse.fields))
         rows = [("site", "calls", *names, "finding")]
         for pulse in self.pulses.values():
-            cells = [_number(pulse.fields.get(name)) for name in names]
+            cells = [pulse.cell(name) for name in names]
             rows.append((pulse.site, str(pulse.calls), *cells, ", ".join(self.of(pulse.site)) or "ok"))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
@@ -128,11 +134,21 @@ class Diagnosis:
         ]
         count = len(self.pulses)
         heard = count - len({finding.site for finding in self.problems if finding.site})
-        verdict = (
-            f"{heard} of {count} sites can be heard. Numbers: |dy/dgamma| / |y|, |dy/dbeta| rms(x) / |y|."
+        numbers = ", ".join(f"|dy/d{name}| {'rms(x) ' if name in SHIFTS else ''}/ |y|" for name in names)
+        constant = any(set(pulse.fields) - set(pulse.moved) for pulse in self.pulses.values())
+        verdict = f"{heard} of {count} sites can be heard. Numbers: {numbers or 'none'}" + (
+            "; in brackets what the condition does not move." if constant else "."
         )
         start = [START] if self.at_start else []
-        return "\n".join([*lines, "", verdict, *start, *(f"\n{finding}" for finding in self.findings)])
+        return "\n".join([*lines, "", verdict, *start, *(f"\n{text}" for text in self._grouped())])
+
+    def _grouped(self) -> Iterator[str]:
+        """Yield the text of each finding once, with all sites that it is about."""
+        sites: dict[tuple[str, str], list[str]] = {}
+        for finding in self.findings:
+            sites.setdefault((finding.message, finding.remedy), []).append(finding.site)
+        for (message, remedy), names in sites.items():
+            yield f"{', '.join(names) or 'all sites'}: {message}\n    {remedy}"
 
 
 def doctor(
@@ -164,7 +180,7 @@ def doctor(
 
     Raises:
         ValueError: for an output or a score without a gradient; for at="identity" with a fusion other than
-            FiLM.
+            FiLM; inside of `unconditioned`.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -254,8 +270,8 @@ class _Case:
                 site.name,
                 "one_condition",
                 f"with one condition for a whole batch it would not be heard: {self._norm(site)} is in "
-                f"training mode and takes out what all samples share ({_number(pulse.together)} left of "
-                f"{_number(pulse.strength)}).",
+                f"training mode and takes out what all samples share ({pulse.together:.2g} left of "
+                f"{pulse.strength:.2g}).",
                 "Mix conditions within each batch, as here; or put the site behind the norm.",
             )
         if not self._weak(pulse):
@@ -294,7 +310,6 @@ class _Case:
 
     def _quiet(self, site: Site, pulse: Pulse) -> Finding:
         """Say why a site is hardly heard: something is zero, a norm reads it, or no reason is known."""
-        level = f"its share in the output is {_number(pulse.strength)}"
         if pulse.strength == 0:
             return Finding(
                 site.name,
@@ -307,7 +322,7 @@ class _Case:
             return Finding(
                 site.name,
                 "weak",
-                f"{level}, thousands of times less than usual.",
+                "its share in the output is thousands of times less than usual.",
                 "Something behind it makes it small: a layer scale, a norm, a saturated sigmoid. Condition a "
                 "later site.",
             )
@@ -315,12 +330,13 @@ class _Case:
         if self.same and "BatchNorm" in self._norm(site):
             fact = "takes out what all samples share, and there is one condition"
             remedy = "Mix conditions within each batch, or put"
+        place = f"{remedy} the site behind the norm: condition the output of {behind}."
         gone = f"{' and '.join(pulse.heard)} {'are' if len(pulse.heard) > 1 else 'is'}"
         return Finding(
             site.name,
             "cancelled",
-            f"{self._norm(site)} reads it and {fact}: {gone} gone ({level}).",
-            f"{remedy} the site behind the norm: condition the output of {behind}.",
+            f"{self._norm(site)} reads it and {fact}: {gone} gone.",
+            CALLED if behind == "a norm" else place,
         )
 
     def _partly(self, site: Site, pulse: Pulse) -> Iterator[Finding]:
@@ -330,15 +346,16 @@ class _Case:
             if not 0 < value <= WEAK * pulse.strength:
                 continue
             norm = self.readers[site.name] or self.behind[site.name]
-            fact, remedy = f"{norm} takes it out again", f"Condition the output of {norm}"
-            if not norm:
-                fact, remedy = "what is behind the site hardly depends on it", "Condition a later site"
-            shares = f"{_number(value)}, and {_number(pulse.strength)} of {best}"
+            fact, remedy = "what is behind the site hardly depends on it", "Condition a later site"
+            if norm:
+                fact, remedy = f"{norm} takes it out again", f"Condition the output of {norm}"
             yield Finding(
                 site.name,
                 "partial",
-                f"its {name} is cancelled: {fact} ({shares}).",
-                f"{remedy} if {name} is to be heard; {best} is, as it stands.",
+                f"its {name} is cancelled: {fact}.",
+                CALLED
+                if norm == "a norm"
+                else f"{remedy} if {name} is to be heard; {best} is, as it stands.",
             )
 
     def _norm_of(self, pulse: Pulse) -> str:
@@ -395,7 +412,3 @@ def _identity(name: str, value: Any) -> Modulation:
 def _root(model: nn.Module, film: Conditioning) -> nn.Module:
     """Return the network itself, inside of what compiles or distributes it."""
     return next(module for module in model.modules() if module._modules.get("film") is film)
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2g}"

@@ -54,6 +54,12 @@ class Pulse:
         fields = [value for name, value in self.fields.items() if name not in self.moved]
         return max((value for value in fields if value is not None), default=0.0)
 
+    def cell(self, name: str) -> str:
+        """Show a field, in brackets where the condition does not move it."""
+        value = self.fields.get(name)
+        text = "none" if value is None else f"{value:.2g}"
+        return text if name in self.moved or name not in self.fields else f"({text})"
+
     def or_more(self, other: Pulse) -> Pulse:
         """Return the same with what the condition moves as another pass has it, where that is more."""
         more = {name: max(value, other.heard.get(name, 0.0)) for name, value in self.heard.items()}

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from torchfilm.injection import Conditioning, conditioning
 from torchfilm.modulation import Modulation, check_modulations
+from torchfilm.slots import PLAIN
 
 Measure = Callable[[Any], Any]
 
@@ -48,9 +49,19 @@ class Leaves:
 def leaves(
     model: nn.Module, start: Callable[[str, Any], Any] = lambda name, value: value
 ) -> Iterator[Leaves]:
-    """Give the sites leaves that require gradients, in the block: `start` of name and what they would get."""
-    found = Leaves(start)
-    with conditioning(model).transformed(found):
+    """Give the sites leaves that require gradients, in the block: `start` of name and what they would get.
+
+    Raises:
+        ValueError: inside of `unconditioned`, where no site gets any.
+    """
+    found, film = Leaves(start), conditioning(model)
+    if film.local.active is PLAIN:
+        raise ValueError(
+            "doctor, sensitivity: expected a network that is conditioned at present, got it inside of "
+            "`with unconditioned(model):`, where its sites hear nothing.\n"
+            "Call this outside of the block."
+        )
+    with film.transformed(found):
         yield found
 
 
@@ -143,7 +154,8 @@ def sensitivity(
         draws: how many random projections of the output are averaged; more are less noisy.
 
     Raises:
-        ValueError: for an output or a score without a gradient, and for another fusion than FiLM.
+        ValueError: for an output or a score without a gradient, for another fusion than FiLM, and inside of
+            `unconditioned`.
 
     Example:
         >>> from torchfilm.conditions import Vector
