@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchfilm.injection import Conditioning, conditioning
+from torchfilm.filling import Conditioning, Off
+from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
-from torchfilm.slots import PLAIN
 
 Measure = Callable[[Any], Any]
 
@@ -55,7 +55,7 @@ def leaves(
         ValueError: inside of `unconditioned`, where no site gets any.
     """
     found, film = Leaves(start), conditioning(model)
-    if film.local.active is PLAIN:
+    if isinstance(film.local.active, Off):
         raise ValueError(
             "doctor, sensitivity: expected a network that is conditioned at present, got it inside of "
             "`with unconditioned(model):`, where its sites hear nothing.\n"
