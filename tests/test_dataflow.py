@@ -60,6 +60,12 @@ class AddsByIdentity(Branch):
         return y + x if mode is Branch else y
 
 
+class AddsByIdentityOfAnEntry(Branch):
+    def forward(self, x: Tensor, mode: object = None) -> Tensor:
+        y = self.last(self.first(x))
+        return y + x if mode is self.__dict__["training"] else y
+
+
 class AddsByClass(Branch):
     def forward(self, x: Tensor, more: object = 0) -> Tensor:
         y = self.last(self.first(x))
@@ -106,6 +112,7 @@ ASKING = [
     (AddsWhatItCollects, None, None),
     (HasManyWays, None, None),
     (AddsByIdentity, None, None),
+    (AddsByIdentityOfAnEntry, None, None),
     (AddsByClass, None, None),
     (AddsWithGradients, None, None),
     (RefusesNone, None, None),

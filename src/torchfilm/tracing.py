@@ -153,11 +153,11 @@ def _branches_unseen(module: nn.Module) -> bool:
     code = getattr(type(module).forward, "__code__", None)
     if code is None or _ASKS & {*code.co_names}:
         return True
-    before = None
+    before: tuple[str, Any] | None = None
     for instruction in dis.get_instructions(code):
-        if instruction.opname == "IS_OP" and not (before is not None and before.argval is None):
+        if instruction.opname == "IS_OP" and before != ("LOAD_CONST", None):
             return True
-        before = instruction
+        before = instruction.opname, instruction.argval
     return False
 
 
