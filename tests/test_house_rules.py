@@ -177,7 +177,7 @@ LIBRARY = (
     ("fold_rules", "kept"),
     ("fold_report",),
     ("concatenation", "folding", "tabulation"),
-    ("counterfactual", "inspection", "pulses", "sensitivity", "summary"),
+    ("counterfactual", "hearing", "inspection", "pulses", "sensitivity", "summary"),
     ("comparison", "converters", "doctor", "guidance", "heard"),
     ("plot",),
 )

@@ -10,149 +10,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from torchfilm.counterfactual import Paraphrase, blanked, columns, derange, is_words, keys, reworded, take
-from torchfilm.injection import conditioning
+from torchfilm.generator import Generator
+from torchfilm.heads import LinearHead, SharedHead, TableHead
+from torchfilm.hearing import Effect, Estimate, Hearing
+from torchfilm.injection import Conditioning, conditioning
+from torchfilm.mixing import Attentions, Concatenations
 from torchfilm.several import Masked, Maybe, Several
 
-HARDLY = 0.01
-"""An output that changes by less than this share of the difference between samples counts as the same."""
-
-Verdict = Literal["ignored", "unused", "heard"]
 Score = Callable[[Any, Any], Any]
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number over samples with its interval: percentiles 2.5 and 97.5 of bootstrap resamples.
-
-    Args:
-        value: the number.
-        low: where its interval starts.
-        high: where it ends.
-        n: how many samples it is over.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        """Show the number and its interval."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What one change of the conditions does.
-
-    Args:
-        output: root mean square change of the outputs, in units of the root mean square difference between
-            the outputs of two samples of a batch: 0 for none, 1 for as much as another sample makes. Integers
-            and words count as equal or different.
-        loss: how much the loss rises, in its own unit; None where it was not measured.
-        success: how much the success changes, -1..1; None where it was not measured.
-    """
-
-    output: Estimate
-    loss: Estimate | None
-    success: Estimate | None
-
-
-@dataclass(frozen=True)
-class Hearing:
-    """What `heard` found; `print` shows it in words and numbers.
-
-    Args:
-        effects: by name: "repeat" (the same conditions once more: what chance alone does), "swap", "blank",
-            "paraphrase", those that were measured.
-        loss: the loss with the right conditions.
-        success: the success with the right conditions, 0..1.
-        left_out: how many samples had no different condition to swap with in their batch.
-        notes: what was not measured, and why.
-    """
-
-    effects: dict[str, Effect]
-    loss: Estimate | None
-    success: Estimate | None
-    left_out: int
-    notes: tuple[str, ...]
-
-    @property
-    def verdict(self) -> Verdict:
-        """Return "ignored", "unused" or "heard"; `words` states the criterion."""
-        swap, repeat = self.effects["swap"], self.effects["repeat"]
-        if swap.output.value <= HARDLY:
-            return "ignored"
-        if _above(swap.loss, repeat.loss, 1) or _above(swap.success, repeat.success, -1):
-            return "heard"
-        if repeat.output.value > 0 and swap.output.low <= repeat.output.high:
-            return "ignored"
-        return "heard" if swap.loss is None and swap.success is None else "unused"
-
-    @property
-    def words(self) -> str:
-        """Return the verdict as sentences, with the criterion."""
-        swap, chance = self.effects["swap"].output, self.effects["repeat"].output
-        change = f"swapping it changes the output by {_shown(swap)} of the difference between samples"
-        if self.verdict == "ignored":
-            floor = (
-                f"no more than a repetition with the same condition does ({chance.value:.2g})"
-                if swap.value > HARDLY
-                else f"less than {HARDLY}"
-            )
-            return f"The condition is ignored: {change}, {floor}."
-        if self.verdict == "unused":
-            return f"The condition changes the output, but to no advantage: {change}, yet {self._no_worse()}."
-        return f"The condition is heard: {change}{self._harm()}.{self._wording()}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values: all numbers and the verdict."""
-        return asdict(self) | {"verdict": self.verdict, "words": self.words}
-
-    def __str__(self) -> str:
-        """Show the verdict, a table of all numbers with 95 % intervals, and what they mean."""
-        rows = [("condition", "output changes by", "loss", "success", "n")]
-        n = self.effects["repeat"].output.n
-        rows.append(("as it is", "", _shown(self.loss), _shown(self.success), str(n)))
-        for name, effect in self.effects.items():
-            cells = (str(effect.output), _shown(effect.loss, "+"), _shown(effect.success, "+"))
-            rows.append((name, *cells, str(effect.output.n)))
-        kept = [i for i in range(5) if any(row[i] for row in rows[1:])]
-        widths = {i: max(len(row[i]) for row in rows) for i in kept}
-        lines = ["  ".join(row[i].ljust(widths[i]) for i in kept).rstrip() for row in rows]
-        legend = "output: 1 is the difference between two samples; loss, success: change; [95 % intervals]"
-        return "\n".join([self.words, "", *lines, "", legend, *self.notes])
-
-    def _no_worse(self) -> str:
-        swap = self.effects["swap"]
-        if swap.loss is not None and swap.loss.high < 0:
-            return "the loss falls with another sample's condition: are conditions and samples out of step?"
-        parts = [("the loss does not rise", swap.loss), ("the success does not fall", swap.success)]
-        return " and ".join(f"{text} ({found})" for text, found in parts if found is not None)
-
-    def _harm(self) -> str:
-        swap = self.effects["swap"]
-        parts = [("the loss rises by", swap.loss, 1), ("the success falls by", swap.success, -1)]
-        shown = [f"{text} {sign * found.value:.3g}" for text, found, sign in parts if found is not None]
-        return f", {' and '.join(shown)}" if shown else ""
-
-    def _wording(self) -> str:
-        if "paraphrase" not in self.effects:
-            return ""
-        share = self.effects["paraphrase"].output.value / self.effects["swap"].output.value
-        return f" Other words for the same condition change {share:.0%} of what another condition does."
 
 
 def heard(
@@ -191,8 +67,9 @@ def heard(
         blank: condition -> an empty one. Without it, a network whose condition may be missing (`Maybe`,
             `Several`) is given none; else floating-point conditions become zero, words become "", and
             conditions of integers are not blanked.
-        paraphrase: condition -> the same in other words; or a dict of texts; or a pair of conditions,
-            row i of the second saying the same as row i of the first.
+        paraphrase: condition -> the same in other words; or a dict of texts, whose keys are whole
+            conditions; or a pair of conditions, row i of the second saying the same as row i of the first.
+            `notes` say how many samples it has words for, where not for all.
         resamples: how many bootstrap resamples make the intervals.
         seed: of the exchanges, the resamples, and each call.
 
@@ -220,8 +97,15 @@ def heard(
         notes.append("blank: not measured, since a class has no zero; give blank=.")
     if swapped < samples:
         notes.append(f"swap: {samples - swapped} of {samples} samples had no different condition to go to.")
+    known = effects["paraphrase"].output.n if "paraphrase" in effects else 0
+    if paraphrase is not None and known < samples:
+        missed = "" if known else "not measured, since "
+        notes.append(
+            f"paraphrase: {missed}{known} of {samples} samples have a condition among its keys; "
+            f"a key is a whole condition."
+        )
     before = [tally.before(name, rng, resamples) for name in ("loss", "success")]
-    return Hearing(effects, before[0], before[1], samples - swapped, tuple(notes))
+    return Hearing(effects, before[0], before[1], samples - swapped, tuple(notes), _remedy(model))
 
 
 def _changes(
@@ -257,12 +141,46 @@ def _changes(
             yield "paraphrase", right, run(other), target, known
 
 
+def _film(model: Callable[..., Any]) -> Conditioning | None:
+    """Return what conditions a network; None for a function, and for a network of another making."""
+    try:
+        return conditioning(model) if isinstance(model, nn.Module) else None
+    except ValueError:
+        return None
+
+
+def _remedy(model: Callable[..., Any]) -> str:
+    """Return what to do about a condition that is ignored; nothing is known of a plain function."""
+    film = _film(model)
+    if film is None:
+        return ""
+    if _at_start(film.generator):
+        return (
+            "The generator is still at its start: has training not begun, or was the optimiser built before "
+            "condition()?"
+        )
+    return "Run tf.doctor(model, x, cond=z), which names the sites that cannot be heard."
+
+
+def _at_start(generator: nn.Module) -> bool:
+    """Whether all that starts at zero in the generator is there still, so that no condition gets through."""
+    zeros: list[Tensor] = []
+    for part in generator.modules():
+        if isinstance(part, LinearHead | SharedHead | TableHead) and part.start == "zero":
+            zeros += part.parameters()
+        elif isinstance(part, Generator) and part.scale is not None:
+            zeros.append(part.scale)
+        elif isinstance(part, Attentions):
+            zeros += part.outputs
+        elif isinstance(part, Concatenations) and part.ups is not None:
+            zeros += part.ups
+    return bool(zeros) and not any(bool(tensor.any()) for tensor in zeros)
+
+
 def _nothing(model: Callable[..., Any]) -> Callable[[Any], Any] | None:
     """Return what blanks a condition for a network that knows itself what is missing; None for others."""
-    try:
-        cond = conditioning(model).cond if isinstance(model, nn.Module) else None
-    except ValueError:  # a network that was not conditioned by this library
-        return None
+    film = _film(model)
+    cond = None if film is None else film.cond
     if isinstance(cond, Several):
         return lambda condition: {}
     return (lambda condition: Masked(None)) if isinstance(cond, Maybe) else None
@@ -428,14 +346,6 @@ def _scored(name: str, function: Score, output: Any, target: Any, count: int) ->
     return values.reshape(count, -1).mean(dim=1).numpy()
 
 
-def _above(found: Estimate | None, chance: Estimate | None, sign: int) -> bool:
-    """Whether a change in the direction of the sign is clear of zero, and of what a repetition makes."""
-    if found is None or chance is None:
-        return False
-    low, floor = (found.low, chance.high) if sign > 0 else (-found.high, -chance.low)
-    return low > max(0.0, floor)
-
-
 def _ratio(moved: Numbers, apart: Numbers) -> Numbers:
     """Return sqrt(moved / apart); 0 for 0 / 0, and infinity where only what is below is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -450,9 +360,3 @@ def _estimate(
     drawn = np.concatenate([statistic(rng.integers(0, n, (size, n))) for size in sizes])
     low, high = np.percentile(drawn, [2.5, 97.5], method="nearest").tolist()
     return Estimate(float(statistic(np.arange(n)[None])[0]), low, high, n)
-
-
-def _shown(found: Estimate | None, sign: str = "") -> str:
-    if found is None:
-        return ""
-    return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
