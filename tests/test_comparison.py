@@ -144,7 +144,12 @@ def test_the_table_shows_every_number():
     row = Row("film", 1100, 100, 3_000_000_000, 2.5, (2.0, 3.0), 1.25, 4_000_000)
     scored = Scored(0.5, 0.25, 0.75, (0.5,))
     plain = Row("unconditioned", 1000, 0, 2_000_000_000, 2.0, (1.5, 2.5), 1.0, 2_000_000)
-    lines = str(Comparison((plain, row), 3, "cpu")).splitlines()
+    *lines, empty, legend = str(Comparison((plain, row), 3, "cpu")).splitlines()
+    assert empty == ""
+    assert legend == (
+        "ms: median [middle half] of 3 passes; time: x unconditioned; "
+        "kept MB: kept for the backward pass in training"
+    )
     assert [" ".join(line.split()) for line in lines] == [
         "parameters added GFLOP added ms [middle half] time kept MB",
         "unconditioned 1,000 - 2.000 - 2.00 [1.50, 2.50] 1.000 2.00",
@@ -153,6 +158,7 @@ def test_the_table_shows_every_number():
     assert len({len(line) for line in lines}) == 1
     with_score = str(Comparison((plain, Row(*list(vars(row).values())[:8], scored)), 3, "cpu"))
     assert with_score.splitlines()[2].endswith("0.500 [0.250, 0.750]     -")
+    assert with_score.endswith("in training; gain: against film")
 
 
 def test_no_networks_and_scores_of_other_samples_are_refused():
@@ -199,3 +205,36 @@ def test_names_and_rounds_that_mean_nothing_are_refused():
         ValueError, match=r"Comparison: expected one of 2 names, got 'flim'.\nThe nearest are 'film'"
     ):
         compare({"film": model}, batch, rounds=1)["flim"]
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            (torch.rand(2, 3), torch.rand(2, 7), torch.rand(2)),
+            r"batch \(\*inputs, cond\) that fits 'unconditioned', got \['a Tensor \(2, 3\)', "
+            r"'a Tensor \(2, 7\)', 'a Tensor \(2,\)'\](.|\n)*without a target",
+        ),
+        (
+            (torch.rand(2, 7),),
+            r"batch \(\*inputs, cond\) that fits 'unconditioned', got \['a Tensor \(2, 7\)'\]",
+        ),
+        (torch.rand(2, 3), r"a batch \(x, cond\), or a mapping of keyword arguments, got a Tensor \(2, 3\)"),
+        ((), r"a batch \(x, cond\), or a mapping of keyword arguments, got nothing"),
+    ],
+    ids=["a target", "a condition alone", "an input alone", "nothing"],
+)
+def test_a_batch_that_no_network_is_called_with_is_refused(given, message: str):
+    model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+    with pytest.raises(ValueError, match=message):
+        compare({"film": model}, given, rounds=1)
+
+
+def test_an_error_of_the_network_s_own_is_not_put_down_to_the_batch():
+    class Broken(Hand):
+        def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+            return super().forward(x, None)
+
+    with pytest.raises(TypeError, match="NoneType"):
+        compare({"broken": Broken()}, (torch.rand(2, 3), torch.rand(2, 5)), rounds=1)

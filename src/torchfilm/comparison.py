@@ -7,6 +7,7 @@ every candidate; and on the network without its conditioning too, which is what 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -108,7 +109,7 @@ class Comparison:
         return asdict(self)
 
     def __str__(self) -> str:
-        """Show the table."""
+        """Show the table, and what its columns mean."""
         head = ("", "parameters", "added", "GFLOP", "added", "ms", "[middle half]", "time", "kept MB")
         scored = any(row.score for row in self.rows)
         lines = [[*head, "score", "gain"] if scored else [*head]]
@@ -116,8 +117,17 @@ class Comparison:
             scores = ["-" if one is None else str(one) for one in (row.score, row.gain)]
             lines.append([*self._costs(row), *(scores if scored else [])])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
+        table = [
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
+        ]
+        return "\n".join([*table, "", self._legend(scored)])
+
+    def _legend(self, scored: bool) -> str:  # noqa: FBT001
+        base = self.rows[0].name
+        gain = next((f"; gain: against {row.name}" for row in self.rows if row.score), "") if scored else ""
+        return (
+            f"ms: median [middle half] of {self.rounds} passes; time: x {base}; "
+            f"kept MB: kept for the backward pass in training{gain}"
         )
 
     def _costs(self, row: Row) -> list[str]:
@@ -161,8 +171,8 @@ def compare(
         clock: seconds; `time.process_time` where others use the machine.
 
     Raises:
-        ValueError: for no networks, no rounds, a second "unconditioned", and for scores of different numbers
-            of samples.
+        ValueError: for no networks, no rounds, a second "unconditioned", a batch that a network is not called
+            with, and for scores of different numbers of samples.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -178,6 +188,12 @@ def compare(
         raise ValueError("compare: expected at least one network, got none.\nGive {'film': model, ...}.")
     if rounds < 1:
         raise ValueError(f"compare: expected at least one round, got {rounds}.\nGive rounds=30.")
+    if not isinstance(batch, Sequence | Mapping) or not batch:
+        got = "nothing" if isinstance(batch, Sequence | Mapping) else _kind(batch)
+        raise ValueError(
+            f"compare: expected a batch (x, cond), or a mapping of keyword arguments, got {got}.\n"
+            f"The condition is its last entry: compare(models, (x, z))."
+        )
     seeds = {name: [one] if isinstance(one, nn.Module) else list(one) for name, one in models.items()}
     candidates = [_Candidate(name, trained[0], batch) for name, trained in seeds.items()]
     if candidates[0].conditioned:
@@ -232,7 +248,27 @@ class _Candidate:
     def __call__(self) -> Any:
         if isinstance(self.batch, Mapping):
             return self.model(**self.batch)
-        return self.model(*self.batch[:-1], cond=self.batch[-1])
+        *inputs, cond = self.batch
+        try:
+            return self.model(*inputs, cond=cond)
+        except TypeError as error:
+            if self._fits(inputs):
+                raise
+            kinds = [_kind(value) for value in self.batch]
+            raise ValueError(
+                f"compare: expected a batch (*inputs, cond) that fits '{self.name}', got {kinds}: {error}.\n"
+                f"All but the last are inputs, the last is the condition: (x, z), without a target."
+            ) from error
+
+    def _fits(self, inputs: Sequence[Any]) -> bool:
+        """Whether the network's own forward takes as many inputs."""
+        try:
+            inspect.signature(self.model.forward).bind_partial(*inputs)
+        except TypeError:
+            return False
+        except ValueError:  # a forward without a signature, as one written in C++
+            return True
+        return len(inputs) > 0
 
 
 def _row(candidate: _Candidate, times: Sequence[float], base: float, scored: Mapping[str, Scored]) -> Row:
@@ -282,6 +318,10 @@ def _in_turn(
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _kind(value: Any) -> str:
+    return f"a Tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _count(module: nn.Module) -> int:
