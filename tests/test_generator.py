@@ -286,6 +286,11 @@ REFUSED = [
     ({"gate_start": 1.0}, "gate_start=1.0 needs a gate"),
     ({"bound": "tanh:0"}, "bound expected one of .* got 'tanh:0'"),
     ({"bound": "tanh:half"}, "got 'tanh:half'"),
+    (
+        {"bound": "relu"},
+        r"one of \[None, 'sigmoid', 'tanh', 'exp', 'tanh:R'\], got 'relu'.\nChoose one of these.$",
+    ),
+    ({"bound": 0.5}, r"bound expected one of .*, got 0\.5"),
     ({"head": "linaer"}, "head expected 'linear', 'shared', 'lowrank:R' or 'table', got 'linaer'"),
     ({"head": "lowrank:0"}, "got 'lowrank:0'"),
     ({"trunk": (0,)}, r"trunk expected sizes from 1 on, got 0 in \(0,\)"),

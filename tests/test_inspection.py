@@ -344,6 +344,10 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         load_modulations(tmp_path / "words")
     with pytest.raises(ValueError, match="at least one site, got none"):
         save_modulations({}, tmp_path / "none.safetensors")
+    presets = {name: modulations(network("first"), z()) for name in ("red", "green")}
+    with pytest.raises(ValueError, match=r"under \['red', 'green'\]\.\nOne file per preset"):
+        save_modulations(presets, tmp_path / "presets.safetensors")
+    assert not (tmp_path / "presets.safetensors").exists()
 
 
 def test_modulations_without_a_batch_become_rows_of_a_recording():
@@ -395,6 +399,13 @@ def test_a_pattern_without_a_site_names_the_nearest():
 
 def test_an_edit_that_returns_something_else_is_refused():
     model = network()
+    with (
+        pytest.raises(
+            ValueError, match=r"or a Modulation, for 'first', got float.\nFor a factor: lambda m: "
+        ),
+        edit(model, {"first": 0.5}),
+    ):
+        pass
     with (
         edit(model, {"first": lambda m: m.gamma}),
         pytest.raises(ValueError, match="expected a Modulation for site 'first', got Tensor"),

@@ -123,6 +123,19 @@ def test_every_figure_is_written_without_a_global_state(tmp_path) -> None:
     assert len(list((tmp_path / "new").iterdir())) == len(figures)
 
 
+def test_a_path_may_be_a_text(tmp_path) -> None:
+    path = plot.save(plot.bars({0: 1.0}, xlabel="x", ylabel="y"), str(tmp_path / "bars.png"))
+    assert path == tmp_path / "bars.png"
+    assert path.exists()
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_planes_have_a_title_each(count: int) -> None:
+    values = VALUES["second"]
+    with pytest.raises(ValueError, match=rf"planes: expected a title for each of 5 maps, got {count}"):
+        plot.planes(values, values, LABELS, STYLES, ["map"] * count)
+
+
 def test_sites_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match="expected the same sites twice"):
         plot.histograms(VALUES, {"first": VALUES["first"]})

@@ -82,7 +82,7 @@ class GeneratorOptions:
                 f"The order is always gamma, beta, gate."
             )
         if self.spread is None:
-            _check_choice("bound", self.bound, (None, *get_args(Bound)))
+            _check_choice("bound", self.bound, (None, *get_args(Bound)), ("tanh:R",))
         for layer in self.trunk:
             if isinstance(layer, int) and layer < 1:
                 raise ValueError(f"Generator: trunk expected sizes from 1 on, got {layer} in {self.trunk}.")
@@ -93,7 +93,7 @@ class GeneratorOptions:
     @property
     def spread(self) -> float | None:
         """R of the bound "tanh:R", or None."""
-        name, _, number = (self.bound or "").partition(":")
+        name, _, number = str(self.bound or "").partition(":")
         try:
             return float(number) if name == "tanh" and float(number) > 0 else None
         except ValueError:
@@ -477,13 +477,12 @@ def _check_sites(sites: Mapping[str, int]) -> None:
             )
 
 
-def _check_choice(option: str, value: str | None, choices: Sequence[str | None]) -> None:
+def _check_choice(
+    option: str, value: str | None, choices: Sequence[str | None], patterns: Sequence[str] = ()
+) -> None:
+    """Refuse what is not among the choices; patterns are named with them, and checked elsewhere."""
     if value in choices:
         return
     near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=3, cutoff=0.4)
-    hint = (
-        f"Did you mean {' or '.join(repr(name) for name in near)}?"
-        if near
-        else f"Choose one of {list(choices)}."
-    )
-    raise ValueError(f"Generator: {option} expected one of {list(choices)}, got {value!r}.\n{hint}")
+    hint = f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else "Choose one of these."
+    raise ValueError(f"Generator: {option} expected one of {[*choices, *patterns]}, got {value!r}.\n{hint}")

@@ -266,8 +266,8 @@ def edit(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
             `modulations(model, cond)` instead and give it as `modulation=`.
 
     Raises:
-        ValueError: for an expression that matches no site, for a function that returns no `Modulation`, and
-            for one of gamma and beta at a site of another fusion, which has none.
+        ValueError: for an expression that matches no site, for a change that is neither, for a function that
+            returns no `Modulation`, and for one of gamma and beta where another fusion has none.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -282,6 +282,13 @@ def edit(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
     names = list(film.sites)
     chosen: dict[str, list[Change]] = {name: [] for name in names}
     for pattern, change in changes.items():
+        if not isinstance(change, Modulation) and not callable(change):
+            raise ValueError(
+                f"edit: expected a function of the modulation, or a Modulation, for {pattern!r}, "
+                f"got {type(change).__name__}.\n"
+                f"For a factor: lambda m: m.replace(gamma=factor * m.gamma); for all of it: "
+                f"lambda m: factor * m."
+            )
         for name in matching(names, pattern):
             chosen[name].append(change)
     with film.transformed(_Edit(chosen)):
@@ -358,11 +365,18 @@ def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) ->
     """Write modulations as a safetensors file, whole or not at all, and return its path: a preset to keep.
 
     Raises:
-        ValueError: for none, and for values of another fusion than FiLM.
+        ValueError: for none, for several presets at once, and for values of another fusion than FiLM.
     """
     if not modulations:
         raise ValueError(
             "save_modulations: expected at least one site, got none.\nRecord some: record(model)."
+        )
+    if presets := [name for name, m in modulations.items() if isinstance(m, Mapping)]:
+        raise ValueError(
+            f"save_modulations: expected the modulation of each site, got modulations of all sites under "
+            f"{presets}.\n"
+            f"One file per preset: for name, preset in presets.items(): save_modulations(preset, "
+            f"folder / f'{{name}}.safetensors')."
         )
     check_modulations("save_modulations", modulations)
     path = Path(path)

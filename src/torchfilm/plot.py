@@ -49,8 +49,9 @@ def marks(names: Sequence[str]) -> dict[str, Mark]:
     }
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     """Write the figure as PNG, whole or not at all, and return the path."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     FigureCanvasAgg(figure)
@@ -105,6 +106,11 @@ def planes(
     both = np.broadcast_arrays(_numbers(gamma, "gamma"), _numbers(beta, "beta"))
     (names, gamma), (_, beta) = (_by_step(labels, values) for values in both)
     maps = gamma.shape[1]
+    if len(titles) != maps:
+        raise ValueError(
+            f"planes: expected a title for each of {maps} maps, got {len(titles)}.\n"
+            f"Name all: [f'map {{i}}' for i in range({maps})]; or give gamma and beta of the maps to draw."
+        )
     columns = min(4, maps)
     figure, axes = _grid(-(-maps // columns), columns, 2.7, 2.5)
     for i, ax in enumerate(axes.flat):
@@ -205,12 +211,7 @@ def by_depth(
 
 
 def heat(
-    values: Values,
-    labels: Sequence[str],
-    *,
-    neutral: float,
-    unit: str,
-    spread: float | None = None,
+    values: Values, labels: Sequence[str], *, neutral: float, unit: str, spread: float | None = None
 ) -> Figure:
     """One panel per site: conditions (rows, grouped by label) by channels (columns), in colour.
 
@@ -433,11 +434,7 @@ def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], *,
 
 
 def dots(
-    values: Mapping[str, Sequence[float]],
-    references: Mapping[str, float],
-    *,
-    xlabel: str,
-    reference: str,
+    values: Mapping[str, Sequence[float]], references: Mapping[str, float], *, xlabel: str, reference: str
 ) -> Figure:
     """One line per name, from top to bottom: a dot per value, an open diamond for the name's reference."""
     figure, axes = _grid(1, 1, 6.5, 0.9 + 0.26 * len(values))
