@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 import oracles
 import torchfilm as tf
@@ -36,8 +37,11 @@ def test_each_class_has_a_row_of_its_own():
 
 
 def test_a_class_outside_the_table_is_refused():
-    with pytest.raises(IndexError, match="out of range"):
-        tf.Classes(5, 7)(torch.tensor([5]))
+    with pytest.raises(IndexError, match="Classes: expected an index from 0 to 4, got -1, 5: out of range"):
+        tf.Classes(5, 7)(torch.tensor([5, 0, 4, -1, 5]))
+    handed_on = tf.condition(nn.Sequential(nn.Linear(3, 2)), "0", tf.Classes(5), head="table")
+    with pytest.raises(IndexError, match="Table of classes: expected an index from 0 to 4, got 5"):
+        handed_on(torch.rand(2, 3), cond=torch.tensor([5, 0]))
 
 
 def test_tokens_become_the_mean_of_the_real_ones():

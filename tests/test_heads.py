@@ -161,7 +161,9 @@ def test_a_condition_of_another_size_is_refused(head):
 
 
 def test_a_class_outside_the_table_is_refused():
-    with pytest.raises(IndexError, match="out of range"):
+    with pytest.raises(
+        IndexError, match="Table of classes: expected an index from 0 to 6, got 7: out of range"
+    ):
         generator("table")(torch.tensor([7]))
 
 

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchfilm.heads import no_row
+
 Pooling = Literal["mean", "attention"]
 
 
@@ -83,7 +85,12 @@ class Classes(nn.Module):
                 f"Classes: expected int64 or int32 numbers, got {classes.dtype} {tuple(classes.shape)}.\n"
                 f"Give indices, not one-hot rows: one_hot.argmax(dim=-1)."
             )
-        return classes if self.table is None else self.table(classes)
+        if self.table is None or torch.compiler.is_compiling():
+            return classes if self.table is None else self.table(classes)
+        try:
+            return self.table(classes)
+        except IndexError as error:
+            raise no_row("Classes", self.num_classes, classes) from error
 
     def extra_repr(self) -> str:
         """Show the number of classes in `repr`."""

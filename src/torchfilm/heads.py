@@ -199,7 +199,7 @@ class TableHead(nn.Module):
             IndexError: for a class outside the table (on an accelerator, its own assertion).
         """
         if not condition.is_floating_point():
-            return _wide(functional.embedding(condition, self.weight))
+            return _wide(looked_up("Table of classes", self.weight, condition))
         _check_size(condition, self.cond_dim)
         return _wide(functional.linear(like_weights(condition, self.weight), self.weight.T))
 
@@ -258,6 +258,46 @@ def _fill(weight: Tensor, bias: Tensor | None, start: Start, fan_in: int) -> Non
 def _wide(raw: Tensor) -> Tensor:
     """Return what was predicted in float32 or wider, whatever precision autocast took for the product."""
     return raw if raw.dtype == torch.float32 else raw.to(torch.promote_types(raw.dtype, torch.float32))
+
+
+def looked_up(
+    what: str, table: Float[Tensor, "k numbers"], index: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch numbers"]:
+    """Return rows of a table.
+
+    Args:
+        what: what the table is, for messages.
+        table: the rows.
+        index: which, from 0 on.
+
+    Raises:
+        IndexError: for an index that is no row (compiled and on accelerators, torch's own).
+
+    Example:
+        >>> looked_up("Table", torch.eye(3), torch.tensor([2, 0])).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    if torch.compiler.is_compiling():
+        return functional.embedding(index, table)
+    try:
+        return functional.embedding(index, table)
+    except IndexError as error:
+        raise no_row(what, len(table), index) from error
+
+
+def no_row(what: str, rows: int, index: int | Int[Tensor, "*batch"]) -> IndexError:
+    """Return the error for an index that is no row of a table.
+
+    Args:
+        what: what the table is.
+        rows: how many rows it has.
+        index: what was asked for, of which those are named that are no rows.
+    """
+    wrong = [index] if isinstance(index, int) else index[(index < 0) | (index >= rows)].unique().tolist()
+    return IndexError(
+        f"{what}: expected an index from 0 to {rows - 1}, got {', '.join(map(str, wrong))}: out of range.\n"
+        f"Indices count from 0: there are {rows} rows."
+    )
 
 
 def like_weights(condition: Tensor, weight: Tensor | None) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
+from torchfilm.heads import looked_up, no_row
 from torchfilm.modulation import Modulation
 
 Index = int | Int[Tensor, "*batch"]
@@ -22,9 +22,9 @@ def row(table: Float[Tensor, "k numbers"], index: Index) -> Float[Tensor, "*batc
         IndexError: for an index that is no row, as a negative one (on an accelerator, its own assertion).
     """
     if isinstance(index, Tensor):
-        return functional.embedding(index, table)
+        return looked_up("Table", table, index)
     if not 0 <= index < len(table):
-        raise IndexError(f"Table of {len(table)} rows: expected an index from 0 on below, got {index}.")
+        raise no_row("Table", len(table), index)
     return table[index]
 
 
@@ -62,9 +62,7 @@ class Row(nn.Module):
                 f"{type(index).__name__}.\nGive the number of the condition, in the order of tabulate."
             )
         elif not 0 <= index < self.dim:
-            raise IndexError(
-                f"Table of {self.dim} conditions: expected an index from 0 on below, got {index}."
-            )
+            raise no_row(f"Table of {self.dim} conditions", self.dim, index)
         return index
 
     def extra_repr(self) -> str:
