@@ -112,3 +112,10 @@ def test_a_trained_network_that_ignores_its_condition_is_sent_to_the_doctor():
     data = [(torch.randn(11, 1, 5).double(), torch.randn(11, 7).double())]
     assert "Run tf.doctor(model, x, cond=z)" in heard(model, data).words
     assert heard(lambda x, cond: x.sum(1), BATCHES).words.endswith("less than 0.01.")
+
+
+def test_two_changes_without_bound_have_no_share():
+    x = torch.tensor([[0.0], [1.0]])
+    found = heard(lambda x, cond: (x + cond) % 2, [(x, x)], paraphrase=lambda cond: 1 - cond)
+    assert found.verdict == "heard"
+    assert "Other words" not in found.words

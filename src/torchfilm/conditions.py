@@ -77,7 +77,7 @@ class Classes(nn.Module):
 
         Raises:
             ValueError: for numbers that are no integers.
-            IndexError: for a class outside the table (on an accelerator, its own assertion).
+            IndexError: for a class outside the table (compiled and on an accelerator, torch's own).
         """
         _check_tensor("Classes", classes)
         if classes.dtype not in (torch.int64, torch.int32):

@@ -196,7 +196,7 @@ class TableHead(nn.Module):
 
         Raises:
             ValueError: for weights whose last axis is not the number of classes.
-            IndexError: for a class outside the table (on an accelerator, its own assertion).
+            IndexError: for a class outside the table (compiled and on an accelerator, torch's own).
         """
         if not condition.is_floating_point():
             return _wide(looked_up("Table of classes", self.weight, condition))

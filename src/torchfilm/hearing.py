@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -153,6 +154,8 @@ class Hearing:
         if "paraphrase" not in self.effects:
             return ""
         share = self.effects["paraphrase"].output.value / self.effects["swap"].output.value
+        if math.isnan(share):  # both without bound: the outputs of two samples do not differ
+            return ""
         return f" Other words for the same condition change {share:.0%} of what another condition does."
 
 

@@ -19,7 +19,8 @@ def row(table: Float[Tensor, "k numbers"], index: Index) -> Float[Tensor, "*batc
     """Return rows of a table.
 
     Raises:
-        IndexError: for an index that is no row, as a negative one (on an accelerator, its own assertion).
+        IndexError: for an index that is no row, as a negative one (compiled and on an accelerator, torch's
+            own).
     """
     if isinstance(index, Tensor):
         return looked_up("Table", table, index)
