@@ -182,7 +182,8 @@ def _nothing(model: Callable[..., Any]) -> Callable[[Any], Any] | None:
     film = _film(model)
     cond = None if film is None else film.cond
     if isinstance(cond, Several):
-        return lambda condition: {}
+        required = cond.required
+        return None if len(required) == len(cond.parts) else lambda given: {n: given[n] for n in required}
     return (lambda condition: Masked(None)) if isinstance(cond, Maybe) else None
 
 

@@ -286,8 +286,7 @@ def edit(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
             raise ValueError(
                 f"edit: expected a function of the modulation, or a Modulation, for {pattern!r}, "
                 f"got {type(change).__name__}.\n"
-                f"For a factor: lambda m: m.replace(gamma=factor * m.gamma); for all of it: "
-                f"lambda m: factor * m."
+                f"For a factor: lambda m: m.replace(gamma=factor * m.gamma)."
             )
         for name in matching(names, pattern):
             chosen[name].append(change)
@@ -373,10 +372,8 @@ def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) ->
         )
     if presets := [name for name, m in modulations.items() if isinstance(m, Mapping)]:
         raise ValueError(
-            f"save_modulations: expected the modulation of each site, got modulations of all sites under "
-            f"{presets}.\n"
-            f"One file per preset: for name, preset in presets.items(): save_modulations(preset, "
-            f"folder / f'{{name}}.safetensors')."
+            f"save_modulations: expected one modulation for each site, got those of all for {presets}.\n"
+            f"One file per preset: save_modulations(presets[name], folder / f'{{name}}.safetensors')."
         )
     check_modulations("save_modulations", modulations)
     path = Path(path)
