@@ -423,3 +423,11 @@ def test_a_network_that_knows_what_is_missing_is_blanked_by_it(several: bool):
     )
     assert found.effects["blank"].output.value == pytest.approx(expected, rel=1e-4)
     assert found.notes == ()
+
+
+@pytest.mark.parametrize("text", [tf.Maybe(tf.Vector(7)), tf.Vector(7)], ids=["may be missing", "required"])
+def test_several_conditions_of_which_some_are_required_are_blanked(text: nn.Module):
+    x, given = torch.randn(24, 3), {"time": torch.rand(24, 1), "text": torch.randn(24, 7)}
+    both = tf.Several({"time": tf.Scalars(1, 8), "text": text})
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", both)).eval()
+    assert heard(model, [(x, given)], resamples=20).effects["blank"].output.value > 0
