@@ -39,17 +39,20 @@ def placement_reasoning(results: Results) -> str:
     if found is None:
         return PENDING
     settings = found["settings"]
+    later = results.get("visual_reasoning_ablations_later", {}).get("settings", {})
     base = settings["unchanged"]["accuracy"]
     rows = [
         [
             text,
-            f"{100 * one['accuracy']:.1f}",
-            f"{100 * (one['accuracy'] - base):+.1f}",
-            f"{one['paper']:.1f}",
+            f"{100 * settings[name]['accuracy']:.1f}",
+            f"{100 * (settings[name]['accuracy'] - base):+.1f}",
+            f"{100 * later[name]['accuracy']:.1f}" if name in later else "–",
+            f"{settings[name]['paper']:.1f}",
         ]
-        for text, one in ((text, settings[name]) for name, text in REASONING.items() if name in settings)
+        for name, text in REASONING.items()
+        if name in settings
     ]
-    head = ["FiLM", "right, %", "beside the first", "the paper, at the end"]
+    head = ["FiLM", "right, %", "beside the first", "later, %", "the paper, at the end"]
     return table(head, rows) + f"\n{found['date']}: `{found['command'].split(' --only')[0]} ...`.\n"
 
 

@@ -250,11 +250,18 @@ def ablations(results: Results) -> str:
     found = results.get("visual_reasoning_ablations")
     if found is None:
         return PENDING
+    later = results.get("visual_reasoning_ablations_later", {}).get("settings", {})
     rows = [
-        [name.replace("_", " "), _spread(row), f"{row['paper']:.1f}" if row.get("paper") else "–"]
+        [
+            name.replace("_", " "),
+            _spread(row),
+            _spread(later[name]) if name in later else "–",
+            f"{row['paper']:.1f}" if row.get("paper") else "–",
+        ]
         for name, row in found["settings"].items()
     ]
-    return table(["network", "%", "the paper"], rows) + "\n" + _trained(found)
+    note = _trained(found) + (_trained(results["visual_reasoning_ablations_later"]) if later else "")
+    return table(["network", "%", "later, %", "the paper"], rows) + "\n" + note
 
 
 def fusion_reasoning(results: Results) -> str:
