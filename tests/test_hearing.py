@@ -95,7 +95,7 @@ START = "still at its start: has training not begun, or was the optimiser built 
         *({"fusion": fusion} for fusion in ("scale", "gate", "concat", "low_rank", "cross_attention")),
         {"fusion": Concat(2)},
     ],
-    ids=str,
+    ids=lambda options: "concat of width 2" if isinstance(options.get("fusion"), Concat) else str(options),
 )
 def test_where_a_condition_is_ignored_the_next_step_is_named(options: dict):
     model = tf.condition(nn.Sequential(nn.Linear(5, 3)), "0", tf.Vector(7), **options)
