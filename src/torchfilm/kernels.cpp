@@ -170,6 +170,23 @@ inline double summed(int64_t count, F f) {
   return total;
 }
 
+// Mean and one over the standard deviation of `size` neighbours; where they are not centred, 0 and one over the root
+// of the mean square.
+struct Statistics {
+  float mean, rstd;
+};
+
+template <int lanes = 16>
+inline Statistics statistics(const float* from, int64_t size, bool centred, double eps) {
+  const double total = centred ? summed<lanes>(size, [=](int64_t i) { return from[i]; }) : 0.0;
+  const float middle = static_cast<float>(total / size);
+  const double square = summed<lanes>(size, [=](int64_t i) {
+    const float apart = from[i] - middle;
+    return apart * apart;
+  }) / size;
+  return {middle, static_cast<float>(1.0 / std::sqrt(square + eps))};
+}
+
 // y = gamma * (weight * n + bias) + beta, n the features of a group with mean 0 and variance 1. Weight and bias
 // [channels] may be null: 1 and 0. mean and rstd (one over the standard deviation) are [batch, groups].
 template <int64_t known>
@@ -181,12 +198,8 @@ void normalised(const float* x, const float* gamma, const float* beta, const flo
   for (int64_t group = 0; group < batch * groups; ++group) {
     const float* from = x + group * size;
     float* to = y + group * size;
-    const float middle = static_cast<float>(summed(size, [=](int64_t i) { return from[i]; }) / size);
-    const double variance = summed(size, [=](int64_t i) {
-      const float apart = from[i] - middle;
-      return apart * apart;
-    }) / size;
-    const float scale = static_cast<float>(1.0 / std::sqrt(variance + eps));
+    const Statistics own = statistics(from, size, true, eps);
+    const float middle = own.mean, scale = own.rstd;
     mean[group] = middle;
     rstd[group] = scale;
     const int64_t first = group % groups * width;
@@ -351,13 +364,8 @@ void token_norm_forward(const float* x, const float* gamma, const float* beta, c
     float* to = y + row * channels;
     const float* g = gamma + row / positions * stride;
     const float* b = beta + row / positions * stride;
-    const double total = centred ? summed<64>(channels, [=](int64_t c) { return from[c]; }) : 0.0;
-    const float middle = static_cast<float>(total / channels);
-    const double square = summed<64>(channels, [=](int64_t c) {
-      const float apart = from[c] - middle;
-      return apart * apart;
-    }) / channels;
-    const float scale = static_cast<float>(1.0 / std::sqrt(square + eps));
+    const Statistics all = statistics<64>(from, channels, centred, eps);
+    const float middle = all.mean, scale = all.rstd;
     mean[row] = middle;
     rstd[row] = scale;
 #pragma omp simd
