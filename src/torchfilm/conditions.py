@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torchfilm.heads import no_row
+from torchfilm.heads import no_row, wide
 
 Pooling = Literal["mean", "attention"]
 
@@ -177,10 +177,9 @@ class Scalars(nn.Module):
                 f"got {numbers.dtype} of shape {tuple(numbers.shape)}.\n"
                 f"One number per sample is [B, 1]: steps[:, None]."
             )
-        real = numbers if numbers.is_floating_point() else numbers.float()
-        wide = real.to(torch.promote_types(real.dtype, torch.float32))
-        frequencies = self._spaced(wide) if self.frequencies is None else self.frequencies.to(wide.dtype)
-        angles = 2 * math.pi * wide[..., None] * frequencies
+        real = wide(numbers if numbers.is_floating_point() else numbers.float())
+        frequencies = self._spaced(real) if self.frequencies is None else self.frequencies.to(real.dtype)
+        angles = 2 * math.pi * real[..., None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
     def extra_repr(self) -> str:
@@ -279,17 +278,17 @@ class Tokens(nn.Module):
                 f"Give one token as tokens[None]; a condition that is a single vector is Vector({self.dim})."
             )
         if mask is None and self.pooling == "mean":  # a mask of all tokens would change no bit
-            return _total(_wide(tokens)) / max(tokens.shape[-2], 1)
+            return _total(wide(tokens)) / max(tokens.shape[-2], 1)
         if mask is None:
             mask = torch.ones(tokens.shape[:-1], dtype=torch.bool, device=tokens.device)
         _check_mask(mask, tokens)
         real = torch.where(mask[..., None], tokens, 0)
         if self.pooling is None:
             return real, mask
-        wide = _wide(real)
+        real = wide(real)
         if self.query is None or tokens.shape[-2] == 0:
-            return _total(wide) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
-        slices = wide.unflatten(-1, (self.heads, -1))
+            return _total(real) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+        slices = real.unflatten(-1, (self.heads, -1))
         weights = self._weights(slices, mask)
         pooled = _total((weights[..., None] * slices).flatten(-2)).unflatten(-1, (self.heads, -1))
         return (pooled / _total(weights).clamp(min=1)[..., None]).flatten(-2)
@@ -306,11 +305,6 @@ class Tokens(nn.Module):
         scores = _folded(slices * self.query.to(slices.dtype)) * scale
         largest = scores.detach().masked_fill(~mask[..., None], -math.inf).amax(dim=-2, keepdim=True)
         return torch.where(mask[..., None], (scores - largest).clamp(max=0).exp(), 0)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return numbers in float32 or wider."""
-    return x if x.dtype == torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _total(x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchfilm.generator import Generator
+from torchfilm.heads import wide
 from torchfilm.modulation import Modulation
 
 WORDS = ("gamma", "scale", "shift", "gate")
@@ -121,15 +122,15 @@ def read(packed: Float[Tensor, "*batch packed"], layout: str | Layout) -> tuple[
     found: dict[str, list[Tensor]] = {word: [] for word in WORDS}
     for word, block in zip(layout.words, blocks, strict=True):
         found[word].append(block)
-    gammas = found["gamma"] or [1 + _wide(scale) for scale in found["scale"]]
+    gammas = found["gamma"] or [1 + wide(scale) for scale in found["scale"]]
     modulations = []
     for i in range(layout.sites):
         gamma, shift = _at(gammas, i), _at(found["shift"], i)
         known = next(block for block in (gamma, shift, _at(found["gate"], i)) if block is not None)
         modulations.append(
             Modulation(
-                torch.ones_like(_wide(known)) if gamma is None else _wide(gamma),
-                torch.zeros_like(_wide(known)) if shift is None else _wide(shift),
+                torch.ones_like(wide(known)) if gamma is None else wide(gamma),
+                torch.zeros_like(wide(known)) if shift is None else wide(shift),
                 _at(found["gate"], i),
             )
         )
@@ -285,7 +286,3 @@ def _same(layout: Layout) -> list[str]:
 
 def _at(blocks: Sequence[Tensor], i: int) -> Tensor | None:
     return blocks[i] if i < len(blocks) else None
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

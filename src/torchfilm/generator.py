@@ -437,7 +437,7 @@ def build_generator(
 
 
 def _small(raw: Tensor) -> bool:
-    """Whether operations on these numbers cost more to start than to do, and may mix with NumPy's."""
+    """Whether operations on these numbers cost more to start than to do, and may mix with the CPU's."""
     if torch.compiler.is_compiling() or type(raw) is not Tensor or raw.dtype != torch.float32:
         return False
     return raw.is_cpu and raw.numel() <= _SMALL

@@ -61,7 +61,7 @@ class LinearHead(nn.Module):
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
         _check_size(condition, self.cond_dim)
         weight = self.weight
-        return _wide(functional.linear(like_weights(condition, weight), weight, self.bias))
+        return wide(functional.linear(like_weights(condition, weight), weight, self.bias))
 
     def own_parameters(self, rows: int) -> int:
         """Return how many parameters belong to some rows alone."""
@@ -151,7 +151,7 @@ class SharedHead(nn.Module):
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
         _check_size(condition, self.cond_dim)
-        raw = _wide(functional.linear(like_weights(condition, self.weight), self.weight))
+        raw = wide(functional.linear(like_weights(condition, self.weight), self.weight))
         parts = dict(zip(self.groups, raw.split(self.groups, dim=-1), strict=True))
         return torch.cat([parts[width] for width in self.widths], dim=-1) + self.bias
 
@@ -199,9 +199,9 @@ class TableHead(nn.Module):
             IndexError: for a class outside the table (compiled and on an accelerator, torch's own).
         """
         if not condition.is_floating_point():
-            return _wide(looked_up("Table of classes", self.weight, condition))
+            return wide(looked_up("Table of classes", self.weight, condition))
         _check_size(condition, self.cond_dim)
-        return _wide(functional.linear(like_weights(condition, self.weight), self.weight.T))
+        return wide(functional.linear(like_weights(condition, self.weight), self.weight.T))
 
     def own_parameters(self, rows: int) -> int:
         """Return how many parameters belong to some rows alone."""
@@ -255,9 +255,9 @@ def _fill(weight: Tensor, bias: Tensor | None, start: Start, fan_in: int) -> Non
         nn.init.zeros_(bias)
 
 
-def _wide(raw: Tensor) -> Tensor:
-    """Return what was predicted in float32 or wider, whatever precision autocast took for the product."""
-    return raw if raw.dtype == torch.float32 else raw.to(torch.promote_types(raw.dtype, torch.float32))
+def wide(x: Tensor) -> Tensor:
+    """Return numbers in float32 or wider, whatever precision autocast took for what made them."""
+    return x if x.dtype == torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def looked_up(
