@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchfilm.injection import Conditioning, conditioning, unwrapped
+from torchfilm.injection import Conditioning, conditioning, film_of
 from torchfilm.modulation import Modulation
 from torchfilm.several import Masked, Maybe
-from torchfilm.sites import is_root
 
 Scale = float | Tensor
 Space = Literal["output", "modulation"]
@@ -119,10 +118,8 @@ def _guided(
 
 def _without_dropout(model: Callable[..., Any]) -> AbstractContextManager[Any]:
     """Return a block in which a conditioned network drops no conditions: what is missing is said here."""
-    root = unwrapped(model) if isinstance(model, nn.Module) else None
-    if root is None or not is_root(root) or not conditioning(root).training:
-        return nullcontext()
-    return conditioning(root).predicting()
+    film = film_of(model)
+    return film.predicting() if film is not None and film.training else nullcontext()
 
 
 def _read_scale(

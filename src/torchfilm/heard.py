@@ -21,7 +21,7 @@ from torchfilm.counterfactual import Paraphrase, blanked, columns, derange, is_w
 from torchfilm.generator import Generator
 from torchfilm.heads import LinearHead, SharedHead, TableHead
 from torchfilm.hearing import Effect, Estimate, Hearing
-from torchfilm.injection import Conditioning, conditioning
+from torchfilm.injection import film_of
 from torchfilm.mixing import Attentions, Concatenations
 from torchfilm.several import Masked, Maybe, Several
 
@@ -141,17 +141,9 @@ def _changes(
             yield "paraphrase", right, run(other), target, known
 
 
-def _film(model: Callable[..., Any]) -> Conditioning | None:
-    """Return what conditions a network; None for a function, and for a network of another making."""
-    try:
-        return conditioning(model) if isinstance(model, nn.Module) else None
-    except ValueError:
-        return None
-
-
 def _remedy(model: Callable[..., Any]) -> str:
     """Return what to do about a condition that is ignored; nothing is known of a plain function."""
-    film = _film(model)
+    film = film_of(model)
     if film is None:
         return ""
     if _at_start(film.generator):
@@ -179,7 +171,7 @@ def _at_start(generator: nn.Module) -> bool:
 
 def _nothing(model: Callable[..., Any]) -> Callable[[Any], Any] | None:
     """Return what blanks a condition for a network that knows itself what is missing; None for others."""
-    film = _film(model)
+    film = film_of(model)
     cond = None if film is None else film.cond
     if isinstance(cond, Several):
         required = cond.required

@@ -103,13 +103,19 @@ def conditioning(model: nn.Module) -> Conditioning:
     Raises:
         ValueError: for a model that is not conditioned.
     """
-    root = unwrapped(model)
-    if not is_root(root):
+    film = film_of(model)
+    if film is None:
         raise ValueError(
-            f"{type(root).__name__}: expected a conditioned network, got a plain one.\n"
+            f"{type(unwrapped(model)).__name__}: expected a conditioned network, got a plain one.\n"
             f"Condition it first: condition(model, sites, cond=...)."
         )
-    return root.get_submodule("film")  # type: ignore[return-value]
+    return film
+
+
+def film_of(model: Any) -> Conditioning | None:
+    """Return what `condition` added, as `conditioning`; None for plain networks and for functions."""
+    root = unwrapped(model) if isinstance(model, nn.Module) else None
+    return root.get_submodule("film") if root is not None and is_root(root) else None  # type: ignore[return-value]
 
 
 @contextmanager
