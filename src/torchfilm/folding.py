@@ -325,12 +325,14 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[tuple[str, str]]
     """Return the pairs of convolution and norm to merge, checked."""
     if wanted is False:
         return []
-    found = conv_norm_pairs(plan.model, {plan.model.get_submodule(name) for name in plan.kept})
+    kept = {plan.model.get_submodule(name) for name in plan.kept}
+    found = conv_norm_pairs(plan.model, kept) if kept or wanted is True else []
     if wanted is True:
         return [pair for pair in found if _not_mergeable(plan, *pair) is None]
+    apart = [pair for pair in conv_norm_pairs(plan.model) if pair not in found] if kept else []
     for pair in wanted:
         reason = _not_mergeable(plan, *pair)
-        if reason is None and plan.kept and pair not in found and pair in conv_norm_pairs(plan.model):
+        if reason is None and pair in apart:
             reason = "a constant is kept between them"
         if reason is not None:
             raise ValueError(

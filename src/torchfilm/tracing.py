@@ -74,9 +74,8 @@ def ways(module: nn.Module, leaves: Collection[nn.Module] = (), *, takes_first: 
         parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     except (TypeError, ValueError):
         return Ways((), complete=False)
-    choices = [_choices(one, always=takes_first and i == 0) for i, one in enumerate(parameters)]
-    if parameters and parameters[0].default is inspect.Parameter.empty:
-        choices[0] = (_GIVEN,)
+    always = [i == 0 and (takes_first or one.default is one.empty) for i, one in enumerate(parameters)]
+    choices = [_choices(one, always=is_given) for one, is_given in zip(parameters, always, strict=True)]
     complete = math.prod(map(len, choices)) <= _MOST_WAYS and not _branches_unseen(module)
     # All given and none given come first: these are traced also where the others are too many.
     both = [(0,) * len(choices), tuple(min(1, len(each) - 1) for each in choices)]
