@@ -226,24 +226,26 @@ def find_both(parts: nn.Module):
     return find(parts, "0", dim=-1, features=5) + find(parts, r"0\.1")
 
 
+def kept_and_folded(parts: nn.Module, sites: tf.Sites, x: torch.Tensor):
+    """Fold what can be folded, see that the numbers stay, and return the report."""
+    model, cond = condition(parts, sites, tf.Vector(7)), z()
+    randomise(conditioning(model))
+    plain, report = fold(model, cond=cond, leftover="constant")
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    return report
+
+
 def test_a_module_inside_comes_first_whatever_it_is_called():
     shared = nn.Dropout(0.1)
     parts = nn.Sequential(shared, nn.Sequential(nn.Sequential(nn.Linear(5, 5), shared))).eval()
     sites = find(parts, r"1\.0", dim=-1, features=5) + find(parts, "0", dim=-1, features=5)
-    model, x, cond = condition(parts, sites, tf.Vector(7)), torch.randn(2, 5), z()
-    randomise(conditioning(model))
-    plain, report = fold(model, cond=cond, leftover="constant")
-    torch.testing.assert_close(plain(x), model(x, cond=cond))
-    assert "keeps a constant" in report["1.0"].note
+    assert "keeps a constant" in kept_and_folded(parts, sites, torch.randn(2, 5))["1.0"].note
 
 
 def test_nothing_is_folded_across_a_border():
     parts = nn.Sequential(nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU()))
     sites = find(parts, "0", where="input", dim=1, features=3) + find(parts, r"0\.0", where="input")
-    model, x, cond = condition(parts, sites, tf.Vector(7)), torch.randn(2, 3, 7, 11), z()
-    randomise(conditioning(model))
-    plain, report = fold(model, cond=cond, leftover="constant")
-    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    report = kept_and_folded(parts, sites, torch.randn(2, 3, 7, 11))
     assert report["0"].target == "constant"
     assert "border" in report["0.0"].note
 
@@ -251,11 +253,7 @@ def test_nothing_is_folded_across_a_border():
 def test_nothing_is_folded_across_a_constant_inside():
     parts = nn.Sequential(nn.Sequential(nn.Linear(3, 5), nn.Identity()), nn.ReLU())
     sites = find(parts, "0", dim=-1, features=5) + find(parts, r"0\.1", dim=-1, features=5)
-    model, x, cond = condition(parts, sites, tf.Vector(7)), torch.randn(2, 3), z()
-    randomise(conditioning(model))
-    plain, report = fold(model, cond=cond, leftover="constant")
-    torch.testing.assert_close(plain(x), model(x, cond=cond))
-    assert "keeps a constant" in report["0"].note
+    assert "keeps a constant" in kept_and_folded(parts, sites, torch.randn(2, 3))["0"].note
 
 
 def test_a_module_used_twice_is_folded_for_both_uses():
