@@ -10,7 +10,6 @@ is between it and the eager ReLU is the compiler's on this machine, not FiLM's. 
 `ours`, with the kernels of `torchfilm.native` on, where there is a compiler to build them.
 """
 
-import ctypes
 import statistics
 import sys
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ Way = Callable[..., Tensor]
 Result = TypeVar("Result")
 
 
-def enabled(device: str) -> ctypes.CDLL | None:
+def enabled(device: str) -> Any:
     """The kernels, switched off; None on an accelerator and without a compiler."""
     try:
         native.enable()
@@ -39,7 +38,7 @@ def enabled(device: str) -> ctypes.CDLL | None:
     return library
 
 
-def by_kernels(call: Callable[[], Result], library: ctypes.CDLL) -> Callable[[], Result]:
+def by_kernels(call: Callable[[], Result], library: Any) -> Callable[[], Result]:
     """The call with the kernels on."""
 
     def run() -> Result:

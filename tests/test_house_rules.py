@@ -155,8 +155,8 @@ def test_an_unread_field_is_found():
 
 LIBRARY = (
     ("modulation", "native"),
-    ("onepass",),
     ("affine",),
+    ("onepass",),
     ("functional", "heads"),
     ("absorption", "layers"),
     ("norms",),

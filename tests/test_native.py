@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,30 +21,39 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-class Calls(list):
-    """The names of the kernels that were called."""
+class Counted:
+    """The kernels, and the names of those that took what they were given."""
+
+    def __init__(self, kernels: ModuleType) -> None:
+        self.kernels = kernels
+        self.taken: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        function = getattr(self.kernels, name)
+
+        def counted(*arguments: object) -> object:
+            found = function(*arguments)
+            self.taken += [] if found is None else [name]
+            return found
+
+        return counted
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
+    """Where kernels are built once for all processes of this run, each of which has a folder in this one."""
+    return tmp_path_factory.getbasetemp().parent / "kernels"
 
 
 @pytest.fixture
-def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
-    """Kernels that take features of any size, and say when they do."""
-    found, call = Calls(), onepass._call
-
-    def counted(name: str, *arguments: object) -> None:
-        found.append(name)
-        call(name, *arguments)
-
-    monkeypatch.setattr(onepass, "_FROM", 1)
+def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Kernels that take also few channels, and say what they took."""
     monkeypatch.setattr(onepass, "_CHANNELS_FROM", 1)
-    monkeypatch.setattr(onepass, "_call", counted)
     native.enable(folder)
-    yield found
+    counted = Counted(native.kernels)
     native.disable()
+    monkeypatch.setattr(native, "kernels", counted)
+    return counted.taken
 
 
 def results(way, *leaves: Tensor, seed: int = 5) -> list[Tensor]:
@@ -72,6 +82,8 @@ LAYOUTS = {
     "sequences": ((2, 5, 2500), 1, torch.contiguous_format),
     "tokens": ((3, 131, 7), -1, torch.contiguous_format),
     "wide tokens": ((2, 6, 2100), -1, torch.contiguous_format),
+    "vectors": ((3, 19), 1, torch.contiguous_format),
+    "vectors of images": ((3, 19, 1, 1), 1, torch.contiguous_format),
 }
 
 
@@ -87,31 +99,55 @@ def given(name: str, rows: str) -> tuple[Tensor, Tensor, Tensor, int]:
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("rows", ["each", "all", "one row"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_film_agrees_with_the_plain_path(name: str, rows: str, activation, calls: Calls):
+def test_film_agrees_with_the_plain_path(name: str, rows: str, activation, calls: list[str]):
     *leaves, dim = given(name, rows)
     agree(lambda x, gamma, beta: F.film(x, gamma, beta, dim, activation=activation), *leaves)
-    assert calls == ["film_forward", "film_backward"]
+    assert calls == ["film", "film_gradients"]
     with torch.no_grad():
         assert F.film(*leaves, dim, activation=activation).stride() == leaves[0].stride()
-    assert calls == ["film_forward", "film_backward", "film_forward"]
+    assert calls == ["film", "film_gradients", "film"]
 
 
 @needs_compiler
-def test_silu_goes_the_plain_way(calls: Calls):
+@pytest.mark.parametrize("name", ["images", "channels last", "tokens"])
+def test_film_agrees_where_gamma_has_an_axis_for_each_of_the_features(name: str, calls: list[str]):
+    x, gamma, beta, dim = given(name, "each")
+    gamma, beta = (
+        one.view([len(x) if i == 0 else -1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
+        for one in (gamma, beta)
+    )
+    agree(lambda *leaves: F.film(*leaves, dim), x, gamma, beta)
+    assert calls == ["film", "film_gradients"]
+
+
+@needs_compiler
+def test_what_does_not_fit_is_explained_as_ever(calls: list[str]):
+    x, gamma = torch.randn(2, 3, 5, 7), torch.randn(2, 7)
+    with pytest.raises(ValueError, match="gamma has 7 channels, but x has size 3"):
+        F.film(x, gamma, gamma)
+    with pytest.raises(ValueError, match="gamma has size 4 where x has size 2"):
+        F.film(x, torch.randn(4, 3), torch.randn(4, 3))
+    with pytest.raises(ValueError, match="dim=4 is no axis of x"):
+        F.film(x, torch.randn(3), torch.randn(3), dim=4)
+    assert calls == []
+
+
+@needs_compiler
+def test_silu_goes_the_plain_way(calls: list[str]):
     *leaves, dim = given("images", "each")
     agree(lambda x, gamma, beta: F.film(x, gamma, beta, dim, activation="silu"), *leaves)
-    assert "film_backward" not in calls
+    assert "film_gradients" not in calls
 
 
 @needs_compiler
-def test_gammas_cut_out_of_a_wider_head(calls: Calls):
+def test_gammas_cut_out_of_a_wider_head(calls: list[str]):
     head = torch.randn(2, 10)
     agree(lambda x, head: F.film(x, head[:, :3], head[:, 4:7]), torch.randn(2, 3, 5, 7), head)
     assert len(calls) == 2
 
 
 @needs_compiler
-def test_the_gradient_of_a_sum_and_of_other_memory(calls: Calls):
+def test_the_gradient_of_a_sum_and_of_other_memory(calls: list[str]):
     x, gamma, beta, _ = given("channels last", "each")
     agree(lambda *leaves: F.film(*leaves).sum().expand(1), x, gamma, beta)
     agree(lambda *leaves: F.film(*leaves).transpose(1, 2).contiguous(), x, gamma, beta)
@@ -119,7 +155,7 @@ def test_the_gradient_of_a_sum_and_of_other_memory(calls: Calls):
 
 
 @needs_compiler
-def test_the_identity_is_kept_to_the_bit(calls: Calls):
+def test_the_identity_is_kept_to_the_bit(calls: list[str]):
     for name in LAYOUTS:
         x, gamma, beta, dim = given(name, "each")
         assert torch.equal(F.film(x, torch.ones_like(gamma), torch.zeros_like(beta), dim), x)
@@ -128,24 +164,24 @@ def test_the_identity_is_kept_to_the_bit(calls: Calls):
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["images", "tokens"])
-def test_a_nan_stays_one_and_lets_its_gradient_through_as_torchs_relu(name: str, calls: Calls):
+def test_a_nan_stays_one_and_lets_its_gradient_through_as_torchs_relu(name: str, calls: list[str]):
     x, gamma, beta, dim = given(name, "each")
     x.view(-1)[[0, 5, 17]] = torch.tensor([float("nan"), float("inf"), -float("inf")])
     found = results(lambda *leaves: F.film(*leaves, dim, activation="relu"), x, gamma, beta)
     native.disable()
     plain = results(lambda *leaves: F.film(*leaves, dim).relu(), x, gamma, beta)
-    assert calls == ["film_forward", "film_backward"]
+    assert calls == ["film", "film_gradients"]
     for one, other in zip(found, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-4, equal_nan=True)
 
 
 @needs_compiler
-def test_features_are_modulated_where_they_lie_and_autograd_sees_it(calls: Calls):
+def test_features_are_modulated_where_they_lie_and_autograd_sees_it(calls: list[str]):
     x, gamma, beta, dim = given("tokens", "each")
     expected, kept = gamma[:, None] * x + beta[:, None], x.clone().requires_grad_()
     y = F.film_(x, gamma, beta, dim)
     assert y is x
-    assert calls == ["film_forward"]
+    assert calls == ["film"]
     torch.testing.assert_close(y, expected)
     features = torch.randn(3, 131, 7)
     product = kept * features
@@ -156,7 +192,7 @@ def test_features_are_modulated_where_they_lie_and_autograd_sees_it(calls: Calls
     with torch.inference_mode():
         unwatched = features.clone()
         assert F.film_(unwatched, gamma, beta, dim) is unwatched
-    assert calls == ["film_forward"] * 3
+    assert calls == ["film"] * 3
 
 
 NORMS = {
@@ -194,10 +230,9 @@ def conditional(name: str) -> tuple[nn.Module, Tensor, list[Tensor]]:
 @needs_compiler
 @pytest.mark.parametrize("rows", ["each", "all", "one row"])
 @pytest.mark.parametrize("name", NORMS)
-def test_norms_agree_with_the_plain_path(name: str, rows: str, calls: Calls):
+def test_norms_agree_with_the_plain_path(name: str, rows: str, calls: list[str]):
     layer, x, parameters = conditional(name)
-    tokens = isinstance(layer, nn.LayerNorm | nn.RMSNorm)
-    channels = x.shape[-1 if tokens else 1]
+    channels = x.shape[layer.film.dim]
     sizes = {"each": (len(x), channels), "all": (channels,), "one row": (1, channels)}[rows]
 
     def way(x: Tensor, gamma: Tensor, beta: Tensor, *own: Tensor) -> Tensor:
@@ -206,25 +241,23 @@ def test_norms_agree_with_the_plain_path(name: str, rows: str, calls: Calls):
         return torch.func.functional_call(layer, dict(zip(names, own, strict=True)), *called)
 
     agree(way, x, torch.randn(sizes), torch.randn(sizes), *parameters)
-    kernel = "token_norm" if tokens else "norm"
-    torchs_own = tokens and rows != "each"  # whose affine takes one row
-    assert calls == ([] if torchs_own else [f"{kernel}_forward", f"{kernel}_backward"])
+    assert calls == (["norm", "norm_gradients"] if rows == "each" else [])  # torch's affine takes one row
 
 
 @needs_compiler
-def test_norms_with_a_gate_and_without_a_graph(calls: Calls):
+def test_norms_with_a_gate_and_without_a_graph(calls: list[str]):
     layer, x, _ = conditional("group")
     modulation = tf.Modulation(*(torch.randn(5, 12) for _ in range(3)))
     with torch.no_grad():
         found = layer(x, modulation=modulation)
         native.disable()
         torch.testing.assert_close(found, layer(x, modulation=modulation), rtol=2e-5, atol=2e-5)
-    assert calls == ["norm_forward"]
+    assert calls == ["norm"]
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["images", "tokens", "group", "layer", "rms"])
-def test_gradients_can_be_differentiated_again(name: str, calls: Calls):
+def test_gradients_can_be_differentiated_again(name: str, calls: list[str]):
     if name in NORMS:
         layer, x, _ = conditional(name)
         channels = x.shape[1] if name == "group" else x.shape[-1]
@@ -248,7 +281,7 @@ def test_gradients_can_be_differentiated_again(name: str, calls: Calls):
 
 
 @needs_compiler
-def test_a_graph_outlives_the_kernels(calls: Calls):
+def test_a_graph_outlives_the_kernels(calls: list[str]):
     layer, x, _ = conditional("group")
     x.requires_grad_()
     gamma, beta = torch.randn(5, 12), torch.randn(5, 12)
@@ -260,14 +293,14 @@ def test_a_graph_outlives_the_kernels(calls: Calls):
         found, expected = (torch.autograd.grad(y, x, weight)[0] for y in (one, other))
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-5)
         assert not found.requires_grad
-    assert calls == ["norm_forward", "film_forward"]
+    assert calls == ["norm", "film"]
 
 
 @needs_compiler
-def test_threads_change_nothing(calls: Calls, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(onepass, "_FEATURES_PER_THREAD", 1)
+def test_threads_change_nothing(calls: list[str]):
+    """With features enough for two, and for other threads of Python to go on meanwhile."""
     before = torch.get_num_threads()
-    norms = [conditional(name)[:2] for name in ("of sixteen", "layer", "rms")]
+    norms = [(layer, many(x, 100)) for layer, x, _ in map(conditional, ("of sixteen", "layer", "rms"))]
     rows = [(len(x), x.shape[layer.film.dim]) for layer, x in norms]
     modulations = [tf.Modulation(torch.randn(size), torch.randn(size)) for size in rows]
     found = []
@@ -279,9 +312,16 @@ def test_threads_change_nothing(calls: Calls, monkeypatch: pytest.MonkeyPatch):
         for name in LAYOUTS:
             torch.manual_seed(1)
             *leaves, dim = given(name, "each")
+            leaves = [many(leaf, 70_000 // leaves[0].numel() + 1) for leaf in leaves]
             found[-1] += results(lambda *leaves, dim=dim: F.film(*leaves, dim, activation="relu"), *leaves)
     torch.set_num_threads(before)
+    assert len(calls) == 4 * (len(norms) + len(LAYOUTS))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def many(x: Tensor, times: int) -> Tensor:
+    """The same samples again, in memory of the same order."""
+    return torch.cat([x] * times)
 
 
 class Named(Tensor):
@@ -306,7 +346,7 @@ def unlike_the_others() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
 
 @needs_compiler
 @pytest.mark.parametrize("name", unlike_the_others())
-def test_what_the_kernels_do_not_take_goes_the_plain_way(name: str, calls: Calls):
+def test_what_the_kernels_do_not_take_goes_the_plain_way(name: str, calls: list[str]):
     x, gamma, beta = unlike_the_others()[name]
     y = F.film(x, gamma, beta)
     assert calls == []
@@ -319,7 +359,7 @@ def test_what_the_kernels_do_not_take_goes_the_plain_way(name: str, calls: Calls
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
-def test_transforms_go_the_plain_way(calls: Calls):
+def test_transforms_go_the_plain_way(calls: list[str]):
     x, gamma, beta = torch.randn(2, 6, 4, 8), torch.randn(2, 6), torch.randn(2, 6)
     layer = tf.ConditionalGroupNorm(3, 6, cond_dim=2)
 
@@ -341,7 +381,7 @@ def test_transforms_go_the_plain_way(calls: Calls):
 
 
 @needs_compiler
-def test_gradients_of_functions_are_those_of_the_plain_path(calls: Calls):
+def test_gradients_of_functions_are_those_of_the_plain_path(calls: list[str]):
     x, gamma, beta = torch.randn(2, 6, 4, 8), torch.randn(2, 6), torch.randn(2, 6)
 
     def value(x: Tensor) -> Tensor:
@@ -354,7 +394,7 @@ def test_gradients_of_functions_are_those_of_the_plain_path(calls: Calls):
 
 @needs_compiler
 @pytest.mark.parametrize("kind", ["film", "film and relu", "norm"])
-def test_several_gradients_at_once_are_those_of_the_plain_path(kind: str, calls: Calls):
+def test_several_gradients_at_once_are_those_of_the_plain_path(kind: str, calls: list[str]):
     layer = tf.ConditionalGroupNorm(3, 6, cond_dim=2)
     leaves = [torch.randn(*size, requires_grad=True) for size in ((2, 6, 4, 8), (2, 6), (2, 6))]
     grads = torch.randn(3, 2, 6, 4, 8)
@@ -367,12 +407,12 @@ def test_several_gradients_at_once_are_those_of_the_plain_path(kind: str, calls:
     relu = "relu" if kind == "film and relu" else None
     by_kernels, made = found(), list(calls)
     native.disable()
-    assert set(made) == {"norm_forward" if kind == "norm" else "film_forward"}
+    assert set(made) == {"norm" if kind == "norm" else "film"}
     torch.testing.assert_close(by_kernels, found(), rtol=1e-4, atol=1e-4)
 
 
 @needs_compiler
-def test_what_was_kept_may_come_back_in_another_layout(calls: Calls):
+def test_what_was_kept_may_come_back_in_another_layout(calls: list[str]):
     leaves = torch.randn(2, 6, 4, 8), torch.randn(2, 6), torch.randn(2, 6)
     expected = results(F.film, *leaves)
 
@@ -388,7 +428,7 @@ def test_what_was_kept_may_come_back_in_another_layout(calls: Calls):
 @needs_compiler
 @pytest.mark.plain
 @pytest.mark.filterwarnings("ignore:<class .torch.autograd.function.Function.> should not:DeprecationWarning")
-def test_a_compiled_network_compiles_the_plain_way(calls: Calls):
+def test_a_compiled_network_compiles_the_plain_way(calls: list[str]):
     *leaves, dim = given("images", "each")
 
     def way(*leaves: Tensor) -> Tensor:
@@ -398,14 +438,7 @@ def test_a_compiled_network_compiles_the_plain_way(calls: Calls):
     compiled = torch.compile(way, fullgraph=True, backend="aot_eager")
     for one, other in zip(results(compiled, *leaves), results(way, *leaves), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-5)
-    assert calls == ["film_forward", "film_backward"]  # of the eager one
-
-
-def test_small_features_go_the_plain_way(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(native, "kernels", object())  # whose functions would not be found
-    F.film(torch.randn(1, 64, 1023), torch.randn(1, 64), torch.randn(1, 64))
-    with pytest.raises(AttributeError, match="film_forward"):
-        F.film(torch.randn(1, 64, 1024), torch.randn(1, 64), torch.randn(1, 64))
+    assert calls == ["film", "film_gradients"]  # of the eager one
 
 
 @needs_compiler

@@ -146,39 +146,39 @@ def _batch(norm: nn.BatchNorm2d, affine: Affine) -> Callable[[Tensor], Tensor]:
 
 
 def _group(norm: nn.GroupNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
-    def call(x: Tensor) -> Tensor:
-        y = onepass.normalised(onepass.Norm("norm", norm.num_groups, norm.eps), x, *affine, None, None)
-        return functional.group_norm(x, norm.num_groups, *affine, norm.eps) if y is None else y
-
-    return call
+    return lambda x: functional.group_norm(x, norm.num_groups, *affine, norm.eps)
 
 
 def _group_each(norm: nn.GroupNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    plan = onepass.Norm("norm", norm.num_groups, norm.eps)
-    y = onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
-    if y is not None or not x.is_contiguous():
-        return y
-    flat, affine = _as_one_sample(x, norm, gamma, beta)
-    return functional.group_norm(flat, len(x) * norm.num_groups, *affine, norm.eps).view(x.shape)
+    def as_one_sample(flat: Tensor, affine: Affine) -> Tensor:
+        return functional.group_norm(flat, len(x) * norm.num_groups, *affine, norm.eps)
+
+    return _each(norm, norm.num_groups, x, gamma, beta, as_one_sample)
 
 
 def _instance(norm: nn.InstanceNorm2d, affine: Affine) -> Callable[[Tensor], Tensor]:
     weight, bias = affine
-
-    def call(x: Tensor) -> Tensor:
-        y = onepass.normalised(onepass.Norm("norm", norm.num_features, norm.eps), x, *affine, None, None)
-        return functional.instance_norm(x, weight=weight, bias=bias, eps=norm.eps) if y is None else y
-
-    return call
+    return lambda x: functional.instance_norm(x, weight=weight, bias=bias, eps=norm.eps)
 
 
 def _instance_each(norm: nn.InstanceNorm2d, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    plan = onepass.Norm("norm", norm.num_features, norm.eps)
-    y = onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
+    return _each(norm, norm.num_features, x, gamma, beta, lambda flat, affine: _instance(norm, affine)(flat))
+
+
+def _each(
+    norm: Any,
+    groups: int,
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    as_one_sample: Callable[[Tensor, Affine], Tensor],
+) -> Tensor | None:
+    """Normalise groups of channels, a modulation for each sample; None for memory of another order."""
+    y = onepass.normalised(onepass.Norm(1, groups, norm.eps), x, gamma, beta, norm.weight, norm.bias)
     if y is not None or not x.is_contiguous():
         return y
-    flat, (weight, bias) = _as_one_sample(x, norm, gamma, beta)
-    return functional.instance_norm(flat, weight=weight, bias=bias, eps=norm.eps).view(x.shape)
+    flat, affine = _as_one_sample(x, norm, gamma, beta)
+    return as_one_sample(flat, affine).view(x.shape)
 
 
 def _layer(norm: nn.LayerNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
@@ -186,7 +186,7 @@ def _layer(norm: nn.LayerNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
 
 
 def _layer_each(norm: nn.LayerNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    plan = onepass.Norm("token_norm", 1, norm.eps)
+    plan = onepass.Norm(-1, 1, norm.eps)
     return onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
 
 
@@ -197,7 +197,7 @@ def _rms(norm: nn.RMSNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
 
 def _rms_each(norm: nn.RMSNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
     eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
-    return onepass.normalised(onepass.Norm("token_norm", 0, eps), x, gamma, beta, norm.weight, None)
+    return onepass.normalised(onepass.Norm(-1, 0, eps), x, gamma, beta, norm.weight, None)
 
 
 class _Way(NamedTuple):
@@ -280,9 +280,12 @@ def _gated(modulation: Modulation) -> tuple[Tensor, Tensor]:
 def _affine(norm: Any, modulation: Modulation) -> Affine:
     """Return gamma * weight and gamma * bias + beta of one row, [C]."""
     gamma, beta = _gated(modulation)
+    weight, bias = norm.weight, getattr(norm, "bias", None)  # RMSNorm has none
+    made = onepass.affine(weight, bias, gamma, beta)
+    if made is not None:
+        return Affine(*made)
     if gamma.ndim > 1 or beta.ndim > 1:
         gamma, beta = gamma.reshape(-1), beta.reshape(-1)
-    weight, bias = norm.weight, getattr(norm, "bias", None)  # RMSNorm has none
     return Affine(gamma if weight is None else gamma * weight, beta if bias is None else gamma * bias + beta)
 
 

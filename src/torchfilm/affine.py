@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
-from torchfilm import native, onepass
 
 Activation = Literal["relu", "silu"]
 
@@ -33,9 +31,6 @@ def affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or beta.dtype != gamma.dtype:
         wide = torch.promote_types(gamma.dtype, beta.dtype)
         return x * gamma.to(wide) + beta
-    y = None if native.kernels is None else _by_kernels(x, gamma, beta, None)
-    if y is not None:
-        return y
     if (
         x.numel() >= _ONE_PASS_FROM
         and x.dtype == gamma.dtype
@@ -93,9 +88,6 @@ def activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor
             f"film: activation expected one of {list(get_args(Activation))} or None, got {activation!r}.\n"
             f"Leave it out and apply any function to the result; these two are computed again in backward."
         )
-    y = None if activation == "silu" else _by_kernels(x, gamma, beta, activation)  # there is none for SiLU
-    if y is not None:
-        return y
     if has_graph(x, gamma, beta):
         return _with_graph().apply(x, gamma, beta, activation)  # type: ignore[no-any-return]
     return _activated_now(x, gamma, beta, activation)
@@ -113,16 +105,6 @@ def _activated_now(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | Non
     return rounded(_SHAPES[activation].value(affine(x, gamma, beta)), x)
 
 
-def _by_kernels(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor | None:
-    """Return activation(gamma * x + beta) where the kernels take it, with a graph if there is to be one."""
-    at = onepass.geometry(x, gamma, beta)
-    if at is None:
-        return None
-    if has_graph(x, gamma, beta):
-        return _ByKernels.apply(x, gamma, beta, activation, at)  # type: ignore[no-any-return]
-    return onepass.film(at, x, gamma, beta, relu=activation == "relu")
-
-
 class _ActivatedInOne(torch.autograd.Function):
     """activation(gamma * x + beta), remembering x, gamma and beta, where nothing transforms it.
 
@@ -138,29 +120,8 @@ class _ActivatedInOne(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grads[0]), None
-
-
-class _ByKernels(torch.autograd.Function):
-    """activation(gamma * x + beta) by the kernels, in the older form too; they never meet a transform."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None, at: onepass.Geometry
-    ) -> Tensor:
-        ctx.activation = activation
-        ctx.save_for_backward(x, gamma, beta)
-        return onepass.film(at, x, gamma, beta, relu=activation == "relu")
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, beta = ctx.saved_tensors
-        usable = not torch.is_grad_enabled() and onepass.takes(grads[0])
-        at = onepass.geometry(x, gamma, beta) if usable else None  # hooks may have moved what was kept
-        if at is None:
-            return *_gradients(ctx, grads[0]), None, None
-        relu = ctx.activation == "relu"
-        return *onepass.film_gradients(at, grads[0], x, gamma, beta, relu=relu), None, None
+        x, *aligned = ctx.saved_tensors
+        return *gradients(grads[0], x, aligned, ctx.activation, ctx.needs_input_grad), None
 
 
 class _Activated(torch.autograd.Function):
@@ -179,7 +140,8 @@ class _Activated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grads[0]), None
+        x, *aligned = ctx.saved_tensors
+        return *gradients(grads[0], x, aligned, ctx.activation, ctx.needs_input_grad), None
 
 
 class _ActivatedForward(_Activated):
@@ -197,11 +159,13 @@ class _ActivatedForward(_Activated):
         return rounded(_SHAPES[ctx.activation].sloped(moved, affine(x, gamma, beta)), x)
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return those of x, gamma and beta, given that of activation(gamma * x + beta)."""
-    (x, gamma, beta), needs = ctx.saved_tensors, ctx.needs_input_grad
+def gradients(
+    grad: Tensor, x: Tensor, aligned: Sequence[Tensor], activation: str | None, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return those of x, gamma and beta, as far as needed, given that of activation(gamma * x + beta)."""
+    gamma, beta = aligned
     before = affine(x, gamma, beta)
-    grad, in_place = _before_activation(grad.to(before.dtype), before, ctx.activation)
+    grad, in_place = _before_activation(grad.to(before.dtype), before, activation)
     grad_x = (grad * gamma).to(x.dtype) if needs[0] else None
     grad_beta = grad.sum_to_size(beta.shape).to(beta.dtype) if needs[2] else None
     in_place = in_place and beta.shape != grad.shape  # else grad_beta is grad itself

@@ -58,15 +58,21 @@ def film(
     Example:
         >>> y = film(torch.rand(2, 3, 5, 7), gamma=torch.rand(2, 3), beta=torch.rand(2, 3))
     """
+    if gate is None and modulation_dim in (None, -1) and activation in (None, "relu"):
+        y = onepass.film(x, gamma, beta, dim, relu=activation == "relu")
+        if y is not None:
+            return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, modulation_dim, site)
     if gate is not None:
         gate = _aligned(gate, _fit(gate, x, dim, modulation_dim, "gate", site))
     if activation is not None:
         y = activated(x, gamma, beta, activation)
         return y if gate is None else rounded(gate * y, x)
-    if gate is not None:
-        gamma, beta = gate * gamma, gate * beta
-    return rounded(affine(x, gamma, beta), x)
+    if gate is None:
+        return rounded(affine(x, gamma, beta), x)
+    gamma, beta = gate * gamma, gate * beta
+    y = onepass.film(x, gamma, beta, dim)
+    return rounded(affine(x, gamma, beta), x) if y is None else y
 
 
 def film_(
@@ -103,14 +109,13 @@ def film_(
     """
     if gate is not None:
         gamma, beta = gate * gamma, gate * beta
+    writable = not torch.compiler.is_compiling() and _writable(x, gamma, beta)
+    y = onepass.film(x, gamma, beta, dim, in_place=writable)
+    if y is not None:
+        return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, -1, site)
-    if torch.compiler.is_compiling() or not _writable(x, gamma, beta):
+    if not writable:
         return rounded(affine(x, gamma, beta), x)
-    at = onepass.geometry(x, gamma, beta)
-    if at is not None:
-        if not x.is_inference():
-            torch.autograd.graph.increment_version(x)
-        return onepass.film(at, x, gamma, beta, relu=False, into=x)
     try:
         y = x.mul_(gamma)
     except RuntimeError:  # memory that cannot be written into, and torch.vmap over gamma alone

@@ -1,12 +1,9 @@
 // FiLM, FiLM + ReLU, and group, layer and RMS norm + FiLM of float32 features, forward and backward: one pass each
-// over memory that is there, a block at a time. Plain C symbols, called by native.py; nothing of torch is needed.
-//
-// Features lie in one of two ways. In rows, one gamma holds for `inner` neighbours: [batch, channels, inner], as
-// images and sequences with the channels first. In columns, neighbours have a gamma each: [batch, positions,
-// channels], as tokens and channels-last images. gamma and beta are [batch, channels] (stride = channels), or
-// [channels] for all (stride = 0); their gradients are written as [batch, channels] in both cases.
+// over memory that is there, a block at a time. kernels.h says what comes in; nothing of torch is needed.
 //
 // ReLU keeps a NaN, and its gradient passes where the value is a NaN, as torch's does.
+
+#include "kernels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -313,51 +310,11 @@ void normalised_backward(const float* dy, const float* x, const float* gamma, co
   affine_gradients(gamma, weight, bias, dgamma, dbeta, dweight, dbias, batch, channels, stride);
 }
 
-}  // namespace
-
-extern "C" {
-
-void film_forward(const float* x, const float* gamma, const float* beta, float* y, int64_t batch, int64_t channels,
-                  int64_t others, int64_t stride, int in_columns, int relu, int threads) {
-  const auto run = in_columns ? (relu ? columns<true> : columns<false>) : (relu ? rows<true> : rows<false>);
-  run(x, gamma, beta, y, batch, channels, others, stride, threads);
-}
-
-void film_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx, float* dgamma,
-                   float* dbeta, int64_t batch, int64_t channels, int64_t others, int64_t stride, int in_columns,
-                   int relu, int threads) {
-  const auto run = in_columns ? (relu ? columns_backward<true> : columns_backward<false>)
-                              : (relu ? rows_backward<true> : rows_backward<false>);
-  run(dy, x, gamma, beta, dx, dgamma, dbeta, batch, channels, others, stride, threads);
-}
-
-void norm_forward(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
-                  float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t inner, int64_t groups,
-                  int64_t stride, double eps, int threads) {
-  const auto run = inner == 16  ? normalised<16>
-                   : inner == 8 ? normalised<8>
-                   : inner == 4 ? normalised<4>
-                                : normalised<0>;
-  run(x, gamma, beta, weight, bias, y, mean, rstd, batch, channels, inner, groups, stride, eps, threads);
-}
-
-void norm_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
-                   const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta, float* dweight,
-                   float* dbias, int64_t batch, int64_t channels, int64_t inner, int64_t groups, int64_t stride,
-                   int threads) {
-  const auto run = inner == 16  ? normalised_backward<16>
-                   : inner == 8 ? normalised_backward<8>
-                   : inner == 4 ? normalised_backward<4>
-                                : normalised_backward<0>;
-  run(dy, x, gamma, weight, bias, mean, rstd, dx, dgamma, dbeta, dweight, dbias, batch, channels, inner, groups,
-      stride, threads);
-}
-
 // y = gamma * (weight * n + bias) + beta of rows [batch, positions, channels], n a row with mean 0 (`centred`) and
 // mean square 1; all else as `normalised`. mean and rstd are [batch, positions].
-void token_norm_forward(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
-                        float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t positions,
-                        int64_t centred, int64_t stride, double eps, int threads) {
+void tokens_normalised(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
+                       float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t positions,
+                       int64_t centred, int64_t stride, double eps, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t row = 0; row < batch * positions; ++row) {
     const float* from = x + row * channels;
@@ -377,10 +334,10 @@ void token_norm_forward(const float* x, const float* gamma, const float* beta, c
   }
 }
 
-void token_norm_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
-                         const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta,
-                         float* dweight, float* dbias, int64_t batch, int64_t channels, int64_t positions,
-                         int64_t centred, int64_t stride, int threads) {
+void tokens_normalised_backward(const float* dy, const float* x, const float* gamma, const float* weight,
+                                const float* bias, const float* mean, const float* rstd, float* dx, float* dgamma,
+                                float* dbeta, float* dweight, float* dbias, int64_t batch, int64_t channels,
+                                int64_t positions, int64_t centred, int64_t stride, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t sample = 0; sample < batch; ++sample) {
     float* scaled = dgamma + sample * channels;  // the gradient of gamma * weight; shifted that of the rest
@@ -408,4 +365,44 @@ void token_norm_backward(const float* dy, const float* x, const float* gamma, co
   affine_gradients(gamma, weight, bias, dgamma, dbeta, dweight, dbias, batch, channels, stride);
 }
 
-}  // extern "C"
+}  // namespace
+
+namespace torchfilm {
+
+void film_forward(const float* x, const float* gamma, const float* beta, float* y, const Layout& at, bool relu,
+                  int threads) {
+  const auto run = at.in_columns ? (relu ? columns<true> : columns<false>) : (relu ? rows<true> : rows<false>);
+  run(x, gamma, beta, y, at.batch, at.channels, at.others, at.stride, threads);
+}
+
+void film_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx, float* dgamma,
+                   float* dbeta, const Layout& at, bool relu, int threads) {
+  const auto run = at.in_columns ? (relu ? columns_backward<true> : columns_backward<false>)
+                                 : (relu ? rows_backward<true> : rows_backward<false>);
+  run(dy, x, gamma, beta, dx, dgamma, dbeta, at.batch, at.channels, at.others, at.stride, threads);
+}
+
+void norm_forward(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
+                  float* y, float* mean, float* rstd, const Layout& at, int64_t number, double eps, int threads) {
+  const auto run = at.in_columns    ? tokens_normalised
+                   : at.others == 16 ? normalised<16>
+                   : at.others == 8  ? normalised<8>
+                   : at.others == 4  ? normalised<4>
+                                     : normalised<0>;
+  run(x, gamma, beta, weight, bias, y, mean, rstd, at.batch, at.channels, at.others, number, at.stride, eps,
+      threads);
+}
+
+void norm_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
+                   const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta, float* dweight,
+                   float* dbias, const Layout& at, int64_t number, int threads) {
+  const auto run = at.in_columns    ? tokens_normalised_backward
+                   : at.others == 16 ? normalised_backward<16>
+                   : at.others == 8  ? normalised_backward<8>
+                   : at.others == 4  ? normalised_backward<4>
+                                     : normalised_backward<0>;
+  run(dy, x, gamma, weight, bias, mean, rstd, dx, dgamma, dbeta, dweight, dbias, at.batch, at.channels, at.others,
+      number, at.stride, threads);
+}
+
+}  // namespace torchfilm

@@ -1,43 +1,36 @@
 """Kernels in C++ beside the plain path, for float32 features on a CPU: film, film + ReLU, conditional norms.
 
 torch's own operations go over the features once for the product, once for the sum, once for the ReLU, and
-more often on the way back. `enable()` compiles `kernels.cpp` with the machine's compiler (seconds, once on
-each machine); from then on large features are modulated in one pass, forward and backward. Nothing else
-changes: what the kernels do not take (other devices and precisions, transforms, compilers, odd layouts) goes
-the plain way, which they are tested against.
+more often on the way back; and each of them, like the views of gamma and beta, costs some microseconds before
+it begins. `enable()` compiles `kernels.cpp` and `binding.cpp` with the machine's compiler (a quarter of a
+minute, once on each machine); from then on features are modulated in one pass and one call, forward and
+backward. Nothing else changes: what the kernels do not take (other devices and precisions, transforms,
+compilers, odd layouts) goes the plain way, which they are tested against.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
-from ctypes import c_double, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
-_OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_HERE, _TORCH = Path(__file__).parent, Path(torch.__file__).parent
+_SOURCES = ("kernels.h", "kernels.cpp", "binding.cpp")
+_FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math")
 _REMEDY = "Name another with the variable CXX, or leave the kernels off: the plain path does the same."
 
-_SIGNATURES: dict[str, list[Any]] = {
-    "film_forward": [c_void_p] * 4 + [c_int64] * 4 + [c_int] * 3,
-    "film_backward": [c_void_p] * 7 + [c_int64] * 4 + [c_int] * 3,
-    "norm_forward": (_NORM_FORWARD := [c_void_p] * 8 + [c_int64] * 5 + [c_double, c_int]),
-    "norm_backward": (_NORM_BACKWARD := [c_void_p] * 12 + [c_int64] * 5 + [c_int]),
-    "token_norm_forward": _NORM_FORWARD,
-    "token_norm_backward": _NORM_BACKWARD,
-}
-
-kernels: ctypes.CDLL | None = None
-"""The library in use; None is the plain way."""
+kernels: Any = None
+"""The functions of binding.cpp in use; None is the plain way."""
 
 
 class NativeError(RuntimeError):
@@ -77,11 +70,12 @@ def enabled() -> bool:
 
 
 @functools.cache
-def _library(folder: Path, named: str | None) -> ctypes.CDLL:
-    """Load the library for this source, compiler and processor, built first where it is not there."""
+def _library(folder: Path, named: str | None) -> Any:
+    """Load what is built of this source by this compiler for torch and processor, or build it."""
     compiler = _compiler(named)
     told = _output([*compiler, "--version"])
-    parts = (_SOURCE.read_text(encoding="utf-8"), *compiler, told, torch.__version__, _processor())
+    sources = [(_HERE / name).read_text(encoding="utf-8") for name in _SOURCES]
+    parts = (*sources, *compiler, told, torch.__version__, sys.version, _processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     place = folder / f"kernels-{key}.so"
     if not place.is_file():
@@ -113,12 +107,14 @@ def _build(compiler: list[str], place: Path) -> None:
     reason = ""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent) as within:
-        compiled, library = Path(within) / "kernels.o", Path(within) / "kernels.so"
+        binding, kernels, library = (Path(within) / name for name in ("binding.o", "kernels.o", "kernels.so"))
         for threads, processor in (("-fopenmp", own), ("-fopenmp-simd", own), ("-fopenmp-simd", [])):
             try:
-                _output([*compiler, *_OPTIONS, threads, *processor, "-c", str(_SOURCE), "-o", str(compiled)])
+                if not binding.is_file():
+                    _compile(compiler, "binding.cpp", binding, ["-O2", *_headers()])
+                _compile(compiler, "kernels.cpp", kernels, [*_FAST, threads, *processor])
                 # Without an OpenMP of its own: the threads are torch's, whose runtime is there already.
-                _output([*compiler, "-shared", str(compiled), "-o", str(library)])
+                _output([*compiler, "-shared", str(binding), str(kernels), "-o", str(library), *_libraries()])
                 _loaded(library)
             except NativeError as error:
                 reason = str(error)
@@ -126,6 +122,32 @@ def _build(compiler: list[str], place: Path) -> None:
             library.replace(place)
             return
     raise NativeError(f"native.enable: {compiler[0]} built nothing that loads. {_REMEDY} It said:\n{reason}")
+
+
+def _compile(compiler: list[str], source: str, into: Path, options: list[str]) -> None:
+    whole = into.with_suffix(".part")
+    _output([*compiler, "-std=c++17", "-fPIC", *options, "-c", str(_HERE / source), "-o", str(whole)])
+    whole.replace(into)
+
+
+def _headers() -> list[str]:
+    """Return the options with which binding.cpp finds Python's and torch's headers, and torch's ABI."""
+    import sysconfig  # where something is built, not with the package
+
+    python = Path(sysconfig.get_paths()["include"])
+    if not (python / "Python.h").is_file():
+        raise NativeError(f"there are no headers of Python in {python}: install python3-dev")
+    places = (python, _TORCH / "include", _TORCH / "include" / "torch" / "csrc" / "api" / "include")
+    abi = int(torch.compiled_with_cxx11_abi())
+    # As those of the system, so that the compiler does not warn of what is not ours.
+    return [f"-D_GLIBCXX_USE_CXX11_ABI={abi}", *(f"-isystem{place}" for place in places)]
+
+
+def _libraries() -> list[str]:
+    """Return the options with which the functions find torch, which is loaded already."""
+    within = _TORCH / "lib"
+    of_python = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    return [f"-L{within}", f"-Wl,-rpath,{within}", "-ltorch_python", "-ltorch_cpu", "-lc10", *of_python]
 
 
 def _output(command: list[str]) -> str:
@@ -138,12 +160,13 @@ def _output(command: list[str]) -> str:
     return done.stdout
 
 
-def _loaded(place: Path) -> ctypes.CDLL:
+def _loaded(place: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("kernels", place)
+    assert spec is not None
+    assert spec.loader is not None
     try:
-        library = ctypes.CDLL(str(place))
-    except OSError as error:
+        found = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+    except ImportError as error:
         raise NativeError(str(error)) from None
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
-    return library
+    return found

@@ -1,127 +1,90 @@
 """FiLM, and group, layer and RMS norm + FiLM, by the kernels of `torchfilm.native` where they can.
 
-They take large float32 features in this process's memory, in rows [batch, channels, inner] or in columns
-[batch, positions, channels]. None, here, is the plain way.
+They take float32 features in this process's memory, in rows [batch, channels, inner] or in columns
+[batch, positions, channels]; binding.cpp looks at what they are given. None, here, is the plain way.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from torchfilm import native
+from torchfilm.affine import gradients, has_graph
 
-# Below this many features the way through Python costs more than the passes that are saved.
-_FROM = 65_536
-_FEATURES_PER_THREAD = 32_768
 # Rows of fewer channels are normalised faster by torch.
 _CHANNELS_FROM = 16
 
 
-class Geometry(NamedTuple):
-    """How features lie in memory, in the order in which the kernels of film take it."""
-
-    batch: int
-    channels: int
-    others: int
-    stride: int
-    in_columns: bool
-
-
-def geometry(x: Tensor, gamma: Tensor, beta: Tensor) -> Geometry | None:
-    """Return how the kernels take features and a modulation, or None.
-
-    gamma and beta are aligned with x, axis by axis: one row for each sample, or one for all.
-    """
-    if native.kernels is None or torch.compiler.is_compiling() or x.numel() < _FROM or x.ndim < 3:
-        return None
-    if gamma.ndim != x.ndim or gamma.shape != beta.shape or not _plain(x, gamma, beta):
-        return None
-    axes = [axis for axis, size in enumerate(gamma.shape) if axis and size != 1]
-    columns = _in_columns(x, axes[0]) if len(axes) == 1 else None
-    if columns is None:
-        return None
-    batch, channels = len(x), gamma.shape[axes[0]]
-    stride = channels if len(gamma) == batch else 0
-    return Geometry(batch, channels, x.numel() // (batch * channels), stride, columns)
-
-
-def takes(grad: Tensor) -> bool:
-    """Whether the kernels are on and take this gradient of what they made."""
-    return native.kernels is not None and _plain(grad)
-
-
-def _in_columns(x: Tensor, axis: int) -> bool | None:
-    """Whether neighbours in memory are of different channels; None for memory of another order."""
-    if x.is_contiguous():
-        return {1: False, x.ndim - 1: True}.get(axis)
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    return True if axis == 1 and last is not None and x.is_contiguous(memory_format=last) else None
-
-
-def _plain(*tensors: Tensor) -> bool:
-    """Whether these are numbers in this process's memory, and nothing watches or transforms them."""
-    watched = torch.jit.is_tracing() or is_in_torch_dispatch_mode()  # type: ignore[reportPrivateImportUsage]
-    if watched or forward_ad._current_level >= 0:
-        return False
-    for tensor in tensors:
-        if tensor.dtype is not torch.float32 or tensor.device.type != "cpu" or tensor.is_neg():
-            return False
-        if type(tensor) not in (Tensor, nn.Parameter):
-            return False
-        try:
-            tensor.data_ptr()
-        except RuntimeError:  # torch.vmap and its kin
-            return False
-    return True
-
-
 def film(
-    at: Geometry, x: Tensor, gamma: Tensor, beta: Tensor, *, relu: bool, into: Tensor | None = None
-) -> Tensor:
-    """Return gamma * x + beta, or the ReLU of that, in new memory or in `into`, which may be x."""
-    y = torch.empty_like(x) if into is None else into
-    _call("film_forward", (x, gamma.contiguous(), beta.contiguous(), y), *at, relu)
-    return y
+    x: Tensor, gamma: Tensor, beta: Tensor, dim: int, *, relu: bool = False, in_place: bool = False
+) -> Tensor | None:
+    """Return gamma * x + beta, or the ReLU of that, in new memory or in x's own; or None.
+
+    Args:
+        x: features, the channels on axis `dim`.
+        gamma: [C], [B, C], or with an axis for each of x's.
+        beta: as gamma.
+        dim: the channel axis of x.
+        relu: whether to take the ReLU.
+        in_place: write into x, where there is no graph.
+    """
+    if native.kernels is None or torch.compiler.is_compiling():
+        return None
+    graph = has_graph(x, gamma, beta)
+    y = native.kernels.film(x, gamma, beta, dim, relu, in_place and not graph)
+    if y is None or not graph:
+        return y  # type: ignore[no-any-return]
+    return _Film.apply((y,), x, gamma, beta, dim, relu)  # type: ignore[no-any-return]
 
 
-def film_gradients(
-    at: Geometry, grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, *, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, gamma and beta, given that of `film`."""
-    dx = torch.empty_like(x)
-    dgamma, dbeta = (gamma.new_empty((at.batch, *gamma.shape[1:])) for _ in range(2))
-    tensors = (_lying_as(x, grad), x, gamma.contiguous(), beta.contiguous(), dx, dgamma, dbeta)
-    _call("film_backward", tensors, *at, relu)
-    return dx, dgamma.sum_to_size(gamma.shape), dbeta.sum_to_size(beta.shape)
+class _Film(torch.autograd.Function):
+    """What `film` has made, remembering x, gamma and beta.
+
+    In the older form: for the newer one torch reads the signature of `forward` at every call. It never meets
+    a transform.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, made: tuple[Tensor], *given: Any) -> Tensor:
+        *tensors, ctx.dim, ctx.relu = given
+        ctx.save_for_backward(*tensors)
+        return made[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        found = None
+        if native.kernels is not None and not torch.is_grad_enabled():
+            found = native.kernels.film_gradients(grads[0], *ctx.saved_tensors, ctx.dim, ctx.relu)
+        if found is None:  # to be differentiated again, several at once, or what was kept is elsewhere by now
+            x, gamma, beta = ctx.saved_tensors
+            rows = [1] * x.ndim
+            rows[0], rows[ctx.dim] = gamma.numel() // x.shape[ctx.dim], x.shape[ctx.dim]
+            aligned, activation = (gamma.view(rows), beta.view(rows)), "relu" if ctx.relu else None
+            dx, *found = gradients(grads[0], x, aligned, activation, ctx.needs_input_grad[1:4])
+            found = (dx, *(None if one is None else one.view_as(gamma) for one in found))
+        return None, *found, None, None
 
 
-def _call(name: str, tensors: tuple[Tensor | None, ...], *numbers: Any) -> None:
-    """Call a kernel with pointers, numbers, and the threads that are worth their start."""
-    first = tensors[0]
-    assert first is not None
-    threads = min(torch.get_num_threads(), 1 + first.numel() // _FEATURES_PER_THREAD)
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-    getattr(native.kernels, name)(*pointers, *numbers, threads)
-
-
-def _lying_as(x: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient as x lies in memory; that of a sum is one number for all features."""
-    return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+def affine(
+    weight: Tensor | None, bias: Tensor | None, gamma: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Return gamma * weight and gamma * bias + beta, [C], of one row of a modulation; or None."""
+    if native.kernels is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    return native.kernels.affine(weight, bias, gamma, beta)  # type: ignore[no-any-return]
 
 
 class Norm(NamedTuple):
     """A norm that the kernels compute, modulation included.
 
-    kernel: "norm" of groups of channels [B, C, ...], "token_norm" of rows [B, ..., C].
+    dim: the channel axis of its features: 1, of groups of channels [B, C, ...], or -1, of rows [B, ..., C].
     number: how many groups; of rows, 1 where their mean is taken off (layer norm) and 0 where not (RMS norm).
     """
 
-    kernel: Literal["norm", "token_norm"]
+    dim: int
     number: int
     eps: float
 
@@ -131,61 +94,39 @@ def normalised(
 ) -> Tensor | None:
     """Return gamma * (weight * n(x) + bias) + beta, n(x) the features as the norm leaves them, or None.
 
-    gamma and beta are [B, C], or one row for all samples.
+    gamma and beta are [B, C]: one row for all is best left to torch, whose affine takes it.
     """
-    if native.kernels is None or x.numel() < _FROM or x.ndim < 3 or not x.is_contiguous():
+    if native.kernels is None or torch.compiler.is_compiling():
         return None
-    given = [tensor for tensor in (x, gamma, beta, weight, bias) if tensor is not None]
-    if gamma.shape != beta.shape or not _plain(*given):
+    if norm.dim == -1 and x.shape[-1] < _CHANNELS_FROM:
         return None
-    if norm.kernel == "token_norm" and x.shape[-1] < _CHANNELS_FROM:
+    made = native.kernels.norm(x, gamma, beta, weight, bias, *norm)
+    if made is None:
         return None
-    affines: Any = (None if one is None else one.contiguous() for one in (gamma, beta, weight, bias))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        return _Normalised.apply(norm, x, *affines)
-    return _normalised(norm, x, *affines)[0]
-
-
-def _normalised(
-    norm: Norm, x: Tensor, gamma: Tensor, *others: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, and mean and one over the standard deviation of each group, or row."""
-    sizes = _sizes(norm, x, gamma)
-    statistics = sizes[0] * (norm.number if norm.kernel == "norm" else sizes[2])
-    y, mean, rstd = torch.empty_like(x), x.new_empty(statistics), x.new_empty(statistics)
-    _call(f"{norm.kernel}_forward", (x, gamma, *others, y, mean, rstd), *sizes, norm.eps)
-    return y, mean, rstd
-
-
-def _sizes(norm: Norm, x: Tensor, gamma: Tensor) -> tuple[int, int, int, int, int]:
-    """Return batch, channels, features of each, the norm's number, and from one row of gamma to the next."""
-    batch, channels = len(x), x.shape[1 if norm.kernel == "norm" else -1]
-    stride = channels if gamma.numel() == batch * channels else 0
-    return batch, channels, x.numel() // (batch * channels), norm.number, stride
+    given = (x, gamma, beta, weight, bias)
+    if has_graph(*(tensor for tensor in given if tensor is not None)):
+        return _Normalised.apply(made, norm, *given)  # type: ignore[no-any-return]
+    return made[0]  # type: ignore[no-any-return]
 
 
 class _Normalised(torch.autograd.Function):
-    """`normalised`, remembering what it is given and the statistics."""
+    """What `normalised` has made, remembering what it was given and the statistics."""
 
     @staticmethod
-    def forward(ctx: Any, norm: Norm, *given: Any) -> Tensor:
+    def forward(ctx: Any, made: tuple[Tensor, Tensor, Tensor], norm: Norm, *given: Any) -> Tensor:
+        y, mean, rstd = made
         ctx.norm = norm
-        y, mean, rstd = _normalised(norm, *given)
         ctx.save_for_backward(*given, mean, rstd)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, beta, weight, bias, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled() or not takes(grads[0]):
-            return _differentiable(ctx, grads[0], x, gamma, beta, weight, bias)
-        dx, sizes = torch.empty_like(x), _sizes(ctx.norm, x, gamma)
-        dgamma, dbeta = (x.new_empty(sizes[:2]) for _ in range(2))
-        dweight, dbias = (None if own is None else torch.zeros_like(own) for own in (weight, bias))
-        tensors = (_lying_as(x, grads[0]), x, gamma, weight, bias, mean, rstd)
-        _call(f"{ctx.norm.kernel}_backward", (*tensors, dx, dgamma, dbeta, dweight, dbias), *sizes)
-        dgamma, dbeta = (one.sum_to_size(gamma.shape[-2:]).view_as(gamma) for one in (dgamma, dbeta))
-        return None, dx, dgamma, dbeta, dweight, dbias
+        *given, mean, rstd = ctx.saved_tensors
+        dim, number, _ = ctx.norm
+        found = None
+        if native.kernels is not None and not torch.is_grad_enabled():
+            found = native.kernels.norm_gradients(grads[0], *given, mean, rstd, dim, number)
+        return None, None, *(_differentiable(ctx, grads[0], *given) if found is None else found)
 
 
 def _differentiable(
@@ -193,21 +134,21 @@ def _differentiable(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients by torch's own operations, which can be differentiated again."""
     channels, between = gamma.shape[-1], [1] * (x.ndim - 2)
-    rows = (-1, channels, *between) if ctx.norm.kernel == "norm" else (-1, *between, channels)
+    rows = (-1, channels, *between) if ctx.norm.dim == 1 else (-1, *between, channels)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         y = gamma.view(rows) * _by_torch(ctx.norm, x, weight, bias) + beta.view(rows)
     needed = [
         one if wanted else None
-        for one, wanted in zip((x, gamma, beta, weight, bias), ctx.needs_input_grad[1:], strict=True)
+        for one, wanted in zip((x, gamma, beta, weight, bias), ctx.needs_input_grad[2:], strict=True)
     ]
     wanted = [one for one in needed if one is not None]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
-    return (None, *(None if one is None else next(found) for one in needed))
+    return tuple(None if one is None else next(found) for one in needed)
 
 
 def _by_torch(norm: Norm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    if norm.kernel == "norm":
+    if norm.dim == 1:
         return nn.functional.group_norm(x, norm.number, weight, bias, norm.eps)
     if norm.number:
         return nn.functional.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)

@@ -1,0 +1,268 @@
+// The way from Python to kernels.cpp: which tensors they take, where these lie, and what comes back.
+//
+// Python's module is `kernels`. A function returns None for tensors that the kernels do not take: other devices and
+// precisions, subclasses, gaps in memory, tensors that a transform or a mode of torch watches. Nothing here knows
+// of gradients: onepass.py does. Sizes that do not fit are among what is not taken; functional.py explains them.
+
+#include <Python.h>
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "kernels.h"
+
+namespace {
+
+using at::Tensor;
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+using torchfilm::Layout;
+
+constexpr int64_t kPerThread = 32768;  // features that are worth the start of a thread
+constexpr int64_t kAlone = 65536;      // from here on other threads of Python go on meanwhile
+
+// Whether a mode or a transform sees each operation here (vmap, fake tensors, tracers), so that none may be skipped.
+bool watched() {
+  const auto usual = DispatchKeySet({DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView});
+  return (c10::impl::tls_local_dispatch_key_set().included_.raw_repr() & ~usual.raw_repr()) != 0;
+}
+
+// Whether these are float32 numbers in this process's memory, and nothing else.
+bool plain(const Tensor& tensor) {
+  const auto usual = DispatchKeySet({DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::AutocastCPU}) |
+                     DispatchKeySet(DispatchKey::ADInplaceOrView);
+  if ((tensor.key_set().raw_repr() & ~usual.raw_repr()) != 0 || tensor.scalar_type() != at::kFloat) return false;
+  return !tensor._fw_grad(0).defined() && tensor.const_data_ptr() != nullptr;
+}
+
+// The tensor in a Python object, if the kernels take it; subclasses may mean something else by it.
+const Tensor* taken(PyObject* object) {
+  if (!THPVariable_CheckExact(object)) return nullptr;
+  const Tensor& tensor = THPVariable_Unpack(object);
+  return plain(tensor) ? &tensor : nullptr;
+}
+
+// Of a modulation aligned with features [batch, ..., channels on `axis`, ...]: [C], [1 or B, C] with the channels
+// last, or with one axis for each of the features'. From one row to the next, or nothing if it does not fit.
+std::optional<int64_t> stride_of(const Tensor& modulation, const Tensor& x, int64_t axis) {
+  const int64_t axes = modulation.dim(), channels = x.size(axis);
+  const int64_t channel = axes == x.dim() ? axis : axes - 1;
+  if (axes < 1 || (axes > 2 && axes != x.dim()) || modulation.size(channel) != channels) return std::nullopt;
+  if (channels > 1 && modulation.stride(channel) != 1) return std::nullopt;
+  if (axes == 1) return 0;
+  for (int64_t i = 1; i < axes; ++i)
+    if (i != channel && modulation.size(i) != 1) return std::nullopt;
+  if (modulation.size(0) == 1) return 0;
+  return modulation.size(0) == x.size(0) ? std::optional(modulation.stride(0)) : std::nullopt;
+}
+
+// How features lie in memory; nothing for memory of another order.
+std::optional<Layout> layout_of(const Tensor& x, int64_t dim) {
+  const int64_t axis = dim < 0 ? dim + x.dim() : dim;
+  if (axis < 1 || axis >= x.dim() || x.numel() == 0) return std::nullopt;
+  Layout at{x.size(0), x.size(axis), x.numel() / (x.size(0) * x.size(axis)), 0, false};
+  if (x.is_contiguous()) {
+    at.in_columns = axis == x.dim() - 1 || at.others == 1;
+    return axis == 1 || at.in_columns ? std::optional(at) : std::nullopt;
+  }
+  const auto last = x.dim() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
+  at.in_columns = axis == 1 && (x.dim() == 4 || x.dim() == 5) && x.is_contiguous(last);
+  return at.in_columns ? std::optional(at) : std::nullopt;
+}
+
+// The same, with how gamma and beta lie beside them.
+std::optional<Layout> layout_of(const Tensor& x, const Tensor& gamma, const Tensor& beta, int64_t dim) {
+  auto at = layout_of(x, dim);
+  if (!at || gamma.sizes() != beta.sizes()) return std::nullopt;
+  const int64_t axis = dim < 0 ? dim + x.dim() : dim;
+  const auto of_gamma = stride_of(gamma, x, axis), of_beta = stride_of(beta, x, axis);
+  if (!of_gamma || of_gamma != of_beta) return std::nullopt;
+  at->stride = *of_gamma;
+  return at;
+}
+
+int threads_for(const Tensor& x) {
+  return static_cast<int>(std::min<int64_t>(at::get_num_threads(), 1 + x.numel() / kPerThread));
+}
+
+// While it lives, other threads of Python may run, if the work is worth it.
+class Released {
+ public:
+  explicit Released(const Tensor& x) : state(x.numel() < kAlone ? nullptr : PyEval_SaveThread()) {}
+  ~Released() {
+    if (state) PyEval_RestoreThread(state);
+  }
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+
+ private:
+  PyThreadState* state;
+};
+
+float* written(const Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr<float>() : nullptr; }
+
+const float* read(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
+
+PyObject* none() { Py_RETURN_NONE; }
+
+// A tuple of tensors, None for one that is not there.
+PyObject* tuple_of(std::initializer_list<Tensor> tensors) {
+  PyObject* made = PyTuple_New(static_cast<Py_ssize_t>(tensors.size()));
+  Py_ssize_t i = 0;
+  for (const Tensor& tensor : tensors) PyTuple_SET_ITEM(made, i++, tensor.defined() ? THPVariable_Wrap(tensor) : none());
+  return made;
+}
+
+// A gradient in the order in which x lies in memory; that of a sum is one number for all features.
+Tensor lying_as(const Tensor& grad, const Tensor& x) {
+  return grad.strides() == x.strides() ? grad : at::empty_like(x).copy_(grad);
+}
+
+// Gradients [batch, channels] as one of what a modulation was: rows that all samples share get the sum.
+Tensor as_given(const Tensor& rows, const Tensor& modulation) {
+  const bool shared = modulation.numel() < rows.numel();
+  return (shared ? rows.sum(0) : rows).view(modulation.sizes());
+}
+
+// film(x, gamma, beta, dim, relu, in_place): gamma * x + beta, or its ReLU; without a graph.
+PyObject* film(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Tensor *x = taken(given[0]), *gamma = taken(given[1]), *beta = taken(given[2]);
+  if (!x || !gamma || !beta || watched()) return none();
+  const auto at = layout_of(*x, *gamma, *beta, PyLong_AsLong(given[3]));
+  if (!at) return none();
+  const bool relu = given[4] == Py_True, in_place = given[5] == Py_True;
+  if (in_place && x->is_inference() && !c10::InferenceMode::is_enabled()) return none();
+  const Tensor y = in_place ? *x : at::empty_like(*x);
+  {
+    const Released released(*x);
+    torchfilm::film_forward(read(*x), read(*gamma), read(*beta), written(y), *at, relu, threads_for(*x));
+  }
+  if (in_place) y.unsafeGetTensorImpl()->bump_version();
+  return THPVariable_Wrap(y);
+  END_HANDLE_TH_ERRORS
+}
+
+// film_gradients(grad, x, gamma, beta, dim, relu): those of x, gamma and beta.
+PyObject* film_gradients(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Tensor *grad = taken(given[0]), *x = taken(given[1]), *gamma = taken(given[2]), *beta = taken(given[3]);
+  if (!grad || !x || !gamma || !beta || watched()) return none();
+  const auto at = layout_of(*x, *gamma, *beta, PyLong_AsLong(given[4]));
+  if (!at) return none();
+  const Tensor dy = lying_as(*grad, *x), dx = at::empty_like(*x);
+  const Tensor dgamma = at::empty({at->batch, at->channels}, x->options()), dbeta = at::empty_like(dgamma);
+  {
+    const Released released(*x);
+    torchfilm::film_backward(read(dy), read(*x), read(*gamma), read(*beta), written(dx), written(dgamma),
+                             written(dbeta), *at, given[5] == Py_True, threads_for(*x));
+  }
+  return tuple_of({dx, as_given(dgamma, *gamma), as_given(dbeta, *beta)});
+  END_HANDLE_TH_ERRORS
+}
+
+// The affine of a norm, [channels] and contiguous, into `found`; false for what the kernels do not take.
+bool taken_affine(PyObject* object, int64_t channels, Tensor& found) {
+  if (object == Py_None) return true;
+  const Tensor* tensor = taken(object);
+  if (!tensor || tensor->dim() != 1 || tensor->size(0) != channels || !tensor->is_contiguous()) return false;
+  found = *tensor;
+  return true;
+}
+
+// norm(x, gamma, beta, weight, bias, dim, number, eps): the norm + FiLM, means, and ones over standard deviations.
+PyObject* norm(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Tensor *x = taken(given[0]), *gamma = taken(given[1]), *beta = taken(given[2]);
+  if (!x || !gamma || !beta || watched() || !x->is_contiguous()) return none();
+  const int64_t dim = PyLong_AsLong(given[5]), number = PyLong_AsLong(given[6]);
+  auto at = layout_of(*x, *gamma, *beta, dim);
+  Tensor weight, bias;
+  if (!at || !taken_affine(given[3], at->channels, weight) || !taken_affine(given[4], at->channels, bias))
+    return none();
+  at->in_columns = dim == -1;  // groups of channels with one position each lie in rows as well
+  const Tensor y = at::empty_like(*x);
+  const Tensor mean = at::empty({at->batch, at->in_columns ? at->others : number}, x->options());
+  const Tensor rstd = at::empty_like(mean);
+  {
+    const Released released(*x);
+    torchfilm::norm_forward(read(*x), read(*gamma), read(*beta), read(weight), read(bias), written(y), written(mean),
+                            written(rstd), *at, number, PyFloat_AsDouble(given[7]), threads_for(*x));
+  }
+  return tuple_of({y, mean, rstd});
+  END_HANDLE_TH_ERRORS
+}
+
+// norm_gradients(grad, x, gamma, beta, weight, bias, mean, rstd, dim, number): of x, gamma, beta, weight and bias.
+PyObject* norm_gradients(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Tensor *grad = taken(given[0]), *x = taken(given[1]), *gamma = taken(given[2]), *beta = taken(given[3]);
+  const Tensor *mean = taken(given[6]), *rstd = taken(given[7]);
+  if (!grad || !x || !gamma || !beta || !mean || !rstd || watched() || !x->is_contiguous()) return none();
+  const int64_t dim = PyLong_AsLong(given[8]), number = PyLong_AsLong(given[9]);
+  auto at = layout_of(*x, *gamma, *beta, dim);
+  Tensor weight, bias;
+  if (!at || !taken_affine(given[4], at->channels, weight) || !taken_affine(given[5], at->channels, bias))
+    return none();
+  at->in_columns = dim == -1;
+  const Tensor dy = lying_as(*grad, *x), dx = at::empty_like(*x);
+  const Tensor dgamma = at::empty({at->batch, at->channels}, x->options()), dbeta = at::empty_like(dgamma);
+  const Tensor dweight = weight.defined() ? at::zeros_like(weight) : weight;
+  const Tensor dbias = bias.defined() ? at::zeros_like(bias) : bias;
+  {
+    const Released released(*x);
+    torchfilm::norm_backward(read(dy), read(*x), read(*gamma), read(weight), read(bias), read(*mean), read(*rstd),
+                             written(dx), written(dgamma), written(dbeta), written(dweight), written(dbias), *at,
+                             number, threads_for(*x));
+  }
+  return tuple_of({dx, as_given(dgamma, *gamma), as_given(dbeta, *beta), dweight, dbias});
+  END_HANDLE_TH_ERRORS
+}
+
+// affine(weight, bias, gamma, beta): gamma * weight and gamma * bias + beta of one row; bias may be None.
+PyObject* affine(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Tensor *weight = taken(given[0]), *gamma = taken(given[2]), *beta = taken(given[3]);
+  if (!weight || !gamma || !beta || watched()) return none();
+  const int64_t channels = weight->numel();
+  Tensor bias;
+  if (!taken_affine(given[0], channels, bias) || (bias = Tensor(), !taken_affine(given[1], channels, bias)))
+    return none();
+  for (const Tensor* one : {gamma, beta})
+    if (one->numel() != channels || !one->is_contiguous() || one->dim() > 2) return none();
+  const Tensor scale = at::empty_like(*weight), shift = at::empty_like(*weight);
+  const float *g = read(*gamma), *b = read(*beta), *w = read(*weight), *own = read(bias);
+  float *to = written(scale), *by = written(shift);
+  for (int64_t c = 0; c < channels; ++c) {
+    to[c] = g[c] * w[c];
+    by[c] = own ? g[c] * own[c] + b[c] : b[c];
+  }
+  return tuple_of({scale, shift});
+  END_HANDLE_TH_ERRORS
+}
+
+using Function = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+
+PyMethodDef entry(const char* name, Function function) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, nullptr};
+}
+
+PyMethodDef methods[] = {
+    entry("film", film), entry("film_gradients", film_gradients), entry("norm", norm),
+    entry("norm_gradients", norm_gradients), entry("affine", affine), {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "kernels", nullptr, -1, methods};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit_kernels() { return PyModule_Create(&module); }
