@@ -1,7 +1,7 @@
 """What does listening cost a network, run eagerly, each sample with a condition of its own?
 
 The generator included; and what it costs without one, where the modulations were made before. Against the
-network as it was before it was conditioned.
+network as it was before it was conditioned. `kernels`: with those of `torchfilm.native`.
 
     python benchmarks/conditioning_speed.py        (`--device cuda` where there is one)
 """
@@ -9,14 +9,14 @@ network as it was before it was conditioned.
 import torch
 
 import torchfilm as tf
-from measuring import against, arguments, clock_of, save
+from measuring import against, arguments, by_kernels, clock_of, kernels_for, save
 from speed_networks import NETWORKS, built, conditioned
 
 
 def measured(name: str, batch: int, rounds: int, cond_dim: int, device: str) -> dict[str, object]:
     """Milliseconds and ratios for one network at one batch size; each way has weights of its own."""
     plain, again = built(name, device), built(name, device)
-    live, given, off = (conditioned(name, cond_dim, device) for _ in range(3))
+    live, by, given, off = (conditioned(name, cond_dim, device) for _ in range(4))
     x = torch.randn(batch, *NETWORKS[name][2], device=device)
     cond = torch.randn(batch, cond_dim, device=device)
     film = tf.conditioning(live)
@@ -34,6 +34,9 @@ def measured(name: str, batch: int, rounds: int, cond_dim: int, device: str) -> 
         "conditioned, switched off": unconditioned,
         "unconditioned again": lambda: again(x),
     }
+    kernels = kernels_for(device)
+    if kernels is not None:
+        ways["conditioned, kernels"] = by_kernels(lambda: by(x, cond=cond), kernels)
     return {"sites": len(film.sites), **against("unconditioned", ways, rounds, clock=clock_of(device))}
 
 

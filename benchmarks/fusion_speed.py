@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import torchfilm as tf
-from measuring import arguments, clock_of, save
+from measuring import arguments, clock_of, kernels_for, save
+from torchfilm import native
 from torchfilm.comparison import Row
 from torchfilm.fusion import resolve
 
@@ -28,6 +29,8 @@ FUSIONS: dict[str, tuple[str, dict[str, str]]] = {
     "film_of_rank_64": ("film", {"head": "lowrank:64"}),
     **{name: (name, {}) for name in ("scale", "bias", "gate", "concat", "low_rank", "cross_attention")},
 }
+
+BY_KERNELS = "film_by_kernels"
 
 
 class Block(nn.Module):
@@ -128,6 +131,7 @@ def listening(
     """The network with a fusion at 4 or 8 sites, its heads no longer zero."""
     torch.manual_seed(0)
     fusion, options = FUSIONS[name]
+    match_params = None if fusion == "film" else match_params
     encoder: nn.Module = tf.Tokens(COND, pooling=None if fusion == "cross_attention" else "mean")
     network = ResNet().eval().to(device)
     way: Any = resolve(fusion, match_params=match_params, **options)
@@ -156,9 +160,11 @@ def compared(target: int | None) -> list[str]:
 
 def inside(number: int, batch: int, rounds: int, target: int | None, device: str) -> dict[str, Any]:
     """Milliseconds of a pass that go into the condition, fusions in turn: median and quartiles."""
-    watches = {name: Stopwatch(clock_of(device)) for name in compared(target)}
+    kernels = kernels_for(device)
+    by = [] if kernels is None else [BY_KERNELS]
+    watches = {name: Stopwatch(clock_of(device)) for name in (*compared(target), *by)}
     models = {
-        name: listening(name, number, watch, target if name != "film" else None, device)
+        name: listening("film" if name == BY_KERNELS else name, number, watch, target, device)
         for name, watch in watches.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -167,21 +173,20 @@ def inside(number: int, batch: int, rounds: int, target: int | None, device: str
             for name, model in models.items():
                 pictures, tokens = inputs(batch, device)
                 watches[name].seconds = 0.0
+                native.kernels = kernels if name == BY_KERNELS else None
                 model(pictures, cond=tokens)
                 seconds[name] += [1000 * watches[name].seconds] if turn else []
+    native.disable()
     quartiles = {name: statistics.quantiles(times, n=4) for name, times in seconds.items()}
     found = {f"{name}_ms": [round(quartile, 3) for quartile in times] for name, times in quartiles.items()}
-    return found | {
-        "film_to_cross_attention": round(quartiles["film"][1] / quartiles["cross_attention"][1], 3)
-    }
+    attention = quartiles["cross_attention"][1]
+    ratios = {f"{name}_to_cross_attention": quartiles[name][1] / attention for name in ("film", *by)}
+    return found | {name: round(ratio, 3) for name, ratio in ratios.items()}
 
 
 def whole(number: int, rounds: int, target: int | None, device: str) -> dict[str, Any]:
     """All fusions at 4 or 8 sites, batch 1."""
-    models = {
-        name: listening(name, number, None, target if name != "film" else None, device)
-        for name in compared(target)
-    }
+    models = {name: listening(name, number, None, target, device) for name in compared(target)}
     found = tf.compare(models, inputs(1, device), rounds=rounds, clock=clock_of(device))
     added = found.added_time("film", "cross_attention")
     return {row.name: row_numbers(row) for row in found.rows} | {"film_to_cross_attention": round(added, 3)}

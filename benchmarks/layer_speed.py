@@ -11,7 +11,6 @@ is between it and the eager ReLU is the compiler's on this machine, not FiLM's. 
 """
 
 import statistics
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -20,35 +19,10 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 import torchfilm.functional as F
-from measuring import arguments, clock_of, samples, save
-from torchfilm import native
+from measuring import arguments, by_kernels, clock_of, kernels_for, samples, save
 
 Way = Callable[..., Tensor]
 Result = TypeVar("Result")
-
-
-def enabled(device: str) -> Any:
-    """The kernels, switched off; None on an accelerator and without a compiler."""
-    try:
-        native.enable()
-    except native.NativeError as error:
-        print(error, file=sys.stderr)
-    library = native.kernels if torch.device(device).type == "cpu" else None
-    native.disable()
-    return library
-
-
-def by_kernels(call: Callable[[], Result], library: Any) -> Callable[[], Result]:
-    """The call with the kernels on."""
-
-    def run() -> Result:
-        native.kernels = library
-        try:
-            return call()
-        finally:
-            native.kernels = None
-
-    return run
 
 
 def ratios(
@@ -110,9 +84,9 @@ def calls_of(
 ) -> dict[str, Callable[[], Result]]:
     """A call of each way, and of `ours` with the kernels on."""
     calls = {name: call_of(way) for name, way in ways.items()}
-    library = enabled(device)
-    if library is not None:
-        calls["kernels"] = by_kernels(call_of(ways[ours]), library)
+    kernels = kernels_for(device)
+    if kernels is not None:
+        calls["kernels"] = by_kernels(call_of(ways[ours]), kernels)
     return calls
 
 

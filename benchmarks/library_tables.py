@@ -56,6 +56,9 @@ def _conditioning(found: Result) -> Iterator[tuple[str, str, str, float]]:
     for case, ways in found.items():
         if isinstance(ways, dict) and "conditioned" in ways:
             yield "conditioned / unconditioned, eager", case, "1.05", ways["conditioned"]["ratio"]
+            if "conditioned, kernels" in ways:
+                ratio = ways["conditioned, kernels"]["ratio"]
+                yield "conditioned / unconditioned, eager, kernels", case, "1.05", ratio
             yield "(γ and β in hand, no generator)", case, "–", ways["modulations given"]["ratio"]
 
 
@@ -69,5 +72,12 @@ def _fusion(found: Result) -> Iterator[tuple[str, str, str, float]]:
     for case, one in found.items():
         if isinstance(one, dict) and "inside_batch_1" in one:
             for batch in (1, 8):
-                ratio = one[f"inside_batch_{batch}"]["film_to_cross_attention"]
-                yield "added time, FiLM / cross-attention", f"{case}, batch {batch}", "0.2", ratio
+                for way, name in (("film", ""), ("film_by_kernels", ", kernels")):
+                    ratio = one[f"inside_batch_{batch}"].get(f"{way}_to_cross_attention")
+                    if ratio is not None:
+                        yield (
+                            f"added time, FiLM / cross-attention{name}",
+                            f"{case}, batch {batch}",
+                            "0.2",
+                            ratio,
+                        )

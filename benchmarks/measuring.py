@@ -7,6 +7,7 @@ seconds of the wall, each read when the device has nothing left to do.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -17,17 +18,19 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from torchfilm import native
 from torchfilm.data.clevr.encoding import EncodedQuestions, encode_questions
 from torchfilm.data.clevr.generate import RECIPES
 from torchfilm.data.clevr.questions import QuestionConfig, QuestionGenerator
 from torchfilm.data.clevr.scenes import SceneConfig, sample_scene
 from torchfilm.data.clevr.vocabulary import Vocabulary
 
+Result = TypeVar("Result")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -86,6 +89,33 @@ def in_turn(
     """Median seconds of one call of each candidate, of the CPU unless another clock is given."""
     taken = samples(candidates, rounds, clock=clock)
     return {name: statistics.median(times) for name, times in taken.items()}
+
+
+@functools.cache
+def kernels_for(device: str) -> Any:
+    """What `torchfilm.native` switches on, for a CPU; None on an accelerator and without a compiler."""
+    if torch.device(device).type != "cpu":
+        return None
+    try:
+        native.enable()
+    except native.NativeError as error:
+        print(error, file=sys.stderr)
+    kernels = native.kernels
+    native.disable()
+    return kernels
+
+
+def by_kernels(call: Callable[[], Result], kernels: Any) -> Callable[[], Result]:
+    """The call with the kernels on."""
+
+    def run() -> Result:
+        native.kernels = kernels
+        try:
+            return call()
+        finally:
+            native.kernels = None
+
+    return run
 
 
 def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:

@@ -4,8 +4,14 @@
 signatures. A type checker answers before our own errors can, and cannot be compiled: hence the marker.
 """
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
+
+from kernels import Counted
+from torchfilm import native, onepass
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,3 +30,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where kernels are built once for all processes of this run, each of which has a folder in this one."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "kernels"
+
+
+@pytest.fixture
+def calls(kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Kernels that take also few channels, and say what they took."""
+    monkeypatch.setattr(onepass, "_CHANNELS_FROM", 1)
+    native.enable(kernel_folder)
+    counted = Counted(native.kernels)
+    native.disable()
+    monkeypatch.setattr(native, "kernels", counted)
+    return counted.taken

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.backends import cudnn as _cudnn
 from torch.nn import functional
 
-from torchfilm import onepass
+from torchfilm import native, onepass
 from torchfilm.modulation import Modulation
 
 
@@ -72,7 +72,9 @@ def _version(weight: Tensor, bias: Tensor | None) -> int:
     return weight._version if bias is None else weight._version + bias._version
 
 
-def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modulation) -> Tensor | None:
+def absorbed(
+    kind: type[nn.Module], norm: nn.Module, x: Any, modulation: Modulation, dim: int | None = None
+) -> Tensor | None:
     """Return gamma * norm(x) + beta (times the gate) in one call of the norm, or None where that cannot be.
 
     It cannot be where gamma and beta differ within a sample, where statistics are taken and kept, for
@@ -85,22 +87,37 @@ def absorbed(kind: type[nn.Module], norm: nn.Module, x: Tensor, modulation: Modu
         norm: that norm, or an object with its attributes; its own `forward` is not called.
         x: features as the norm takes them.
         modulation: channels last, [C], [B, C] or [B, T, C].
+        dim: the axis of x that it modulates, which must be that of the norm's channels; None for that.
     """
     way = _WAYS.get(kind)
-    if way is None or not absorbing() or not way.takes(norm) or x.ndim not in way.axes:
+    if way is None or not isinstance(x, Tensor) or (axes := x.ndim) not in way.axes:
         return None
+    if (dim is not None and (dim - way.channel_axis) % axes) or not absorbing() or not way.takes(norm):
+        return None
+    gamma, beta = _gated(modulation)
+    y = way.in_one_pass(norm, x, gamma, beta)
+    if y is not None:
+        return y
     channels = x.shape[way.channel_axis]
-    reach = _reach(modulation, x, channels)
+    reach = _reach(gamma, beta, x, channels)
     if reach is None or (norm.weight is not None and norm.weight.shape != (channels,)):
         return None
     if reach == "all":
-        return way.whole(norm, _affine(norm, modulation))(x)
-    return way.per_sample(norm, x, *_gated(modulation)) if way.per_sample else None
+        return way.whole(norm, _affine(norm, gamma, beta))(x)
+    return way.per_sample(norm, x, gamma, beta) if way.per_sample else None
 
 
 def absorbing() -> bool:
     """Whether modulations are absorbed here and now: not in a compiler, and not in a trace."""
     return not torch.compiler.is_compiling() and not torch._C._is_tracing()
+
+
+def ahead() -> bool:
+    """Whether affines are made before the network runs: without gradients, and without the kernels.
+
+    These take a norm's affine and a modulation as they are.
+    """
+    return native.kernels is None and absorbing() and not torch.is_grad_enabled()
 
 
 def prepared(kind: type[nn.Module], norm: Any, modulation: Modulation, dim: int) -> Ready | None:
@@ -128,7 +145,7 @@ def prepared(kind: type[nn.Module], norm: Any, modulation: Modulation, dim: int)
             continue
         if field.dtype is not dtype or field.shape not in ((channels,), (1, channels)):
             return None
-    bias, call = norm._parameters.get("bias"), way.whole(norm, _affine(norm, modulation))
+    bias, call = norm._parameters.get("bias"), way.whole(norm, _affine(norm, *_gated(modulation)))
     version = None if weight.is_inference() else _version(weight, bias)
     return Ready(norm, weight, bias, weight.data_ptr(), version, norm.training, dtype, way.axes, call)
 
@@ -150,10 +167,15 @@ def _group(norm: nn.GroupNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
 
 
 def _group_each(norm: nn.GroupNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    def as_one_sample(flat: Tensor, affine: Affine) -> Tensor:
-        return functional.group_norm(flat, len(x) * norm.num_groups, *affine, norm.eps)
+    if not x.is_contiguous():
+        return None
+    flat, affine = _as_one_sample(x, norm, gamma, beta)
+    return functional.group_norm(flat, len(x) * norm.num_groups, *affine, norm.eps).view(x.shape)
 
-    return _each(norm, norm.num_groups, x, gamma, beta, as_one_sample)
+
+def _group_in_one_pass(norm: nn.GroupNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+    plan = onepass.Norm(1, norm.num_groups, norm.eps)
+    return onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
 
 
 def _instance(norm: nn.InstanceNorm2d, affine: Affine) -> Callable[[Tensor], Tensor]:
@@ -162,32 +184,23 @@ def _instance(norm: nn.InstanceNorm2d, affine: Affine) -> Callable[[Tensor], Ten
 
 
 def _instance_each(norm: nn.InstanceNorm2d, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    return _each(norm, norm.num_features, x, gamma, beta, lambda flat, affine: _instance(norm, affine)(flat))
-
-
-def _each(
-    norm: Any,
-    groups: int,
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    as_one_sample: Callable[[Tensor, Affine], Tensor],
-) -> Tensor | None:
-    """Normalise groups of channels, a modulation for each sample; None for memory of another order."""
-    y = onepass.normalised(onepass.Norm(1, groups, norm.eps), x, gamma, beta, norm.weight, norm.bias)
-    if y is not None or not x.is_contiguous():
-        return y
+    if not x.is_contiguous():
+        return None
     flat, affine = _as_one_sample(x, norm, gamma, beta)
-    return as_one_sample(flat, affine).view(x.shape)
+    return _instance(norm, affine)(flat).view(x.shape)
+
+
+def _instance_in_one_pass(norm: nn.InstanceNorm2d, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+    plan = onepass.Norm(1, norm.num_features, norm.eps)
+    return onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
 
 
 def _layer(norm: nn.LayerNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
     return lambda x: functional.layer_norm(x, norm.normalized_shape, *affine, norm.eps)
 
 
-def _layer_each(norm: nn.LayerNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    plan = onepass.Norm(-1, 1, norm.eps)
-    return onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
+def _layer_in_one_pass(norm: nn.LayerNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+    return onepass.normalised(onepass.Norm(-1, 1, norm.eps), x, gamma, beta, norm.weight, norm.bias)
 
 
 def _rms(norm: nn.RMSNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
@@ -195,7 +208,7 @@ def _rms(norm: nn.RMSNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
     return lambda x: functional.rms_norm(x, norm.normalized_shape, weight, norm.eps) + bias
 
 
-def _rms_each(norm: nn.RMSNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+def _rms_in_one_pass(norm: nn.RMSNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
     eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
     return onepass.normalised(onepass.Norm(-1, 0, eps), x, gamma, beta, norm.weight, None)
 
@@ -206,6 +219,7 @@ class _Way(NamedTuple):
     channel_axis: of its features.
     axes: how many they may have.
     takes: whether a norm, with its options and in its mode, takes any.
+    in_one_pass: its call with gamma and beta by the kernels, or None.
     whole: from one affine to the norm's call with it.
     per_sample: its call with gamma and beta of each sample, or None for features that it does not take so.
     """
@@ -213,6 +227,7 @@ class _Way(NamedTuple):
     channel_axis: int
     axes: Collection[int]
     takes: Callable[[Any], bool]
+    in_one_pass: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None]
     whole: Callable[[Any, Affine], Callable[[Tensor], Tensor]]
     per_sample: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None] | None = None
 
@@ -230,15 +245,17 @@ def _of_one_axis(norm: nn.LayerNorm) -> bool:
 
 
 _WAYS: dict[type[nn.Module], _Way] = {
-    nn.BatchNorm1d: _Way(1, (2, 3), _evaluates, _batch),
-    nn.BatchNorm2d: _Way(1, (4,), _evaluates, _batch),
-    nn.BatchNorm3d: _Way(1, (5,), _evaluates, _batch),
-    nn.GroupNorm: _Way(1, range(3, 65), lambda norm: True, _group, _group_each),  # torch has 64 axes at most
-    nn.InstanceNorm1d: _Way(1, (3,), _keeps_nothing, _instance, _instance_each),
-    nn.InstanceNorm2d: _Way(1, (4,), _keeps_nothing, _instance, _instance_each),
-    nn.InstanceNorm3d: _Way(1, (5,), _keeps_nothing, _instance, _instance_each),
-    nn.LayerNorm: _Way(-1, range(2, 65), _of_one_axis, _layer, _layer_each),
-    nn.RMSNorm: _Way(-1, range(2, 65), _of_one_axis, _rms, _rms_each),
+    nn.BatchNorm1d: _Way(1, (2, 3), _evaluates, onepass.batch_normalised, _batch),
+    nn.BatchNorm2d: _Way(1, (4,), _evaluates, onepass.batch_normalised, _batch),
+    nn.BatchNorm3d: _Way(1, (5,), _evaluates, onepass.batch_normalised, _batch),
+    nn.GroupNorm: _Way(
+        1, range(3, 65), lambda norm: True, _group_in_one_pass, _group, _group_each
+    ),  # torch has 64 axes at most
+    nn.InstanceNorm1d: _Way(1, (3,), _keeps_nothing, _instance_in_one_pass, _instance, _instance_each),
+    nn.InstanceNorm2d: _Way(1, (4,), _keeps_nothing, _instance_in_one_pass, _instance, _instance_each),
+    nn.InstanceNorm3d: _Way(1, (5,), _keeps_nothing, _instance_in_one_pass, _instance, _instance_each),
+    nn.LayerNorm: _Way(-1, range(2, 65), _of_one_axis, _layer_in_one_pass, _layer),
+    nn.RMSNorm: _Way(-1, range(2, 65), _of_one_axis, _rms_in_one_pass, _rms),
 }
 
 
@@ -249,16 +266,14 @@ def _modulates_channels(kind: type[nn.Module], dim: int) -> bool:
     return all((dim - way.channel_axis) % axes == 0 for axes in way.axes)
 
 
-CHANNEL_AXIS = {kind: way.channel_axis for kind, way in _WAYS.items()}
-"""The norms into which a modulation is absorbed, and on which axis of theirs the channels are."""
+NORMS = frozenset(_WAYS)
+"""The norms into which a modulation is absorbed."""
 
 
-def _reach(modulation: Modulation, x: Tensor, channels: int) -> Literal["all", "sample"] | None:
+def _reach(gamma: Tensor, beta: Tensor, x: Tensor, channels: int) -> Literal["all", "sample"] | None:
     """Say how far one row of gamma and beta reaches: all of x, a sample of it, or neither (None)."""
     everywhere, axes = True, 0
-    for field in (modulation.gamma, modulation.beta, modulation.gate):
-        if field is None:
-            continue
+    for field in (gamma, beta):
         if field.dtype != x.dtype or field.shape[-1:] != (channels,):
             return None
         axes = max(axes, field.ndim)
@@ -277,15 +292,11 @@ def _gated(modulation: Modulation) -> tuple[Tensor, Tensor]:
     return (gamma, beta) if gate is None else (gate * gamma, gate * beta)
 
 
-def _affine(norm: Any, modulation: Modulation) -> Affine:
+def _affine(norm: Any, gamma: Tensor, beta: Tensor) -> Affine:
     """Return gamma * weight and gamma * bias + beta of one row, [C]."""
-    gamma, beta = _gated(modulation)
-    weight, bias = norm.weight, getattr(norm, "bias", None)  # RMSNorm has none
-    made = onepass.affine(weight, bias, gamma, beta)
-    if made is not None:
-        return Affine(*made)
     if gamma.ndim > 1 or beta.ndim > 1:
         gamma, beta = gamma.reshape(-1), beta.reshape(-1)
+    weight, bias = norm.weight, getattr(norm, "bias", None)  # RMSNorm has none
     return Affine(gamma if weight is None else gamma * weight, beta if bias is None else gamma * bias + beta)
 
 

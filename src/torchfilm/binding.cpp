@@ -17,7 +17,9 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
+#include <vector>
 
 #include "kernels.h"
 
@@ -36,6 +38,9 @@ bool watched() {
   const auto usual = DispatchKeySet({DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView});
   return (c10::impl::tls_local_dispatch_key_set().included_.raw_repr() & ~usual.raw_repr()) != 0;
 }
+
+// Whether products are taken in another precision here.
+bool autocast() { return !c10::impl::tls_local_dispatch_key_set().excluded_.has(DispatchKey::AutocastCPU); }
 
 // Whether these are float32 numbers in this process's memory, and nothing else.
 bool plain(const Tensor& tensor) {
@@ -229,25 +234,70 @@ PyObject* norm_gradients(PyObject*, PyObject* const* given, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// affine(weight, bias, gamma, beta): gamma * weight and gamma * bias + beta of one row; bias may be None.
-PyObject* affine(PyObject*, PyObject* const* given, Py_ssize_t) {
+// batch_norm(x, gamma, beta, weight, bias, mean, variance, eps): gamma * (weight * n(x) + bias) + beta, n(x) the
+// features less the mean [channels], over the standard deviation.
+PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t) {
   HANDLE_TH_ERRORS
-  const Tensor *weight = taken(given[0]), *gamma = taken(given[2]), *beta = taken(given[3]);
-  if (!weight || !gamma || !beta || watched()) return none();
-  const int64_t channels = weight->numel();
-  Tensor bias;
-  if (!taken_affine(given[0], channels, bias) || (bias = Tensor(), !taken_affine(given[1], channels, bias)))
+  const Tensor *x = taken(given[0]), *gamma = taken(given[1]), *beta = taken(given[2]);
+  if (!x || !gamma || !beta || watched()) return none();
+  const auto at = layout_of(*x, *gamma, *beta, 1);
+  if (!at) return none();
+  Tensor weight, bias, mean, variance;
+  if (!taken_affine(given[3], at->channels, weight) || !taken_affine(given[4], at->channels, bias) ||
+      !taken_affine(given[5], at->channels, mean) || !taken_affine(given[6], at->channels, variance))
     return none();
-  for (const Tensor* one : {gamma, beta})
-    if (one->numel() != channels || !one->is_contiguous() || one->dim() > 2) return none();
-  const Tensor scale = at::empty_like(*weight), shift = at::empty_like(*weight);
-  const float *g = read(*gamma), *b = read(*beta), *w = read(*weight), *own = read(bias);
-  float *to = written(scale), *by = written(shift);
-  for (int64_t c = 0; c < channels; ++c) {
-    to[c] = g[c] * w[c];
-    by[c] = own ? g[c] * own[c] + b[c] : b[c];
+  if (!mean.defined() || !variance.defined()) return none();
+  const double eps = PyFloat_AsDouble(given[7]);
+  const float *g = read(*gamma), *b = read(*beta), *w = read(weight), *own = read(bias);
+  const float *m = read(mean), *v = read(variance);
+  Layout packed = *at;
+  packed.stride = at->stride ? at->channels : 0;
+  const int64_t rows = at->stride ? at->batch : 1;
+  std::vector<float> scale(rows * at->channels), shift(rows * at->channels);
+  for (int64_t c = 0; c < at->channels; ++c) {
+    const float factor = static_cast<float>((w ? w[c] : 1.0f) / std::sqrt(v[c] + eps));
+    const float offset = (own ? own[c] : 0.0f) - m[c] * factor;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t from = row * at->stride + c, to = row * at->channels + c;
+      scale[to] = g[from] * factor;
+      shift[to] = g[from] * offset + b[from];
+    }
   }
-  return tuple_of({scale, shift});
+  const Tensor y = at::empty_like(*x);
+  {
+    const Released released(*x);
+    torchfilm::film_forward(read(*x), scale.data(), shift.data(), written(y), packed, false, threads_for(*x));
+  }
+  return THPVariable_Wrap(y);
+  END_HANDLE_TH_ERRORS
+}
+
+// generated(z, weight, bias, offsets, sizes): weight z + bias + offsets for a single z, [..., columns] with one row, cut
+// along the last axis: views of one tensor.
+PyObject* generated(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Tensor *z = taken(given[0]), *weight = taken(given[1]);
+  if (!z || !weight || watched() || autocast() || weight->dim() != 2 || !weight->is_contiguous()) return none();
+  const int64_t rows = weight->size(0), columns = weight->size(1);
+  if (z->dim() < 1 || z->size(-1) != columns || z->numel() != columns || !z->is_contiguous()) return none();
+  Tensor bias, offsets;
+  if (!taken_affine(given[2], rows, bias) || !taken_affine(given[3], rows, offsets)) return none();
+  auto sizes = z->sizes().vec();
+  sizes.back() = rows;
+  const Tensor made = at::empty(sizes, z->options());
+  {
+    const Released released(*weight);
+    torchfilm::linear(read(*z), read(*weight), read(bias), read(offsets), written(made), rows, columns,
+                      threads_for(*weight));
+  }
+  const Py_ssize_t parts = PyTuple_GET_SIZE(given[4]);
+  PyObject* found = PyTuple_New(parts);
+  int64_t start = 0;
+  for (Py_ssize_t i = 0; i < parts; start += sizes.back(), ++i) {
+    sizes.back() = PyLong_AsLong(PyTuple_GET_ITEM(given[4], i));
+    PyTuple_SET_ITEM(found, i, THPVariable_Wrap(made.as_strided(sizes, made.strides(), start)));
+  }
+  return found;
   END_HANDLE_TH_ERRORS
 }
 
@@ -259,7 +309,8 @@ PyMethodDef entry(const char* name, Function function) {
 
 PyMethodDef methods[] = {
     entry("film", film), entry("film_gradients", film_gradients), entry("norm", norm),
-    entry("norm_gradients", norm_gradients), entry("affine", affine), {nullptr, nullptr, 0, nullptr}};
+    entry("norm_gradients", norm_gradients), entry("batch_norm", batch_norm), entry("generated", generated),
+    {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "kernels", nullptr, -1, methods};
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchfilm.absorption import absorbing
+from torchfilm.absorption import ahead
 from torchfilm.fusion import Fusion
 from torchfilm.generator import describe
 from torchfilm.several import Maybe, Several
@@ -383,7 +383,7 @@ def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     held = film.held()
     try:
         film.fill(values)
-        if values is not PLAIN and absorbing() and not torch.is_grad_enabled():
+        if values is not PLAIN and ahead():
             film.make_ready(self)
         return self._film_base.forward(self, *args, **kwargs)
     finally:

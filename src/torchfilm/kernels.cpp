@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t kColumns = 2048;   // channels that one task takes: their sums stay in the first cache
 constexpr int64_t kPositions = 128;  // positions summed in one go; then their sums are added
 constexpr int64_t kAhead = 4;        // positions by which memory is asked for before its turn
+constexpr int64_t kShortRow = 512;     // weights of a row; of longer ones the processor foresees what comes
 constexpr int64_t kBlock = 2048;     // features summed in float before the sum goes on in double
 
 template <bool relu>
@@ -101,6 +102,11 @@ void column_gradients(const float* dy, const float* x, const float* g, const flo
     scale[c] = scaled;
     shift[c] = shifted;
   }
+}
+
+// Ask for memory that is read soon.
+inline void fetched(const float* from, int64_t size) {
+  for (int64_t i = 0; i < size; i += 16) __builtin_prefetch(from + i);
 }
 
 // Ask for a row that comes soon: the processor sees several rows read at once and foresees none.
@@ -255,6 +261,27 @@ void token_gradients(const float* dy, const float* x, const float* factor, float
     dx[c] = rstd * (dy[c] * factor[c] - level - (x[c] - middle) * rstd * slope);
 }
 
+inline float product(const float* a, const float* b, int64_t size) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// Of four rows at once: one alone waits for each of its sums.
+void row_products(const float* rows, const float* z, float* sums, int64_t columns) {
+  const float *second = rows + columns, *third = second + columns, *fourth = third + columns;
+  float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
+#pragma omp simd reduction(+ : a, b, c, d)
+  for (int64_t i = 0; i < columns; ++i) {
+    a += rows[i] * z[i];
+    b += second[i] * z[i];
+    c += third[i] * z[i];
+    d += fourth[i] * z[i];
+  }
+  sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
+}
+
 // Gradients: dgamma, dbeta [batch, channels]; dweight, dbias [channels], or null where weight and bias are.
 template <int64_t known>
 void normalised_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
@@ -391,6 +418,23 @@ void norm_forward(const float* x, const float* gamma, const float* beta, const f
                                      : normalised<0>;
   run(x, gamma, beta, weight, bias, y, mean, rstd, at.batch, at.channels, at.others, number, at.stride, eps,
       threads);
+}
+
+void linear(const float* z, const float* weight, const float* bias, const float* offsets, float* y, int64_t rows,
+            int64_t columns, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t first = 0; first < rows; first += 4) {
+    const int64_t end = std::min(first + 4, rows);
+    const float* own = weight + first * columns;
+    float sums[4];
+    if (columns <= kShortRow) fetched(own + 4 * kShortRow, 4 * columns);
+    if (end - first == 4) {
+      row_products(own, z, sums, columns);
+    } else {
+      for (int64_t row = first; row < end; ++row) sums[row - first] = product(weight + row * columns, z, columns);
+    }
+    for (int64_t row = first; row < end; ++row) y[row] = sums[row - first] + bias[row] + offsets[row];
+  }
 }
 
 void norm_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,

@@ -36,4 +36,8 @@ void norm_backward(const float* dy, const float* x, const float* gamma, const fl
                    const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta, float* dweight,
                    float* dbias, const Layout& layout, int64_t number, int threads);
 
+// y = weight z + bias + offsets for one z: weight [rows, columns].
+void linear(const float* z, const float* weight, const float* bias, const float* offsets, float* y, int64_t rows,
+            int64_t columns, int threads);
+
 }  // namespace torchfilm

@@ -18,6 +18,11 @@ from torchfilm.affine import gradients, has_graph
 _CHANNELS_FROM = 16
 
 
+def enabled() -> bool:
+    """Whether the kernels are on, and nothing is compiled here."""
+    return native.kernels is not None and not torch.compiler.is_compiling()
+
+
 def film(
     x: Tensor, gamma: Tensor, beta: Tensor, dim: int, *, relu: bool = False, in_place: bool = False
 ) -> Tensor | None:
@@ -31,7 +36,7 @@ def film(
         relu: whether to take the ReLU.
         in_place: write into x, where there is no graph.
     """
-    if native.kernels is None or torch.compiler.is_compiling():
+    if not enabled():
         return None
     graph = has_graph(x, gamma, beta)
     y = native.kernels.film(x, gamma, beta, dim, relu, in_place and not graph)
@@ -68,13 +73,17 @@ class _Film(torch.autograd.Function):
         return None, *found, None, None
 
 
-def affine(
-    weight: Tensor | None, bias: Tensor | None, gamma: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor] | None:
-    """Return gamma * weight and gamma * bias + beta, [C], of one row of a modulation; or None."""
-    if native.kernels is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+def generated(
+    z: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, sizes: tuple[int, ...]
+) -> tuple[Tensor, ...] | None:
+    """Return W z + b + offsets, cut along the last axis, of a single z, [..., columns] with one row; or None.
+
+    To be called where the kernels are `enabled`. None with a graph, and for several rows, of which torch's
+    product reads the weights once.
+    """
+    if has_graph(z, weight, bias):
         return None
-    return native.kernels.affine(weight, bias, gamma, beta)  # type: ignore[no-any-return]
+    return native.kernels.generated(z, weight, bias, offsets, sizes)  # type: ignore[no-any-return]
 
 
 class Norm(NamedTuple):
@@ -94,19 +103,30 @@ def normalised(
 ) -> Tensor | None:
     """Return gamma * (weight * n(x) + bias) + beta, n(x) the features as the norm leaves them, or None.
 
-    gamma and beta are [B, C]: one row for all is best left to torch, whose affine takes it.
+    gamma and beta are [B, C]; or, where there is no graph, one row for all samples, which torch's own affine
+    takes faster where there is one.
     """
-    if native.kernels is None or torch.compiler.is_compiling():
+    if not enabled():
         return None
     if norm.dim == -1 and x.shape[-1] < _CHANNELS_FROM:
         return None
-    made = native.kernels.norm(x, gamma, beta, weight, bias, *norm)
-    if made is None:
-        return None
     given = (x, gamma, beta, weight, bias)
-    if has_graph(*(tensor for tensor in given if tensor is not None)):
-        return _Normalised.apply(made, norm, *given)  # type: ignore[no-any-return]
-    return made[0]  # type: ignore[no-any-return]
+    graph = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given)
+    if graph and gamma.numel() == x.shape[norm.dim]:
+        return None
+    made = native.kernels.norm(*given, *norm)
+    if made is None or not graph:
+        return made and made[0]  # type: ignore[no-any-return]
+    return _Normalised.apply(made, norm, *given)  # type: ignore[no-any-return]
+
+
+def batch_normalised(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+    """Return gamma * norm(x) + beta of a batch norm in evaluation, without a graph; or None."""
+    if not enabled() or torch.is_grad_enabled():
+        return None
+    statistics = norm._buffers  # a third of the time that the attributes take
+    given = (norm.weight, norm.bias, statistics["running_mean"], statistics["running_var"])
+    return native.kernels.batch_norm(x, gamma, beta, *given, norm.eps)  # type: ignore[no-any-return]
 
 
 class _Normalised(torch.autograd.Function):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from torchfilm.absorption import CHANNEL_AXIS, Ready, absorbed, prepared
+from torchfilm.absorption import NORMS, Ready, absorbed, prepared
 from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
@@ -197,8 +197,11 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self._film_base.forward(self, *args, **kwargs)
     if not slot.is_plain_film or type(slot.value) is not Modulation:
         return _with_output_modulated(slot, self._film_base.forward(self, *args, **kwargs))
-    if not kwargs and (whole := _absorbed(self, slot, args)) is not None:
-        return whole
+    if self._film_base in NORMS and len(args) == 1 and not kwargs and self.weight is not None:
+        # A norm without an affine takes two calls: with one of ones it would round otherwise than before.
+        whole = absorbed(self._film_base, self, args[0], slot.value, slot.site.dim)
+        if whole is not None:
+            return whole
     output = self._film_base.forward(self, *args, **kwargs)
     if self._film_base not in FRESH or torch.compiler.is_compiling():
         return _with_output_modulated(slot, output)
@@ -211,20 +214,6 @@ def make_ready(module: Any) -> None:
     slot = module._film_slot
     if slot.is_plain_film and type(slot.value) is Modulation:
         slot.ready = prepared(module._film_base, module, slot.value, slot.site.dim)
-
-
-def _absorbed(module: Any, slot: Slot, args: tuple[Any, ...]) -> Tensor | None:
-    """The modulated output of one of torch's norms in one call, or None where it takes two.
-
-    A norm without an affine takes two: with one of ones it would round otherwise than before.
-    """
-    axis = CHANNEL_AXIS.get(module._film_base)
-    if axis is None or module.weight is None or len(args) != 1:
-        return None
-    x = args[0]
-    if not isinstance(x, Tensor) or not x.ndim or (slot.site.dim - axis) % x.ndim:
-        return None
-    return absorbed(module._film_base, module, x, slot.value)
 
 
 def no_condition(where: str) -> str:

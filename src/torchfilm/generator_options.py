@@ -1,0 +1,149 @@
+"""How a generator makes modulations: its options, checked as far as they can be without the sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from torchfilm.heads import Start
+
+Bound = Literal["sigmoid", "tanh", "exp"]
+Emitted = Literal["gamma", "beta", "gate"]
+Init = Literal["identity", "default"]
+Activation = Literal["relu", "gelu", "silu", "mish", "tanh"]
+
+_BOUNDS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp}
+
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish, "tanh": nn.Tanh}
+"""What a word in `trunk` stands for."""
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """How a generator makes modulations; the keyword arguments of `Generator`, and what is saved of them.
+
+    Args:
+        head: "linear"; "shared" (adaLN-single: one projection for all sites of one width, an offset per
+            site); "lowrank:R" (through R numbers); "table" (a row for each of cond_dim classes).
+        trunk: layers between the condition and the head, computed once: a number is an `nn.Linear` of that
+            many outputs, a word an activation. (256, "silu") is a perceptron, ("mish",) the activation of
+            DenseFiLM.
+        emit: what is predicted, in the order gamma, beta, gate; gamma and beta are otherwise constant (1, 0).
+        bound: f, applied to gamma only: "sigmoid" in (0, 1), "tanh" in (-1, 1), "exp" in (0, inf), which give
+            the final gamma; or "tanh:R", which gives 1 + R tanh, in (1 - R, 1 + R). None leaves gamma free.
+        init: "identity" (last layer zero) or "default" (uniform, as `nn.Linear`).
+        gamma_offset: what is added to f; None for 1 without a bound and with "tanh:R", and 0 with the others.
+            A start well below 1 is a choice of small training runs.
+        init_std: standard deviation of the weights with init="default", biases zero; None for `nn.Linear`'s
+            own start.
+        gate_start: what is added to the gate: 0 starts with the branch switched off (adaLN-Zero, from
+            scratch), 1 with the plain residual connection (on a branch that is trained already).
+        learned_scale: multiply each predicted number by one that is learned and starts at zero, in front of a
+            head with a random start: gamma = 1 + r f(z) (Requeima et al. 2019, arXiv 1906.07697, whose r
+            starts at random near zero). `Generator.penalty` then is the size of r.
+    """
+
+    head: str = "linear"
+    trunk: Sequence[int | str] = ()
+    emit: Sequence[Emitted] = ("gamma", "beta")
+    bound: str | None = None
+    init: Init = "identity"
+    gamma_offset: float | None = None
+    init_std: float | None = None
+    gate_start: float = 0.0
+    learned_scale: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the sizes; ValueError for what cannot be meant."""
+        _check_choice("init", self.init, get_args(Init))
+        for name in self.emit:
+            _check_choice("emit", name, get_args(Emitted))
+        if not self.emit or list(self.emit) != [name for name in get_args(Emitted) if name in self.emit]:
+            raise ValueError(
+                f"Generator: expected emit some of ('gamma', 'beta', 'gate'), each once, "
+                f"got {tuple(self.emit)}.\n"
+                f"The order is always gamma, beta, gate."
+            )
+        if self.spread is None:
+            _check_choice("bound", self.bound, (None, *get_args(Bound)), ("tanh:R",))
+        for layer in self.trunk:
+            if isinstance(layer, int) and layer < 1:
+                raise ValueError(f"Generator: trunk expected sizes from 1 on, got {layer} in {self.trunk}.")
+            if not isinstance(layer, int):
+                _check_choice("trunk", layer, get_args(Activation))
+        self._check_start()
+
+    @property
+    def spread(self) -> float | None:
+        """R of the bound "tanh:R", or None."""
+        name, _, number = str(self.bound or "").partition(":")
+        try:
+            return float(number) if name == "tanh" and float(number) > 0 else None
+        except ValueError:
+            return None
+
+    @property
+    def offset(self) -> float:
+        """What is added to f(raw) to give gamma."""
+        if self.gamma_offset is not None:
+            return self.gamma_offset
+        return 1.0 if self.bound is None or self.spread is not None else 0.0
+
+    @property
+    def start(self) -> Start:
+        """How the last layer starts."""
+        if self.init == "identity" and not self.learned_scale:
+            return "zero"
+        return "default" if self.init_std is None else self.init_std
+
+    def gamma(self, raw: Tensor) -> Tensor:
+        """Return the final gamma of what the head predicts for it."""
+        if self.bound is None:
+            return raw + self.offset
+        if self.spread is not None:
+            return self.spread * raw.tanh() + self.offset
+        return _BOUNDS[self.bound](raw) + self.offset
+
+    def _check_start(self) -> None:
+        if self.init_std is not None and self.start == "zero":
+            raise ValueError(
+                f"Generator: init='identity' has zero weights, got init_std={self.init_std} beside it.\n"
+                f"Use init='default' with init_std, or leave init_std out."
+            )
+        start = self.offset + {"sigmoid": 0.5, "exp": 1.0}.get(self.bound or "", 0.0)
+        if self.init == "identity" and "gamma" in self.emit and start != 1.0:
+            raise ValueError(
+                f"Generator: init='identity' needs gamma = 1 at the start, but bound={self.bound!r} with "
+                f"gamma_offset={self.offset} starts at {start}.\n"
+                f"Use init='default', or another gamma_offset."
+            )
+        if self.gate_start != 0 and "gate" not in self.emit:
+            raise ValueError(
+                f"Generator: gate_start={self.gate_start} needs a gate, got emit={tuple(self.emit)}.\n"
+                f"Use emit=('gamma', 'beta', 'gate'), or leave gate_start out."
+            )
+
+
+def read_options(options: Mapping[str, Any]) -> GeneratorOptions:
+    """Return the options of these names; ValueError for an unknown one, with the nearest names."""
+    known = [field.name for field in dataclasses.fields(GeneratorOptions)]
+    for name in options:
+        _check_choice("options", name, known)
+    return GeneratorOptions(**options)
+
+
+def _check_choice(
+    option: str, value: str | None, choices: Sequence[str | None], patterns: Sequence[str] = ()
+) -> None:
+    """Refuse what is not among the choices; patterns are named with them, and checked elsewhere."""
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=3, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else "Choose one of these."
+    raise ValueError(f"Generator: {option} expected one of {[*choices, *patterns]}, got {value!r}.\n{hint}")

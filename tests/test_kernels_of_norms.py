@@ -1,0 +1,145 @@
+"""Norms by the kernels, and generators of a single condition, give what the plain path gives."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchfilm as tf
+import torchfilm.functional as F
+from kernels import NORMS, agree, conditional, needs_compiler
+from torchfilm import absorption, native
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", ["each", "all", "one row"])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_agree_with_the_plain_path(name: str, rows: str, calls: list[str]):
+    layer, x, parameters = conditional(name)
+    channels = x.shape[layer.film.dim]
+    sizes = {"each": (len(x), channels), "all": (channels,), "one row": (1, channels)}[rows]
+
+    def way(x: Tensor, gamma: Tensor, beta: Tensor, *own: Tensor) -> Tensor:
+        names = [name for name, p in layer.named_parameters() if any(p is one for one in parameters)]
+        called = (x, None), {"modulation": tf.Modulation(gamma, beta)}
+        return torch.func.functional_call(layer, dict(zip(names, own, strict=True)), *called)
+
+    agree(way, x, torch.randn(sizes), torch.randn(sizes), *parameters)
+    assert calls == (["norm", "norm_gradients"] if rows == "each" else [])  # torch's affine takes one row
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", ["each", "all", "one row"])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_agree_without_a_graph(name: str, rows: str, calls: list[str]):
+    layer, x, _ = conditional(name)
+    channels = x.shape[layer.film.dim]
+    sizes = {"each": (len(x), channels), "all": (channels,), "one row": (1, channels)}[rows]
+    modulation = tf.Modulation(torch.randn(sizes), torch.randn(sizes))
+    with torch.no_grad():
+        found, exact = (
+            layer(x, modulation=modulation),
+            copy.deepcopy(layer).double()(x.double(), modulation=modulation.to(torch.float64)),
+        )
+    assert calls == ["norm"]
+    torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=2e-6 * float(exact.abs().max()))
+
+
+BATCH_NORMS = {
+    "images": (nn.BatchNorm2d(6), (3, 6, 5, 7), torch.contiguous_format),
+    "channels last": (nn.BatchNorm2d(6), (3, 6, 5, 7), torch.channels_last),
+    "without affine": (nn.BatchNorm2d(6, affine=False), (3, 6, 5, 7), torch.contiguous_format),
+    "sequences": (nn.BatchNorm1d(6), (3, 6, 21), torch.contiguous_format),
+    "vectors": (nn.BatchNorm1d(6), (3, 6), torch.contiguous_format),
+    "volumes": (nn.BatchNorm3d(6), (2, 6, 3, 5, 7), torch.channels_last_3d),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", ["each", "all", "one row"])
+@pytest.mark.parametrize("name", BATCH_NORMS)
+def test_batch_norms_agree_in_evaluation_without_a_graph(name: str, rows: str, calls: list[str]):
+    norm, shape, memory = copy.deepcopy(BATCH_NORMS[name])
+    x = (3 * torch.randn(shape) + 20).contiguous(memory_format=memory)
+    for tensor in (*norm.parameters(), norm.running_mean):
+        nn.init.normal_(tensor, 1.0)
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    sizes = {"each": (len(x), 6), "all": (6,), "one row": (1, 6)}[rows]
+    modulation = tf.Modulation(torch.randn(sizes), torch.randn(sizes))
+
+    def modulated() -> Tensor | None:
+        return absorption.absorbed(type(norm), norm, x, modulation)
+
+    with torch.no_grad():
+        assert modulated() is None  # in training each batch has statistics of its own
+        norm.eval()
+        found = modulated()
+        exact = F.film(
+            norm.double()(x.double()), *(one.double() for one in (modulation.gamma, modulation.beta))
+        )
+    norm.float()
+    modulated()  # with a graph, where there are weights
+    assert calls == ["batch_norm"]
+    torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=2e-6 * float(exact.abs().max()))
+    assert found.stride() == x.stride()
+
+
+@needs_compiler
+def test_a_single_condition_makes_all_modulations_in_one_call(calls: list[str]):
+    sites = {"a": 3, "b": 5, "c": 7}
+    for emit in (("gamma", "beta"), ("gamma", "beta", "gate")):
+        generator = tf.Generator(65, sites, emit=emit, gate_start=float("gate" in emit), init="default")
+        for shape in ((65,), (1, 65), (1, 1, 65)):
+            z = torch.randn(shape)
+            with torch.no_grad():
+                found = generator(z)
+                assert calls.pop() == "generated"
+                exact = generator.double()(z.double())
+            generator.float()
+            assert list(found) == list(sites)
+            for name, m in found.items():
+                for field in emit:
+                    one, other = getattr(m, field), getattr(exact[name], field)
+                    assert one.shape == (*shape[:-1], sites[name])
+                    torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
+    assert calls == []
+
+
+@needs_compiler
+def test_what_is_no_single_condition_of_a_plain_head_goes_the_plain_way(calls: list[str]):
+    sites, z = {"a": 3, "b": 5}, torch.randn(1, 7)
+    generator = tf.Generator(7, sites)
+    generator(z)  # has a graph
+    with torch.no_grad():
+        generator(torch.randn(2, 7))
+        generator(z.double())
+        with torch.autocast("cpu"):
+            generator(z)
+        for options in ({"bound": "exp"}, {"trunk": (5,)}, {"head": "lowrank:2"}, {"learned_scale": True}):
+            tf.Generator(7, sites, **options)(z)
+        seen = []
+        handle = generator.head.register_forward_hook(lambda *given: seen.append(given))
+        generator(z)
+        handle.remove()
+        assert len(seen) == 1
+        with pytest.raises(ValueError, match="expected 7 numbers"):
+            generator(torch.randn(1, 6))
+        assert calls == []
+        identity = generator(z)["a"]
+    assert calls == ["generated"]
+    assert torch.equal(identity.gamma, torch.ones(1, 3))
+    assert torch.equal(identity.beta, torch.zeros(1, 3))
+
+
+@needs_compiler
+def test_norms_with_a_gate_and_without_a_graph(calls: list[str]):
+    layer, x, _ = conditional("group")
+    modulation = tf.Modulation(*(torch.randn(5, 12) for _ in range(3)))
+    with torch.no_grad():
+        found = layer(x, modulation=modulation)
+        native.disable()
+        torch.testing.assert_close(found, layer(x, modulation=modulation), rtol=2e-5, atol=2e-5)
+    assert calls == ["norm"]
