@@ -1,8 +1,9 @@
 // The way from Python to kernels.cpp: which tensors they take, where these lie, and what comes back.
 //
-// Python's module is `kernels`. A function returns None for tensors that the kernels do not take: other devices and
-// precisions, subclasses, gaps in memory, tensors that a transform or a mode of torch watches. Nothing here knows
-// of gradients: onepass.py does. Sizes that do not fit are among what is not taken; functional.py explains them.
+// Python's module is `torchfilm._kernels`. A function returns None for tensors that the kernels do not take: other
+// devices and precisions, subclasses, gaps in memory, tensors that a transform or a mode of torch watches. Nothing
+// here knows of gradients: onepass.py does. Sizes that do not fit are among what is not taken; functional.py
+// explains them.
 
 #include <Python.h>
 
@@ -124,7 +125,8 @@ PyObject* none() { Py_RETURN_NONE; }
 PyObject* tuple_of(std::initializer_list<Tensor> tensors) {
   PyObject* made = PyTuple_New(static_cast<Py_ssize_t>(tensors.size()));
   Py_ssize_t i = 0;
-  for (const Tensor& tensor : tensors) PyTuple_SET_ITEM(made, i++, tensor.defined() ? THPVariable_Wrap(tensor) : none());
+  for (const Tensor& tensor : tensors)
+    PyTuple_SET_ITEM(made, i++, tensor.defined() ? THPVariable_Wrap(tensor) : none());
   return made;
 }
 
@@ -272,8 +274,8 @@ PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// generated(z, weight, bias, offsets, sizes): weight z + bias + offsets for a single z, [..., columns] with one row, cut
-// along the last axis: views of one tensor.
+// generated(z, weight, bias, offsets, sizes): weight z + bias + offsets for a single z, [..., columns] with one row,
+// cut along the last axis: views of one tensor.
 PyObject* generated(PyObject*, PyObject* const* given, Py_ssize_t) {
   HANDLE_TH_ERRORS
   const Tensor *z = taken(given[0]), *weight = taken(given[1]);
@@ -312,8 +314,8 @@ PyMethodDef methods[] = {
     entry("norm_gradients", norm_gradients), entry("batch_norm", batch_norm), entry("generated", generated),
     {nullptr, nullptr, 0, nullptr}};
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "kernels", nullptr, -1, methods};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "torchfilm._kernels", nullptr, -1, methods};
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit_kernels() { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__kernels() { return PyModule_Create(&module); }

@@ -161,7 +161,7 @@ def _output(command: list[str]) -> str:
 
 
 def _loaded(place: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("kernels", place)
+    spec = importlib.util.spec_from_file_location("torchfilm._kernels", place)
     assert spec is not None
     assert spec.loader is not None
     try:
