@@ -188,25 +188,25 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         and (y := ready.applied(self, args[0])) is not None
     ):
         return y
-    if slot.value is None:
-        raise ValueError(no_condition(f"Site '{slot.site.name}'"))
-    if slot.value is PLAIN:
-        return self._film_base.forward(self, *args, **kwargs)
-    if slot.site.where == "input":
+    base, site, value = self._film_base, slot.site, slot.value
+    if value is None:
+        raise ValueError(no_condition(f"Site '{site.name}'"))
+    if value is PLAIN:
+        return base.forward(self, *args, **kwargs)
+    if site.where == "input":
         args, kwargs = _with_input_modulated(slot, self._film_inputs, args, kwargs)
-        return self._film_base.forward(self, *args, **kwargs)
-    if not slot.is_plain_film or type(slot.value) is not Modulation:
-        return _with_output_modulated(slot, self._film_base.forward(self, *args, **kwargs))
-    if self._film_base in NORMS and len(args) == 1 and not kwargs and self.weight is not None:
+        return base.forward(self, *args, **kwargs)
+    if not slot.is_plain_film or type(value) is not Modulation:
+        return _with_output_modulated(slot, base.forward(self, *args, **kwargs))
+    if base in NORMS and len(args) == 1 and not kwargs and self.weight is not None:
         # A norm without an affine takes two calls: with one of ones it would round otherwise than before.
-        whole = absorbed(self._film_base, self, args[0], slot.value, slot.site.dim)
+        whole = absorbed(base, self, args[0], value, site.dim)
         if whole is not None:
             return whole
-    output = self._film_base.forward(self, *args, **kwargs)
-    if self._film_base not in FRESH or torch.compiler.is_compiling():
+    output = base.forward(self, *args, **kwargs)
+    if base not in FRESH or torch.compiler.is_compiling():
         return _with_output_modulated(slot, output)
-    m = slot.value
-    return film_(output, m.gamma, m.beta, slot.site.dim, gate=m.gate, site=slot.site.name)
+    return film_(output, value.gamma, value.beta, site.dim, gate=value.gate, site=site.name)
 
 
 def make_ready(module: Any) -> None:
