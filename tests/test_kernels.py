@@ -7,6 +7,9 @@ import copy
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import torchfilm as tf
 import torchfilm.functional as F
@@ -143,7 +146,7 @@ def test_gradients_can_be_differentiated_again(name: str, calls: list[str]):
 def test_a_graph_outlives_the_kernels(calls: list[str]):
     layer, x, _ = conditional("group")
     x.requires_grad_()
-    gamma, beta = torch.randn(5, 12), torch.randn(5, 12)
+    gamma, beta = torch.randn(5, 12, requires_grad=True), torch.randn(5, 12)
     kept = [layer(x, modulation=tf.Modulation(gamma, beta)), F.film(x, gamma, beta)]
     native.disable()
     plain = [layer(x, modulation=tf.Modulation(gamma, beta)), F.film(x, gamma, beta)]
@@ -298,3 +301,78 @@ def test_a_compiled_network_compiles_the_plain_way(calls: list[str]):
     for one, other in zip(results(compiled, *leaves), results(way, *leaves), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-5)
     assert calls == ["film", "film_gradients"]  # of the eager one
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("wanted", ["x", "gamma", "beta", "x, gamma", "gamma, beta"])
+def test_as_much_is_kept_as_by_the_plain_way(wanted: str, activation, calls: list[str]):
+    leaves = dict(zip(("x", "gamma", "beta"), given("images", "each"), strict=False))
+    for name in wanted.split(", "):
+        leaves[name].requires_grad_()
+
+    def kept() -> list[tuple[int, ...]]:
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: shapes.append(one.shape), lambda one: one):
+            F.film(**leaves, activation=activation)
+        return shapes
+
+    by_kernels = kept()
+    native.disable()
+    assert by_kernels == kept()
+
+
+@needs_compiler
+def test_a_frozen_modulation_lets_the_features_be_written_into_afterwards(calls: list[str]):
+    x, gamma, beta, _ = given("images", "each")
+    features = x.requires_grad_() * 1
+    y = F.film(features, gamma, beta)
+    features += y
+    features.sum().backward()
+    torch.testing.assert_close(x.grad, (1 + gamma)[..., None, None].expand_as(x))
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_checkpoint_may_be_computed_again_the_plain_way(activation, calls: list[str]):
+    leaves = [one.requires_grad_() for one in given("images", "each")[:3]]
+    expected = torch.autograd.grad(F.film(*leaves, activation=activation).square().sum(), leaves)
+    y = checkpoint(lambda *given: F.film(*given, activation=activation), *leaves, use_reentrant=False)
+    with FlopCounterMode(display=False):  # which watches every operation
+        found = torch.autograd.grad(y.square().sum(), leaves)
+    torch.testing.assert_close(found, expected)
+
+
+@needs_compiler
+def test_a_modulation_that_lies_in_the_features_is_not_written_over(calls: list[str]):
+    x = torch.randn(4, 3)
+    expected = x[0] * x + 1
+    torch.testing.assert_close(F.film_(x, x[0], torch.ones(3)), expected)
+    assert calls == []
+
+
+@needs_compiler
+def test_what_the_plain_way_refuses_is_refused(calls: list[str]):
+    x, row, column = torch.randn(2, 3, 5), torch.randn(2, 3), torch.randn(2, 3, 1)
+    with pytest.raises(ValueError, match="gamma has 1 channels"):
+        F.film(x, column, column, modulation_dim=-1)
+    with pytest.raises(ValueError, match="gamma has 1 channels"):
+        F.film_(x, column, column)
+    for dim, error in ((1.0, TypeError), (None, TypeError), (2**70, ValueError)):
+        with pytest.raises(error):
+            F.film(x, row, row, dim=dim)  # type: ignore[arg-type]
+    assert calls == []
+
+
+@needs_compiler
+def test_functions_that_others_watch_are_called_one_by_one(calls: list[str]):
+    class Listing(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    with Listing():
+        F.film(*given("images", "each")[:3])
+    assert "mul" in seen
+    assert calls == []

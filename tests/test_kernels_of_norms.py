@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import torchfilm as tf
 import torchfilm.functional as F
@@ -143,3 +145,83 @@ def test_norms_with_a_gate_and_without_a_graph(calls: list[str]):
         native.disable()
         torch.testing.assert_close(found, layer(x, modulation=modulation), rtol=2e-5, atol=2e-5)
     assert calls == ["norm"]
+
+
+REFUSED = {
+    "channels that the groups do not divide": (lambda: tf.ConditionalGroupNorm(4, 8, 3), (2, 6, 5, 5)),
+    "groups of one number": (lambda: tf.ConditionalGroupNorm(8, 8, 3), (1, 8, 1, 1)),
+    "channels of one number": (lambda: tf.ConditionalInstanceNorm2d(8, 3), (2, 8, 1, 1)),
+    "tokens of another size": (lambda: tf.ConditionalLayerNorm(64, 3), (2, 5, 32)),
+    "tokens of another size, RMS": (lambda: tf.ConditionalRMSNorm(64, 3), (2, 5, 32)),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_torchs_norms_refuse_is_refused(name: str, calls: list[str]):
+    build, shape = REFUSED[name]
+    layer, x = build(), torch.randn(shape)
+    m = tf.Modulation(*torch.randn(2, len(x), x.shape[layer.film.dim]))
+    with pytest.raises((ValueError, RuntimeError), match=r"Expected|expected|divisible"):
+        layer(x, modulation=m)
+    assert calls == []
+
+
+@needs_compiler
+def test_norms_see_their_features_as_the_plain_way_does(calls: list[str]):
+    """Without an affine an instance norm takes any number of channels; groups of one number give beta."""
+    cases = (tf.ConditionalInstanceNorm2d(8, 3), (2, 16, 5, 5)), (tf.ConditionalGroupNorm(8, 8, 3), (2, 8, 1))
+    for layer, shape in cases:
+        x, m = torch.randn(shape), tf.Modulation(*torch.randn(2, *shape[:2]))
+        norm = nn.InstanceNorm2d(16) if len(shape) == 4 else nn.GroupNorm(8, 8, affine=False)
+        expected = F.film(norm(x), m.gamma, m.beta)
+        torch.testing.assert_close(layer(x, modulation=m), expected, rtol=1e-4, atol=1e-5)
+        layer.eps = None
+        with pytest.raises(TypeError):
+            layer(x, modulation=m)
+
+
+class Doubled(tf.Generator):
+    """A generator of others, which changes what the head says."""
+
+    def raw(self, condition: Tensor) -> Tensor:
+        return 2 * super().raw(condition)
+
+
+@needs_compiler
+@pytest.mark.parametrize("changed", ["subclass", "method", "call of the head", "hook of all modules"])
+def test_what_others_do_between_condition_and_modulation_is_done(changed: str, calls: list[str]):
+    sites, z, seen = {"a": 3}, torch.randn(1, 7), []
+    generator = (
+        Doubled(7, sites, init="default") if changed == "subclass" else tf.Generator(7, sites, init="default")
+    )
+    head, handle = generator.head, None
+    if changed == "method":
+        generator.raw = lambda z: seen.append(z) or head(z)  # type: ignore[method-assign]
+    elif changed == "call of the head":
+        own = head.forward
+        head.forward = lambda z: seen.append(z) or own(z)  # type: ignore[method-assign]
+    elif changed == "hook of all modules":
+        handle = register_module_forward_hook(lambda *given: seen.append(given))
+    with torch.no_grad():
+        found = generator(z)["a"].beta
+        expected = head(z)[:, 3:] * (2 if changed == "subclass" else 1)
+    if handle is not None:
+        handle.remove()
+    torch.testing.assert_close(found, expected)
+    assert calls == []
+    assert seen or changed == "subclass"
+
+
+@needs_compiler
+def test_heads_without_a_bias_or_with_weights_of_others_go_the_plain_way(calls: list[str]):
+    generator, z = tf.Generator(7, {"a": 3}, init="default"), torch.randn(1, 7)
+    head: Any = generator.head
+    head.bias = None
+    with torch.no_grad():
+        torch.testing.assert_close(generator(z)["a"].beta, z @ head.weight[3:].T)
+    weight = head.weight.detach()
+    del head.weight
+    head.weight = weight  # as what makes the weights of others does
+    torch.testing.assert_close(generator(z)["a"].beta, z @ weight[3:].T)
+    assert calls == []

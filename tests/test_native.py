@@ -47,3 +47,23 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(tmp_path: Path, monk
         native.enable(tmp_path / "kept")
     assert list((tmp_path / "kept").iterdir()) == []
     assert not native.enabled()
+
+
+@needs_compiler
+def test_a_folder_that_cannot_be_one_is_said(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(native.NativeError, match=r"file: .*[Ee]xists. Give a folder that can be written"):
+        native.enable(tmp_path / "file")
+    assert not native.enabled()
+
+
+@needs_compiler
+def test_what_is_no_library_is_built_again(tmp_path: Path, kernel_folder: Path):
+    native.enable(kernel_folder)
+    native.disable()
+    for built in kernel_folder.glob("*.so"):
+        (tmp_path / built.name).write_bytes(b"")
+    native.enable(tmp_path)
+    assert native.enabled()
+    native.disable()
+    assert all(place.stat().st_size for place in tmp_path.iterdir())

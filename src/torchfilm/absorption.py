@@ -167,7 +167,7 @@ def _group(norm: nn.GroupNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
 
 
 def _group_each(norm: nn.GroupNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    if not x.is_contiguous():
+    if not x.is_contiguous() or x.numel() == len(x) * norm.num_groups:  # of one number: torch wants two
         return None
     flat, affine = _as_one_sample(x, norm, gamma, beta)
     return functional.group_norm(flat, len(x) * norm.num_groups, *affine, norm.eps).view(x.shape)
@@ -191,7 +191,7 @@ def _instance_each(norm: nn.InstanceNorm2d, x: Tensor, gamma: Tensor, beta: Tens
 
 
 def _instance_in_one_pass(norm: nn.InstanceNorm2d, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    plan = onepass.Norm(1, norm.num_features, norm.eps)
+    plan = onepass.Norm(1, x.shape[1], norm.eps)  # without an affine any number of channels is right
     return onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
 
 
@@ -200,6 +200,8 @@ def _layer(norm: nn.LayerNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
 
 
 def _layer_in_one_pass(norm: nn.LayerNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+    if x.shape[-1:] != norm.normalized_shape:
+        return None
     return onepass.normalised(onepass.Norm(-1, 1, norm.eps), x, gamma, beta, norm.weight, norm.bias)
 
 
@@ -209,6 +211,8 @@ def _rms(norm: nn.RMSNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
 
 
 def _rms_in_one_pass(norm: nn.RMSNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+    if x.shape[-1:] != norm.normalized_shape:
+        return None
     eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
     return onepass.normalised(onepass.Norm(-1, 0, eps), x, gamma, beta, norm.weight, None)
 

@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include <ATen/Parallel.h>
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -37,6 +38,7 @@ constexpr int64_t kAlone = 65536;      // from here on other threads of Python g
 // Whether a mode or a transform sees each operation here (vmap, fake tensors, tracers), so that none may be skipped.
 bool watched() {
   const auto usual = DispatchKeySet({DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView});
+  if (at::impl::PythonTorchFunctionTLS::stack_len() > 0) return true;
   return (c10::impl::tls_local_dispatch_key_set().included_.raw_repr() & ~usual.raw_repr()) != 0;
 }
 
@@ -56,6 +58,21 @@ const Tensor* taken(PyObject* object) {
   if (!THPVariable_CheckExact(object)) return nullptr;
   const Tensor& tensor = THPVariable_Unpack(object);
   return plain(tensor) ? &tensor : nullptr;
+}
+
+// A whole number, or any, in a Python object; nothing for something else, which torch itself then explains.
+std::optional<int64_t> whole(PyObject* object) {
+  const int64_t found = PyLong_AsLongLong(object);
+  if (!PyErr_Occurred()) return found;
+  PyErr_Clear();
+  return std::nullopt;
+}
+
+std::optional<double> real(PyObject* object) {
+  const double found = PyFloat_AsDouble(object);
+  if (!PyErr_Occurred()) return found;
+  PyErr_Clear();
+  return std::nullopt;
 }
 
 // Of a modulation aligned with features [batch, ..., channels on `axis`, ...]: [C], [1 or B, C] with the channels
@@ -142,14 +159,17 @@ Tensor as_given(const Tensor& rows, const Tensor& modulation) {
 }
 
 // film(x, gamma, beta, dim, relu, in_place): gamma * x + beta, or its ReLU; without a graph.
-PyObject* film(PyObject*, PyObject* const* given, Py_ssize_t) {
+PyObject* film(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 6, "film: expected 6 arguments, got ", count);
   const Tensor *x = taken(given[0]), *gamma = taken(given[1]), *beta = taken(given[2]);
-  if (!x || !gamma || !beta || watched()) return none();
-  const auto at = layout_of(*x, *gamma, *beta, PyLong_AsLong(given[3]));
+  const auto dim = whole(given[3]);
+  if (!x || !gamma || !beta || !dim || watched()) return none();
+  const auto at = layout_of(*x, *gamma, *beta, *dim);
   if (!at) return none();
   const bool relu = given[4] == Py_True, in_place = given[5] == Py_True;
   if (in_place && x->is_inference() && !c10::InferenceMode::is_enabled()) return none();
+  if (in_place && (x->is_alias_of(*gamma) || x->is_alias_of(*beta))) return none();
   const Tensor y = in_place ? *x : at::empty_like(*x);
   {
     const Released released(*x);
@@ -161,12 +181,14 @@ PyObject* film(PyObject*, PyObject* const* given, Py_ssize_t) {
 }
 
 // film_gradients(grad, x, gamma, beta, dim, relu): those of x, gamma and beta.
-PyObject* film_gradients(PyObject*, PyObject* const* given, Py_ssize_t) {
+PyObject* film_gradients(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 6, "film_gradients: expected 6 arguments, got ", count);
   const Tensor *grad = taken(given[0]), *x = taken(given[1]), *gamma = taken(given[2]), *beta = taken(given[3]);
-  if (!grad || !x || !gamma || !beta || watched()) return none();
-  const auto at = layout_of(*x, *gamma, *beta, PyLong_AsLong(given[4]));
-  if (!at) return none();
+  const auto dim = whole(given[4]);
+  if (!grad || !x || !gamma || !beta || !dim || watched()) return none();
+  const auto at = layout_of(*x, *gamma, *beta, *dim);
+  if (!at || grad->sizes() != x->sizes()) return none();
   const Tensor dy = lying_as(*grad, *x), dx = at::empty_like(*x);
   const Tensor dgamma = at::empty({at->batch, at->channels}, x->options()), dbeta = at::empty_like(dgamma);
   {
@@ -187,41 +209,57 @@ bool taken_affine(PyObject* object, int64_t channels, Tensor& found) {
   return true;
 }
 
+// How the features of a norm lie (kernels.h says what `number` is); nothing for what torch refuses too: groups of
+// another size than the others, and of one number.
+std::optional<Layout> layout_of_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta, int64_t dim,
+                                     int64_t number) {
+  auto at = layout_of(x, gamma, beta, dim);
+  if (!at || !x.is_contiguous()) return std::nullopt;
+  at->in_columns = dim == -1;  // groups of channels with one position each lie in rows as well
+  if (at->in_columns) return at;
+  if (number < 1 || at->channels % number || at->channels / number * at->others == 1) return std::nullopt;
+  return at;
+}
+
 // norm(x, gamma, beta, weight, bias, dim, number, eps): the norm + FiLM, means, and ones over standard deviations.
-PyObject* norm(PyObject*, PyObject* const* given, Py_ssize_t) {
+PyObject* norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 8, "norm: expected 8 arguments, got ", count);
   const Tensor *x = taken(given[0]), *gamma = taken(given[1]), *beta = taken(given[2]);
-  if (!x || !gamma || !beta || watched() || !x->is_contiguous()) return none();
-  const int64_t dim = PyLong_AsLong(given[5]), number = PyLong_AsLong(given[6]);
-  auto at = layout_of(*x, *gamma, *beta, dim);
+  const auto dim = whole(given[5]), number = whole(given[6]);
+  const auto eps = real(given[7]);
+  if (!x || !gamma || !beta || !dim || !number || !eps || watched()) return none();
+  const auto at = layout_of_norm(*x, *gamma, *beta, *dim, *number);
   Tensor weight, bias;
   if (!at || !taken_affine(given[3], at->channels, weight) || !taken_affine(given[4], at->channels, bias))
     return none();
-  at->in_columns = dim == -1;  // groups of channels with one position each lie in rows as well
   const Tensor y = at::empty_like(*x);
-  const Tensor mean = at::empty({at->batch, at->in_columns ? at->others : number}, x->options());
+  const Tensor mean = at::empty({at->batch, at->in_columns ? at->others : *number}, x->options());
   const Tensor rstd = at::empty_like(mean);
   {
     const Released released(*x);
     torchfilm::norm_forward(read(*x), read(*gamma), read(*beta), read(weight), read(bias), written(y), written(mean),
-                            written(rstd), *at, number, PyFloat_AsDouble(given[7]), threads_for(*x));
+                            written(rstd), *at, *number, *eps, threads_for(*x));
   }
   return tuple_of({y, mean, rstd});
   END_HANDLE_TH_ERRORS
 }
 
-// norm_gradients(grad, x, gamma, beta, weight, bias, mean, rstd, dim, number): of x, gamma, beta, weight and bias.
-PyObject* norm_gradients(PyObject*, PyObject* const* given, Py_ssize_t) {
+// norm_gradients(grad, x, gamma, weight, bias, mean, rstd, dim, number): of x, gamma, beta, weight and bias.
+PyObject* norm_gradients(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  const Tensor *grad = taken(given[0]), *x = taken(given[1]), *gamma = taken(given[2]), *beta = taken(given[3]);
-  const Tensor *mean = taken(given[6]), *rstd = taken(given[7]);
-  if (!grad || !x || !gamma || !beta || !mean || !rstd || watched() || !x->is_contiguous()) return none();
-  const int64_t dim = PyLong_AsLong(given[8]), number = PyLong_AsLong(given[9]);
-  auto at = layout_of(*x, *gamma, *beta, dim);
+  TORCH_CHECK(count == 9, "norm_gradients: expected 9 arguments, got ", count);
+  const Tensor *grad = taken(given[0]), *x = taken(given[1]), *gamma = taken(given[2]);
+  const Tensor *mean = taken(given[5]), *rstd = taken(given[6]);
+  const auto dim = whole(given[7]), number = whole(given[8]);
+  if (!grad || !x || !gamma || !mean || !rstd || !dim || !number || watched()) return none();
+  const auto at = layout_of_norm(*x, *gamma, *gamma, *dim, *number);
   Tensor weight, bias;
-  if (!at || !taken_affine(given[4], at->channels, weight) || !taken_affine(given[5], at->channels, bias))
+  if (!at || grad->sizes() != x->sizes() || !taken_affine(given[3], at->channels, weight) ||
+      !taken_affine(given[4], at->channels, bias))
     return none();
-  at->in_columns = dim == -1;
+  if (mean->numel() != at->batch * (at->in_columns ? at->others : *number) || mean->sizes() != rstd->sizes())
+    return none();
   const Tensor dy = lying_as(*grad, *x), dx = at::empty_like(*x);
   const Tensor dgamma = at::empty({at->batch, at->channels}, x->options()), dbeta = at::empty_like(dgamma);
   const Tensor dweight = weight.defined() ? at::zeros_like(weight) : weight;
@@ -230,18 +268,20 @@ PyObject* norm_gradients(PyObject*, PyObject* const* given, Py_ssize_t) {
     const Released released(*x);
     torchfilm::norm_backward(read(dy), read(*x), read(*gamma), read(weight), read(bias), read(*mean), read(*rstd),
                              written(dx), written(dgamma), written(dbeta), written(dweight), written(dbias), *at,
-                             number, threads_for(*x));
+                             *number, threads_for(*x));
   }
-  return tuple_of({dx, as_given(dgamma, *gamma), as_given(dbeta, *beta), dweight, dbias});
+  return tuple_of({dx, as_given(dgamma, *gamma), as_given(dbeta, *gamma), dweight, dbias});
   END_HANDLE_TH_ERRORS
 }
 
 // batch_norm(x, gamma, beta, weight, bias, mean, variance, eps): gamma * (weight * n(x) + bias) + beta, n(x) the
 // features less the mean [channels], over the standard deviation.
-PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t) {
+PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 8, "batch_norm: expected 8 arguments, got ", count);
   const Tensor *x = taken(given[0]), *gamma = taken(given[1]), *beta = taken(given[2]);
-  if (!x || !gamma || !beta || watched()) return none();
+  const auto eps = real(given[7]);
+  if (!x || !gamma || !beta || !eps || watched()) return none();
   const auto at = layout_of(*x, *gamma, *beta, 1);
   if (!at) return none();
   Tensor weight, bias, mean, variance;
@@ -249,7 +289,6 @@ PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t) {
       !taken_affine(given[5], at->channels, mean) || !taken_affine(given[6], at->channels, variance))
     return none();
   if (!mean.defined() || !variance.defined()) return none();
-  const double eps = PyFloat_AsDouble(given[7]);
   const float *g = read(*gamma), *b = read(*beta), *w = read(weight), *own = read(bias);
   const float *m = read(mean), *v = read(variance);
   Layout packed = *at;
@@ -257,7 +296,7 @@ PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t) {
   const int64_t rows = at->stride ? at->batch : 1;
   std::vector<float> scale(rows * at->channels), shift(rows * at->channels);
   for (int64_t c = 0; c < at->channels; ++c) {
-    const float factor = static_cast<float>((w ? w[c] : 1.0f) / std::sqrt(v[c] + eps));
+    const float factor = static_cast<float>((w ? w[c] : 1.0f) / std::sqrt(v[c] + *eps));
     const float offset = (own ? own[c] : 0.0f) - m[c] * factor;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t from = row * at->stride + c, to = row * at->channels + c;
@@ -276,14 +315,16 @@ PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t) {
 
 // generated(z, weight, bias, offsets, sizes): weight z + bias + offsets for a single z, [..., columns] with one row,
 // cut along the last axis: views of one tensor.
-PyObject* generated(PyObject*, PyObject* const* given, Py_ssize_t) {
+PyObject* generated(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 5 && PyTuple_Check(given[4]), "generated: expected 5 arguments, the last a tuple");
   const Tensor *z = taken(given[0]), *weight = taken(given[1]);
   if (!z || !weight || watched() || autocast() || weight->dim() != 2 || !weight->is_contiguous()) return none();
   const int64_t rows = weight->size(0), columns = weight->size(1);
   if (z->dim() < 1 || z->size(-1) != columns || z->numel() != columns || !z->is_contiguous()) return none();
   Tensor bias, offsets;
   if (!taken_affine(given[2], rows, bias) || !taken_affine(given[3], rows, offsets)) return none();
+  if (!bias.defined() || !offsets.defined()) return none();
   auto sizes = z->sizes().vec();
   sizes.back() = rows;
   const Tensor made = at::empty(sizes, z->options());

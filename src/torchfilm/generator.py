@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
 
 from torchfilm import onepass
 from torchfilm.generator_options import ACTIVATIONS, read_options
@@ -120,13 +121,15 @@ class Generator(nn.Module):
     def _in_one_call(self, condition: Tensor) -> tuple[Tensor, ...] | None:
         """Return every field of every site by the kernels, where a head and offsets make them; or None."""
         offsets = self.offsets
-        if not onepass.enabled() or offsets is None or not self._is_affine:
+        if onepass.kernels() is None or offsets is None or not self._is_affine or _overridden(self):
             return None
         head: Any = self._modules["head"]  # a third of the time that the attributes take, here and below
-        if type(head) is not LinearHead or head._forward_hooks or head._forward_pre_hooks:
+        if type(head) is not LinearHead or _watched(head):
             return None
-        own: Any = head._parameters
-        return onepass.generated(condition, own["weight"], own["bias"], offsets, self._rows)
+        weight, bias = head._parameters.get("weight"), head._parameters.get("bias")
+        if weight is None or bias is None:
+            return None
+        return onepass.generated(condition, weight, bias, offsets, self._rows)
 
     def modulations(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
         """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""
@@ -337,6 +340,17 @@ def build_generator(
     if isinstance(cond_dim, Sizes):
         return ComposedGenerator(cond_dim.parts, sites, device=device, **options)
     return Generator(cond_dim, sites, device=device, **options)
+
+
+def _overridden(generator: Generator) -> bool:
+    """Whether somebody else decides what lies between head and modulations."""
+    return type(generator) is not Generator or not vars(generator).keys().isdisjoint(("raw", "modulations"))
+
+
+def _watched(head: Any) -> bool:
+    """Whether the call of a head does, or tells, more than the head."""
+    hooks = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+    return bool(hooks or _module._global_forward_hooks or _module._global_forward_pre_hooks)
 
 
 def _small(raw: Tensor) -> bool:

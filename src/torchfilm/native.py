@@ -78,8 +78,14 @@ def _library(folder: Path, named: str | None) -> Any:
     parts = (*sources, *compiler, told, torch.__version__, sys.version, _processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     place = folder / f"kernels-{key}.so"
-    if not place.is_file():
+    try:
+        if place.is_file() and (found := _found(place)) is not None:
+            return found
         _build(compiler, place)
+    except OSError as error:
+        raise NativeError(
+            f"native.enable: {folder}: {error.strerror}. Give a folder that can be written: enable(folder)."
+        ) from None
     return _loaded(place)
 
 
@@ -158,6 +164,14 @@ def _output(command: list[str]) -> str:
     if done.returncode:
         raise NativeError(done.stderr.strip()[-1000:] or f"{command[0]} ended with {done.returncode}")
     return done.stdout
+
+
+def _found(place: Path) -> Any:
+    """Load what lies there; None where it is no library of ours."""
+    try:
+        return _loaded(place)
+    except NativeError:
+        return None
 
 
 def _loaded(place: Path) -> Any:

@@ -18,15 +18,17 @@ from torchfilm.affine import gradients, has_graph
 _CHANNELS_FROM = 16
 
 
-def enabled() -> bool:
-    """Whether the kernels are on, and nothing is compiled here."""
-    return native.kernels is not None and not torch.compiler.is_compiling()
+def kernels() -> Any:
+    """Return the kernels; None where they are off, or something is compiled."""
+    return None if torch.compiler.is_compiling() else native.kernels
 
 
 def film(
     x: Tensor, gamma: Tensor, beta: Tensor, dim: int, *, relu: bool = False, in_place: bool = False
 ) -> Tensor | None:
     """Return gamma * x + beta, or the ReLU of that, in new memory or in x's own; or None.
+
+    None also where not all gradients are asked for: torch then keeps less than the kernels would.
 
     Args:
         x: features, the channels on axis `dim`.
@@ -36,40 +38,47 @@ def film(
         relu: whether to take the ReLU.
         in_place: write into x, where there is no graph.
     """
-    if not enabled():
+    by = kernels()
+    if by is None:
         return None
-    graph = has_graph(x, gamma, beta)
-    y = native.kernels.film(x, gamma, beta, dim, relu, in_place and not graph)
-    if y is None or not graph:
-        return y  # type: ignore[no-any-return]
-    return _Film.apply((y,), x, gamma, beta, dim, relu)  # type: ignore[no-any-return]
+    if not has_graph(x, gamma, beta):
+        return by.film(x, gamma, beta, dim, relu, in_place)  # type: ignore[no-any-return]
+    if not relu and not (x.requires_grad and gamma.requires_grad):
+        return None
+    y = by.film(x, gamma, beta, dim, relu, False)  # noqa: FBT003 - the kernels take positions
+    if y is None:
+        return None
+    rows = [1] * x.ndim
+    rows[0], rows[dim] = gamma.numel() // x.shape[dim], x.shape[dim]
+    return _Film.apply((y,), x, gamma.view(rows), beta.view(rows), dim, relu)  # type: ignore[no-any-return]
 
 
 class _Film(torch.autograd.Function):
-    """What `film` has made, remembering x, gamma and beta.
+    """What `film` has made, remembering gamma, x and, for a ReLU, beta: aligned, as the plain way does.
+
+    Checkpoints compare what is kept with what is kept again, which may be the other way.
 
     In the older form: for the newer one torch reads the signature of `forward` at every call. It never meets
     a transform.
     """
 
     @staticmethod
-    def forward(ctx: Any, made: tuple[Tensor], *given: Any) -> Tensor:
-        *tensors, ctx.dim, ctx.relu = given
-        ctx.save_for_backward(*tensors)
+    def forward(
+        ctx: Any, made: tuple[Tensor], x: Tensor, gamma: Tensor, beta: Tensor, *others: Any
+    ) -> Tensor:
+        ctx.dim, ctx.relu = others
+        ctx.save_for_backward(*((x, gamma, beta) if ctx.relu else (gamma, x)))
         return made[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = None
-        if native.kernels is not None and not torch.is_grad_enabled():
-            found = native.kernels.film_gradients(grads[0], *ctx.saved_tensors, ctx.dim, ctx.relu)
+        by = None if torch.is_grad_enabled() else kernels()
+        kept = ctx.saved_tensors
+        x, gamma, beta = kept if ctx.relu else (kept[1], kept[0], kept[0])  # beta is read for a ReLU alone
+        found = None if by is None else by.film_gradients(grads[0], x, gamma, beta, ctx.dim, ctx.relu)
         if found is None:  # to be differentiated again, several at once, or what was kept is elsewhere by now
-            x, gamma, beta = ctx.saved_tensors
-            rows = [1] * x.ndim
-            rows[0], rows[ctx.dim] = gamma.numel() // x.shape[ctx.dim], x.shape[ctx.dim]
-            aligned, activation = (gamma.view(rows), beta.view(rows)), "relu" if ctx.relu else None
-            dx, *found = gradients(grads[0], x, aligned, activation, ctx.needs_input_grad[1:4])
-            found = (dx, *(None if one is None else one.view_as(gamma) for one in found))
+            activation = "relu" if ctx.relu else None
+            found = gradients(grads[0], x, (gamma, beta), activation, ctx.needs_input_grad[1:4])
         return None, *found, None, None
 
 
@@ -78,12 +87,12 @@ def generated(
 ) -> tuple[Tensor, ...] | None:
     """Return W z + b + offsets, cut along the last axis, of a single z, [..., columns] with one row; or None.
 
-    To be called where the kernels are `enabled`. None with a graph, and for several rows, of which torch's
-    product reads the weights once.
+    None with a graph, and for several rows, of which torch's product reads the weights once.
     """
-    if has_graph(z, weight, bias):
+    by = kernels()
+    if by is None or has_graph(z, weight, bias):
         return None
-    return native.kernels.generated(z, weight, bias, offsets, sizes)  # type: ignore[no-any-return]
+    return by.generated(z, weight, bias, offsets, sizes)  # type: ignore[no-any-return]
 
 
 class Norm(NamedTuple):
@@ -106,57 +115,60 @@ def normalised(
     gamma and beta are [B, C]; or, where there is no graph, one row for all samples, which torch's own affine
     takes faster where there is one.
     """
-    if not enabled():
-        return None
-    if norm.dim == -1 and x.shape[-1] < _CHANNELS_FROM:
+    by = kernels()
+    if by is None or (gamma.ndim > 2 if norm.dim == 1 else x.shape[-1] < _CHANNELS_FROM):
         return None
     given = (x, gamma, beta, weight, bias)
-    graph = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given)
-    if graph and gamma.numel() == x.shape[norm.dim]:
+    if not has_graph(*(one for one in given if one is not None)):
+        made = by.norm(*given, *norm)
+        return None if made is None else made[0]  # type: ignore[no-any-return]
+    if gamma.numel() == x.shape[norm.dim] or not (x.requires_grad or gamma.requires_grad):
         return None
-    made = native.kernels.norm(*given, *norm)
-    if made is None or not graph:
-        return made and made[0]  # type: ignore[no-any-return]
-    return _Normalised.apply(made, norm, *given)  # type: ignore[no-any-return]
+    made = by.norm(*given, *norm)
+    return None if made is None else _Normalised.apply(made, norm, *given)  # type: ignore[no-any-return]
 
 
 def batch_normalised(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
     """Return gamma * norm(x) + beta of a batch norm in evaluation, without a graph; or None."""
-    if not enabled() or torch.is_grad_enabled():
+    by = None if torch.is_grad_enabled() or gamma.ndim > 2 else kernels()
+    if by is None:
         return None
     statistics = norm._buffers  # a third of the time that the attributes take
     given = (norm.weight, norm.bias, statistics["running_mean"], statistics["running_var"])
-    return native.kernels.batch_norm(x, gamma, beta, *given, norm.eps)  # type: ignore[no-any-return]
+    return by.batch_norm(x, gamma, beta, *given, norm.eps)  # type: ignore[no-any-return]
 
 
 class _Normalised(torch.autograd.Function):
-    """What `normalised` has made, remembering what it was given and the statistics."""
+    """What `normalised` has made, remembering what it was given, but for beta, and the statistics."""
 
     @staticmethod
-    def forward(ctx: Any, made: tuple[Tensor, Tensor, Tensor], norm: Norm, *given: Any) -> Tensor:
+    def forward(
+        ctx: Any, made: tuple[Tensor, Tensor, Tensor], norm: Norm, x: Tensor, gamma: Tensor, *others: Any
+    ) -> Tensor:
         y, mean, rstd = made
+        _, weight, bias = others
         ctx.norm = norm
-        ctx.save_for_backward(*given, mean, rstd)
+        ctx.save_for_backward(x, gamma, weight, bias, mean, rstd)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *given, mean, rstd = ctx.saved_tensors
         dim, number, _ = ctx.norm
-        found = None
-        if native.kernels is not None and not torch.is_grad_enabled():
-            found = native.kernels.norm_gradients(grads[0], *given, mean, rstd, dim, number)
+        by = None if torch.is_grad_enabled() else kernels()
+        found = None if by is None else by.norm_gradients(grads[0], *given, mean, rstd, dim, number)
         return None, None, *(_differentiable(ctx, grads[0], *given) if found is None else found)
 
 
 def _differentiable(
-    ctx: Any, grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor | None, bias: Tensor | None
+    ctx: Any, grad: Tensor, x: Tensor, gamma: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients by torch's own operations, which can be differentiated again."""
     channels, between = gamma.shape[-1], [1] * (x.ndim - 2)
     rows = (-1, channels, *between) if ctx.norm.dim == 1 else (-1, *between, channels)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
+        beta = torch.zeros_like(gamma).requires_grad_()  # whose value no gradient depends on
         y = gamma.view(rows) * _by_torch(ctx.norm, x, weight, bias) + beta.view(rows)
     needed = [
         one if wanted else None
