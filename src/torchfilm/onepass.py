@@ -28,8 +28,6 @@ def film(
 ) -> Tensor | None:
     """Return gamma * x + beta, or the ReLU of that, in new memory or in x's own; or None.
 
-    None also where not all gradients are asked for: torch then keeps less than the kernels would.
-
     Args:
         x: features, the channels on axis `dim`.
         gamma: [C], [B, C], or with an axis for each of x's.
@@ -43,43 +41,58 @@ def film(
         return None
     if not has_graph(x, gamma, beta):
         return by.film(x, gamma, beta, dim, relu, in_place)  # type: ignore[no-any-return]
-    if not relu and not (x.requires_grad and gamma.requires_grad):
-        return None
     y = by.film(x, gamma, beta, dim, relu, False)  # noqa: FBT003 - the kernels take positions
     if y is None:
         return None
     rows = [1] * x.ndim
     rows[0], rows[dim] = gamma.numel() // x.shape[dim], x.shape[dim]
-    return _Film.apply((y,), x, gamma.view(rows), beta.view(rows), dim, relu)  # type: ignore[no-any-return]
+    way = _FilmAndReLU if relu else _Film
+    return way.apply((y,), x, gamma.view(rows), beta.view(rows), dim)  # type: ignore[no-any-return]
 
 
 class _Film(torch.autograd.Function):
-    """What `film` has made, remembering gamma, x and, for a ReLU, beta: aligned, as the plain way does.
+    """What `film` has made, remembering what torch's product does: gamma for x, and x for gamma.
 
-    Checkpoints compare what is kept with what is kept again, which may be the other way.
-
-    In the older form: for the newer one torch reads the signature of `forward` at every call. It never meets
-    a transform.
+    Checkpoints compare what is kept with what is kept again, which may be the other way. In the older form:
+    for the newer one torch reads the signature of `forward` at every call. It never meets a transform.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, made: tuple[Tensor], x: Tensor, gamma: Tensor, beta: Tensor, *others: Any
-    ) -> Tensor:
-        ctx.dim, ctx.relu = others
-        ctx.save_for_backward(*((x, gamma, beta) if ctx.relu else (gamma, x)))
+    def forward(ctx: Any, made: tuple[Tensor], x: Tensor, gamma: Tensor, beta: Tensor, dim: int) -> Tensor:
+        _, for_x, for_gamma, *_ = ctx.needs_input_grad
+        ctx.dim, ctx.rows = dim, gamma.shape
+        ctx.save_for_backward(gamma if for_x else None, x if for_gamma else None)
         return made[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad, (gamma, x) = grads[0], ctx.saved_tensors
+        by = None if torch.is_grad_enabled() or gamma is None or x is None else kernels()
+        found = None if by is None else by.film_gradients(grad, x, gamma, gamma, ctx.dim, False)  # noqa: FBT003
+        if found is None:
+            dx = None if gamma is None else grad * gamma
+            dgamma = None if x is None else (grad * x).sum_to_size(ctx.rows)
+            found = dx, dgamma, grad.sum_to_size(ctx.rows) if ctx.needs_input_grad[3] else None
+        return None, *found, None
+
+
+class _FilmAndReLU(torch.autograd.Function):
+    """The same with a ReLU, remembering x, gamma and beta."""
+
+    @staticmethod
+    def forward(ctx: Any, made: tuple[Tensor], x: Tensor, gamma: Tensor, beta: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
+        ctx.save_for_backward(x, gamma, beta)
+        return made[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, beta = ctx.saved_tensors
         by = None if torch.is_grad_enabled() else kernels()
-        kept = ctx.saved_tensors
-        x, gamma, beta = kept if ctx.relu else (kept[1], kept[0], kept[0])  # beta is read for a ReLU alone
-        found = None if by is None else by.film_gradients(grads[0], x, gamma, beta, ctx.dim, ctx.relu)
+        found = None if by is None else by.film_gradients(grads[0], x, gamma, beta, ctx.dim, True)  # noqa: FBT003
         if found is None:  # to be differentiated again, several at once, or what was kept is elsewhere by now
-            activation = "relu" if ctx.relu else None
-            found = gradients(grads[0], x, (gamma, beta), activation, ctx.needs_input_grad[1:4])
-        return None, *found, None, None
+            found = gradients(grads[0], x, (gamma, beta), "relu", ctx.needs_input_grad[1:4])
+        return None, *found, None
 
 
 def generated(
