@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 import torchfilm as tf
 
 needs_compiler = pytest.mark.skipif(
-    not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="there is no C++ compiler"
+    not any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    or not Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
+    reason="there is no C++ compiler, or there are no headers of Python",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,13 @@ def test_what_is_no_library_is_built_again(tmp_path: Path, kernel_folder: Path):
     assert native.enabled()
     native.disable()
     assert all(place.stat().st_size for place in tmp_path.iterdir())
+
+
+def test_missing_headers_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native, "_compiler", lambda named: ["true"])
+    monkeypatch.setattr(sysconfig, "get_paths", lambda *scheme: {"include": str(tmp_path)})
+    with pytest.raises(
+        native.NativeError, match=r"expected Python's headers .* found none in .*Install them"
+    ):
+        native.enable(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()

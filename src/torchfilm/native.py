@@ -110,14 +110,14 @@ def _build(compiler: list[str], place: Path) -> None:
     """Compile into `place`, whole or not at all; with threads and for this very processor if that works."""
     wide = ["-mprefer-vector-width=512"] if torch.backends.cpu.get_cpu_capability() == "AVX512" else []
     own = ["-march=native", *wide]
-    reason = ""
+    reason, headers = "", _headers()
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent) as within:
         binding, kernels, library = (Path(within) / name for name in ("binding.o", "kernels.o", "kernels.so"))
         for threads, processor in (("-fopenmp", own), ("-fopenmp-simd", own), ("-fopenmp-simd", [])):
             try:
                 if not binding.is_file():
-                    _compile(compiler, "binding.cpp", binding, ["-O2", *_headers()])
+                    _compile(compiler, "binding.cpp", binding, ["-O2", *headers])
                 _compile(compiler, "kernels.cpp", kernels, [*_FAST, threads, *processor])
                 # Without an OpenMP of its own: the threads are torch's, whose runtime is there already.
                 _output([*compiler, "-shared", str(binding), str(kernels), "-o", str(library), *_libraries()])
@@ -132,7 +132,7 @@ def _build(compiler: list[str], place: Path) -> None:
 
 def _compile(compiler: list[str], source: str, into: Path, options: list[str]) -> None:
     whole = into.with_suffix(".part")
-    _output([*compiler, "-std=c++17", "-fPIC", *options, "-c", str(_HERE / source), "-o", str(whole)])
+    _output([*compiler, "-std=c++20", "-fPIC", *options, "-c", str(_HERE / source), "-o", str(whole)])
     whole.replace(into)
 
 
@@ -142,7 +142,10 @@ def _headers() -> list[str]:
 
     python = Path(sysconfig.get_paths()["include"])
     if not (python / "Python.h").is_file():
-        raise NativeError(f"there are no headers of Python in {python}: install python3-dev")
+        raise NativeError(
+            f"native.enable: expected Python's headers (Python.h), found none in {python}. Install them "
+            f"(python3-dev), or leave the kernels off: the plain path does the same."
+        )
     places = (python, _TORCH / "include", _TORCH / "include" / "torch" / "csrc" / "api" / "include")
     abi = int(torch.compiled_with_cxx11_abi())
     # As those of the system, so that the compiler does not warn of what is not ours.
