@@ -10,6 +10,7 @@ differ by more than what is added, and the stopwatch says it better.
     python benchmarks/fusion_speed.py        (`--device cuda` where there is one)
 """
 
+import functools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import torchfilm as tf
-from measuring import arguments, clock_of, kernels_for, save
-from torchfilm import native
+from measuring import arguments, by_kernels, clock_of, kernels_for, save
 from torchfilm.comparison import Row
 from torchfilm.fusion import resolve
 
@@ -173,10 +173,9 @@ def inside(number: int, batch: int, rounds: int, target: int | None, device: str
             for name, model in models.items():
                 pictures, tokens = inputs(batch, device)
                 watches[name].seconds = 0.0
-                native.kernels = kernels if name == BY_KERNELS else None
-                model(pictures, cond=tokens)
+                call = functools.partial(model, pictures, cond=tokens)
+                (by_kernels(call, kernels) if name == BY_KERNELS else call)()
                 seconds[name] += [1000 * watches[name].seconds] if turn else []
-    native.disable()
     quartiles = {name: statistics.quantiles(times, n=4) for name, times in seconds.items()}
     found = {f"{name}_ms": [round(quartile, 3) for quartile in times] for name, times in quartiles.items()}
     attention = quartiles["cross_attention"][1]

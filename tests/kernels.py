@@ -52,8 +52,13 @@ def agree(way, *leaves: Tensor) -> None:
     for one, exact in zip(
         results(way, *leaves), results(way, *(leaf.double() for leaf in leaves)), strict=True
     ):
-        assert one.dtype is torch.float32
-        torch.testing.assert_close(one.double(), exact, rtol=2e-5, atol=2e-6 * float(exact.abs().max()))
+        close(one, exact)
+
+
+def close(found: Tensor, exact: Tensor) -> None:
+    """Found in float32, it is what is exact in float64, to float32's rounding."""
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=2e-6 * float(exact.abs().max()))
 
 
 LAYOUTS = {
@@ -70,10 +75,14 @@ LAYOUTS = {
 }
 
 
+def sizes_of(rows: str, batch: int, channels: int) -> tuple[int, ...]:
+    """Of a modulation: a row for each sample, or one for all of them."""
+    return {"each": (batch, channels), "all": (channels,), "one row": (1, channels)}[rows]
+
+
 def given(name: str, rows: str) -> tuple[Tensor, Tensor, Tensor, int]:
     shape, dim, memory = LAYOUTS[name]
-    channels, batch = shape[dim], shape[0]
-    sizes = {"each": (batch, channels), "all": (channels,), "one row": (1, channels)}[rows]
+    sizes = sizes_of(rows, shape[0], shape[dim])
     x = torch.randn(shape).contiguous(memory_format=memory)
     return x, torch.randn(sizes), torch.randn(sizes), dim
 

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import torchfilm as tf
 import torchfilm.functional as F
-from kernels import NORMS, agree, conditional, needs_compiler
+from kernels import NORMS, agree, close, conditional, needs_compiler, sizes_of
 from torchfilm import absorption, native
 
 
@@ -21,8 +21,7 @@ from torchfilm import absorption, native
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_agree_with_the_plain_path(name: str, rows: str, calls: list[str]):
     layer, x, parameters = conditional(name)
-    channels = x.shape[layer.film.dim]
-    sizes = {"each": (len(x), channels), "all": (channels,), "one row": (1, channels)}[rows]
+    sizes = sizes_of(rows, len(x), x.shape[layer.film.dim])
 
     def way(x: Tensor, gamma: Tensor, beta: Tensor, *own: Tensor) -> Tensor:
         names = [name for name, p in layer.named_parameters() if any(p is one for one in parameters)]
@@ -38,8 +37,7 @@ def test_norms_agree_with_the_plain_path(name: str, rows: str, calls: list[str])
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_agree_without_a_graph(name: str, rows: str, calls: list[str]):
     layer, x, _ = conditional(name)
-    channels = x.shape[layer.film.dim]
-    sizes = {"each": (len(x), channels), "all": (channels,), "one row": (1, channels)}[rows]
+    sizes = sizes_of(rows, len(x), x.shape[layer.film.dim])
     modulation = tf.Modulation(torch.randn(sizes), torch.randn(sizes))
     with torch.no_grad():
         found, exact = (
@@ -47,7 +45,7 @@ def test_norms_agree_without_a_graph(name: str, rows: str, calls: list[str]):
             copy.deepcopy(layer).double()(x.double(), modulation=modulation.to(torch.float64)),
         )
     assert calls == ["norm"]
-    torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=2e-6 * float(exact.abs().max()))
+    close(found, exact)
 
 
 BATCH_NORMS = {
@@ -69,7 +67,7 @@ def test_batch_norms_agree_in_evaluation_without_a_graph(name: str, rows: str, c
     for tensor in (*norm.parameters(), norm.running_mean):
         nn.init.normal_(tensor, 1.0)
     nn.init.uniform_(norm.running_var, 0.5, 2.0)
-    sizes = {"each": (len(x), 6), "all": (6,), "one row": (1, 6)}[rows]
+    sizes = sizes_of(rows, len(x), 6)
     modulation = tf.Modulation(torch.randn(sizes), torch.randn(sizes))
 
     def modulated() -> Tensor | None:
@@ -85,7 +83,7 @@ def test_batch_norms_agree_in_evaluation_without_a_graph(name: str, rows: str, c
     norm.float()
     modulated()  # with a graph, where there are weights
     assert calls == ["batch_norm"]
-    torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=2e-6 * float(exact.abs().max()))
+    close(found, exact)
     assert found.stride() == x.stride()
 
 

@@ -95,7 +95,7 @@ def absorbed(
     if (dim is not None and (dim - way.channel_axis) % axes) or not absorbing() or not way.takes(norm):
         return None
     gamma, beta = _gated(modulation)
-    y = way.in_one_pass(norm, x, gamma, beta)
+    y = None if native.kernels is None else way.in_one_pass(norm, x, gamma, beta)
     if y is not None:
         return y
     channels = x.shape[way.channel_axis]
@@ -252,9 +252,8 @@ _WAYS: dict[type[nn.Module], _Way] = {
     nn.BatchNorm1d: _Way(1, (2, 3), _evaluates, onepass.batch_normalised, _batch),
     nn.BatchNorm2d: _Way(1, (4,), _evaluates, onepass.batch_normalised, _batch),
     nn.BatchNorm3d: _Way(1, (5,), _evaluates, onepass.batch_normalised, _batch),
-    nn.GroupNorm: _Way(
-        1, range(3, 65), lambda norm: True, _group_in_one_pass, _group, _group_each
-    ),  # torch has 64 axes at most
+    # torch has 64 axes at most
+    nn.GroupNorm: _Way(1, range(3, 65), lambda norm: True, _group_in_one_pass, _group, _group_each),
     nn.InstanceNorm1d: _Way(1, (3,), _keeps_nothing, _instance_in_one_pass, _instance, _instance_each),
     nn.InstanceNorm2d: _Way(1, (4,), _keeps_nothing, _instance_in_one_pass, _instance, _instance_each),
     nn.InstanceNorm3d: _Way(1, (5,), _keeps_nothing, _instance_in_one_pass, _instance, _instance_each),

@@ -200,8 +200,9 @@ PyObject* film_gradients(PyObject*, PyObject* const* given, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// The affine of a norm, [channels] and contiguous, into `found`; false for what the kernels do not take.
-bool taken_affine(PyObject* object, int64_t channels, Tensor& found) {
+// A number for each channel, [channels] and contiguous, into `found`, which stays as it is for None; false for what
+// the kernels do not take.
+bool taken_row(PyObject* object, int64_t channels, Tensor& found) {
   if (object == Py_None) return true;
   const Tensor* tensor = taken(object);
   if (!tensor || tensor->dim() != 1 || tensor->size(0) != channels || !tensor->is_contiguous()) return false;
@@ -231,7 +232,7 @@ PyObject* norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
   if (!x || !gamma || !beta || !dim || !number || !eps || watched()) return none();
   const auto at = layout_of_norm(*x, *gamma, *beta, *dim, *number);
   Tensor weight, bias;
-  if (!at || !taken_affine(given[3], at->channels, weight) || !taken_affine(given[4], at->channels, bias))
+  if (!at || !taken_row(given[3], at->channels, weight) || !taken_row(given[4], at->channels, bias))
     return none();
   const Tensor y = at::empty_like(*x);
   const Tensor mean = at::empty({at->batch, at->in_columns ? at->others : *number}, x->options());
@@ -255,8 +256,8 @@ PyObject* norm_gradients(PyObject*, PyObject* const* given, Py_ssize_t count) {
   if (!grad || !x || !gamma || !mean || !rstd || !dim || !number || watched()) return none();
   const auto at = layout_of_norm(*x, *gamma, *gamma, *dim, *number);
   Tensor weight, bias;
-  if (!at || grad->sizes() != x->sizes() || !taken_affine(given[3], at->channels, weight) ||
-      !taken_affine(given[4], at->channels, bias))
+  if (!at || grad->sizes() != x->sizes() || !taken_row(given[3], at->channels, weight) ||
+      !taken_row(given[4], at->channels, bias))
     return none();
   if (mean->numel() != at->batch * (at->in_columns ? at->others : *number) || mean->sizes() != rstd->sizes())
     return none();
@@ -285,8 +286,8 @@ PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
   const auto at = layout_of(*x, *gamma, *beta, 1);
   if (!at) return none();
   Tensor weight, bias, mean, variance;
-  if (!taken_affine(given[3], at->channels, weight) || !taken_affine(given[4], at->channels, bias) ||
-      !taken_affine(given[5], at->channels, mean) || !taken_affine(given[6], at->channels, variance))
+  if (!taken_row(given[3], at->channels, weight) || !taken_row(given[4], at->channels, bias) ||
+      !taken_row(given[5], at->channels, mean) || !taken_row(given[6], at->channels, variance))
     return none();
   if (!mean.defined() || !variance.defined()) return none();
   const float *g = read(*gamma), *b = read(*beta), *w = read(weight), *own = read(bias);
@@ -323,7 +324,7 @@ PyObject* generated(PyObject*, PyObject* const* given, Py_ssize_t count) {
   const int64_t rows = weight->size(0), columns = weight->size(1);
   if (z->dim() < 1 || z->size(-1) != columns || z->numel() != columns || !z->is_contiguous()) return none();
   Tensor bias, offsets;
-  if (!taken_affine(given[2], rows, bias) || !taken_affine(given[3], rows, offsets)) return none();
+  if (!taken_row(given[2], rows, bias) || !taken_row(given[3], rows, offsets)) return none();
   if (!bias.defined() || !offsets.defined()) return none();
   auto sizes = z->sizes().vec();
   sizes.back() = rows;

@@ -58,9 +58,8 @@ def film(
     Example:
         >>> y = film(torch.rand(2, 3, 5, 7), gamma=torch.rand(2, 3), beta=torch.rand(2, 3))
     """
-    meant = modulation_dim is None or (modulation_dim == -1 and _channels_last(gamma, x, dim))
-    if meant and gate is None and activation in (None, "relu"):
-        y = onepass.film(x, gamma, beta, dim, relu=activation == "relu")
+    if gate is None and modulation_dim in (None, -1) and activation in (None, "relu"):
+        y = onepass.film(x, gamma, beta, dim, relu=activation == "relu", last=modulation_dim == -1)
         if y is not None:
             return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, modulation_dim, site)
@@ -111,8 +110,7 @@ def film_(
     if gate is not None:
         gamma, beta = gate * gamma, gate * beta
     writable = not torch.compiler.is_compiling() and _writable(x, gamma, beta)
-    meant = _channels_last(gamma, x, dim)
-    y = onepass.film(x, gamma, beta, dim, in_place=writable) if meant else None
+    y = onepass.film(x, gamma, beta, dim, last=True, in_place=writable)
     if y is not None:
         return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, -1, site)
@@ -202,11 +200,6 @@ def _writable(x: Tensor, gamma: Tensor, beta: Tensor) -> bool:
     one_precision = x.dtype == gamma.dtype == beta.dtype
     frozen = x.is_inference() and not torch.is_inference_mode_enabled()
     return one_precision and not frozen and not has_graph(x, gamma, beta)
-
-
-def _channels_last(gamma: Tensor, x: Tensor, dim: int) -> bool:
-    """Whether gamma with its channels last has them also where they are if its axes are those of x."""
-    return gamma.ndim < 3 or dim in (-1, x.ndim - 1)
 
 
 def _both_aligned(

@@ -114,10 +114,13 @@ def _build(compiler: list[str], place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent) as within:
         binding, kernels, library = (Path(within) / name for name in ("binding.o", "kernels.o", "kernels.so"))
-        for threads, processor in (("-fopenmp", own), ("-fopenmp-simd", own), ("-fopenmp-simd", [])):
+        ways = (("-fopenmp", own), ("-fopenmp-simd", own), ("-fopenmp-simd", []))
+        try:
+            _compile(compiler, "binding.cpp", binding, ["-O2", *headers])
+        except NativeError as error:
+            reason, ways = str(error), ()
+        for threads, processor in ways:
             try:
-                if not binding.is_file():
-                    _compile(compiler, "binding.cpp", binding, ["-O2", *headers])
                 _compile(compiler, "kernels.cpp", kernels, [*_FAST, threads, *processor])
                 # Without an OpenMP of its own: the threads are torch's, whose runtime is there already.
                 _output([*compiler, "-shared", str(binding), str(kernels), "-o", str(library), *_libraries()])
@@ -131,9 +134,7 @@ def _build(compiler: list[str], place: Path) -> None:
 
 
 def _compile(compiler: list[str], source: str, into: Path, options: list[str]) -> None:
-    whole = into.with_suffix(".part")
-    _output([*compiler, "-std=c++20", "-fPIC", *options, "-c", str(_HERE / source), "-o", str(whole)])
-    whole.replace(into)
+    _output([*compiler, "-std=c++20", "-fPIC", *options, "-c", str(_HERE / source), "-o", str(into)])
 
 
 def _headers() -> list[str]:

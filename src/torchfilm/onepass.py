@@ -24,7 +24,14 @@ def kernels() -> Any:
 
 
 def film(
-    x: Tensor, gamma: Tensor, beta: Tensor, dim: int, *, relu: bool = False, in_place: bool = False
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    dim: int,
+    *,
+    relu: bool = False,
+    last: bool = False,
+    in_place: bool = False,
 ) -> Tensor | None:
     """Return gamma * x + beta, or the ReLU of that, in new memory or in x's own; or None.
 
@@ -34,10 +41,11 @@ def film(
         beta: as gamma.
         dim: the channel axis of x.
         relu: whether to take the ReLU.
+        last: whether the channels of gamma are on its last axis also where it has one for each of x's.
         in_place: write into x, where there is no graph.
     """
     by = kernels()
-    if by is None:
+    if by is None or (last and gamma.ndim > 2 and dim not in (-1, x.ndim - 1)):
         return None
     if not has_graph(x, gamma, beta):
         return by.film(x, gamma, beta, dim, relu, in_place)  # type: ignore[no-any-return]
