@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.backends import cudnn as _cudnn
+from torch.compiler import is_compiling
 from torch.nn import functional
 
 from torchfilm import native, onepass
@@ -72,9 +73,7 @@ def _version(weight: Tensor, bias: Tensor | None) -> int:
     return weight._version if bias is None else weight._version + bias._version
 
 
-def absorbed(
-    kind: type[nn.Module], norm: nn.Module, x: Any, modulation: Modulation, dim: int | None = None
-) -> Tensor | None:
+def absorbed(kind: type[nn.Module], norm: nn.Module, x: Any, modulation: Modulation) -> Tensor | None:
     """Return gamma * norm(x) + beta (times the gate) in one call of the norm, or None where that cannot be.
 
     It cannot be where gamma and beta differ within a sample, where statistics are taken and kept, for
@@ -87,29 +86,56 @@ def absorbed(
         norm: that norm, or an object with its attributes; its own `forward` is not called.
         x: features as the norm takes them.
         modulation: channels last, [C], [B, C] or [B, T, C].
+    """
+    return None if is_compiling() else absorbed_eagerly(kind, norm, x, modulation)
+
+
+def absorbed_eagerly(
+    kind: type[nn.Module],
+    norm: nn.Module,
+    x: Any,
+    modulation: Modulation,
+    dim: int | None = None,
+    *,
+    bare: bool = True,
+) -> Tensor | None:
+    """Return what `absorbed` does, where nothing is compiled.
+
+    Args:
+        kind: as in `absorbed`; likewise norm, x and modulation.
+        norm: that norm.
+        x: the features.
+        modulation: channels last.
         dim: the axis of x that it modulates, which must be that of the norm's channels; None for that.
+        bare: without the kernels, also into a norm that has no affine, which with one of ones, gamma's at the
+            start, rounds otherwise than alone.
     """
     way = _WAYS.get(kind)
-    if way is None or not isinstance(x, Tensor) or (axes := x.ndim) not in way.axes:
+    if way is None:
         return None
-    if (dim is not None and (dim - way.channel_axis) % axes) or not absorbing() or not way.takes(norm):
+    gamma, beta, gate = modulation.gamma, modulation.beta, modulation.gate
+    if gate is not None:
+        gamma, beta = gate * gamma, gate * beta
+    kernels = native.kernels
+    if kernels is not None and way.at_once is not None:
+        y = way.at_once(norm, x, gamma, beta, way.axes, dim)
+        if y is not None:
+            return y
+    if not isinstance(x, Tensor) or (axes := x.ndim) not in way.axes or not way.takes(norm):
         return None
-    gamma, beta = _gated(modulation)
-    y = None if native.kernels is None else way.in_one_pass(norm, x, gamma, beta)
-    if y is not None:
-        return y
-    channels = x.shape[way.channel_axis]
+    if torch._C._is_tracing() or (dim is not None and (dim - way.channel_axis) % axes):
+        return None
+    if kernels is not None and way.in_one_pass is not None:
+        y = way.in_one_pass(norm, x, gamma, beta)
+        if y is not None:
+            return y
+    channels, weight = x.shape[way.channel_axis], norm.weight
     reach = _reach(gamma, beta, x, channels)
-    if reach is None or (norm.weight is not None and norm.weight.shape != (channels,)):
+    if reach is None or not (bare if weight is None else weight.shape == (channels,)):
         return None
     if reach == "all":
         return way.whole(norm, _affine(norm, gamma, beta))(x)
     return way.per_sample(norm, x, gamma, beta) if way.per_sample else None
-
-
-def absorbing() -> bool:
-    """Whether modulations are absorbed here and now: not in a compiler, and not in a trace."""
-    return not torch.compiler.is_compiling() and not torch._C._is_tracing()
 
 
 def ahead() -> bool:
@@ -117,7 +143,9 @@ def ahead() -> bool:
 
     These take a norm's affine and a modulation as they are.
     """
-    return native.kernels is None and absorbing() and not torch.is_grad_enabled()
+    return not (
+        native.kernels is not None or is_compiling() or torch._C._is_tracing() or torch.is_grad_enabled()
+    )
 
 
 def prepared(kind: type[nn.Module], norm: Any, modulation: Modulation, dim: int) -> Ready | None:
@@ -223,17 +251,20 @@ class _Way(NamedTuple):
     channel_axis: of its features.
     axes: how many they may have.
     takes: whether a norm, with its options and in its mode, takes any.
-    in_one_pass: its call with gamma and beta by the kernels, or None.
     whole: from one affine to the norm's call with it.
+    in_one_pass: its call with gamma and beta by the kernels, or None.
+    at_once: the same by a kernel that looks at the features itself, told their axes and the one to modulate:
+        between convolutions, which empty the caches, each look at them from Python takes a microsecond.
     per_sample: its call with gamma and beta of each sample, or None for features that it does not take so.
     """
 
     channel_axis: int
     axes: Collection[int]
     takes: Callable[[Any], bool]
-    in_one_pass: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None]
     whole: Callable[[Any, Affine], Callable[[Tensor], Tensor]]
+    in_one_pass: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None] | None = None
     per_sample: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None] | None = None
+    at_once: Callable[[Any, Any, Tensor, Tensor, Collection[int], int | None], Tensor | None] | None = None
 
 
 def _evaluates(norm: nn.BatchNorm2d) -> bool:
@@ -249,16 +280,16 @@ def _of_one_axis(norm: nn.LayerNorm) -> bool:
 
 
 _WAYS: dict[type[nn.Module], _Way] = {
-    nn.BatchNorm1d: _Way(1, (2, 3), _evaluates, onepass.batch_normalised, _batch),
-    nn.BatchNorm2d: _Way(1, (4,), _evaluates, onepass.batch_normalised, _batch),
-    nn.BatchNorm3d: _Way(1, (5,), _evaluates, onepass.batch_normalised, _batch),
+    nn.BatchNorm1d: _Way(1, (2, 3), _evaluates, _batch, at_once=onepass.batch_normalised),
+    nn.BatchNorm2d: _Way(1, (4,), _evaluates, _batch, at_once=onepass.batch_normalised),
+    nn.BatchNorm3d: _Way(1, (5,), _evaluates, _batch, at_once=onepass.batch_normalised),
     # torch has 64 axes at most
-    nn.GroupNorm: _Way(1, range(3, 65), lambda norm: True, _group_in_one_pass, _group, _group_each),
-    nn.InstanceNorm1d: _Way(1, (3,), _keeps_nothing, _instance_in_one_pass, _instance, _instance_each),
-    nn.InstanceNorm2d: _Way(1, (4,), _keeps_nothing, _instance_in_one_pass, _instance, _instance_each),
-    nn.InstanceNorm3d: _Way(1, (5,), _keeps_nothing, _instance_in_one_pass, _instance, _instance_each),
-    nn.LayerNorm: _Way(-1, range(2, 65), _of_one_axis, _layer_in_one_pass, _layer),
-    nn.RMSNorm: _Way(-1, range(2, 65), _of_one_axis, _rms_in_one_pass, _rms),
+    nn.GroupNorm: _Way(1, range(3, 65), lambda norm: True, _group, _group_in_one_pass, _group_each),
+    nn.InstanceNorm1d: _Way(1, (3,), _keeps_nothing, _instance, _instance_in_one_pass, _instance_each),
+    nn.InstanceNorm2d: _Way(1, (4,), _keeps_nothing, _instance, _instance_in_one_pass, _instance_each),
+    nn.InstanceNorm3d: _Way(1, (5,), _keeps_nothing, _instance, _instance_in_one_pass, _instance_each),
+    nn.LayerNorm: _Way(-1, range(2, 65), _of_one_axis, _layer, _layer_in_one_pass),
+    nn.RMSNorm: _Way(-1, range(2, 65), _of_one_axis, _rms, _rms_in_one_pass),
 }
 
 

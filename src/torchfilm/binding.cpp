@@ -12,6 +12,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -275,14 +276,27 @@ PyObject* norm_gradients(PyObject*, PyObject* const* given, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// batch_norm(x, gamma, beta, weight, bias, mean, variance, eps): gamma * (weight * n(x) + bias) + beta, n(x) the
-// features less the mean [channels], over the standard deviation.
+// Whether features have one of these numbers of axes, and their axis `dim`, if it is said, is that of the channels, 1.
+bool in_channels(const Tensor& x, PyObject* axes, PyObject* dim) {
+  PyObject* number = PyLong_FromLongLong(x.dim());
+  const int among = PySequence_Contains(axes, number);
+  Py_DECREF(number);
+  if (among < 0) throw python_error();
+  if (among == 0 || dim == Py_None) return among;
+  const auto axis = whole(dim);
+  return axis && (*axis == 1 || *axis == 1 - x.dim());
+}
+
+// batch_norm(x, gamma, beta, weight, bias, mean, variance, eps, axes, dim): gamma * (weight * n(x) + bias) + beta,
+// n(x) the features less the mean [channels], over the standard deviation. One modulation for all goes into the affine
+// of torch's norm: that of the other norms around is in the caches.
 PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 8, "batch_norm: expected 8 arguments, got ", count);
+  TORCH_CHECK(count == 10, "batch_norm: expected 10 arguments, got ", count);
   const Tensor *x = taken(given[0]), *gamma = taken(given[1]), *beta = taken(given[2]);
   const auto eps = real(given[7]);
-  if (!x || !gamma || !beta || !eps || watched()) return none();
+  if (!x || !gamma || !beta || !eps || gamma->dim() > 2 || watched()) return none();
+  if (!in_channels(*x, given[8], given[9])) return none();
   const auto at = layout_of(*x, *gamma, *beta, 1);
   if (!at) return none();
   Tensor weight, bias, mean, variance;
@@ -291,15 +305,23 @@ PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
     return none();
   if (!mean.defined() || !variance.defined()) return none();
   const float *g = read(*gamma), *b = read(*beta), *w = read(weight), *own = read(bias);
+  if (at->stride == 0) {
+    const Tensor scale = at::empty({at->channels}, x->options()), shift = at::empty_like(scale);
+    float *into = written(scale), *onto = written(shift);
+    for (int64_t c = 0; c < at->channels; ++c) {
+      into[c] = w ? g[c] * w[c] : g[c];
+      onto[c] = own ? g[c] * own[c] + b[c] : b[c];
+    }
+    return THPVariable_Wrap(std::get<0>(at::native_batch_norm(*x, scale, shift, mean, variance, false, 0.0, *eps)));
+  }
   const float *m = read(mean), *v = read(variance);
   Layout packed = *at;
-  packed.stride = at->stride ? at->channels : 0;
-  const int64_t rows = at->stride ? at->batch : 1;
-  std::vector<float> scale(rows * at->channels), shift(rows * at->channels);
+  packed.stride = at->channels;
+  std::vector<float> scale(at->batch * at->channels), shift(at->batch * at->channels);
   for (int64_t c = 0; c < at->channels; ++c) {
     const float factor = static_cast<float>((w ? w[c] : 1.0f) / std::sqrt(v[c] + *eps));
     const float offset = (own ? own[c] : 0.0f) - m[c] * factor;
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t row = 0; row < at->batch; ++row) {
       const int64_t from = row * at->stride + c, to = row * at->channels + c;
       scale[to] = g[from] * factor;
       shift[to] = g[from] * offset + b[from];

@@ -6,6 +6,7 @@ They take float32 features in this process's memory, in rows [batch, channels, i
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from torchfilm.affine import gradients, has_graph
 
 # Rows of fewer channels are normalised faster by torch.
 _CHANNELS_FROM = 16
+
+_AFFINE = frozenset(("weight", "bias"))
 
 
 def kernels() -> Any:
@@ -149,14 +152,22 @@ def normalised(
     return None if made is None else _Normalised.apply(made, norm, *given)  # type: ignore[no-any-return]
 
 
-def batch_normalised(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    """Return gamma * norm(x) + beta of a batch norm in evaluation, without a graph; or None."""
-    by = None if torch.is_grad_enabled() or gamma.ndim > 2 else kernels()
-    if by is None:
+def batch_normalised(
+    norm: Any, x: Any, gamma: Tensor, beta: Tensor, axes: Collection[int], dim: int | None
+) -> Tensor | None:
+    """Return gamma * norm(x) + beta of a batch norm in evaluation, without a graph; or None.
+
+    None too for features that have another number of axes than those, and where `dim`, the axis that is
+    modulated, is not that of the channels.
+    """
+    by = native.kernels
+    if by is None or norm.training or torch.is_grad_enabled():
         return None
-    statistics = norm._buffers  # a third of the time that the attributes take
-    given = (norm.weight, norm.bias, statistics["running_mean"], statistics["running_var"])
-    return by.batch_norm(x, gamma, beta, *given, norm.eps)  # type: ignore[no-any-return]
+    own, statistics = norm._parameters, norm._buffers  # a third of the time that the attributes take
+    affine = (own["weight"], own["bias"]) if own.keys() >= _AFFINE else (norm.weight, norm.bias)
+    mean, variance = statistics["running_mean"], statistics["running_var"]
+    given = (x, gamma, beta, *affine, mean, variance, norm.eps, axes, dim)
+    return by.batch_norm(*given)  # type: ignore[no-any-return]
 
 
 class _Normalised(torch.autograd.Function):

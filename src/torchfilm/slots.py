@@ -25,10 +25,11 @@ from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from torchfilm.absorption import NORMS, Ready, absorbed, prepared
+from torchfilm.absorption import NORMS, Ready, absorbed_eagerly, prepared
 from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
@@ -180,15 +181,15 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     slot = self._film_slot
     if slot is None:  # a fresh module that others made by type(site)(...)
         return self._film_base.forward(self, *args, **kwargs)
-    ready = None if torch.compiler.is_compiling() else slot.ready
-    if (
-        ready is not None
-        and len(args) == 1
-        and not kwargs
-        and (y := ready.applied(self, args[0])) is not None
-    ):
-        return y
-    base, site, value = self._film_base, slot.site, slot.value
+    base, value = self._film_base, slot.value
+    if base in NORMS and type(value) is Modulation and slot.is_plain_film and len(args) == 1 and not kwargs:
+        ready = None if (compiling := is_compiling()) else slot.ready
+        whole = None if ready is None else ready.applied(self, args[0])
+        if whole is None and not compiling:
+            whole = absorbed_eagerly(base, self, args[0], value, slot.site.dim, bare=False)
+        if whole is not None:
+            return whole
+    site = slot.site
     if value is None:
         raise ValueError(no_condition(f"Site '{site.name}'"))
     if value is PLAIN:
@@ -198,13 +199,8 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return base.forward(self, *args, **kwargs)
     if not slot.is_plain_film or type(value) is not Modulation:
         return _with_output_modulated(slot, base.forward(self, *args, **kwargs))
-    if base in NORMS and len(args) == 1 and not kwargs and self.weight is not None:
-        # A norm without an affine takes two calls: with one of ones it would round otherwise than before.
-        whole = absorbed(base, self, args[0], value, site.dim)
-        if whole is not None:
-            return whole
     output = base.forward(self, *args, **kwargs)
-    if base not in FRESH or torch.compiler.is_compiling():
+    if base not in FRESH or is_compiling():
         return _with_output_modulated(slot, output)
     return film_(output, value.gamma, value.beta, site.dim, gate=value.gate, site=site.name)
 
@@ -230,7 +226,7 @@ def _modulated(slot: Slot, x: Any) -> Tensor:
     """Apply the slot's value; rows that share a condition get an axis of their own, behind the batch's."""
     site = slot.site
     # The name would become a guard of a compiled block, and each block a graph of its own.
-    name = "" if torch.compiler.is_compiling() else site.name
+    name = "" if is_compiling() else site.name
     if not isinstance(x, Tensor) or isinstance(x, PackedSequence):
         raise ValueError(
             f"Site '{site.name}': expected a tensor at its {site.where}, got {type(x).__name__}.\n"
