@@ -223,3 +223,40 @@ def test_heads_without_a_bias_or_with_weights_of_others_go_the_plain_way(calls: 
     head.weight = weight  # as what makes the weights of others does
     torch.testing.assert_close(generator(z)["a"].beta, z @ weight[3:].T)
     assert calls == []
+
+
+LAYERS = {
+    "film": (lambda: tf.FiLM(32, 7), (32, 9), ["film"]),
+    "dense film": (lambda: tf.DenseFiLM(32, 7), (9, 32), ["film"]),
+    "batch norm": (lambda: tf.ConditionalBatchNorm1d(32, 7), (32, 9), ["film"]),
+    "group norm": (lambda: tf.ConditionalGroupNorm(4, 32, 7), (32, 9), ["norm"]),
+    "instance norm": (lambda: tf.ConditionalInstanceNorm1d(32, 7), (32, 9), ["norm"]),
+    "layer norm": (lambda: tf.ConditionalLayerNorm(32, 7), (9, 32), ["norm"]),
+    "RMS norm": (lambda: tf.ConditionalRMSNorm(32, 7), (9, 32), ["norm"]),
+    "adaptive layer norm": (lambda: tf.AdaLNZero(32, 7), (9, 32), ["norm"]),
+    "a site with a large head": (
+        lambda: tf.condition(nn.Sequential(nn.GroupNorm(4, 4096)), "0", tf.Vector(7)),
+        (4096, 3),
+        ["norm"],
+    ),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_computed_by_the_kernels_with_modulations_of_their_own(
+    name: str, graph: bool, calls: list[str]
+):
+    build, shape, expected = LAYERS[name]
+    layer, x, z = build(), torch.randn(5, *shape), torch.randn(5, 7)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    keywords = {"cond": z} if "large head" in name else {"condition": z}
+    with torch.set_grad_enabled(graph):
+        found = layer(x, **keywords)
+        assert calls == expected
+        native.disable()
+        outs = found, layer(x, **keywords)
+    for one, other in zip(*((out if isinstance(out, tuple) else (out,)) for out in outs), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-4)

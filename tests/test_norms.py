@@ -320,6 +320,12 @@ def test_wrong_sizes_are_refused_and_never_absorbed():
         tf.ConditionalLayerNorm(3, 7)(torch.randn(2, 3), modulation=tf.Modulation.identity(1, 1, 3))
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_no_samples_are_normalised_to_none(rows: int):
+    layer = tf.ConditionalInstanceNorm2d(4, 7)
+    assert layer(torch.randn(0, 4, 3, 3), torch.randn(rows, 7)).shape == (0, 4, 3, 3)
+
+
 def test_a_norm_that_keeps_statistics_keeps_them_also_when_it_listens():
     layer = tf.ConditionalInstanceNorm2d(3, 7, track_running_stats=True)
     x, z = 4 + torch.randn(2, 3, 5, 4), torch.randn(2, 7)

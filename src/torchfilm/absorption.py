@@ -316,7 +316,7 @@ def _reach(gamma: Tensor, beta: Tensor, x: Tensor, channels: int) -> Literal["al
             if field.shape != (len(x), channels) or not len(x):
                 return None
     if everywhere:
-        return "all" if axes <= x.ndim else None
+        return "all" if axes <= x.ndim and len(x) else None  # an affine instance norm refuses no samples
     return "sample" if axes <= 2 else None
 
 

@@ -94,7 +94,7 @@ std::optional<int64_t> stride_of(const Tensor& modulation, const Tensor& x, int6
 std::optional<Layout> layout_of(const Tensor& x, int64_t dim) {
   const int64_t axis = dim < 0 ? dim + x.dim() : dim;
   if (axis < 1 || axis >= x.dim() || x.numel() == 0) return std::nullopt;
-  Layout at{x.size(0), x.size(axis), x.numel() / (x.size(0) * x.size(axis)), 0, false};
+  Layout at{x.size(0), x.size(axis), x.numel() / (x.size(0) * x.size(axis)), {0, 0}, false};
   if (x.is_contiguous()) {
     at.in_columns = axis == x.dim() - 1 || at.others == 1;
     return axis == 1 || at.in_columns ? std::optional(at) : std::nullopt;
@@ -110,8 +110,8 @@ std::optional<Layout> layout_of(const Tensor& x, const Tensor& gamma, const Tens
   if (!at || gamma.sizes() != beta.sizes()) return std::nullopt;
   const int64_t axis = dim < 0 ? dim + x.dim() : dim;
   const auto of_gamma = stride_of(gamma, x, axis), of_beta = stride_of(beta, x, axis);
-  if (!of_gamma || of_gamma != of_beta) return std::nullopt;
-  at->stride = *of_gamma;
+  if (!of_gamma || !of_beta) return std::nullopt;
+  at->strides = {*of_gamma, *of_beta};
   return at;
 }
 
@@ -305,7 +305,7 @@ PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
     return none();
   if (!mean.defined() || !variance.defined()) return none();
   const float *g = read(*gamma), *b = read(*beta), *w = read(weight), *own = read(bias);
-  if (at->stride == 0) {
+  if (gamma->numel() == at->channels) {
     const Tensor scale = at::empty({at->channels}, x->options()), shift = at::empty_like(scale);
     float *into = written(scale), *onto = written(shift);
     for (int64_t c = 0; c < at->channels; ++c) {
@@ -316,15 +316,15 @@ PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
   }
   const float *m = read(mean), *v = read(variance);
   Layout packed = *at;
-  packed.stride = at->channels;
+  packed.strides = {at->channels, at->channels};
   std::vector<float> scale(at->batch * at->channels), shift(at->batch * at->channels);
   for (int64_t c = 0; c < at->channels; ++c) {
     const float factor = static_cast<float>((w ? w[c] : 1.0f) / std::sqrt(v[c] + *eps));
     const float offset = (own ? own[c] : 0.0f) - m[c] * factor;
     for (int64_t row = 0; row < at->batch; ++row) {
-      const int64_t from = row * at->stride + c, to = row * at->channels + c;
-      scale[to] = g[from] * factor;
-      shift[to] = g[from] * offset + b[from];
+      const float own_gamma = g[row * at->strides.gamma + c];
+      scale[row * at->channels + c] = own_gamma * factor;
+      shift[row * at->channels + c] = own_gamma * offset + b[row * at->strides.beta + c];
     }
   }
   const Tensor y = at::empty_like(*x);

@@ -12,6 +12,8 @@
 
 namespace {
 
+using torchfilm::Strides;
+
 constexpr int64_t kColumns = 2048;   // channels that one task takes: their sums stay in the first cache
 constexpr int64_t kPositions = 128;  // positions summed in one go; then their sums are added
 constexpr int64_t kAhead = 4;        // positions by which memory is asked for before its turn
@@ -30,11 +32,11 @@ inline float before_activation(float grad, float value) {
 
 template <bool relu>
 void rows(const float* x, const float* gamma, const float* beta, float* y, int64_t batch, int64_t channels,
-          int64_t inner, int64_t stride, int threads) {
+          int64_t inner, Strides strides, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t row = 0; row < batch * channels; ++row) {
-    const int64_t at = row / channels * stride + row % channels;
-    const float g = gamma[at], b = beta[at];
+    const int64_t sample = row / channels, channel = row % channels;
+    const float g = gamma[sample * strides.gamma + channel], b = beta[sample * strides.beta + channel];
     const float* from = x + row * inner;
     float* to = y + row * inner;
 #pragma omp simd
@@ -44,11 +46,11 @@ void rows(const float* x, const float* gamma, const float* beta, float* y, int64
 
 template <bool relu>
 void columns(const float* x, const float* gamma, const float* beta, float* y, int64_t batch, int64_t channels,
-             int64_t positions, int64_t stride, int threads) {
+             int64_t positions, Strides strides, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t row = 0; row < batch * positions; ++row) {
-    const float* g = gamma + row / positions * stride;
-    const float* b = beta + row / positions * stride;
+    const float* g = gamma + row / positions * strides.gamma;
+    const float* b = beta + row / positions * strides.beta;
     const float* from = x + row * channels;
     float* to = y + row * channels;
 #pragma omp simd
@@ -58,11 +60,11 @@ void columns(const float* x, const float* gamma, const float* beta, float* y, in
 
 template <bool relu>
 void rows_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx, float* dgamma,
-                   float* dbeta, int64_t batch, int64_t channels, int64_t inner, int64_t stride, int threads) {
+                   float* dbeta, int64_t batch, int64_t channels, int64_t inner, Strides strides, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t row = 0; row < batch * channels; ++row) {
-    const int64_t at = row / channels * stride + row % channels;
-    const float g = gamma[at], b = beta[at];
+    const int64_t sample = row / channels, channel = row % channels;
+    const float g = gamma[sample * strides.gamma + channel], b = beta[sample * strides.beta + channel];
     double scaled = 0.0, shifted = 0.0;
     for (int64_t start = 0; start < inner; start += kBlock) {
       const int64_t size = std::min(kBlock, inner - start);
@@ -121,14 +123,14 @@ inline void fetched(const float* dy, const float* x, float* dx, int64_t from, in
 template <bool relu>
 void columns_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx,
                       float* dgamma, float* dbeta, int64_t batch, int64_t channels, int64_t positions,
-                      int64_t stride, int threads) {
+                      Strides strides, int threads) {
   const int64_t parts = (channels + kColumns - 1) / kColumns;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t task = 0; task < batch * parts; ++task) {
     const int64_t sample = task / parts, first = task % parts * kColumns;
     const int64_t size = std::min(kColumns, channels - first);
-    const float* g = gamma + sample * stride + first;
-    const float* b = beta + sample * stride + first;
+    const float* g = gamma + sample * strides.gamma + first;
+    const float* b = beta + sample * strides.beta + first;
     float scaled[kColumns], shifted[kColumns];
     std::fill_n(scaled, size, 0.0f);
     std::fill_n(shifted, size, 0.0f);
@@ -195,7 +197,7 @@ inline Statistics statistics(const float* from, int64_t size, bool centred, doub
 template <int64_t known>
 void normalised(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
                 float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t given, int64_t groups,
-                int64_t stride, double eps, int threads) {
+                Strides strides, double eps, int threads) {
   const int64_t inner = known ? known : given, width = channels / groups, size = width * inner;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t group = 0; group < batch * groups; ++group) {
@@ -205,11 +207,12 @@ void normalised(const float* x, const float* gamma, const float* beta, const flo
     const float middle = own.mean, scale = own.rstd;
     mean[group] = middle;
     rstd[group] = scale;
-    const int64_t first = group % groups * width;
+    const int64_t sample = group / groups, first = group % groups * width;
     for (int64_t c = 0; c < width; ++c) {
-      const int64_t channel = first + c, at = group / groups * stride + channel;
+      const int64_t channel = first + c;
+      const float g = gamma[sample * strides.gamma + channel];
       const float w = weight ? weight[channel] : 1.0f, b = bias ? bias[channel] : 0.0f;
-      const float factor = gamma[at] * w * scale, offset = gamma[at] * b + beta[at];
+      const float factor = g * w * scale, offset = g * b + beta[sample * strides.beta + channel];
 #pragma omp simd
       for (int64_t i = c * inner; i < (c + 1) * inner; ++i) to[i] = (from[i] - middle) * factor + offset;
     }
@@ -341,13 +344,13 @@ void normalised_backward(const float* dy, const float* x, const float* gamma, co
 // mean square 1; all else as `normalised`. mean and rstd are [batch, positions].
 void tokens_normalised(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
                        float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t positions,
-                       int64_t centred, int64_t stride, double eps, int threads) {
+                       int64_t centred, Strides strides, double eps, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t row = 0; row < batch * positions; ++row) {
     const float* from = x + row * channels;
     float* to = y + row * channels;
-    const float* g = gamma + row / positions * stride;
-    const float* b = beta + row / positions * stride;
+    const float* g = gamma + row / positions * strides.gamma;
+    const float* b = beta + row / positions * strides.beta;
     const Statistics all = statistics<64>(from, channels, centred, eps);
     const float middle = all.mean, scale = all.rstd;
     mean[row] = middle;
@@ -399,14 +402,14 @@ namespace torchfilm {
 void film_forward(const float* x, const float* gamma, const float* beta, float* y, const Layout& at, bool relu,
                   int threads) {
   const auto run = at.in_columns ? (relu ? columns<true> : columns<false>) : (relu ? rows<true> : rows<false>);
-  run(x, gamma, beta, y, at.batch, at.channels, at.others, at.stride, threads);
+  run(x, gamma, beta, y, at.batch, at.channels, at.others, at.strides, threads);
 }
 
 void film_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx, float* dgamma,
                    float* dbeta, const Layout& at, bool relu, int threads) {
   const auto run = at.in_columns ? (relu ? columns_backward<true> : columns_backward<false>)
                                  : (relu ? rows_backward<true> : rows_backward<false>);
-  run(dy, x, gamma, beta, dx, dgamma, dbeta, at.batch, at.channels, at.others, at.stride, threads);
+  run(dy, x, gamma, beta, dx, dgamma, dbeta, at.batch, at.channels, at.others, at.strides, threads);
 }
 
 void norm_forward(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
@@ -416,7 +419,7 @@ void norm_forward(const float* x, const float* gamma, const float* beta, const f
                    : at.others == 8  ? normalised<8>
                    : at.others == 4  ? normalised<4>
                                      : normalised<0>;
-  run(x, gamma, beta, weight, bias, y, mean, rstd, at.batch, at.channels, at.others, number, at.stride, eps,
+  run(x, gamma, beta, weight, bias, y, mean, rstd, at.batch, at.channels, at.others, number, at.strides, eps,
       threads);
 }
 
@@ -446,7 +449,7 @@ void norm_backward(const float* dy, const float* x, const float* gamma, const fl
                    : at.others == 4  ? normalised_backward<4>
                                      : normalised_backward<0>;
   run(dy, x, gamma, weight, bias, mean, rstd, dx, dgamma, dbeta, dweight, dbias, at.batch, at.channels, at.others,
-      number, at.stride, threads);
+      number, at.strides.gamma, threads);
 }
 
 }  // namespace torchfilm

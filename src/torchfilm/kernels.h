@@ -2,8 +2,8 @@
 //
 // Features lie in one of two ways. In rows, one gamma holds for `inner` neighbours: [batch, channels, inner], as
 // images and sequences with the channels first. In columns, neighbours have a gamma each: [batch, positions,
-// channels], as tokens and channels-last images. gamma and beta are [batch, channels], `stride` numbers from one row
-// to the next, or [channels] for all (stride = 0); their gradients are written as [batch, channels] in both cases.
+// channels], as tokens and channels-last images. gamma and beta are [batch, channels], `strides` numbers from one row
+// to the next, or [channels] for all (0); their gradients are written as [batch, channels] in both cases.
 
 #pragma once
 
@@ -11,9 +11,13 @@
 
 namespace torchfilm {
 
+struct Strides {
+  int64_t gamma, beta;
+};
+
 struct Layout {
   int64_t batch, channels, others;  // others: `inner` or `positions`
-  int64_t stride;
+  Strides strides;
   bool in_columns;
 };
 
