@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrize
 
 import torchfilm as tf
 import torchfilm.functional as F
 from kernels import NORMS, agree, close, conditional, needs_compiler, sizes_of
-from torchfilm import absorption, native
+from torchfilm import native, onepass
 
 
 @needs_compiler
@@ -71,7 +72,7 @@ def test_batch_norms_agree_in_evaluation_without_a_graph(name: str, rows: str, c
     modulation = tf.Modulation(torch.randn(sizes), torch.randn(sizes))
 
     def modulated() -> Tensor | None:
-        return absorption.absorbed(type(norm), norm, x, modulation)
+        return onepass.batch_normalised(type(norm), norm, x, modulation, 1)
 
     with torch.no_grad():
         assert modulated() is None  # in training each batch has statistics of its own
@@ -85,6 +86,27 @@ def test_batch_norms_agree_in_evaluation_without_a_graph(name: str, rows: str, c
     assert calls == ["batch_norm"]
     close(found, exact)
     assert found.stride() == x.stride()
+
+
+@needs_compiler
+@torch.no_grad()
+def test_batch_norms_at_sites_are_looked_at_before_they_are_taken(calls: list[str]):
+    model = tf.condition(nn.Sequential(nn.BatchNorm2d(6)).eval(), "0", tf.Vector(3))
+    model(torch.randn(2, 6, 4, 5), cond=torch.randn(2, 3))
+    assert calls.count("batch_norm") == 1
+    with pytest.raises(ValueError, match="expected 4D input"):
+        model(torch.randn(2, 6, 4), cond=torch.randn(2, 3))
+    parametrize.register_parametrization(model[0], "weight", nn.Tanh())  # no parameter of the norm itself
+    x, z = torch.randn(2, 6, 4, 5), torch.randn(2, 3)
+    found = model(x, cond=z)
+    tf.remove(model)
+    torch.testing.assert_close(found, model(x), rtol=2e-5, atol=2e-5)
+    assert calls.count("batch_norm") == 2
+    rows = tf.condition(nn.Sequential(nn.BatchNorm2d(6)).eval(), "0", tf.Vector(3), dim=-1, features=6)
+    rows(torch.randn(2, 6, 4, 6), cond=torch.randn(2, 3))
+    gated = tf.condition(nn.Sequential(nn.BatchNorm2d(6)).eval(), "0", tf.Vector(3))
+    gated(x, modulation={"0": tf.Modulation(*torch.randn(3, 6))})
+    assert calls.count("batch_norm") == 2
 
 
 @needs_compiler

@@ -116,16 +116,11 @@ def absorbed_eagerly(
     gamma, beta, gate = modulation.gamma, modulation.beta, modulation.gate
     if gate is not None:
         gamma, beta = gate * gamma, gate * beta
-    kernels = native.kernels
-    if kernels is not None and way.at_once is not None:
-        y = way.at_once(norm, x, gamma, beta, way.axes, dim)
-        if y is not None:
-            return y
     if not isinstance(x, Tensor) or (axes := x.ndim) not in way.axes or not way.takes(norm):
         return None
     if torch._C._is_tracing() or (dim is not None and (dim - way.channel_axis) % axes):
         return None
-    if kernels is not None and way.in_one_pass is not None:
+    if native.kernels is not None and way.in_one_pass is not None:
         y = way.in_one_pass(norm, x, gamma, beta)
         if y is not None:
             return y
@@ -252,9 +247,7 @@ class _Way(NamedTuple):
     axes: how many they may have.
     takes: whether a norm, with its options and in its mode, takes any.
     whole: from one affine to the norm's call with it.
-    in_one_pass: its call with gamma and beta by the kernels, or None.
-    at_once: the same by a kernel that looks at the features itself, told their axes and the one to modulate:
-        between convolutions, which empty the caches, each look at them from Python takes a microsecond.
+    in_one_pass: its call with gamma and beta by the kernels, or None; of batch norms `batch_normalised`.
     per_sample: its call with gamma and beta of each sample, or None for features that it does not take so.
     """
 
@@ -264,7 +257,6 @@ class _Way(NamedTuple):
     whole: Callable[[Any, Affine], Callable[[Tensor], Tensor]]
     in_one_pass: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None] | None = None
     per_sample: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None] | None = None
-    at_once: Callable[[Any, Any, Tensor, Tensor, Collection[int], int | None], Tensor | None] | None = None
 
 
 def _evaluates(norm: nn.BatchNorm2d) -> bool:
@@ -280,9 +272,7 @@ def _of_one_axis(norm: nn.LayerNorm) -> bool:
 
 
 _WAYS: dict[type[nn.Module], _Way] = {
-    nn.BatchNorm1d: _Way(1, (2, 3), _evaluates, _batch, at_once=onepass.batch_normalised),
-    nn.BatchNorm2d: _Way(1, (4,), _evaluates, _batch, at_once=onepass.batch_normalised),
-    nn.BatchNorm3d: _Way(1, (5,), _evaluates, _batch, at_once=onepass.batch_normalised),
+    **{kind: _Way(1, axes, _evaluates, _batch) for kind, axes in onepass.BATCH_NORMS.items()},
     # torch has 64 axes at most
     nn.GroupNorm: _Way(1, range(3, 65), lambda norm: True, _group, _group_in_one_pass, _group_each),
     nn.InstanceNorm1d: _Way(1, (3,), _keeps_nothing, _instance, _instance_in_one_pass, _instance_each),

@@ -291,13 +291,13 @@ class Conditioning(nn.Module):
         return f"{table}\n{type(self.cond).__name__}, the condition: {encoder:,} parameters"
 
     def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        if type(values) is dict and values.keys() == self.slots.keys():
+            return values
         if not isinstance(values, Mapping):
             raise ValueError(
                 f"Modulations: expected a mapping from the names of sites, got {type(values).__name__}.\n"
                 f"Give {{{next(iter(self.slots))!r}: modulation, ...}}."
             )
-        if type(values) is dict and values.keys() == self.slots.keys():
-            return values
         missing = [name for name in self.slots if name not in values]
         unknown = [name for name in values if name not in self.slots]
         if missing or unknown:

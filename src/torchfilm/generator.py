@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from torchfilm import onepass
+from torchfilm import native, onepass
 from torchfilm.generator_options import ACTIVATIONS, read_options
 from torchfilm.heads import AnyHead, LinearHead, build_head, like_weights
 from torchfilm.modulation import Modulation
@@ -121,7 +121,7 @@ class Generator(nn.Module):
     def _in_one_call(self, condition: Tensor) -> tuple[Tensor, ...] | None:
         """Return every field of every site by the kernels, where a head and offsets make them; or None."""
         offsets = self.offsets
-        if onepass.kernels() is None or offsets is None or not self._is_affine or _overridden(self):
+        if native.kernels is None or offsets is None or not self._is_affine or _overridden(self):
             return None
         head: Any = self._modules["head"]  # a third of the time that the attributes take, here and below
         if type(head) is not LinearHead or _watched(head):
@@ -189,8 +189,11 @@ class Generator(nn.Module):
 
     def _of_parts(self, parts: Sequence[Tensor]) -> dict[str, Modulation]:
         """Return the modulation of each site, its fields in their order."""
-        fields = len(self.emit)
-        return dict(zip(self.sites, map(Modulation, *(parts[i::fields] for i in range(fields))), strict=True))
+        fields, at, made = len(self.emit), 0, {}
+        for name in self.sites:
+            made[name] = Modulation(*parts[at : at + fields])
+            at += fields
+        return made
 
     def _all_offsets(self) -> Float[Tensor, " rows"] | None:
         """Return what is added to each row, where that makes all modulations; None where they do more.

@@ -6,7 +6,6 @@ They take float32 features in this process's memory, in rows [batch, channels, i
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +13,10 @@ from torch import Tensor, nn
 
 from torchfilm import native
 from torchfilm.affine import gradients, has_graph
+from torchfilm.modulation import Modulation
 
 # Rows of fewer channels are normalised faster by torch.
 _CHANNELS_FROM = 16
-
-_AFFINE = frozenset(("weight", "bias"))
 
 
 def kernels() -> Any:
@@ -152,22 +150,28 @@ def normalised(
     return None if made is None else _Normalised.apply(made, norm, *given)  # type: ignore[no-any-return]
 
 
+BATCH_NORMS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+"""How many axes the features of each may have."""
+
+
 def batch_normalised(
-    norm: Any, x: Any, gamma: Tensor, beta: Tensor, axes: Collection[int], dim: int | None
+    kind: type[nn.Module], norm: Any, x: Any, modulation: Modulation, dim: int
 ) -> Tensor | None:
     """Return gamma * norm(x) + beta of a batch norm in evaluation, without a graph; or None.
 
-    None too for features that have another number of axes than those, and where `dim`, the axis that is
-    modulated, is not that of the channels.
+    Where convolutions have emptied the caches, each look at the features from Python takes a microsecond: the
+    kernel looks at them itself, and whether `dim`, the axis that is modulated, is that of their channels.
     """
-    by = native.kernels
-    if by is None or norm.training or torch.is_grad_enabled():
+    by, axes = native.kernels, BATCH_NORMS.get(kind)
+    if by is None or axes is None or norm.training or modulation.gate is not None or torch.is_grad_enabled():
         return None
     own, statistics = norm._parameters, norm._buffers  # a third of the time that the attributes take
-    affine = (own["weight"], own["bias"]) if own.keys() >= _AFFINE else (norm.weight, norm.bias)
-    mean, variance = statistics["running_mean"], statistics["running_var"]
-    given = (x, gamma, beta, *affine, mean, variance, norm.eps, axes, dim)
-    return by.batch_norm(*given)  # type: ignore[no-any-return]
+    try:
+        weight, bias = own["weight"], own["bias"]
+    except KeyError:  # made of other parameters
+        weight, bias = norm.weight, norm.bias
+    given = (weight, bias, statistics["running_mean"], statistics["running_var"])
+    return by.batch_norm(x, modulation.gamma, modulation.beta, *given, norm.eps, axes, dim)  # type: ignore[no-any-return]
 
 
 class _Normalised(torch.autograd.Function):

@@ -29,10 +29,12 @@ from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
+from torchfilm import native
 from torchfilm.absorption import NORMS, Ready, absorbed_eagerly, prepared
 from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
+from torchfilm.onepass import batch_normalised
 from torchfilm.sites import Site
 
 
@@ -183,12 +185,15 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self._film_base.forward(self, *args, **kwargs)
     base, value = self._film_base, slot.value
     if base in NORMS and type(value) is Modulation and slot.is_plain_film and len(args) == 1 and not kwargs:
-        ready = None if (compiling := is_compiling()) else slot.ready
-        whole = None if ready is None else ready.applied(self, args[0])
-        if whole is None and not compiling:
-            whole = absorbed_eagerly(base, self, args[0], value, slot.site.dim, bare=False)
-        if whole is not None:
-            return whole
+        y, eager = None, not is_compiling()
+        if eager and native.kernels is not None:
+            y = batch_normalised(base, self, args[0], value, slot.site.dim)
+        if eager and y is None and (ready := slot.ready) is not None:
+            y = ready.applied(self, args[0])
+        if eager and y is None:
+            y = absorbed_eagerly(base, self, args[0], value, slot.site.dim, bare=False)
+        if y is not None:
+            return y
     site = slot.site
     if value is None:
         raise ValueError(no_condition(f"Site '{site.name}'"))
