@@ -184,13 +184,12 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if slot is None:  # a fresh module that others made by type(site)(...)
         return self._film_base.forward(self, *args, **kwargs)
     base, value = self._film_base, slot.value
-    if base in NORMS and type(value) is Modulation and slot.is_plain_film and len(args) == 1 and not kwargs:
-        y, eager = None, not is_compiling()
-        if eager and native.kernels is not None:
-            y = batch_normalised(base, self, args[0], value, slot.site.dim)
-        if eager and y is None and (ready := slot.ready) is not None:
+    plain = type(value) is Modulation and slot.is_plain_film
+    if plain and base in NORMS and len(args) == 1 and not kwargs and not is_compiling():
+        y = None if native.kernels is None else batch_normalised(base, self, args[0], value, slot.site.dim)
+        if y is None and (ready := slot.ready) is not None:
             y = ready.applied(self, args[0])
-        if eager and y is None:
+        if y is None:
             y = absorbed_eagerly(base, self, args[0], value, slot.site.dim, bare=False)
         if y is not None:
             return y
@@ -202,7 +201,7 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if site.where == "input":
         args, kwargs = _with_input_modulated(slot, self._film_inputs, args, kwargs)
         return base.forward(self, *args, **kwargs)
-    if not slot.is_plain_film or type(value) is not Modulation:
+    if not plain:
         return _with_output_modulated(slot, base.forward(self, *args, **kwargs))
     output = base.forward(self, *args, **kwargs)
     if base not in FRESH or is_compiling():
