@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from catalogue import randomise
+from torchfilm.blocks.packing import PackedConv1d
 from torchfilm.comparison import Comparison, Row, Scored, compare
 from torchfilm.conditions import Vector
 from torchfilm.injection import condition
@@ -45,6 +46,46 @@ def test_flops_are_two_for_each_product():
     assert found["concat"].flops == plain + 2 * 2 * COND * 5 + 2 * 2 * 81 * 5 * 5
     attention = 2 * (81 * 5 * 5 + 81 * 5 + 81 * 5 + 81 * 5 * 5)  # queries, scores, sums, output; one token
     assert found["cross_attention"].flops == plain + 2 * (2 * COND * 10 + attention)
+
+
+class Self(nn.Module):
+    """Attention of a sequence to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, x, x, need_weights=False)[0]
+
+
+class Last(nn.LSTM):
+    """States alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+ATTENTION = 4 * 8 * 8 + 2 * 7 * 8  # projections, scores and sums of one token among seven
+
+
+@pytest.mark.parametrize(
+    ("layer", "products"),
+    [
+        (Self(), ATTENTION),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), ATTENTION + 2 * 8 * 16),
+        (Last(8, 8, batch_first=True), 2 * 8 * 32),
+        (PackedConv1d(nn.Conv1d(7, 7, 3, padding=1)), 7 * 3 * 8),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_layers_that_torch_computes_in_one_operation_are_counted(layer: nn.Module, products: int):
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    model = condition(nn.Sequential(layer, nn.Linear(8, 3)), "1", Vector(COND))
+    found = compare({"film": model}, (torch.randn(2, 7, 8), torch.randn(2, COND)), rounds=1)
+    assert found["unconditioned"].flops == 2 * 2 * 7 * (products + 8 * 3)
+    assert found["film"].flops == found["unconditioned"].flops + 2 * 2 * COND * 6
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled) == before
 
 
 def test_latency_is_the_median_of_what_the_clock_says_and_ratios_are_to_the_plain_network():

@@ -330,9 +330,27 @@ def _count(module: nn.Module) -> int:
 
 def _flops(candidate: _Candidate) -> int:
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _product_by_product(), counter:
         candidate()
     return counter.get_total_flops()
+
+
+@contextmanager
+def _product_by_product() -> Iterator[None]:
+    """Keep torch from computing whole layers in one operation, whose products nobody counts.
+
+    Those are the fast paths of attention and of encoder layers, and the recurrences and packed convolutions
+    of oneDNN.
+    """
+    mha, mkldnn = torch.backends.mha, torch.backends.mkldnn
+    before = mha.get_fastpath_enabled(), mkldnn.enabled
+    try:
+        mha.set_fastpath_enabled(False)
+        mkldnn.enabled = False
+        yield
+    finally:
+        mha.set_fastpath_enabled(before[0])
+        mkldnn.enabled = before[1]
 
 
 def _kept(candidate: _Candidate) -> int:

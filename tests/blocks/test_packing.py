@@ -59,8 +59,9 @@ def test_it_packs_once_and_again_when_the_weight_has_changed(monkeypatch):
         assert len(seen) == 2
 
 
-@pytest.mark.parametrize("way", ["gradient", "float64", "autocast", "compiled"])
+@pytest.mark.parametrize("way", ["gradient", "float64", "autocast", "compiled", "switched off"])
 def test_what_cannot_be_packed_takes_the_plain_way(way: str, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", way != "switched off")
     seen, conv = packings(monkeypatch), nn.Conv1d(4, 4, 3)
     packed, x = PackedConv1d(conv), torch.randn(1, 4, 8)
     if way == "gradient":

@@ -65,7 +65,7 @@ class PackedConv1d(nn.Conv1d):
             or torch.is_autocast_enabled("cpu")
             or isinstance(self.padding, str)
             or self.padding_mode != "zeros"
-            or not torch.backends.mkldnn.is_available()
+            or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
         )
 
     def __getstate__(self) -> dict[str, Any]:
