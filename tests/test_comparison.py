@@ -48,6 +48,17 @@ def test_flops_are_two_for_each_product():
     assert found["cross_attention"].flops == plain + 2 * (2 * COND * 10 + attention)
 
 
+class Plain(nn.Module):
+    """A network that is given a condition and does not listen."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return self.net(x)
+
+
 class Self(nn.Module):
     """Attention of a sequence to itself."""
 
@@ -115,6 +126,30 @@ def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights(
     # The convolution keeps its input, the ReLU its output, which it shares with nobody else.
     assert found["unconditioned"].kept == 4 * (x.numel() + 2 * 5 * 49)
     assert found["bias"].kept > found["unconditioned"].kept
+
+
+def test_what_is_kept_is_what_training_keeps_and_nothing_of_it_remains():
+    net = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.Dropout(0.5)).eval()
+    x, shared = torch.randn(2, 3, 7, 7), nn.BatchNorm2d(5)
+    net.append(shared).append(nn.Sequential(shared))
+    held = [(buffer, buffer.clone(), buffer._version) for buffer in net.buffers()]
+    state = torch.get_rng_state()
+    found = compare({"net": Plain(net)}, (x, torch.zeros(2, COND)), rounds=1)
+    features, statistics = 4 * 2 * 5 * 49, 4 * 2 * 5  # each norm keeps what it reads, mean and deviation
+    mask = features  # the dropout's
+    assert found["net"].kept == 4 * x.numel() + 3 * features + 3 * statistics + mask
+    assert torch.equal(torch.get_rng_state(), state)
+    for buffer, (same, value, version) in zip(net.buffers(), held, strict=True):
+        assert buffer is same
+        assert torch.equal(buffer, value)
+        assert buffer._version == version
+    assert net.training is net[1].training is False
+
+
+def test_a_batch_that_batch_norms_cannot_be_trained_on_is_measured_in_eval_mode():
+    net = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5))
+    found = compare({"net": Plain(net)}, (torch.randn(1, 3, 1, 1), torch.randn(1, COND)), rounds=1)
+    assert found["net"].kept == 4 * (3 + 5)
 
 
 def test_seeds_are_scored_apart_and_gains_are_on_the_same_samples():

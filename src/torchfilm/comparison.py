@@ -64,7 +64,8 @@ class Row:
         milliseconds: median of a forward pass over the batch, in eval mode without gradients.
         quartiles: of the same.
         ratio: of the median to that of the network without conditioning.
-        kept: bytes that a forward pass in eval mode keeps for the backward pass, parameters not counted.
+        kept: bytes that a forward pass in training keeps for the backward pass, parameters not counted; in
+            eval mode where a batch norm cannot be trained on the batch, which has one value per channel.
         score: the task's, where it was asked for.
         gain: score minus that of the first network compared, on the same samples.
     """
@@ -203,7 +204,7 @@ def compare(
                 "That network without its conditioning is measured in any case; leave this one out."
             )
         candidates.insert(0, dataclasses.replace(candidates[0], name="unconditioned", plain=True))
-    with _eval([model for trained in seeds.values() for model in trained]):
+    with _mode([model for trained in seeds.values() for model in trained], training=False):
         times = _in_turn(candidates, rounds, clock)
         scores = {name: _scores(name, trained, score) for name, trained in seeds.items()} if score else {}
         _check_sizes(scores)
@@ -287,12 +288,12 @@ def _row(candidate: _Candidate, times: Sequence[float], base: float, scored: Map
 
 
 @contextmanager
-def _eval(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Put all modules into eval mode, and each back into its own afterwards."""
+def _mode(models: Sequence[nn.Module], *, training: bool) -> Iterator[None]:
+    """Put all modules into a mode, and each back into its own afterwards."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
-            model.eval()
+            model.train(training)
         yield
     finally:
         for module, mode in modes:
@@ -354,6 +355,33 @@ def _product_by_product() -> Iterator[None]:
 
 
 def _kept(candidate: _Candidate) -> int:
+    """Return the bytes that training keeps; in eval mode where a batch norm finds too few to train on."""
+    with _training(candidate.model):
+        try:
+            return _held(candidate)
+        except ValueError:
+            candidate.model.eval()
+            return _held(candidate)
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Train in the block, on copies of the buffers, and with random numbers that are drawn again after it."""
+    places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
+    buffers = [place[name] for place, name in places]
+    copies = {id(buffer): None if buffer is None else buffer.detach().clone() for buffer in buffers}
+    devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    with torch.random.fork_rng(devices), _mode([model], training=True):
+        try:
+            for (place, name), buffer in zip(places, buffers, strict=True):
+                place[name] = copies[id(buffer)]
+            yield
+        finally:
+            for (place, name), buffer in zip(places, buffers, strict=True):
+                place[name] = buffer
+
+
+def _held(candidate: _Candidate) -> int:
     """Sum the storages that the graph of a forward pass holds, each once, without those of the model."""
     model = candidate.model
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
