@@ -38,6 +38,20 @@ def test_parameters_are_those_of_the_base_and_those_that_condition():
     ]
 
 
+def test_a_layer_that_base_and_encoder_share_is_the_base_s():
+    net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 3))
+    encoder = Vector(5)
+    encoder.shared = net[0]
+    found = compare({"film": condition(net, "1", encoder)}, (torch.randn(2, 5), torch.randn(2, 5)), rounds=1)
+    counts = [(row.parameters, row.added) for row in found.rows]
+    assert counts == [(30 + 18, 0), (30 + 18 + 36, 36)]
+
+
+def test_a_network_without_parameters_is_compared():
+    found = compare({"relu": Plain(nn.ReLU())}, (torch.randn(2, 3), torch.randn(2, COND)), rounds=1)
+    assert found["relu"].parameters == 0
+
+
 def test_flops_are_two_for_each_product():
     found = compare(models("film", "concat", "cross_attention"), batch(), rounds=1)
     plain = 2 * 2 * (9 * 9) * (3 * 9 * 5 + 5 * 2)
@@ -240,6 +254,10 @@ def test_the_table_shows_every_number():
 def test_no_networks_and_scores_of_other_samples_are_refused():
     with pytest.raises(ValueError, match="expected at least one network, got none"):
         compare({}, batch())
+    with pytest.raises(ValueError, match="expected at least one network for 'bias', got none"):
+        compare(models("film") | {"bias": []}, batch())
+    with pytest.raises(ValueError, match=r"for each seed of 'film', got \[\(0,\)\]"):
+        compare(models("film"), batch(), rounds=1, score=lambda model: [])
     counts = iter([3, 4])
     with pytest.raises(ValueError, match=r"of the same samples for all networks, got {'film': 3, 'bias': 4}"):
         compare(models("film", "bias"), batch(), rounds=1, score=lambda model: [1.0] * next(counts))
@@ -275,6 +293,8 @@ def test_names_and_rounds_that_mean_nothing_are_refused():
     )
     with pytest.raises(ValueError, match="expected at least one round, got 0"):
         compare({"film": model}, batch, rounds=0)
+    with pytest.raises(ValueError, match=r"at least one resample, got 0.\nGive resamples=1000"):
+        compare({"film": model}, batch, resamples=0)
     with pytest.raises(ValueError, match=r"no network named 'unconditioned' beside a conditioned one"):
         compare({"film": model, "unconditioned": nn.Linear(3, 5)}, batch)
     with pytest.raises(

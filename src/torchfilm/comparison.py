@@ -172,8 +172,8 @@ def compare(
         clock: seconds; `time.process_time` where others use the machine.
 
     Raises:
-        ValueError: for no networks, no rounds, a second "unconditioned", a batch that a network is not called
-            with, and for scores of different numbers of samples.
+        ValueError: for no networks, no rounds, no resamples, a second "unconditioned", a batch that a network
+            is not called with, and for scores of no samples or of different numbers of them.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -185,17 +185,21 @@ def compare(
         >>> comparison["film"].added, comparison["concat"].added
         (128, 128)
     """
-    if not models:
-        raise ValueError("compare: expected at least one network, got none.\nGive {'film': model, ...}.")
-    if rounds < 1:
-        raise ValueError(f"compare: expected at least one round, got {rounds}.\nGive rounds=30.")
+    seeds = {name: [one] if isinstance(one, nn.Module) else list(one) for name, one in models.items()}
+    none = next((f" for '{name}'" for name, trained in seeds.items() if not trained), "")
+    if not models or none:
+        raise ValueError(
+            f"compare: expected at least one network{none}, got none.\nGive {{'film': model, ...}}."
+        )
+    for what, number, usual in (("round", rounds, 30), ("resample", resamples, 1000)):
+        if number < 1:
+            raise ValueError(f"compare: expected at least one {what}, got {number}.\nGive {what}s={usual}.")
     if not isinstance(batch, Sequence | Mapping) or not batch:
         got = "nothing" if isinstance(batch, Sequence | Mapping) else _kind(batch)
         raise ValueError(
             f"compare: expected a batch (x, cond), or a mapping of keyword arguments, got {got}.\n"
             f"The condition is its last entry: compare(models, (x, z))."
         )
-    seeds = {name: [one] if isinstance(one, nn.Module) else list(one) for name, one in models.items()}
     candidates = [_Candidate(name, trained[0], batch) for name, trained in seeds.items()]
     if candidates[0].conditioned:
         if "unconditioned" in models:
@@ -216,7 +220,8 @@ def compare(
                 scored[name]["gain"] = _scored(found, scores[first], rng, resamples)
         base = float(np.median(times[candidates[0].name]))
         rows = tuple(_row(one, times[one.name], base, scored.get(one.name, {})) for one in candidates)
-    return Comparison(rows, rounds, str(next(candidates[0].model.parameters()).device))
+    tensors = (*candidates[0].model.parameters(), *candidates[0].model.buffers())
+    return Comparison(rows, rounds, str(tensors[0].device) if tensors else "cpu")
 
 
 @dataclass(frozen=True)
@@ -238,10 +243,11 @@ class _Candidate:
 
     @property
     def parameters(self) -> tuple[int, int]:
-        """Return the number of parameters, and how many of them condition."""
-        added = _count(conditioning(self.model)) if self.conditioned else 0
-        total = _count(self.model)
-        return (total - added, 0) if self.plain else (total, added)
+        """Return the number of parameters, and how many of them condition and do nothing else."""
+        film = {conditioning(self.model)} if self.conditioned else set()
+        base = {p: None for _, part in self.model.named_modules(film) for p in part.parameters(recurse=False)}
+        plain, total = (sum(p.numel() for p in parameters) for parameters in (base, self.model.parameters()))
+        return (plain, 0) if self.plain else (total, total - plain)
 
     def active(self) -> AbstractContextManager[None]:
         return unconditioned(self.model) if self.plain else nullcontext()
@@ -325,10 +331,6 @@ def _kind(value: Any) -> str:
     return f"a Tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _flops(candidate: _Candidate) -> int:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _product_by_product(), counter:
@@ -408,11 +410,11 @@ def _scores(name: str, models: Sequence[nn.Module], score: Score) -> Numbers:
         value = score(model)
         value = value.detach().double().cpu().numpy() if isinstance(value, Tensor) else value
         found.append(np.atleast_1d(np.asarray(value, dtype=np.float64)))
-    if len({numbers.shape for numbers in found}) > 1 or found[0].ndim != 1:
+    if len({numbers.shape for numbers in found}) > 1 or found[0].ndim != 1 or not found[0].size:
         shapes = [numbers.shape for numbers in found]
         raise ValueError(
             f"compare: expected one score or a list of as many for each seed of '{name}', got {shapes}.\n"
-            f"Score every seed on the same samples."
+            f"Score every seed on the same samples, at least one."
         )
     return np.stack(found)
 
