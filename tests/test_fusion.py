@@ -1,6 +1,6 @@
 """The fusions against loops over single numbers, and the laws that hold for each of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 import oracles
 import torchfilm as tf
-from catalogue import randomise
+from catalogue import randomise, refilled_by_name, refilled_by_type
 from torchfilm.fusion import FUSIONS, Fusion, Matched, resolve
 from torchfilm.generator import describe
 
@@ -53,11 +53,8 @@ def test_every_fusion_starts_as_the_identity_to_the_bit(name: str, shape: tuple[
 
 
 @over_fusions
-def test_the_identity_survives_the_init_hooks_of_others(name: str):
-    def refill(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-
+@pytest.mark.parametrize("refill", [refilled_by_type, refilled_by_name])
+def test_the_identity_survives_the_init_hooks_of_others(name: str, refill: Callable[[nn.Module], None]):
     fusion, x = make(name), torch.randn(2, 3, 5, 4)
     value = fusion.build(COND, SITES).apply(refill)(condition(2))["a"]
     assert torch.equal(fusion.apply(x, value, 1, "a"), x)
@@ -289,7 +286,7 @@ class Swap:
     """A fusion of a user: swap neighbouring channels as far as the condition says."""
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
-        head = tf.heads.LinearHead(cond_dim, len(sites))
+        head = tf.heads.AffineHead(cond_dim, len(sites))
 
         class Amounts(nn.Module):
             def __init__(self) -> None:

@@ -7,7 +7,6 @@ from torch import nn
 import oracles
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm.heads import LinearHead
 
 
 def arrays(layer: nn.Module) -> tuple:
@@ -48,10 +47,6 @@ def test_dense_film_scales_and_shifts_by_a_linear_map_of_mish():
 def test_the_layers_keep_a_plain_layout_of_names_in_the_state_dict():
     assert set(tf.FiLM(3, 7).state_dict()) == {"head.weight", "head.bias"}
     assert set(tf.DenseFiLM(3, 7).state_dict()) == {"film.head.weight", "film.head.bias"}
-
-
-def test_the_head_is_no_linear_layer_for_the_hooks_of_others():
-    assert not isinstance(LinearHead(7, 6), nn.Linear)
 
 
 def test_a_gate_scales_what_film_gives():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchfilm.functional import film
-from torchfilm.heads import LinearHead
+from torchfilm.heads import AffineHead
 from torchfilm.modulation import Modulation
 
 GateStart = Literal["zero", "one"]
@@ -100,7 +100,7 @@ class FiLM(nn.Module):
         self.dim = dim
         self.gate = gate
         rows = (2 if gate is None else 3) * features
-        self.head = LinearHead(cond_dim, rows, device=device, dtype=dtype)
+        self.head = AffineHead(cond_dim, rows, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Return to the start: gamma = 1, beta = 0 and the gate as it was asked for."""

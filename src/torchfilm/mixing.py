@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchfilm.functional import film
-from torchfilm.heads import LinearHead, like_weights
+from torchfilm.heads import AffineHead, like_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class Concatenations(nn.Module):
         self.widths = [width or channels for channels in self.sites.values()]
         pairs = list(zip(self.widths, self.sites.values(), strict=True))
         if width is None:
-            self.shift = LinearHead(cond_dim, sum(self.widths))
+            self.shift = AffineHead(cond_dim, sum(self.widths))
             self.weights = nn.ParameterList(torch.zeros(w, c) for w, c in pairs)
             self.ups = None
         else:
@@ -198,7 +198,7 @@ class Bilinears(nn.Module):
         super().__init__()
         self.sites = dict(sites)
         self.rank = rank
-        self.factor = LinearHead(cond_dim, rank * len(self.sites))
+        self.factor = AffineHead(cond_dim, rank * len(self.sites))
         self.downs = nn.ParameterList(_uniform(rank, c) for c in self.sites.values())
         self.offsets = nn.ParameterList(torch.randn(rank) for _ in self.sites)
         self.ups = nn.ParameterList(_uniform(c, rank) for c in self.sites.values())
