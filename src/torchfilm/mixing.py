@@ -5,6 +5,7 @@ Each is the identity at the start, to the bit: what is added to the features has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -122,14 +123,17 @@ class Concatenations(nn.Module):
         self.sites = dict(sites)
         self.widths = [width or channels for channels in self.sites.values()]
         pairs = list(zip(self.widths, self.sites.values(), strict=True))
-        if width is None:
-            self.shift = AffineHead(cond_dim, sum(self.widths))
-            self.weights = nn.ParameterList(torch.zeros(w, c) for w, c in pairs)
-            self.ups = None
-        else:
-            self.shift = nn.Linear(cond_dim, sum(self.widths))
-            self.weights = nn.ParameterList(_uniform(w, c) for w, c in pairs)
-            self.ups = nn.ParameterList(torch.zeros(c, w) for w, c in pairs)
+        self.shift = (AffineHead if width is None else nn.Linear)(cond_dim, sum(self.widths))
+        self.weights = nn.ParameterList(torch.empty(w, c) for w, c in pairs)
+        self.ups = None if width is None else nn.ParameterList(torch.empty(c, w) for w, c in pairs)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give the weights of the sites their start; those of the shifts are `shift`'s own."""
+        for weight in self.weights:
+            nn.init.zeros_(weight) if self.ups is None else _uniform(weight)
+        for up in self.ups or ():
+            nn.init.zeros_(up)
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Mixing]:
         """Return the value of each site, in order."""
@@ -199,9 +203,16 @@ class Bilinears(nn.Module):
         self.sites = dict(sites)
         self.rank = rank
         self.factor = AffineHead(cond_dim, rank * len(self.sites))
-        self.downs = nn.ParameterList(_uniform(rank, c) for c in self.sites.values())
-        self.offsets = nn.ParameterList(torch.randn(rank) for _ in self.sites)
-        self.ups = nn.ParameterList(_uniform(c, rank) for c in self.sites.values())
+        self.downs = nn.ParameterList(torch.empty(rank, c) for c in self.sites.values())
+        self.offsets = nn.ParameterList(torch.empty(rank) for _ in self.sites)
+        self.ups = nn.ParameterList(torch.empty(c, rank) for c in self.sites.values())
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give the maps their start; the factors are those of `factor`."""
+        for parts, start in ((self.downs, _uniform), (self.offsets, nn.init.normal_), (self.ups, _uniform)):
+            for weight in parts:
+                start(weight)
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Bilinear]:
         """Return the value of each site, in order."""
@@ -255,7 +266,7 @@ class CrossAttention:
     def apply(self, x: Tensor, value: Attending, dim: int, site: str) -> Tensor:
         """Return the sum of the features and what each position has read."""
         rows = x.movedim(dim, -1)
-        flat = rows.reshape(rows.shape[0], -1, rows.shape[-1])
+        flat = rows.reshape(rows.shape[0], math.prod(rows.shape[1:-1]), rows.shape[-1])
         _check_channels(x, value.query, dim, site)
         query = functional.linear(flat, value.query.to(x.dtype))
         heads, size = value.keys.shape[1], value.keys.shape[-1]
@@ -281,8 +292,15 @@ class Attentions(nn.Module):
         self.widths = [width or channels for channels in self.sites.values()]
         self.read = nn.Linear(cond_dim, 2 * sum(self.widths))
         pairs = list(zip(self.widths, self.sites.values(), strict=True))
-        self.queries = nn.ParameterList(_uniform(w, c) for w, c in pairs)
-        self.outputs = nn.ParameterList(torch.zeros(c, w) for w, c in pairs)
+        self.queries = nn.ParameterList(torch.empty(w, c) for w, c in pairs)
+        self.outputs = nn.ParameterList(torch.empty(c, w) for w, c in pairs)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give queries and outputs their start; keys and values are those of `read`."""
+        for query, output in zip(self.queries, self.outputs, strict=True):
+            _uniform(query)
+            nn.init.zeros_(output)
 
     def forward(
         self,
@@ -335,10 +353,9 @@ def _attended(query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None) 
     return weights.masked_fill(~keep, 0).to(values.dtype) @ values
 
 
-def _uniform(rows: int, columns: int) -> Tensor:
-    """Return random weights, uniform as `nn.Linear` starts with."""
-    limit = columns**-0.5
-    return torch.empty(rows, columns).uniform_(-limit, limit)
+def _uniform(weight: Tensor) -> None:
+    """Start weights [out, in] as `nn.Linear` does."""
+    nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
 
 
 def _project(x: Tensor, weight: Tensor, dim: int, site: str) -> Tensor:
