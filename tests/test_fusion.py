@@ -126,6 +126,15 @@ def test_features_keep_their_precision(name: str, dtype: torch.dtype):
 
 
 @over_fusions
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_features_keep_their_precision_under_autocast(name: str, dtype: torch.dtype):
+    fusion = make(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = randomise(fusion.build(COND, SITES))(condition(2))["a"]
+        assert fusion.apply(torch.randn(2, 3, 5, 4, dtype=dtype), value, 1, "a").dtype == dtype
+
+
+@over_fusions
 def test_a_folded_value_does_the_same(name: str):
     fusion = make(name)
     if not hasattr(fusion, "fold"):
@@ -432,6 +441,25 @@ def test_a_conditioned_network_prints_the_parameters_of_each_site_and_of_the_con
 
     model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7), generator=Own())
     assert tf.conditioning(model).describe().splitlines()[2].split() == ["(all", "sites)", "80", "100.0%"]
+
+
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("concat", "width"), ("low_rank", "width"), ("cross_attention", "width"), ("cross_attention", "heads")],
+)
+def test_widths_and_heads_below_one_are_refused(name: str, option: str, number: int):
+    with pytest.raises(ValueError, match=rf"expected {option} from 1 on, got {number}\.\nLeave it out"):
+        resolve(name, **{option: number})
+
+
+@pytest.mark.plain
+def test_attention_refuses_a_mask_of_numbers():
+    generator = resolve("cross_attention").build(COND, SITES)
+    with pytest.raises(
+        ValueError, match=r"a boolean mask, True where .* got torch.int64.\nFor 0 and 1 .*bool"
+    ):
+        generator((torch.randn(2, TOKENS, COND), torch.ones(2, TOKENS, dtype=torch.int64)))
 
 
 @pytest.mark.plain

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchfilm.affine import rounded
 from torchfilm.functional import film
 from torchfilm.heads import AffineHead, like_weights
 
@@ -84,6 +85,9 @@ class Concat:
         width: go through an inner layer of this many channels, y = x + A (B [x; tile(z)] + c), with A zero at
             the start; None for W itself.
 
+    Raises:
+        ValueError: for a width below 1.
+
     Example:
         >>> fusion = Concat()
         >>> value = fusion.build(7, {"here": 3})(torch.rand(2, 7))["here"]
@@ -91,6 +95,7 @@ class Concat:
     """
 
     def __init__(self, width: int | None = None) -> None:
+        _check_from_one("Concat", width=width)
         self.width = width
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
@@ -101,8 +106,8 @@ class Concat:
         """Return the sum of the features, their mixture and the shift."""
         mixed = _project(x, value.weight, dim, site)
         if value.up is None:
-            return _shifted(x + mixed, value.shift, dim, site)
-        return x + _project(_shifted(mixed, value.shift, dim, site), value.up, dim, site)
+            return rounded(_shifted(x + mixed, value.shift, dim, site), x)
+        return rounded(x + _project(_shifted(mixed, value.shift, dim, site), value.up, dim, site), x)
 
     def fold(self, value: Mixing) -> Mixing:
         """Return the same map without an inner layer."""
@@ -164,6 +169,9 @@ class LowRank:
     Args:
         width: the rank, how many maps there are.
 
+    Raises:
+        ValueError: for a width below 1.
+
     Example:
         >>> fusion = LowRank(4)
         >>> value = fusion.build(7, {"here": 3})(torch.rand(2, 7))["here"]
@@ -171,6 +179,7 @@ class LowRank:
     """
 
     def __init__(self, width: int = 16) -> None:
+        _check_from_one("LowRank", width=width)
         self.width = width
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
@@ -182,7 +191,7 @@ class LowRank:
         inner = _project(x, value.down, dim, site)
         factor = value.factor
         chosen = film(inner, factor, factor * value.offset, dim, modulation_dim=-1, site=site)
-        return x + _project(chosen, value.up, dim, site)
+        return rounded(x + _project(chosen, value.up, dim, site), x)
 
     def fold(self, value: Bilinear) -> Mixing:
         """Return the same map as one matrix per sample and a shift: weight [*batch, C, C]."""
@@ -239,7 +248,7 @@ class CrossAttention:
         heads: number of heads; the width is divisible by it.
 
     Raises:
-        ValueError: where a width is not divisible by the heads.
+        ValueError: for a width or heads below 1, and where a width is not divisible by the heads.
 
     Example:
         >>> fusion = CrossAttention(heads=3)
@@ -249,6 +258,7 @@ class CrossAttention:
     """
 
     def __init__(self, width: int | None = None, heads: int = 1) -> None:
+        _check_from_one("CrossAttention", width=width, heads=heads)
         self.width = width
         self.heads = heads
 
@@ -311,7 +321,7 @@ class Attentions(nn.Module):
         """Return the value of each site, in order.
 
         Raises:
-            ValueError: where the tokens are not [B, T, cond_dim].
+            ValueError: where the tokens are not [B, T, cond_dim], or the mask is not boolean.
         """
         tokens, mask = condition if isinstance(condition, tuple) else (condition, None)
         tokens = tokens[:, None] if tokens.ndim == 2 and mask is None else tokens
@@ -319,6 +329,11 @@ class Attentions(nn.Module):
             raise ValueError(
                 f"CrossAttention: expected tokens [B, T, {self.cond_dim}], got {tuple(tokens.shape)}.\n"
                 f"Give tokens without pooling, as Tokens({self.cond_dim}, pooling=None) does."
+            )
+        if mask is not None and mask.dtype != torch.bool:
+            raise ValueError(
+                f"CrossAttention: expected a boolean mask, True where a token is real, got {mask.dtype}.\n"
+                f"For 0 and 1 with 1 for real tokens use mask.bool()."
             )
         if mask is not None:
             tokens = torch.where(mask[..., None], tokens, 0)
@@ -338,6 +353,15 @@ class Attentions(nn.Module):
     def _heads(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = pair.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return keys, values
+
+
+def _check_from_one(who: str, **numbers: int | None) -> None:
+    """Raise ValueError for a number below 1; None is a default of its own."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(
+                f"{who}: expected {name} from 1 on, got {number}.\nLeave it out for the usual one."
+            )
 
 
 def _attended(query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
