@@ -1,8 +1,12 @@
 """Fusions of a given number of parameters: what is reached, and what is refused."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import torchfilm as tf
 from torchfilm.fusion import FUSIONS, Matched, resolve
@@ -41,6 +45,38 @@ def test_a_conditioned_model_is_a_target():
     assert Matched("low_rank", model).choose(41, {"a": 13}).target == 26 * 42
     with pytest.raises(ValueError, match=r"expected a number or a conditioned model, got Linear without"):
         Matched("low_rank", nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize(
+    "wrap", [partial(torch.compile, backend="eager"), AveragedModel], ids=["compiled", "averaged"]
+)
+def test_a_wrapped_model_is_a_target(wrap):
+    model = wrap(tf.condition(nn.Sequential(nn.Linear(3, 13)), "0", tf.Vector(41)))
+    assert Matched("low_rank", model).target == 26 * 42
+
+
+@pytest.mark.parametrize("target", [np.int64(5_000), 5e3])
+def test_any_kind_of_number_is_a_target(target):
+    assert Matched("low_rank", target).choose(41, {"a": 13}).target == 5_000
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("target", [0, -5, float("nan"), float("inf"), "many"])
+def test_a_target_that_is_no_number_of_parameters_is_refused(target):
+    with pytest.raises(ValueError, match=rf"a number of parameters from 1 on, .* got {target!r}.\nGive"):
+        Matched("low_rank", target)
+
+
+def test_a_tabulated_model_has_no_parameters_to_match():
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7))
+    tf.tabulate(model, torch.randn(4, 7))
+    with pytest.raises(ValueError, match=r"\(a tabulated one has none\), got 0"):
+        Matched("concat", model)
+
+
+def test_a_table_is_not_exchanged_for_another_head():
+    with pytest.raises(ValueError, match=r"expected a head that reads vectors.*got head='table'"):
+        resolve("film", head="table", match_params=500).build(10, {"a": 8})
 
 
 def test_a_match_that_no_width_reaches_says_what_is_nearest():

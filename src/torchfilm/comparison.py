@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -244,7 +244,7 @@ class _Candidate:
     @property
     def parameters(self) -> tuple[int, int]:
         """Return the number of parameters, and how many of them condition and do nothing else."""
-        film = {conditioning(self.model)} if self.conditioned else set()
+        film: set[nn.Module] = {conditioning(self.model)} if self.conditioned else set()
         base = {p: None for _, part in self.model.named_modules(film) for p in part.parameters(recurse=False)}
         plain, total = (sum(p.numel() for p in parameters) for parameters in (base, self.model.parameters()))
         return (plain, 0) if self.plain else (total, total - plain)
@@ -345,7 +345,7 @@ def _product_by_product() -> Iterator[None]:
     Those are the fast paths of attention and of encoder layers, and the recurrences and packed convolutions
     of oneDNN.
     """
-    mha, mkldnn = torch.backends.mha, torch.backends.mkldnn
+    mha, mkldnn = torch.backends.mha, cast(Any, torch.backends.mkldnn)
     before = mha.get_fastpath_enabled(), mkldnn.enabled
     try:
         mha.set_fastpath_enabled(False)
