@@ -89,6 +89,8 @@ def test_each_node_of_a_graph_listens_to_its_graph():
     torch.testing.assert_close(layer(nodes, z, rows=graph), each)
     torch.testing.assert_close(layer(nodes, z, rows=graph.int()), each)
     assert torch.equal(layer(nodes, modulation=layer.modulation(z), rows=graph), layer(nodes, z, rows=graph))
+    gated = randomise(tf.FiLM(3, 7, gate="one"))
+    torch.testing.assert_close(gated(nodes, z, rows=graph), gated(nodes, z[graph]))
 
 
 def test_nodes_in_another_order_listen_to_the_same_graphs():
@@ -105,8 +107,18 @@ def test_nodes_in_another_order_listen_to_the_same_graphs():
 def test_rows_that_do_not_fit_are_refused(rows: torch.Tensor):
     with pytest.raises(ValueError, match=r"rows as int64 or int32 numbers, one for each of the 5 rows of x"):
         tf.FiLM(3, 7)(torch.randn(5, 3), torch.randn(2, 7), rows=rows)
+
+
+def test_a_modulation_without_rows_has_none_to_pick():
+    m, rows = tf.Modulation.identity(3), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="expected a batch axis in front of the channels"):
+        tf.FiLM(3, 7)(torch.randn(5, 3), modulation=m, rows=rows)
+
+
+@pytest.mark.parametrize("row", [2, -1])
+def test_a_row_that_the_condition_does_not_have_is_refused(row: int):
     with pytest.raises(IndexError, match="out of"):
-        tf.FiLM(3, 7)(torch.randn(1, 3), torch.randn(2, 7), rows=torch.tensor([2]))
+        tf.FiLM(3, 7)(torch.randn(1, 3), torch.randn(2, 7), rows=torch.tensor([row]))
 
 
 def test_the_start_returns_on_request():
