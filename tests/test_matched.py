@@ -55,6 +55,7 @@ def test_a_wrapped_model_is_a_target(wrap):
     assert Matched("low_rank", model).target == 26 * 42
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("target", [np.int64(5_000), 5e3])
 def test_any_kind_of_number_is_a_target(target):
     assert Matched("low_rank", target).choose(41, {"a": 13}).target == 5_000

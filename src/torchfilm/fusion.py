@@ -175,7 +175,9 @@ FUSIONS: dict[str, type[Fusion]] = {
 }
 
 
-def resolve(fusion: str | Fusion, *, match_params: float | nn.Module | None = None, **options: Any) -> Fusion:
+def resolve(
+    fusion: str | Fusion, *, match_params: int | float | nn.Module | None = None, **options: Any
+) -> Fusion:
     """Return the fusion of that name, built with the options; one that is given as an object, as it is.
 
     Args:
@@ -305,7 +307,12 @@ class Matched:
     """
 
     def __init__(
-        self, fusion: str | Fusion, target: float | nn.Module, *, tolerance: float = 0.05, **options: Any
+        self,
+        fusion: str | Fusion,
+        target: int | float | nn.Module,
+        *,
+        tolerance: float = 0.05,
+        **options: Any,
     ) -> None:
         self.fusion: Any = resolve(fusion, **options)
         number = _generator_parameters(target) if isinstance(target, nn.Module) else target
