@@ -150,8 +150,9 @@ def _one_dimensional_weight(module: nn.Module) -> int | None:
     """
     weight = dict(module.named_parameters(recurse=False)).get("weight")
     alone = not list(module.children())
-    each = weight is not None and weight.ndim == 1 and weight.numel() > 1
-    return weight.numel() if each and alone else None
+    if weight is None or weight.ndim != 1 or weight.numel() == 1 or not alone:
+        return None
+    return weight.numel()
 
 
 _KNOWN: dict[type[nn.Module], Callable[[Any], Sides]] = {
