@@ -206,6 +206,20 @@ CASES = (
 LAYERS = tuple(case for case in CASES if case.dim is not None)
 
 
+def refilled_by_type(module: nn.Module) -> None:
+    """Refill the layers that have a type of torch's: an initialisation hook of others, for `apply`."""
+    if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.02)
+
+
+def refilled_by_name(module: nn.Module) -> None:
+    """Refill the layers whose class has a name like those of torch, as many init hooks do."""
+    if any(word in type(module).__name__ for word in ("Linear", "Conv", "Norm")):
+        for parameter in (getattr(module, name, None) for name in ("weight", "bias")):
+            if parameter is not None:
+                nn.init.normal_(parameter, std=0.02)
+
+
 def randomise(module: nn.Module) -> nn.Module:
     """Fill every parameter: heads that start at zero would make "works" and "is ignored" look alike."""
     with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from catalogue import randomise
+from torchfilm.blocks.packing import PackedConv1d
 from torchfilm.comparison import Comparison, Row, Scored, compare
 from torchfilm.conditions import Vector
 from torchfilm.injection import condition
@@ -37,6 +38,20 @@ def test_parameters_are_those_of_the_base_and_those_that_condition():
     ]
 
 
+def test_a_layer_that_base_and_encoder_share_is_the_base_s():
+    net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 3))
+    encoder = Vector(5)
+    encoder.shared = net[0]
+    found = compare({"film": condition(net, "1", encoder)}, (torch.randn(2, 5), torch.randn(2, 5)), rounds=1)
+    counts = [(row.parameters, row.added) for row in found.rows]
+    assert counts == [(30 + 18, 0), (30 + 18 + 36, 36)]
+
+
+def test_a_network_without_parameters_is_compared():
+    found = compare({"relu": Plain(nn.ReLU())}, (torch.randn(2, 3), torch.randn(2, COND)), rounds=1)
+    assert found["relu"].parameters == 0
+
+
 def test_flops_are_two_for_each_product():
     found = compare(models("film", "concat", "cross_attention"), batch(), rounds=1)
     plain = 2 * 2 * (9 * 9) * (3 * 9 * 5 + 5 * 2)
@@ -45,6 +60,57 @@ def test_flops_are_two_for_each_product():
     assert found["concat"].flops == plain + 2 * 2 * COND * 5 + 2 * 2 * 81 * 5 * 5
     attention = 2 * (81 * 5 * 5 + 81 * 5 + 81 * 5 + 81 * 5 * 5)  # queries, scores, sums, output; one token
     assert found["cross_attention"].flops == plain + 2 * (2 * COND * 10 + attention)
+
+
+class Plain(nn.Module):
+    """A network that is given a condition and does not listen."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Self(nn.Module):
+    """Attention of a sequence to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, x, x, need_weights=False)[0]
+
+
+class Last(nn.LSTM):
+    """States alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+ATTENTION = 4 * 8 * 8 + 2 * 7 * 8  # projections, scores and sums of one token among seven
+
+
+@pytest.mark.parametrize(
+    ("layer", "products"),
+    [
+        (Self(), ATTENTION),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), ATTENTION + 2 * 8 * 16),
+        (Last(8, 8, batch_first=True), 2 * 8 * 32),
+        (PackedConv1d(nn.Conv1d(7, 7, 3, padding=1)), 7 * 3 * 8),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_layers_that_torch_computes_in_one_operation_are_counted(layer: nn.Module, products: int):
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    model = condition(nn.Sequential(layer, nn.Linear(8, 3)), "1", Vector(COND))
+    found = compare({"film": model}, (torch.randn(2, 7, 8), torch.randn(2, COND)), rounds=1)
+    assert found["unconditioned"].flops == 2 * 2 * 7 * (products + 8 * 3)
+    assert found["film"].flops == found["unconditioned"].flops + 2 * 2 * COND * 6
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled) == before
 
 
 def test_latency_is_the_median_of_what_the_clock_says_and_ratios_are_to_the_plain_network():
@@ -74,6 +140,30 @@ def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights(
     # The convolution keeps its input, the ReLU its output, which it shares with nobody else.
     assert found["unconditioned"].kept == 4 * (x.numel() + 2 * 5 * 49)
     assert found["bias"].kept > found["unconditioned"].kept
+
+
+def test_what_is_kept_is_what_training_keeps_and_nothing_of_it_remains():
+    net = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.Dropout(0.5)).eval()
+    x, shared = torch.randn(2, 3, 7, 7), nn.BatchNorm2d(5)
+    net.append(shared).append(nn.Sequential(shared))
+    held = [(buffer, buffer.clone(), buffer._version) for buffer in net.buffers()]
+    state = torch.get_rng_state()
+    found = compare({"net": Plain(net)}, (x, torch.zeros(2, COND)), rounds=1)
+    features, statistics = 4 * 2 * 5 * 49, 4 * 2 * 5  # each norm keeps what it reads, mean and deviation
+    mask = features  # the dropout's
+    assert found["net"].kept == 4 * x.numel() + 3 * features + 3 * statistics + mask
+    assert torch.equal(torch.get_rng_state(), state)
+    for buffer, (same, value, version) in zip(net.buffers(), held, strict=True):
+        assert buffer is same
+        assert torch.equal(buffer, value)
+        assert buffer._version == version
+    assert net.training is net[1].training is False
+
+
+def test_a_batch_that_batch_norms_cannot_be_trained_on_is_measured_in_eval_mode():
+    net = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5))
+    found = compare({"net": Plain(net)}, (torch.randn(1, 3, 1, 1), torch.randn(1, COND)), rounds=1)
+    assert found["net"].kept == 4 * (3 + 5)
 
 
 def test_seeds_are_scored_apart_and_gains_are_on_the_same_samples():
@@ -164,6 +254,10 @@ def test_the_table_shows_every_number():
 def test_no_networks_and_scores_of_other_samples_are_refused():
     with pytest.raises(ValueError, match="expected at least one network, got none"):
         compare({}, batch())
+    with pytest.raises(ValueError, match="expected at least one network for 'bias', got none"):
+        compare(models("film") | {"bias": []}, batch())
+    with pytest.raises(ValueError, match=r"for each seed of 'film', got \[\(0,\)\]"):
+        compare(models("film"), batch(), rounds=1, score=lambda model: [])
     counts = iter([3, 4])
     with pytest.raises(ValueError, match=r"of the same samples for all networks, got {'film': 3, 'bias': 4}"):
         compare(models("film", "bias"), batch(), rounds=1, score=lambda model: [1.0] * next(counts))
@@ -199,6 +293,8 @@ def test_names_and_rounds_that_mean_nothing_are_refused():
     )
     with pytest.raises(ValueError, match="expected at least one round, got 0"):
         compare({"film": model}, batch, rounds=0)
+    with pytest.raises(ValueError, match=r"at least one resample, got 0.\nGive resamples=1000"):
+        compare({"film": model}, batch, resamples=0)
     with pytest.raises(ValueError, match=r"no network named 'unconditioned' beside a conditioned one"):
         compare({"film": model, "unconditioned": nn.Linear(3, 5)}, batch)
     with pytest.raises(

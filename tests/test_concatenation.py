@@ -31,7 +31,9 @@ def test_a_convolution_over_a_tiled_condition_is_a_shift(conv: nn.Module):
     conv = conv.double()
     x = torch.randn(2, 3, *[7] * (conv.weight.ndim - 2)).double()
     z = torch.randn(2, 11).double()
-    torch.testing.assert_close(tf.concat_as_shift(conv, 3)(x, z), conv(tiled(x, z)))
+    shifted = tf.concat_as_shift(conv, 3)
+    torch.testing.assert_close(shifted(x, z), conv(tiled(x, z)))
+    assert shifted(x[:0], z[:0]).shape == conv(tiled(x, z))[:0].shape
 
 
 def test_a_convolution_takes_one_sample_without_a_batch_too():

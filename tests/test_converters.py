@@ -86,6 +86,28 @@ def test_a_converted_projection_says_the_same_in_the_other_layout(source: str, t
     torch.testing.assert_close(back[1], linear.bias)
 
 
+@over_layouts
+def test_small_numbers_of_a_projection_in_half_precision_are_not_lost(name: str):
+    layout, z = LAYOUTS[name], torch.randn(2, 7).bfloat16()
+    linear = projection(len(layout.words)).bfloat16()
+    nn.init.constant_(linear.bias, 1e-3)
+    nn.init.zeros_(linear.weight)
+    names = tuple(map(str, range(layout.sites)))
+    for site, m in zip(names, read(linear(z), layout), strict=True):
+        made = as_generator({names: linear}, name)(z)[site]
+        assert torch.equal(made.gamma, m.gamma)
+        assert torch.equal(made.beta, m.beta)
+
+
+def test_small_numbers_of_half_precision_come_back_from_another_layout():
+    linear = projection(2).bfloat16()
+    nn.init.constant_(linear.bias, 1e-3)
+    weight, bias = convert(linear.weight, linear.bias, "diffusion_policy")
+    assert (weight.dtype, bias.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(convert(weight, bias, "torchfilm", "diffusion_policy")[1], linear.bias.float())
+    assert convert(linear.weight, linear.bias, "dit/final")[1].dtype == torch.bfloat16
+
+
 def test_a_projection_without_a_bias_gets_the_one_where_it_moves():
     linear = nn.Linear(7, 6, bias=False)
     weight, bias = convert(linear.weight, None, "diffusion_policy")
@@ -185,5 +207,9 @@ def test_wrong_projections_say_what_is_wrong():
         as_generator({"a": projection(6)}, "dit")
     with pytest.raises(ValueError, match=r"expected projections of one condition, got sizes \[7, 8\]"):
         as_generator({"a": projection(2), "b": projection(2, cond=8)}, "torchfilm")
+    with pytest.raises(ValueError, match=r"expected each site once, got 'a' again in \('a',\)"):
+        as_generator({"a": projection(2), ("a",): projection(2)}, "torchfilm")
+    with pytest.raises(ValueError, match=r"expected each site once, got 'a' again in \('a', 'a'\)"):
+        as_generator({("a", "a"): projection(6)}, "dit")
     with pytest.raises(ValueError, match=r"expected projections of one condition, got sizes \[\]"):
         as_generator({}, "torchfilm")

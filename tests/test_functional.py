@@ -388,6 +388,36 @@ def test_a_modulation_axis_that_does_not_exist_is_refused():
 
 
 @pytest.mark.plain
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize(
+    "modulated",
+    [
+        lambda x, gamma: F.film(x, gamma, gamma),
+        lambda x, gamma: F.film(x, gamma, gamma, activation="relu"),
+        lambda x, gamma: F.film(x, gamma, gamma, gate=gamma),
+        lambda x, gamma: F.film_(x, gamma, gamma),
+        lambda x, gamma: F.gated_residual(x, x, gamma),
+    ],
+    ids=["film", "activation", "gate", "in place", "gated residual"],
+)
+def test_features_of_integers_are_refused(modulated: Callable, dtype: torch.dtype):
+    x = torch.ones(2, 3, 5, dtype=dtype)
+    with pytest.raises(
+        ValueError, match=rf"can hold the result in torch.float32, got {dtype}.*\n.*\(2, 3, 5\)"
+    ):
+        modulated(x, torch.rand(2, 3))
+
+
+@pytest.mark.plain
+def test_the_imaginary_part_of_gamma_is_never_dropped():
+    x, gamma, beta = torch.randn(2, 3, 5), torch.randn(2, 3, dtype=torch.complex64), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"the result in torch.complex64, got torch.float32"):
+        F.film(x, gamma, beta)
+    y = F.film(x.to(torch.complex64), gamma, beta)
+    torch.testing.assert_close(y, gamma[..., None] * x)
+
+
+@pytest.mark.plain
 def test_a_branch_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"expected a branch of the shape of x[\s\S]*branch  \(2, 3, 1\)"):
         F.gated_residual(random(2, 3, 5), random(2, 3, 1), random(3))

@@ -6,8 +6,8 @@ from torch import nn
 
 import oracles
 import torchfilm as tf
-from catalogue import randomise
-from torchfilm.heads import LinearHead
+from catalogue import randomise, refilled_by_name, refilled_by_type
+from torchfilm.heads import AffineHead
 
 SITES = {"block1": 3, "block2": 5, "block3": 3}
 WIDTHS = [6, 10, 6]
@@ -148,9 +148,13 @@ def test_every_head_gives_float32_from_bfloat16_and_under_autocast(head):
         assert m.gamma.dtype == m.beta.dtype == torch.float32
 
 
-def test_no_head_is_a_linear_layer_for_the_hooks_of_others():
-    for head in KINDS:
-        assert not any(isinstance(part, nn.Linear) for part in generator(head).modules())
+@pytest.mark.parametrize("head", KINDS)
+@pytest.mark.parametrize("refill", [refilled_by_type, refilled_by_name])
+def test_no_head_is_a_layer_of_torch_for_the_hooks_of_others(head, refill):
+    made = generator(head)
+    before = {name: p.clone() for name, p in made.named_parameters()}
+    made.apply(refill)
+    assert all(torch.equal(p, before[name]) for name, p in made.named_parameters())
 
 
 @pytest.mark.plain
@@ -169,7 +173,7 @@ def test_a_class_outside_the_table_is_refused():
 
 def test_the_paper_s_start_of_a_linear_head_is_reproduced_number_by_number():
     torch.manual_seed(5)
-    made = LinearHead(7, 6, "default")
+    made = AffineHead(7, 6, "default")
     torch.manual_seed(5)
     weight, bias = torch.empty(6, 7), torch.empty(6)
     nn.init.uniform_(weight, -(7**-0.5), 7**-0.5)

@@ -4,6 +4,7 @@ import copy
 import doctest
 import importlib
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import torchfilm as tf
-from catalogue import CASES, LAYERS, Case, double, randomise
+from catalogue import CASES, LAYERS, Case, double, randomise, refilled_by_name, refilled_by_type
 
 over_cases = pytest.mark.parametrize("case", CASES, ids=str)
 over_layers = pytest.mark.parametrize("case", LAYERS, ids=str)
@@ -61,11 +62,8 @@ def test_a_fresh_layer_is_the_identity_to_the_bit(case: Case):
 
 
 @over_layers
-def test_the_identity_survives_the_init_hooks_of_others(case: Case):
-    def refill(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
-            nn.init.normal_(module.weight, std=0.02)
-
+@pytest.mark.parametrize("refill", [refilled_by_type, refilled_by_name])
+def test_the_identity_survives_the_init_hooks_of_others(case: Case, refill: Callable[[nn.Module], None]):
     x, z = case.inputs(2)
     assert torch.equal(case.build().apply(refill)(x, z), case.plain(x))
 

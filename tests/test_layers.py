@@ -7,7 +7,6 @@ from torch import nn
 import oracles
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm.heads import LinearHead
 
 
 def arrays(layer: nn.Module) -> tuple:
@@ -50,10 +49,6 @@ def test_the_layers_keep_a_plain_layout_of_names_in_the_state_dict():
     assert set(tf.DenseFiLM(3, 7).state_dict()) == {"film.head.weight", "film.head.bias"}
 
 
-def test_the_head_is_no_linear_layer_for_the_hooks_of_others():
-    assert not isinstance(LinearHead(7, 6), nn.Linear)
-
-
 def test_a_gate_scales_what_film_gives():
     layer = randomise(tf.FiLM(3, 7, gate="one")).double()
     x, z = torch.randn(2, 3, 5, 4).double(), torch.randn(2, 7).double()
@@ -94,6 +89,8 @@ def test_each_node_of_a_graph_listens_to_its_graph():
     torch.testing.assert_close(layer(nodes, z, rows=graph), each)
     torch.testing.assert_close(layer(nodes, z, rows=graph.int()), each)
     assert torch.equal(layer(nodes, modulation=layer.modulation(z), rows=graph), layer(nodes, z, rows=graph))
+    gated = randomise(tf.FiLM(3, 7, gate="one"))
+    torch.testing.assert_close(gated(nodes, z, rows=graph), gated(nodes, z[graph]))
 
 
 def test_nodes_in_another_order_listen_to_the_same_graphs():
@@ -110,8 +107,18 @@ def test_nodes_in_another_order_listen_to_the_same_graphs():
 def test_rows_that_do_not_fit_are_refused(rows: torch.Tensor):
     with pytest.raises(ValueError, match=r"rows as int64 or int32 numbers, one for each of the 5 rows of x"):
         tf.FiLM(3, 7)(torch.randn(5, 3), torch.randn(2, 7), rows=rows)
+
+
+def test_a_modulation_without_rows_has_none_to_pick():
+    m, rows = tf.Modulation.identity(3), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="expected a batch axis in front of the channels"):
+        tf.FiLM(3, 7)(torch.randn(5, 3), modulation=m, rows=rows)
+
+
+@pytest.mark.parametrize("row", [2, -1])
+def test_a_row_that_the_condition_does_not_have_is_refused(row: int):
     with pytest.raises(IndexError, match="out of"):
-        tf.FiLM(3, 7)(torch.randn(1, 3), torch.randn(2, 7), rows=torch.tensor([2]))
+        tf.FiLM(3, 7)(torch.randn(1, 3), torch.randn(2, 7), rows=torch.tensor([row]))
 
 
 def test_the_start_returns_on_request():

@@ -170,6 +170,14 @@ def test_a_batch_norm_keeps_its_names_below_norm():
 
 
 @pytest.mark.parametrize("kind", BATCH)
+def test_hooks_that_go_by_class_names_find_the_weight_and_bias_of_a_batch_norm(kind: type):
+    layer = conditional(kind)(3, 7, affine=True)
+    assert layer.weight is layer.norm.weight
+    assert layer.bias is layer.norm.bias
+    assert conditional(kind)(3, 7).weight is None
+
+
+@pytest.mark.parametrize("kind", BATCH)
 def test_converting_to_a_synchronised_norm_keeps_the_condition(kind: type):
     layer = randomise(conditional(kind)(3, 7)).eval()
     x, z = torch.randn(BATCH[kind]), torch.randn(2, 7)

@@ -80,6 +80,39 @@ def test_a_quantised_layer_gets_the_bias_it_lacks():
     check(model, model[0].weight().int_repr())
 
 
+class Last(nn.Module):
+    """The states of a recurrence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_recurrence_is_refused_with_its_reason():
+    model = torch.ao.quantization.quantize_dynamic(Last(), {nn.LSTM})
+    with pytest.raises(NotExactError, match="LSTM"):
+        fold_output(Draft(model), model.rnn, Affine(torch.ones(5).double(), torch.zeros(5).double()), -1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif("qnnpack" not in torch.backends.quantized.supported_engines, reason="needs qnnpack")
+def test_an_engine_without_negative_scales_takes_positive_factors_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", "qnnpack")
+    packed = by_torch(per_channel=False)
+    factor, shift, x = torch.rand(5).double() + 0.5, torch.randn(5).double(), torch.randn(3, 64)
+    draft, y = Draft(packed), packed[0](x)
+    fold_output(draft, packed[0], Affine(factor, shift), -1)
+    draft.apply()
+    torch.testing.assert_close(packed[0](x), (y * factor + shift).float())
+    for gamma in (0, -1):
+        with pytest.raises(NotExactError, match="qnnpack takes no scale that is not positive"):
+            fold_output(Draft(packed), packed[0], Affine(gamma * factor, shift), -1)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_what_has_no_scale_per_channel_is_refused():
     quantization = pytest.importorskip("torchao.quantization")

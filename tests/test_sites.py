@@ -192,6 +192,11 @@ class OwnRMSNorm(nn.Module):
         return x * self.weight
 
 
+@pytest.mark.parametrize(("layer", "width"), [(OwnRMSNorm(7), 7), (OwnRMSNorm(1), None), (nn.PReLU(), None)])
+def test_a_weight_for_each_channel_says_how_many_there_are_and_a_single_number_does_not(layer, width):
+    assert channels(layer, "output") == channels(layer, "input") == (width, None)
+
+
 @pytest.mark.plain
 def test_channels_that_are_not_known_have_to_be_said():
     model = nn.Sequential(

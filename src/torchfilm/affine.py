@@ -49,8 +49,16 @@ def affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 def rounded(y: Tensor, x: Tensor) -> Tensor:
-    """Return y in the precision of x."""
-    return y if y.dtype == x.dtype else y.to(x.dtype)  # nothing to convert still is a call of torch
+    """Return y in the precision of x; ValueError where that has no such numbers, as integers."""
+    if y.dtype == x.dtype:  # nothing to convert still is a call of torch
+        return y
+    if x.is_complex() < y.is_complex() or not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(
+            f"FiLM: expected features x that can hold the result in {y.dtype}, got {x.dtype}.\n"
+            f"  x  {tuple(x.shape)}\n"
+            f"Convert x first, with x.float() or x.to({y.dtype})."
+        )
+    return y.to(x.dtype)
 
 
 class _Shape(NamedTuple):

@@ -144,10 +144,15 @@ def _transformer_stack(module: Any) -> Sides:
 
 
 def _one_dimensional_weight(module: nn.Module) -> int | None:
-    """The width of a norm that torch does not know, as the many RMS norms; its axis stays unknown."""
+    """The width of a norm that torch does not know, as the many RMS norms; its axis stays unknown.
+
+    A single number, as a slope or a scale, is the same for all channels and says nothing about them.
+    """
     weight = dict(module.named_parameters(recurse=False)).get("weight")
     alone = not list(module.children())
-    return weight.numel() if weight is not None and weight.ndim == 1 and alone else None
+    if weight is None or weight.ndim != 1 or weight.numel() == 1 or not alone:
+        return None
+    return weight.numel()
 
 
 _KNOWN: dict[type[nn.Module], Callable[[Any], Sides]] = {

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -64,7 +64,8 @@ class Row:
         milliseconds: median of a forward pass over the batch, in eval mode without gradients.
         quartiles: of the same.
         ratio: of the median to that of the network without conditioning.
-        kept: bytes that a forward pass in eval mode keeps for the backward pass, parameters not counted.
+        kept: bytes that a forward pass in training keeps for the backward pass, parameters not counted; in
+            eval mode where a batch norm cannot be trained on the batch, which has one value per channel.
         score: the task's, where it was asked for.
         gain: score minus that of the first network compared, on the same samples.
     """
@@ -171,8 +172,8 @@ def compare(
         clock: seconds; `time.process_time` where others use the machine.
 
     Raises:
-        ValueError: for no networks, no rounds, a second "unconditioned", a batch that a network is not called
-            with, and for scores of different numbers of samples.
+        ValueError: for no networks, no rounds, no resamples, a second "unconditioned", a batch that a network
+            is not called with, and for scores of no samples or of different numbers of them.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -184,17 +185,21 @@ def compare(
         >>> comparison["film"].added, comparison["concat"].added
         (128, 128)
     """
-    if not models:
-        raise ValueError("compare: expected at least one network, got none.\nGive {'film': model, ...}.")
-    if rounds < 1:
-        raise ValueError(f"compare: expected at least one round, got {rounds}.\nGive rounds=30.")
+    seeds = {name: [one] if isinstance(one, nn.Module) else list(one) for name, one in models.items()}
+    none = next((f" for '{name}'" for name, trained in seeds.items() if not trained), "")
+    if not models or none:
+        raise ValueError(
+            f"compare: expected at least one network{none}, got none.\nGive {{'film': model, ...}}."
+        )
+    for what, number, usual in (("round", rounds, 30), ("resample", resamples, 1000)):
+        if number < 1:
+            raise ValueError(f"compare: expected at least one {what}, got {number}.\nGive {what}s={usual}.")
     if not isinstance(batch, Sequence | Mapping) or not batch:
         got = "nothing" if isinstance(batch, Sequence | Mapping) else _kind(batch)
         raise ValueError(
             f"compare: expected a batch (x, cond), or a mapping of keyword arguments, got {got}.\n"
             f"The condition is its last entry: compare(models, (x, z))."
         )
-    seeds = {name: [one] if isinstance(one, nn.Module) else list(one) for name, one in models.items()}
     candidates = [_Candidate(name, trained[0], batch) for name, trained in seeds.items()]
     if candidates[0].conditioned:
         if "unconditioned" in models:
@@ -203,7 +208,7 @@ def compare(
                 "That network without its conditioning is measured in any case; leave this one out."
             )
         candidates.insert(0, dataclasses.replace(candidates[0], name="unconditioned", plain=True))
-    with _eval([model for trained in seeds.values() for model in trained]):
+    with _mode([model for trained in seeds.values() for model in trained], training=False):
         times = _in_turn(candidates, rounds, clock)
         scores = {name: _scores(name, trained, score) for name, trained in seeds.items()} if score else {}
         _check_sizes(scores)
@@ -215,7 +220,8 @@ def compare(
                 scored[name]["gain"] = _scored(found, scores[first], rng, resamples)
         base = float(np.median(times[candidates[0].name]))
         rows = tuple(_row(one, times[one.name], base, scored.get(one.name, {})) for one in candidates)
-    return Comparison(rows, rounds, str(next(candidates[0].model.parameters()).device))
+    tensors = (*candidates[0].model.parameters(), *candidates[0].model.buffers())
+    return Comparison(rows, rounds, str(tensors[0].device) if tensors else "cpu")
 
 
 @dataclass(frozen=True)
@@ -237,10 +243,11 @@ class _Candidate:
 
     @property
     def parameters(self) -> tuple[int, int]:
-        """Return the number of parameters, and how many of them condition."""
-        added = _count(conditioning(self.model)) if self.conditioned else 0
-        total = _count(self.model)
-        return (total - added, 0) if self.plain else (total, added)
+        """Return the number of parameters, and how many of them condition and do nothing else."""
+        film: set[nn.Module] = {conditioning(self.model)} if self.conditioned else set()
+        base = {p: None for _, part in self.model.named_modules(film) for p in part.parameters(recurse=False)}
+        plain, total = (sum(p.numel() for p in parameters) for parameters in (base, self.model.parameters()))
+        return (plain, 0) if self.plain else (total, total - plain)
 
     def active(self) -> AbstractContextManager[None]:
         return unconditioned(self.model) if self.plain else nullcontext()
@@ -287,12 +294,12 @@ def _row(candidate: _Candidate, times: Sequence[float], base: float, scored: Map
 
 
 @contextmanager
-def _eval(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Put all modules into eval mode, and each back into its own afterwards."""
+def _mode(models: Sequence[nn.Module], *, training: bool) -> Iterator[None]:
+    """Put all modules into a mode, and each back into its own afterwards."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
-            model.eval()
+            model.train(training)
         yield
     finally:
         for module, mode in modes:
@@ -324,18 +331,59 @@ def _kind(value: Any) -> str:
     return f"a Tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _flops(candidate: _Candidate) -> int:
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _product_by_product(), counter:
         candidate()
     return counter.get_total_flops()
 
 
+@contextmanager
+def _product_by_product() -> Iterator[None]:
+    """Keep torch from computing whole layers in one operation, whose products nobody counts.
+
+    Those are the fast paths of attention and of encoder layers, and the recurrences and packed convolutions
+    of oneDNN.
+    """
+    mha, mkldnn = torch.backends.mha, cast(Any, torch.backends.mkldnn)
+    before = mha.get_fastpath_enabled(), mkldnn.enabled
+    try:
+        mha.set_fastpath_enabled(False)
+        mkldnn.enabled = False
+        yield
+    finally:
+        mha.set_fastpath_enabled(before[0])
+        mkldnn.enabled = before[1]
+
+
 def _kept(candidate: _Candidate) -> int:
+    """Return the bytes that training keeps; in eval mode where a batch norm finds too few to train on."""
+    with _training(candidate.model):
+        try:
+            return _held(candidate)
+        except ValueError:
+            candidate.model.eval()
+            return _held(candidate)
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Train in the block, on copies of the buffers, and with random numbers that are drawn again after it."""
+    places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
+    buffers = [place[name] for place, name in places]
+    copies = {id(buffer): None if buffer is None else buffer.detach().clone() for buffer in buffers}
+    devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    with torch.random.fork_rng(devices), _mode([model], training=True):
+        try:
+            for (place, name), buffer in zip(places, buffers, strict=True):
+                place[name] = copies[id(buffer)]
+            yield
+        finally:
+            for (place, name), buffer in zip(places, buffers, strict=True):
+                place[name] = buffer
+
+
+def _held(candidate: _Candidate) -> int:
     """Sum the storages that the graph of a forward pass holds, each once, without those of the model."""
     model = candidate.model
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
@@ -362,11 +410,11 @@ def _scores(name: str, models: Sequence[nn.Module], score: Score) -> Numbers:
         value = score(model)
         value = value.detach().double().cpu().numpy() if isinstance(value, Tensor) else value
         found.append(np.atleast_1d(np.asarray(value, dtype=np.float64)))
-    if len({numbers.shape for numbers in found}) > 1 or found[0].ndim != 1:
+    if len({numbers.shape for numbers in found}) > 1 or found[0].ndim != 1 or not found[0].size:
         shapes = [numbers.shape for numbers in found]
         raise ValueError(
             f"compare: expected one score or a list of as many for each seed of '{name}', got {shapes}.\n"
-            f"Score every seed on the same samples."
+            f"Score every seed on the same samples, at least one."
         )
     return np.stack(found)
 

@@ -56,7 +56,7 @@ class Shifted(nn.Module):
                 f"  condition  {tuple(condition.shape)}\n"
                 f"The axes of the condition besides its last align with those of x, from the left."
             )
-        aligned = shift.reshape(*batch, *[1] * (len(positions) - len(batch)), -1)
+        aligned = shift.reshape(*batch, *[1] * (len(positions) - len(batch)), shift.shape[-1])
         return y + aligned.movedim(-1, self.dim)
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -172,7 +173,8 @@ def convert(
     """Return weight and bias of a projection that says the same in another layout.
 
     Blocks change places, and where one layout has the factor (gamma) and the other the factor less one
-    (scale), the one moves out of or into the bias: W z + b = 1 + (W z + (b - 1)).
+    (scale), the one moves out of or into the bias: W z + b = 1 + (W z + (b - 1)). The bias is then in float32
+    or wider: in bfloat16 a small b would be lost beside the one.
 
     Args:
         weight: of the projection, one row for each number.
@@ -189,8 +191,9 @@ def convert(
     """
     source, target = _layout(source), _layout(target)
     bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
-    weight, blocks = reorder(weight, source, target), list(_blocks(bias, source, 0))
     one = ("gamma" in target.words) - ("gamma" in source.words)
+    bias = wide(bias) if one else bias
+    weight, blocks = reorder(weight, source, target), list(_blocks(bias, source, 0))
     for i, word in enumerate(source.words):
         if word in ("gamma", "scale"):
             blocks[i] = blocks[i] + one
@@ -203,11 +206,12 @@ def as_generator(projections: Mapping[str | tuple[str, ...], nn.Linear], layout:
     Args:
         projections: site to projection; a tuple of sites where the layout has several in one projection, in
             its order.
-        layout: that of all of them. Its activation becomes the generator's trunk.
+        layout: that of all of them. Its activation becomes the generator's trunk; where it has the factor
+            itself (gamma), so has the generator's head, gamma_offset=0.
 
     Raises:
-        ValueError: for no projections, other numbers of sites than the layout has, projections of different
-            conditions, and sizes that are not divisible.
+        ValueError: for no projections, other numbers of sites than the layout has, a site named twice,
+            projections of different conditions, and sizes that are not divisible.
 
     Example:
         >>> blocks = {(f"{i}.attention", f"{i}.mlp"): nn.Linear(512, 6 * 64) for i in range(3)}
@@ -217,7 +221,9 @@ def as_generator(projections: Mapping[str | tuple[str, ...], nn.Linear], layout:
     """
     layout = _layout(layout)
     emitted = [word for word in ("gamma", "beta", "gate") if _THEIRS[word] & set(layout.words)]
-    ours = Layout(" ".join(_OURS[word] for word in emitted * layout.sites))
+    raw = "gamma" in layout.words
+    words = _OURS | ({"gamma": "gamma"} if raw else {})
+    ours = Layout(" ".join(words[word] for word in emitted * layout.sites))
     sites: dict[str, int] = {}
     parts = []
     for key, projection in projections.items():
@@ -227,6 +233,12 @@ def as_generator(projections: Mapping[str | tuple[str, ...], nn.Linear], layout:
                 f"as_generator: expected {layout.sites} sites for each projection of {layout.order!r}, "
                 f"got {names}.\nGive a tuple of names, in the order of the layout."
             )
+        twice = [name for i, name in enumerate(names) if name in sites or name in names[:i]]
+        if twice:
+            raise ValueError(
+                f"as_generator: expected each site once, got {twice[0]!r} again in {names}.\n"
+                f"Give every norm or block of the network a name of its own."
+            )
         sites |= dict.fromkeys(names, projection.out_features // len(layout.words))
         parts.append(convert(projection.weight, projection.bias, layout, ours))
     conditions = {projection.in_features for projection in projections.values()}
@@ -235,7 +247,8 @@ def as_generator(projections: Mapping[str | tuple[str, ...], nn.Linear], layout:
             f"as_generator: expected projections of one condition, got sizes {sorted(conditions)}.\n"
             f"One generator reads one condition."
         )
-    generator = Generator(conditions.pop(), sites, trunk=layout.trunk, emit=emitted)
+    start: dict[str, Any] = {"init": "default", "gamma_offset": 0.0} if raw else {}
+    generator = Generator(conditions.pop(), sites, trunk=layout.trunk, emit=emitted, **start)
     weight, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     generator.head.load_state_dict({"weight": weight, "bias": bias})
     return generator.to(weight)

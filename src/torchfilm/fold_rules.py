@@ -175,6 +175,8 @@ def _packed_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Mo
         raise NotExactError(
             f"its weight is packed as {module._packed_params.dtype}, not as integers with scales"
         )
+    if torch.backends.quantized.engine == "qnnpack" and not (affine.factor > 0).all():
+        raise NotExactError("the engine qnnpack takes no scale that is not positive, and so no such gamma")
     draft.write(module._packed_params, _packed_params=repacked(packed, affine.factor, affine.shift))
     return module
 

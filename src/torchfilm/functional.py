@@ -28,8 +28,8 @@ def film(
     """Scale and shift each channel: y[b, c, ...] = gamma[b, c] * x[b, c, ...] + beta[b, c].
 
     Perez et al. 2018, eq. 2 (arXiv 1709.07871). gamma is the final factor, not an offset from one. The
-    product and the sum are taken in the wider of the two precisions (float32 for bfloat16 features) and
-    rounded once, to x.dtype.
+    product and the sum are taken in the wider of the precisions of x and gamma and rounded once, to x.dtype:
+    in float32 for bfloat16 features, with gamma and beta in float32 as all layers and generators make them.
 
     With an activation, y = activation(gamma * x + beta), and training keeps x, gamma and beta alone: what
     lies between is computed again on the way back. That saves one activation, and with `torch.compile` most
@@ -53,7 +53,7 @@ def film(
 
     Raises:
         ValueError: where a size does not fit or a layout is ambiguous (nothing is ever broadcast over
-            channels), and for another activation.
+            channels), for another activation, and for an x of integers, or of reals where gamma is complex.
 
     Example:
         >>> y = film(torch.rand(2, 3, 5, 7), gamma=torch.rand(2, 3), beta=torch.rand(2, 3))
@@ -179,7 +179,7 @@ def gated_residual(
         The sum, with the shape and dtype of x.
 
     Raises:
-        ValueError: where the branch has another shape than x, or the gate does not fit.
+        ValueError: where the branch has another shape than x, the gate does not fit, or x has integers.
 
     Example:
         >>> y = gated_residual(torch.rand(2, 3, 5), torch.rand(2, 3, 5), gate=torch.zeros(2, 3))

@@ -22,8 +22,11 @@ import bisect
 import copy
 import difflib
 import inspect
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -102,7 +105,12 @@ class Film:
         return Modulation(value.gate * value.gamma, value.gate * value.beta)
 
     def sized(self, width: int) -> Film:
-        """Return the same fusion with a head of this rank."""
+        """Return the same fusion with a head of this rank; ValueError for a table, which has none."""
+        if self.options.get("head") == "table":
+            raise ValueError(
+                "match_params: expected a head that reads vectors, whose rank can be chosen, got "
+                "head='table', which has a row for each class.\nLeave one of the two out."
+            )
         other = copy.copy(self)
         other.options = {**self.options, "head": f"lowrank:{width}"}
         return other
@@ -167,7 +175,9 @@ FUSIONS: dict[str, type[Fusion]] = {
 }
 
 
-def resolve(fusion: str | Fusion, *, match_params: int | nn.Module | None = None, **options: Any) -> Fusion:
+def resolve(
+    fusion: str | Fusion, *, match_params: int | float | nn.Module | None = None, **options: Any
+) -> Fusion:
     """Return the fusion of that name, built with the options; one that is given as an object, as it is.
 
     Args:
@@ -281,13 +291,14 @@ class Matched:
 
     Args:
         fusion: what is sized, a name or an object with `sized`.
-        target: the number of parameters, or a conditioned model: the number its generator has. Those of the
-            condition itself (an embedding, a pooling) do not count: both models have the same.
+        target: the number of parameters, from 1 on, or a conditioned model, as it is or wrapped: the number
+            its generator has. Those of the condition itself (an embedding, a pooling) do not count: both
+            models have the same.
         tolerance: how far the number reached may be from the target, as a part of it.
 
     Raises:
-        ValueError: for a fusion that cannot be sized, a model that is not conditioned, and where no width
-            comes close enough.
+        ValueError: for a fusion that cannot be sized, a model that is not conditioned or has a generator
+            without parameters, and where no width comes close enough.
 
     Example:
         >>> fusion = Matched("concat", 20_000)
@@ -296,10 +307,22 @@ class Matched:
     """
 
     def __init__(
-        self, fusion: str | Fusion, target: int | nn.Module, *, tolerance: float = 0.05, **options: Any
+        self,
+        fusion: str | Fusion,
+        target: int | float | nn.Module,
+        *,
+        tolerance: float = 0.05,
+        **options: Any,
     ) -> None:
         self.fusion: Any = resolve(fusion, **options)
-        self.target = target if isinstance(target, int) else _generator_parameters(target)
+        number = _generator_parameters(target) if isinstance(target, nn.Module) else target
+        if not isinstance(number, Real) or not 1 <= number < math.inf:
+            raise ValueError(
+                f"match_params: expected a number of parameters from 1 on, or a conditioned model whose "
+                f"generator has some (a tabulated one has none), got {number!r}.\n"
+                f"Give the model before it was tabulated, or the number."
+            )
+        self.target = int(number)
         self.tolerance = tolerance
         if not hasattr(self.fusion, "sized"):
             raise ValueError(
@@ -350,7 +373,9 @@ class Matched:
 
 
 def _generator_parameters(model: nn.Module) -> int:
-    generators = [module for name, module in model.named_modules() if name == "film.generator"]
+    """Return how many a conditioned model's generator has; compiled, distributed and averaged ones too."""
+    place = re.compile(r"((_orig_mod|module)\.)*film\.generator")
+    generators = [module for name, module in model.named_modules() if place.fullmatch(name)]
     if not generators:
         raise ValueError(
             f"match_params: expected a number or a conditioned model, got {type(model).__name__} without a "

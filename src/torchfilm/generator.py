@@ -20,7 +20,7 @@ from torch.nn.modules import module as _module
 
 from torchfilm import native, onepass
 from torchfilm.generator_options import ACTIVATIONS, read_options
-from torchfilm.heads import AnyHead, LinearHead, build_head, like_weights
+from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
 from torchfilm.modulation import Modulation
 from torchfilm.several import Sizes
 
@@ -124,7 +124,7 @@ class Generator(nn.Module):
         if native.kernels is None or offsets is None or not self._is_affine or _overridden(self):
             return None
         head: Any = self._modules["head"]  # a third of the time that the attributes take, here and below
-        if type(head) is not LinearHead or _watched(head):
+        if type(head) is not AffineHead or _watched(head):
             return None
         weight, bias = head._parameters.get("weight"), head._parameters.get("bias")
         if weight is None or bias is None:

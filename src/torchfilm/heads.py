@@ -1,14 +1,14 @@
 """From a condition to rows of numbers: the last layer of a generator, the only one of a layer that listens.
 
-- `LinearHead`: y = W z + b; rows * (cond_dim + 1) parameters.
+- `AffineHead`: y = W z + b; rows * (cond_dim + 1) parameters.
 - `LowRankHead`: y = U (V z) + b; rows * (rank + 1) + rank * cond_dim.
 - `SharedHead`: one projection for all sites of one width, and an offset per site.
 - `TableHead`: y = E[k]; rows * classes, and no product at all.
 
 Each owns its start, "zero" unless told otherwise, so that it finds it again after the meta device. None is an
-`nn.Linear`, on purpose: the initialisation hooks of other libraries pick `nn.Linear` modules and would refill
-them (a common port of adaRMS lost its zero start in this way). A hook that walks over parameters and not over
-modules cannot be evaded; call `reset_parameters()` after it.
+`nn.Linear` or has Linear, Conv or Norm in its name, on purpose: the initialisation hooks of other libraries
+pick such modules and would refill them (a common port of adaRMS lost its zero start in this way). A hook that
+walks over parameters and not over modules cannot be evaded; call `reset_parameters()` after it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.nn import functional
 Start = Literal["zero", "default"] | float
 
 
-class LinearHead(nn.Module):
+class AffineHead(nn.Module):
     """Predict the rows from the condition: y = W z + b.
 
     The parameter names are those of `nn.Linear`, so checkpoints convert by renaming alone.
@@ -95,7 +95,7 @@ class LowRankHead(nn.Module):
         self.cond_dim = cond_dim
         self.down = nn.Parameter(torch.empty(rank, cond_dim, device=device))
         self.reset_parameters()
-        self.up = LinearHead(rank, rows, start, device=device)
+        self.up = AffineHead(rank, rows, start, device=device)
 
     def reset_parameters(self) -> None:
         """Give V its start; U and b are those of `up`."""
@@ -212,7 +212,7 @@ class TableHead(nn.Module):
         return f"{self.cond_dim}, {self.weight.shape[1]}"
 
 
-AnyHead = LinearHead | LowRankHead | SharedHead | TableHead
+AnyHead = AffineHead | LowRankHead | SharedHead | TableHead
 
 
 def build_head(
@@ -228,7 +228,7 @@ def build_head(
         ValueError: for another kind, or a rank that is no number from 1 on.
     """
     if kind == "linear":
-        return LinearHead(cond_dim, sum(widths), start, device=device)
+        return AffineHead(cond_dim, sum(widths), start, device=device)
     if kind == "shared":
         return SharedHead(cond_dim, widths, start, device=device)
     if kind == "table":

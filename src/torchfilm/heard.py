@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from torchfilm.counterfactual import Paraphrase, blanked, columns, derange, is_words, keys, reworded, take
 from torchfilm.generator import Generator
-from torchfilm.heads import LinearHead, SharedHead, TableHead
+from torchfilm.heads import AffineHead, SharedHead, TableHead
 from torchfilm.hearing import Effect, Estimate, Hearing
 from torchfilm.injection import film_of
 from torchfilm.mixing import Attentions, Concatenations
@@ -158,7 +158,7 @@ def _at_start(generator: nn.Module) -> bool:
     """Whether all that starts at zero in the generator is there still, so that no condition gets through."""
     zeros: list[Tensor] = []
     for part in generator.modules():
-        if isinstance(part, LinearHead | SharedHead | TableHead) and part.start == "zero":
+        if isinstance(part, AffineHead | SharedHead | TableHead) and part.start == "zero":
             zeros += part.parameters()
         elif isinstance(part, Generator) and part.scale is not None:
             zeros.append(part.scale)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchfilm.functional import film
-from torchfilm.heads import LinearHead
+from torchfilm.heads import AffineHead
 from torchfilm.modulation import Modulation
 
 GateStart = Literal["zero", "one"]
@@ -100,7 +100,7 @@ class FiLM(nn.Module):
         self.dim = dim
         self.gate = gate
         rows = (2 if gate is None else 3) * features
-        self.head = LinearHead(cond_dim, rows, device=device, dtype=dtype)
+        self.head = AffineHead(cond_dim, rows, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Return to the start: gamma = 1, beta = 0 and the gate as it was asked for."""
@@ -126,11 +126,12 @@ class FiLM(nn.Module):
 
         Raises:
             ValueError: unless exactly one of condition and modulation is given, and where sizes do not fit.
-            IndexError: for a row that the condition does not have.
+            IndexError: for a row that the condition does not have, also one counted from the end (on an
+                accelerator, torch's own).
         """
         chosen = resolve(self, condition, modulation)
         if rows is not None:
-            chosen = chosen[_checked_rows(rows, x)]
+            chosen = _picked(chosen, _checked_rows(rows, x))
         return film(x, chosen.gamma, chosen.beta, self.dim, gate=chosen.gate, modulation_dim=-1)
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
@@ -153,6 +154,15 @@ def _checked_rows(rows: Tensor, x: Tensor) -> Tensor:
             f"For sizes of graphs use torch.repeat_interleave(torch.arange(len(sizes)), sizes)."
         )
     return rows
+
+
+def _picked(modulation: Modulation, rows: Tensor) -> Modulation:
+    """Return the modulation of each row: as by indexing, but a row counted from the end is none."""
+    m = modulation
+    if m.gamma.ndim < 2 or m.beta.ndim < 2:
+        return m[rows]  # an error, which says why
+    gate = None if m.gate is None else m.gate.index_select(0, rows)
+    return Modulation(m.gamma.index_select(0, rows), m.beta.index_select(0, rows), gate)
 
 
 class DenseFiLM(nn.Module):

@@ -5,6 +5,7 @@ Each is the identity at the start, to the bit: what is added to the features has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchfilm.affine import rounded
 from torchfilm.functional import film
-from torchfilm.heads import LinearHead, like_weights
+from torchfilm.heads import AffineHead, like_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,9 @@ class Concat:
         width: go through an inner layer of this many channels, y = x + A (B [x; tile(z)] + c), with A zero at
             the start; None for W itself.
 
+    Raises:
+        ValueError: for a width below 1.
+
     Example:
         >>> fusion = Concat()
         >>> value = fusion.build(7, {"here": 3})(torch.rand(2, 7))["here"]
@@ -90,6 +95,7 @@ class Concat:
     """
 
     def __init__(self, width: int | None = None) -> None:
+        _check_from_one("Concat", width=width)
         self.width = width
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
@@ -100,8 +106,8 @@ class Concat:
         """Return the sum of the features, their mixture and the shift."""
         mixed = _project(x, value.weight, dim, site)
         if value.up is None:
-            return _shifted(x + mixed, value.shift, dim, site)
-        return x + _project(_shifted(mixed, value.shift, dim, site), value.up, dim, site)
+            return rounded(_shifted(x + mixed, value.shift, dim, site), x)
+        return rounded(x + _project(_shifted(mixed, value.shift, dim, site), value.up, dim, site), x)
 
     def fold(self, value: Mixing) -> Mixing:
         """Return the same map without an inner layer."""
@@ -122,14 +128,17 @@ class Concatenations(nn.Module):
         self.sites = dict(sites)
         self.widths = [width or channels for channels in self.sites.values()]
         pairs = list(zip(self.widths, self.sites.values(), strict=True))
-        if width is None:
-            self.shift = LinearHead(cond_dim, sum(self.widths))
-            self.weights = nn.ParameterList(torch.zeros(w, c) for w, c in pairs)
-            self.ups = None
-        else:
-            self.shift = nn.Linear(cond_dim, sum(self.widths))
-            self.weights = nn.ParameterList(_uniform(w, c) for w, c in pairs)
-            self.ups = nn.ParameterList(torch.zeros(c, w) for w, c in pairs)
+        self.shift = (AffineHead if width is None else nn.Linear)(cond_dim, sum(self.widths))
+        self.weights = nn.ParameterList(torch.empty(w, c) for w, c in pairs)
+        self.ups = None if width is None else nn.ParameterList(torch.empty(c, w) for w, c in pairs)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give the weights of the sites their start; those of the shifts are `shift`'s own."""
+        for weight in self.weights:
+            nn.init.zeros_(weight) if self.ups is None else _uniform(weight)
+        for up in self.ups or ():
+            nn.init.zeros_(up)
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Mixing]:
         """Return the value of each site, in order."""
@@ -160,6 +169,9 @@ class LowRank:
     Args:
         width: the rank, how many maps there are.
 
+    Raises:
+        ValueError: for a width below 1.
+
     Example:
         >>> fusion = LowRank(4)
         >>> value = fusion.build(7, {"here": 3})(torch.rand(2, 7))["here"]
@@ -167,6 +179,7 @@ class LowRank:
     """
 
     def __init__(self, width: int = 16) -> None:
+        _check_from_one("LowRank", width=width)
         self.width = width
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
@@ -178,7 +191,7 @@ class LowRank:
         inner = _project(x, value.down, dim, site)
         factor = value.factor
         chosen = film(inner, factor, factor * value.offset, dim, modulation_dim=-1, site=site)
-        return x + _project(chosen, value.up, dim, site)
+        return rounded(x + _project(chosen, value.up, dim, site), x)
 
     def fold(self, value: Bilinear) -> Mixing:
         """Return the same map as one matrix per sample and a shift: weight [*batch, C, C]."""
@@ -198,10 +211,17 @@ class Bilinears(nn.Module):
         super().__init__()
         self.sites = dict(sites)
         self.rank = rank
-        self.factor = LinearHead(cond_dim, rank * len(self.sites))
-        self.downs = nn.ParameterList(_uniform(rank, c) for c in self.sites.values())
-        self.offsets = nn.ParameterList(torch.randn(rank) for _ in self.sites)
-        self.ups = nn.ParameterList(_uniform(c, rank) for c in self.sites.values())
+        self.factor = AffineHead(cond_dim, rank * len(self.sites))
+        self.downs = nn.ParameterList(torch.empty(rank, c) for c in self.sites.values())
+        self.offsets = nn.ParameterList(torch.empty(rank) for _ in self.sites)
+        self.ups = nn.ParameterList(torch.empty(c, rank) for c in self.sites.values())
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give the maps their start; the factors are those of `factor`."""
+        for parts, start in ((self.downs, _uniform), (self.offsets, nn.init.normal_), (self.ups, _uniform)):
+            for weight in parts:
+                start(weight)
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Bilinear]:
         """Return the value of each site, in order."""
@@ -228,7 +248,7 @@ class CrossAttention:
         heads: number of heads; the width is divisible by it.
 
     Raises:
-        ValueError: where a width is not divisible by the heads.
+        ValueError: for a width or heads below 1, and where a width is not divisible by the heads.
 
     Example:
         >>> fusion = CrossAttention(heads=3)
@@ -238,6 +258,7 @@ class CrossAttention:
     """
 
     def __init__(self, width: int | None = None, heads: int = 1) -> None:
+        _check_from_one("CrossAttention", width=width, heads=heads)
         self.width = width
         self.heads = heads
 
@@ -255,7 +276,7 @@ class CrossAttention:
     def apply(self, x: Tensor, value: Attending, dim: int, site: str) -> Tensor:
         """Return the sum of the features and what each position has read."""
         rows = x.movedim(dim, -1)
-        flat = rows.reshape(rows.shape[0], -1, rows.shape[-1])
+        flat = rows.reshape(rows.shape[0], math.prod(rows.shape[1:-1]), rows.shape[-1])
         _check_channels(x, value.query, dim, site)
         query = functional.linear(flat, value.query.to(x.dtype))
         heads, size = value.keys.shape[1], value.keys.shape[-1]
@@ -281,8 +302,15 @@ class Attentions(nn.Module):
         self.widths = [width or channels for channels in self.sites.values()]
         self.read = nn.Linear(cond_dim, 2 * sum(self.widths))
         pairs = list(zip(self.widths, self.sites.values(), strict=True))
-        self.queries = nn.ParameterList(_uniform(w, c) for w, c in pairs)
-        self.outputs = nn.ParameterList(torch.zeros(c, w) for w, c in pairs)
+        self.queries = nn.ParameterList(torch.empty(w, c) for w, c in pairs)
+        self.outputs = nn.ParameterList(torch.empty(c, w) for w, c in pairs)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give queries and outputs their start; keys and values are those of `read`."""
+        for query, output in zip(self.queries, self.outputs, strict=True):
+            _uniform(query)
+            nn.init.zeros_(output)
 
     def forward(
         self,
@@ -293,7 +321,7 @@ class Attentions(nn.Module):
         """Return the value of each site, in order.
 
         Raises:
-            ValueError: where the tokens are not [B, T, cond_dim].
+            ValueError: where the tokens are not [B, T, cond_dim], or the mask is not boolean.
         """
         tokens, mask = condition if isinstance(condition, tuple) else (condition, None)
         tokens = tokens[:, None] if tokens.ndim == 2 and mask is None else tokens
@@ -301,6 +329,11 @@ class Attentions(nn.Module):
             raise ValueError(
                 f"CrossAttention: expected tokens [B, T, {self.cond_dim}], got {tuple(tokens.shape)}.\n"
                 f"Give tokens without pooling, as Tokens({self.cond_dim}, pooling=None) does."
+            )
+        if mask is not None and mask.dtype != torch.bool:
+            raise ValueError(
+                f"CrossAttention: expected a boolean mask, True where a token is real, got {mask.dtype}.\n"
+                f"For 0 and 1 with 1 for real tokens use mask.bool()."
             )
         if mask is not None:
             tokens = torch.where(mask[..., None], tokens, 0)
@@ -322,6 +355,15 @@ class Attentions(nn.Module):
         return keys, values
 
 
+def _check_from_one(who: str, **numbers: int | None) -> None:
+    """Raise ValueError for a number below 1; None is a default of its own."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(
+                f"{who}: expected {name} from 1 on, got {number}.\nLeave it out for the usual one."
+            )
+
+
 def _attended(query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
     """Return softmax(query keys^T / sqrt(d)) values, zero where no token is real.
 
@@ -335,10 +377,9 @@ def _attended(query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None) 
     return weights.masked_fill(~keep, 0).to(values.dtype) @ values
 
 
-def _uniform(rows: int, columns: int) -> Tensor:
-    """Return random weights, uniform as `nn.Linear` starts with."""
-    limit = columns**-0.5
-    return torch.empty(rows, columns).uniform_(-limit, limit)
+def _uniform(weight: Tensor) -> None:
+    """Start weights [out, in] as `nn.Linear` does."""
+    nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
 
 
 def _project(x: Tensor, weight: Tensor, dim: int, site: str) -> Tensor:

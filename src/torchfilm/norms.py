@@ -65,6 +65,16 @@ class _ConditionalBatchNorm(nn.Module):
         layer.norm = norm
         return layer.train(norm.training)
 
+    @property
+    def weight(self) -> Tensor | None:
+        """The learned factors of the norm itself; init hooks that go by class names ask for them."""
+        return self.norm.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The learned shifts of the norm itself."""
+        return self.norm.bias
+
     def forward(
         self,
         x: Float[Tensor, "batch channels *positions"],

@@ -42,9 +42,8 @@ def rescaled(weight: Tensor, factor: Float[Tensor, " out"]) -> Tensor | None:
 
 def is_packed(module: nn.Module) -> bool:
     """Whether a module is a dynamically quantised linear layer of `torch.ao.quantization`."""
-    return type(module).__module__.startswith("torch.ao.nn.quantized.dynamic") and hasattr(
-        module, "set_weight_bias"
-    )
+    named = hasattr(module, "set_weight_bias") and hasattr(module, "_packed_params")
+    return named and type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")
 
 
 def repacked(packed: Any, factor: Float[Tensor, " out"], shift: Float[Tensor, " out"]) -> Any:
@@ -54,7 +53,7 @@ def repacked(packed: Any, factor: Float[Tensor, " out"], shift: Float[Tensor, " 
 
     Args:
         packed: what the layer keeps in `_packed_params._packed_params`.
-        factor: what each output is multiplied with.
+        factor: what each output is multiplied with; positive on the engine qnnpack.
         shift: what is added to it then.
     """
     weight, bias = torch.ops.quantized.linear_unpack(packed)

@@ -59,8 +59,9 @@ def test_it_packs_once_and_again_when_the_weight_has_changed(monkeypatch):
         assert len(seen) == 2
 
 
-@pytest.mark.parametrize("way", ["gradient", "float64", "autocast", "compiled"])
+@pytest.mark.parametrize("way", ["gradient", "float64", "autocast", "compiled", "switched off"])
 def test_what_cannot_be_packed_takes_the_plain_way(way: str, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", way != "switched off")
     seen, conv = packings(monkeypatch), nn.Conv1d(4, 4, 3)
     packed, x = PackedConv1d(conv), torch.randn(1, 4, 8)
     if way == "gradient":
@@ -74,6 +75,37 @@ def test_what_cannot_be_packed_takes_the_plain_way(way: str, monkeypatch):
             call = torch.compile(packed, backend="eager", fullgraph=True) if way == "compiled" else packed
             torch.testing.assert_close(call(x), conv(x))
     assert seen == []
+
+
+def test_weights_made_in_inference_mode_take_the_plain_way(monkeypatch):
+    seen = packings(monkeypatch)
+    with torch.inference_mode():
+        conv = nn.Conv1d(4, 4, 3)
+        x = torch.randn(1, 4, 8)
+        torch.testing.assert_close(PackedConv1d(conv)(x), conv(x))
+    assert seen == []
+
+
+def normed(conv: nn.Conv1d) -> None:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(conv)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda conv: conv.register_forward_hook(lambda module, args, output: 0 * output),
+        lambda conv: conv.register_forward_pre_hook(lambda module, args: (0 * args[0],)),
+        lambda conv: conv.register_full_backward_hook(lambda *_: None),
+        lambda conv: setattr(conv, "forward", lambda x: 0 * x),
+        normed,
+    ],
+    ids=["hook", "hook in front", "backward hook", "patched", "weight norm"],
+)
+def test_a_convolution_that_does_more_than_its_own_is_left_alone(change):
+    net = nn.Sequential(nn.Conv1d(4, 6, 3))
+    change(net[0])
+    assert type(pack_convolutions(net, least=1)[0]) is nn.Conv1d
 
 
 def test_every_plain_convolution_inside_is_packed_and_can_be_copied_and_pickled():

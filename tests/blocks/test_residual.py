@@ -51,6 +51,15 @@ def test_a_block_that_does_not_listen_normalises_with_its_own_affine():
 
 
 @pytest.mark.parametrize("place", PLACEMENTS)
+def test_a_gate_weighs_the_whole_modulation(place):
+    block, x, m = build(placement=place)
+    gate = torch.randn(2, 3).double()
+    torch.testing.assert_close(
+        block(x, m.replace(gate=gate)), block(x, Modulation(gate * m.gamma, gate * m.beta))
+    )
+
+
+@pytest.mark.parametrize("place", PLACEMENTS)
 def test_rows_repeat_the_input(place):
     block, x, _ = build(placement=place)
     rows = torch.tensor([1, 0, 1, 1])

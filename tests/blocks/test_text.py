@@ -40,5 +40,7 @@ def test_wrong_lengths_are_named():
     for low, high in ((0, 3), (1, 7)):
         with pytest.raises(ValueError, match=rf"expected lengths in 1..6 .*, got {low}..{high}"):
             encoder(tokens, torch.tensor([low, high]))
+    with pytest.raises(ValueError, match=r"expected at least one, got none, tokens \(0, 6\)"):
+        encoder(tokens[:0], torch.tensor([], dtype=torch.long))
     with pytest.raises(ValueError, match="one length per question"):
         encoder(tokens, torch.tensor([1, 2, 3]))

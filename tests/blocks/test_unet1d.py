@@ -1,10 +1,12 @@
 """The U-Net over sequences: the original's size, separable conditions, placements, injection."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from torchfilm import Modulation
-from torchfilm.blocks.unet1d import ConditionalUnet1d, Convolution
+from torchfilm.blocks.unet1d import ConditionalUnet1d, Convolution, Placement
 from torchfilm.fusion import resolve
 
 SITES = ["down0_0", "down0_1", "down1_0", "down1_1", "mid_0", "mid_1", "up0_0", "up0_1"]
@@ -71,6 +73,16 @@ def test_between_norm_and_activation_the_norm_absorbs_what_a_product_and_a_sum_g
     normed = block.first.norm(block.first.conv(x))
     y = torch.nn.functional.mish(m.gamma[:, :, None] * normed + m.beta[:, :, None])
     torch.testing.assert_close(block(x, m), block.second(y) + x)
+
+
+@pytest.mark.parametrize("placement", get_args(Placement))
+@pytest.mark.parametrize("sizes", [(2, 16), (2, 5, 16)], ids=["a sample", "a step"])
+def test_a_gate_weighs_the_whole_modulation(placement: str, sizes: tuple):
+    block = small(placement=placement).blocks["mid_0"]
+    x = torch.randn(2, 16, 5, dtype=torch.float64)
+    gamma, beta, gate = torch.randn(3, *sizes, dtype=torch.float64)
+    weighed = block(x, Modulation(gate * gamma, gate * beta))
+    torch.testing.assert_close(block(x, Modulation(gamma, beta, gate)), weighed)
 
 
 def test_behind_the_activation_is_where_the_original_modulates():

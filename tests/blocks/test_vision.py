@@ -27,6 +27,15 @@ def test_a_grid_convolution_is_the_convolution_of_the_concatenation(kernel_size,
         torch.testing.assert_close(a, b)
 
 
+def test_a_batch_of_none_goes_through():
+    assert GridConv(3, 4, 3, grid=(6, 7))(torch.rand(0, 3, 6, 7)).shape == (0, 4, 6, 7)
+
+
+def test_pictures_of_another_grid_are_refused():
+    with pytest.raises(ValueError, match=r"of the grid \(2, 8\), got \(1, 3, 4, 4\).\nBuild it with"):
+        GridConv(3, 4, 3, grid=(2, 8))(torch.rand(1, 3, 4, 4))
+
+
 def test_without_a_grid_it_is_a_plain_convolution():
     conv = GridConv(3, 4, 3, grid=None)
     x = torch.rand(2, 3, 6, 7)

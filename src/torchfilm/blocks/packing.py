@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchfilm.sites import is_patched
+
 Module = TypeVar("Module", bound=nn.Module)
 
 _LEAST = 2**17  # numbers in a weight
@@ -24,7 +26,8 @@ class PackedConv1d(nn.Conv1d):
     """An `nn.Conv1d` with the same parameters and results that keeps a packed copy of its weight.
 
     The copy is used on a CPU in float32 where no gradient is asked for, made at the first such call and again
-    when the weight has changed; everything else, compiling and exporting too, takes the plain way.
+    when the weight has changed; what is written through `.data` is not seen. Everything else, compiling,
+    exporting and weights made in inference mode too, takes the plain way.
 
     Args:
         conv: whose parameters it shares.
@@ -63,9 +66,10 @@ class PackedConv1d(nn.Conv1d):
             or x.ndim != 3
             or (x.device.type, x.dtype, self.weight.dtype) != ("cpu", torch.float32, torch.float32)
             or torch.is_autocast_enabled("cpu")
+            or self.weight.is_inference()  # changes of those are not counted
             or isinstance(self.padding, str)
             or self.padding_mode != "zeros"
-            or not torch.backends.mkldnn.is_available()
+            or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +79,8 @@ class PackedConv1d(nn.Conv1d):
 def pack_convolutions(module: Module, least: int = _LEAST) -> Module:
     """Replace each wide `nn.Conv1d` inside, in place, by one that is packed; keys of the state dict stay.
 
-    Costs a second copy of their weights. Subclasses of `nn.Conv1d` are left as they are.
+    Costs a second copy of their weights. Subclasses of `nn.Conv1d` are left as they are, and so is one with
+    hooks, a forward of its own, or a weight that is made from others at each call.
 
     Args:
         module: what is inferred from; training it goes on as before.
@@ -87,6 +92,12 @@ def pack_convolutions(module: Module, least: int = _LEAST) -> Module:
     """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Conv1d and child.weight.numel() >= least:
+            if type(child) is nn.Conv1d and child.weight.numel() >= least and not _does_more(child):
                 setattr(parent, name, PackedConv1d(child))
     return module
+
+
+def _does_more(conv: nn.Conv1d) -> bool:
+    """Whether a convolution runs code besides its own, which its packed form would not run."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(vars(conv)[name] for name in hooks) or is_patched(conv) or "weight" not in conv._parameters

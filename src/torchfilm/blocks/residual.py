@@ -103,4 +103,5 @@ def _hear(x: Tensor, modulation: Modulation | None, rows: Tensor | None) -> Tens
             "Residual block: expected a Modulation, got None, and silence is not the identity. "
             "Pass Modulation.identity(channels), or build the block with placement=None."
         )
-    return film_functional.film(_spread(x, rows), modulation.gamma, modulation.beta)
+    m = modulation
+    return film_functional.film(_spread(x, rows), m.gamma, m.beta, gate=m.gate)

@@ -50,7 +50,8 @@ class WordEncoder(nn.Module):
         """Return the state [batch, width] at the last word.
 
         tokens: word ids, padded at the end with anything; lengths: words per question, 1 to time,
-        with <START> and <END> counted. Raises ValueError if a length is outside that range.
+        with <START> and <END> counted. Raises ValueError if a length is outside that range, or for no
+        questions.
         """
         if self._in_a_graph():
             states, rows = self._unpacked(tokens), torch.arange(tokens.shape[0], device=tokens.device)
@@ -106,11 +107,16 @@ def real_words(
 
 
 def _check_lengths(tokens: Tensor, lengths: Tensor) -> None:
-    """Raise ValueError unless there is one length in 1..time for each question."""
+    """Raise ValueError unless there are questions, with one length in 1..time for each."""
     if lengths.shape != tokens.shape[:1]:
         raise ValueError(
             f"Questions: expected one length per question, got lengths {tuple(lengths.shape)} "
             f"for tokens {tuple(tokens.shape)}. Pass lengths as [batch]."
+        )
+    if not len(lengths):
+        raise ValueError(
+            f"Questions: expected at least one, got none, tokens {tuple(tokens.shape)}. "
+            "Leave out batches without questions."
         )
     low, high = int(lengths.min()), int(lengths.max())
     if low < 1 or high > tokens.shape[1]:

@@ -37,13 +37,13 @@ class Convolved(nn.Module):
         return self.activation(self.norm(self.conv(x)))
 
     def modulated(self, x: Tensor, modulation: Modulation, placement: Placement, site: str) -> Tensor:
-        """Return the same, modulated at `placement`."""
-        x = self.conv(x)
+        """Return the same, modulated at `placement`: gamma * y + beta, times the gate where there is one."""
+        x, m = self.conv(x), modulation
         if placement == "after_activation":
-            return film(self.activation(self.norm(x)), modulation.gamma, modulation.beta, site=site)
-        y = absorbed(nn.GroupNorm, self.norm, x, modulation)
+            return film(self.activation(self.norm(x)), m.gamma, m.beta, gate=m.gate, site=site)
+        y = absorbed(nn.GroupNorm, self.norm, x, m)
         if y is None:
-            y = film(self.norm(x), modulation.gamma, modulation.beta, site=site)
+            y = film(self.norm(x), m.gamma, m.beta, gate=m.gate, site=site)
         return self.activation(y)
 
 

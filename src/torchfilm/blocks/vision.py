@@ -51,9 +51,15 @@ class GridConv(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out height width"]:
-        """Convolve x with the coordinate maps beside it."""
+        """Convolve x with the coordinate maps beside it; ValueError where x has another grid."""
         if not self.sees_coordinates:
             return self.conv(x)
+        if x.shape[2:] != self.coordinates.shape[2:]:
+            raise ValueError(
+                f"GridConv: expected features [batch, {self.channels}, height, width] of the grid "
+                f"{tuple(self.coordinates.shape[2:])}, got {tuple(x.shape)}.\n"
+                f"Build it with the grid of the features, or resize the picture."
+            )
         weight, bias, padding, dilation = (
             self.conv.weight,
             self.conv.bias,
@@ -66,7 +72,7 @@ class GridConv(nn.Module):
         # gradient of a broadcast took more time than all convolutions together (torch 2.13, compiled, CPU).
         ones = place.new_ones(len(x), 1)
         flat = place.permute(0, 2, 3, 1).reshape(1, -1)
-        places = (ones @ flat).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        places = (ones @ flat).view(len(x), *place.shape[2:], place.shape[1]).permute(0, 3, 1, 2)
         return torch_functional.conv2d(x, of_x, None, 1, padding, dilation) + places  # type: ignore[arg-type]
 
 
