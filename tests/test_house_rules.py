@@ -178,6 +178,7 @@ LIBRARY = (
     ("fold_rules", "kept"),
     ("fold_report",),
     ("concatenation", "folding", "tabulation"),
+    ("presets",),
     ("counterfactual", "hearing", "inspection", "pulses", "sensitivity", "summary"),
     ("comparison", "converters", "doctor", "guidance", "heard"),
     ("plot",),
