@@ -83,6 +83,13 @@ def test_a_frame_has_a_line_for_each_site_row_and_channel():
     assert frame["gate"][line.item()] == m["b"].gate[1, 0, 6].item()
 
 
+@pytest.mark.parametrize("steps", [2, 5])
+def test_in_a_frame_a_field_without_steps_is_that_of_its_sample(steps: int):
+    m = tf.Modulation(torch.rand(2, steps, 3), torch.rand(2, 3))
+    frame = Modulations({"a": m}).frame()
+    assert frame["beta"].reshape(2, steps, 3).tolist() == m.beta[:, None].expand(2, steps, 3).tolist()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_frame_has_the_numbers_of_any_precision_with_a_graph_or_without(dtype: torch.dtype):
     gamma = torch.randn(2, 3, dtype=dtype, requires_grad=True)

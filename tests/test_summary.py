@@ -78,6 +78,12 @@ def test_each_step_of_a_sequence_is_a_row_with_its_samples_label():
     assert (found.samples, found.between, found.rank) == (10, 1, 1)
 
 
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_field_without_steps_is_that_of_its_sample(steps: int):
+    gamma, beta = torch.ones(2, steps, 3), torch.tensor([[1.0], [2.0]]).expand(2, 3)
+    assert summarise({"here": tf.Modulation(gamma, beta)}, ["a", "b"])["here"].between == 1
+
+
 def test_the_table_has_a_line_for_each_site():
     sites = {name: tf.Modulation(torch.randn(4, 3), torch.randn(4, 3)) for name in ("first", "second")}
     lines = str(summarise(sites)).splitlines()

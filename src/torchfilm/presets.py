@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from torchfilm.modulation import Modulation, check_modulations
+from torchfilm.modulation import Modulation, aligned, check_modulations
 from torchfilm.sites import nearest
 
 SitePattern = str | Sequence[str] | Callable[[str], bool]
@@ -202,7 +202,7 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
 def fields_of(modulation: Modulation) -> dict[str, Tensor]:
     """Return the fields that are there, with one shape and a batch axis."""
     found = {field: value for field, value in vars(modulation).items() if value is not None}
-    together = torch.broadcast_tensors(*found.values())
+    together = torch.broadcast_tensors(*aligned(*found.values()))
     return {
         field: value[None] if value.ndim == 1 else value for field, value in zip(found, together, strict=True)
     }

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchfilm.modulation import Modulation, check_modulations
+from torchfilm.modulation import Modulation, aligned, check_modulations
 from torchfilm.sites import entry
 
 CLOSED = 0.01
@@ -188,12 +188,10 @@ def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDA
             f"got gamma {tuple(modulation.gamma.shape)}.\n"
             f"Record several calls: record(model)."
         )
-    shape = np.broadcast_shapes(tuple(modulation.gamma.shape), tuple(modulation.beta.shape))
-
-    def rows(value: Tensor) -> NDArray[np.float64]:
-        return np.broadcast_to(value.detach().cpu().double().numpy(), shape).reshape(-1, shape[-1])
-
-    return rows(modulation.gamma), rows(modulation.beta), math.prod(shape[1:-1])
+    both = [field.detach().cpu().double().numpy() for field in aligned(modulation.gamma, modulation.beta)]
+    gamma, beta = np.broadcast_arrays(*both)
+    channels = gamma.shape[-1]
+    return gamma.reshape(-1, channels), beta.reshape(-1, channels), math.prod(gamma.shape[1:-1])
 
 
 def _said(label: Any) -> Any:
