@@ -199,6 +199,17 @@ def check_modulations(who: str, values: Mapping[str, Any]) -> None:
             )
 
 
+def check_finite(who: str, site: str, **fields: Tensor) -> None:
+    """Raise ValueError where numbers of a site are NaN or infinite."""
+    for name, field in fields.items():
+        if wrong := int((~field.isfinite()).sum()):
+            raise ValueError(
+                f"{who}: expected finite numbers at site '{site}', got NaN or infinity in {wrong} of "
+                f"{field.numel()} values of {name}.\n"
+                f"Find the samples: (~m.{name}.isfinite()).nonzero()."
+            )
+
+
 def _fields(modulation: Modulation) -> str:
     return "gamma, beta" if modulation.gate is None else "gamma, beta, gate"
 
