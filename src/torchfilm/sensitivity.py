@@ -6,8 +6,9 @@ respect to gamma and beta is not. So it tells a site that works from one that ne
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,23 +70,54 @@ def leaves(
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run eagerly, with gradients; give buffers (statistics of norms) and random state back as they were.
 
-    Also inside of `torch.inference_mode`, for tensors that `recordable` returns.
+    Also inside of `torch.inference_mode`, for tensors that `recordable` returns. Graphs that wait for their
+    backward pass do not notice: buffers get their numbers back as `.data`, without a new version.
     """
-    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    owners = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with (
-            torch.compiler.set_stance("force_eager"),
+            _eagerly(),
             torch.inference_mode(mode=False),
             torch.enable_grad(),
             torch.random.fork_rng(devices),
         ):
             yield
     finally:
+        for buffers, before in owners:
+            if isinstance(buffers, dict):  # those of TorchScript are no dict, and nobody rebinds them
+                buffers.clear()
+                buffers.update(before)
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in kept:
-                    buffer.copy_(kept[name])
+            for buffer, values in kept:
+                buffer.data.copy_(values)
+
+
+class _Stance:
+    """How many blocks run compiled networks eagerly now, and what gives the stance from before back."""
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.before = threading.Lock(), 0, ExitStack()
+
+
+_STANCE = _Stance()
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Run compiled networks eagerly; the stance is that of all threads, so the last to leave ends it."""
+    with _STANCE.lock:
+        if not _STANCE.blocks:
+            _STANCE.before.enter_context(torch.compiler.set_stance("force_eager"))
+        _STANCE.blocks += 1
+    try:
+        yield
+    finally:
+        with _STANCE.lock:
+            _STANCE.blocks -= 1
+            if not _STANCE.blocks:
+                _STANCE.before.close()
 
 
 def recordable(value: Any) -> Any:
@@ -107,14 +139,18 @@ def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]
     """
     if score is not None:
         value = score(output)
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            kind = f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or not value.requires_grad or value.is_complex():
+            kind = f"{value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__} without one"
             raise ValueError(
-                f"score: expected a tensor with a gradient, got {kind} without one.\n"
-                f"Compute it from the output in floating point, without argmax or detach."
+                f"score: expected a tensor with a gradient, got {kind}.\n"
+                f"Compute it from the output in real floating point, without argmax or detach."
             )
         return value.sum(), float(len(value) if value.ndim else 1)
-    found = [y for y in pytree.tree_leaves(output) if isinstance(y, Tensor) and y.requires_grad]
+    found = [
+        torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
+        for y in pytree.tree_leaves(output)
+        if isinstance(y, Tensor) and y.requires_grad
+    ]
     if not found:
         raise ValueError(
             "Output: expected one with a gradient, got none.\n"
@@ -143,19 +179,22 @@ def sensitivity(
     """Return how much each channel's gamma and beta moves the output: one Modulation [C] for each site.
 
     Without a score: |dy/dgamma_c| / |y| over all samples, so 0.1 says that gamma_c + 1 changes the output by
-    about a tenth. With one: |dscore/dgamma_c|, root mean square over samples. The network is left as it was.
+    about a tenth. With one: |dscore/dgamma_c|, root mean square over samples, each with gammas of its own
+    also where one modulation is for all. The network is left as it was.
 
     Args:
         model: a conditioned network, compiled or not; it runs in its present mode.
         args: what the network takes besides the condition; kwargs likewise.
         cond: the condition, or
         modulation: ready modulations.
-        score: from the output to a tensor [B] or a single number, such as a loss or a logit.
-        draws: how many random projections of the output are averaged; more are less noisy.
+        score: from the output to a tensor [B], such as a logit of each sample. For a single number, such as
+            a mean loss, the squares of all rows of gamma_c are added: sqrt(B) times less than for [B] where
+            it is the mean of B samples with rows of their own.
+        draws: how many random projections of the output are averaged, at least 1; more are less noisy.
 
     Raises:
-        ValueError: for an output or a score without a gradient, for another fusion than FiLM, and inside of
-            `unconditioned`.
+        ValueError: for an output or a score without a gradient, for another fusion than FiLM, inside of
+            `unconditioned`, and for no draws.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -164,11 +203,24 @@ def sensitivity(
         >>> sensitivity(model, torch.rand(2, 3), cond=torch.rand(2, 7))["0"].beta.shape
         torch.Size([5])
     """
+    if draws < 1:
+        raise ValueError(
+            f"sensitivity: expected at least 1 draw, got {draws}.\nLeave draws= out for a single one."
+        )
     draws = 1 if score is not None else draws
-    with undisturbed(model), leaves(model) as found:
-        args, kwargs, cond = recordable((args, kwargs, cond))
-        output = model(*args, cond=cond, modulation=modulation, **kwargs)
+
+    def run(rows: int) -> tuple[Leaves, Any]:
+        with leaves(model, lambda name, value: pytree.tree_map(partial(_in_rows, rows=rows), value)) as found:
+            output = model(*args, cond=cond, modulation=modulation, **kwargs)
         check_modulations("sensitivity", found.values)
+        return found, output
+
+    with undisturbed(model):
+        args, kwargs, cond = recordable((args, kwargs, cond))
+        found, output = run(1)
+        samples = 1 if score is None else int(probe(output, score, 0)[1])
+        if samples > 1 and any(_is_shared(tensor) for _, _, tensor in found.fields()):
+            found, output = run(samples)
         fields = list(found.fields())
         squares: dict[str, dict[str, Tensor]] = {name: {} for name in found.values}
         for draw in range(draws):
@@ -274,6 +326,18 @@ def _parts(value: Any) -> list[tuple[str, Tensor]]:
 
 def _name(path: Any) -> str:
     return pytree.keystr(path).lstrip(".") or "value"
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    return tensor.ndim < 2 or len(tensor) == 1
+
+
+def _in_rows(tensor: Any, rows: int) -> Any:
+    """Return what all samples share as a row for each; with one row, everything as it is."""
+    if not isinstance(tensor, Tensor) or rows == 1 or not _is_shared(tensor):
+        return tensor
+    row = tensor if tensor.ndim < 2 else tensor[0]
+    return row.expand(rows, *row.shape)
 
 
 def _leaf(value: Any) -> Any:
