@@ -25,14 +25,16 @@ Measure = Callable[[Any], Any]
 
 
 class Leaves:
-    """Values of all sites that gradients can be taken for; those of the last call."""
+    """Values of all sites that gradients can be taken for, and those given before; both of the last call."""
 
     def __init__(self, start: Callable[[str, Any], Any]) -> None:
         self.start = start
+        self.given: dict[str, Any] = {}
         self.values: dict[str, Any] = {}
 
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
         """Cut each value off from what made it, and hand on leaves."""
+        self.given = values
         self.values = {
             name: pytree.tree_map(_leaf, self.start(name, value)) for name, value in values.items()
         }
@@ -41,7 +43,7 @@ class Leaves:
     def fields(self) -> Iterator[tuple[str, str, Tensor]]:
         """Yield site, field and tensor of every leaf."""
         for name, value in self.values.items():
-            for part, tensor in _parts(value):
+            for part, tensor in parts(value):
                 if tensor.requires_grad:
                     yield name, part, tensor
 
@@ -231,7 +233,7 @@ def sensitivity(
             for (name, field, _), gradient in zip(fields, gradients, strict=True):
                 square = gradient.reshape(-1, gradient.shape[-1]).square().sum(dim=0) / (unit * draws)
                 squares[name][field] = squares[name].get(field, 0) + square
-    return {name: Modulation(**{f: s.sqrt() for f, s in parts.items()}) for name, parts in squares.items()}
+    return {name: Modulation(**{f: s.sqrt() for f, s in found.items()}) for name, found in squares.items()}
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ def moved(film: Conditioning, read: Any, values: Mapping[str, Any]) -> Moved:
         read: what the generator read, or None where modulations were given: then it is asked for vectors.
         values: the value of each site, for the names of the fields.
     """
-    all_fields = {name: tuple(part for part, _ in _parts(value)) for name, value in values.items()}
+    all_fields = {name: tuple(part for part, _ in parts(value)) for name, value in values.items()}
     dim = getattr(film.cond, "dim", None)
     given = read is None
     if given:
@@ -276,7 +278,7 @@ def moved(film: Conditioning, read: Any, values: Mapping[str, Any]) -> Moved:
             own = _differing(film, pair, {})
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return Moved(all_fields, at_start=False)  # a generator that takes nothing but its encoder's own
-    fields = {name: drawn.get(name, ()) or parts for name, parts in all_fields.items()}
+    fields = {name: drawn.get(name, ()) or every for name, every in all_fields.items()}
     return Moved(fields, at_start=not given and any(drawn.values()) and not any(own.values()))
 
 
@@ -296,7 +298,7 @@ def _differing(film: Conditioning, pair: list[Any], weights: dict[str, Tensor]) 
     return {
         name: tuple(
             part
-            for (part, one), (_, other) in zip(_parts(first[name]), _parts(second[name]), strict=True)
+            for (part, one), (_, other) in zip(parts(first[name]), parts(second[name]), strict=True)
             if not torch.equal(one, other)
         )
         for name in first
@@ -315,7 +317,7 @@ def _drawn(value: Any, *, last: bool, dim: Any) -> Any:
     return torch.full_like(value, largest * last) if isinstance(value, Tensor) else largest * last
 
 
-def _parts(value: Any) -> list[tuple[str, Tensor]]:
+def parts(value: Any) -> list[tuple[str, Tensor]]:
     """Return name and tensor of each field of a value that is made of floating-point numbers."""
     return [
         (_name(path), tensor)
