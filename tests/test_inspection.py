@@ -1,6 +1,8 @@
 """Record, edit, sweep: at the root, eager and compiled."""
 
+import re
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -123,6 +125,35 @@ def test_a_modulation_may_take_the_place_of_the_networks_own():
     assert equal(rec["first"], constant)
 
 
+@pytest.mark.parametrize("change", ["edit", "sweep"])
+def test_a_change_that_writes_into_its_modulation_ends_with_its_block(change: str):
+    model, given = network(), z()
+
+    def zeroed(m: tf.Modulation, by: object = None) -> tf.Modulation:
+        m.gamma[:, 2] = 0
+        return m
+
+    with torch.no_grad(), using(model, cond=given), record(model) as outer:
+        plain = model(X)
+        if change == "edit":
+            with edit(model, {"first": zeroed}):
+                changed = model(X)
+        else:
+            (changed,) = sweep(model, "first", [1.0], lambda: model(X), change=zeroed)
+        assert torch.equal(model(X), plain)
+        assert not torch.allclose(changed, plain)
+    assert all(call["first"].gamma[:, 2].all() for call in outer.calls)
+
+
+def test_a_recording_keeps_its_values_when_they_are_written_over():
+    model = network("first")
+    values = tf.Modulation.identity(2, 5)
+    with record(model) as rec:
+        model(X, modulation={"first": values})
+    values.gamma.zero_()
+    assert rec["first"].gamma.all()
+
+
 def test_gradients_pass_through_an_edit_to_the_generator():
     model = network()
     with edit(model, {".*": lambda m: 2.0 * m}):
@@ -173,6 +204,71 @@ def test_a_compiled_network_is_recorded_call_by_call_by_one_more_graph(compiled:
 
 @pytest.mark.plain
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_calls_of_a_compiled_network_may_have_different_fields(compiled: tuple):
+    model, fast = compiled
+    with torch.no_grad():
+        a = modulations(model, z())
+    gated = {name: m.replace(gate=torch.randn_like(m.gamma)) for name, m in a.items()}
+    given = [a, {**a, "first": gated["first"]}, {**a, "second": gated["second"]}, gated] * 2
+    with torch.no_grad(), record(model) as expected, record(fast) as rec:
+        for values in given:
+            fast(X, modulation=values)
+    assert len(rec.calls) == len(expected.calls) == 8
+    for values, call in zip(given, rec.calls, strict=True):
+        for name, m in values.items():
+            torch.testing.assert_close(vars(call[name]), vars(m), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_where_only_some_calls_have_a_gate_that_of_the_others_is_one(first: int):
+    model, plain = network("first"), tf.Modulation(torch.randn(2, 5), torch.randn(2, 5))
+    gates = [None, torch.randn(2, 5)]
+    with record(model) as rec:
+        for i in (first, 1 - first):
+            model(X, modulation={"first": plain.replace(gate=gates[i])})
+    expected = [torch.ones(2, 5), gates[1]]
+    assert torch.equal(rec["first"].gate, torch.cat([expected[first], expected[1 - first]]))
+    assert torch.equal(rec["first"].gamma, torch.cat([plain.gamma] * 2))
+
+
+@dataclass(frozen=True)
+class Named:
+    """A value of a fusion of one's own, which is no tensor throughout."""
+
+    shift: torch.Tensor
+    word: str
+    times: int
+
+
+torch.export.register_dataclass(Named, serialized_type_name="tests.Named")
+
+
+class Shift:
+    def build(self, cond_dim: int, sites: dict) -> nn.Module:
+        class Values(nn.Module):
+            def forward(self, condition: torch.Tensor) -> dict:
+                return {name: Named(condition[:, :size], "twice", 2) for name, size in sites.items()}
+
+        return Values()
+
+    def apply(self, x: torch.Tensor, value: Named, dim: int, site: str) -> torch.Tensor:
+        return x + value.times * value.shift[:, :, None, None]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_value_that_holds_words_and_numbers_is_recorded():
+    torch._dynamo.reset()
+    model = condition(Net(), "first", tf.Vector(11), fusion=Shift())
+    for net in (model, torch.compile(model, backend="eager", fullgraph=True)):
+        with record(net) as rec, torch.no_grad():
+            net(X, cond=torch.ones(2, 11))
+        (call,) = rec.calls
+        assert (call["first"].word, call["first"].times) == ("twice", 2)
+        assert torch.equal(call["first"].shift, torch.ones(2, 5))
+
+
+@pytest.mark.plain
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_compiled_network_is_edited_swept_and_given_modulations(compiled: tuple):
     model, fast = compiled
     a, b, c = (z() for _ in range(3))
@@ -203,6 +299,15 @@ def test_a_change_of_gamma_where_there_is_none_is_named(fusion: str):
         model(X, cond=z())
     with pytest.raises(ValueError, match=r"sweep: expected a change of what site 'second' hears, a "):
         tf.sweep(model, ".*", [0.5], lambda: model(X, cond=z()), change=lambda m, by: m.replace(beta=by))
+
+
+def test_a_sweep_in_double_precision_takes_its_values_in_it():
+    model = network("first").double()
+    (y,) = sweep(model, "first", [0.1], lambda: model(X.double(), cond=torch.ones(2, 11).double()))
+    made = modulations(model, torch.ones(2, 11).double())["first"]
+    torch.testing.assert_close(
+        y, model(X.double(), modulation={"first": strength(made, 0.1)}), rtol=1e-12, atol=0
+    )
 
 
 def test_values_of_other_fusions_are_recorded_as_they_are():
@@ -292,6 +397,21 @@ def test_a_pattern_without_a_site_names_the_nearest():
     assert matching(["a[0]", "b"], "a[0]") == ["a[0]"]
     assert matching(["a", "b", "c"], ["c", "a"]) == ["a", "c"]
     assert matching(["a", "b"], lambda name: name > "a") == ["b"]
+    assert matching(["a", "b"], re.compile("A|C", re.IGNORECASE)) == ["a"]
+    assert matching(["a", "b"], [re.compile("a"), "b"]) == ["a", "b"]
+    assert matching(["a[", "b"], "a[") == ["a["]
+    with edit(model, {re.compile("FIRST", re.IGNORECASE): closed}), record(model) as rec:
+        model(X, cond=z())
+    assert not rec["first"].gamma.any()
+    with pytest.raises(
+        ValueError, match=r"expected a name, or a regular expression, got 'a\[': unterminated"
+    ):
+        matching(["a", "b"], "a[")
+    for none in (lambda name: False, []):
+        with pytest.raises(
+            ValueError, match=r"at least one of 2 to be chosen, got none by .*\nThere are 'a'"
+        ):
+            matching(["a", "b"], none)
 
 
 def test_an_edit_that_returns_something_else_is_refused():
@@ -308,6 +428,11 @@ def test_an_edit_that_returns_something_else_is_refused():
         pytest.raises(ValueError, match="expected a Modulation for site 'first', got Tensor"),
     ):
         model(X, cond=z())
+    for change in (lambda m, by: m.gamma, lambda m, by: None):
+        with pytest.raises(
+            ValueError, match=r"sweep: expected a Modulation for site 'first', got (Tensor|None)"
+        ):
+            sweep(model, "first", [1.0], lambda: model(X, cond=z()), change=change)
     assert model(X, cond=z()).shape == (2, 2)
 
 

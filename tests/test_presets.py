@@ -11,7 +11,7 @@ from torch import nn
 import torchfilm as tf
 from catalogue import randomise
 from torchfilm.inspection import modulations, record
-from torchfilm.presets import Modulations, load_modulations, save_modulations
+from torchfilm.presets import Modulations, load_modulations, save_modulations, whole
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 
@@ -55,6 +55,20 @@ def test_a_swap_takes_the_matching_sites_of_the_other_and_rows_change_places():
     assert mixed["first"] is a["first"]
     assert mixed["second"] is b["second"]
     assert torch.equal(a.rows([1, 0])["first"].gamma, a["first"].gamma[[1, 0]])
+
+
+def test_joined_and_copied_modulations_are_modulations():
+    a, b = (Modulations({name: tf.Modulation.identity(2, 3)}) for name in "ab")
+    both = a | b
+    assert (type(both), type(both.copy())) == (Modulations, Modulations)
+    assert list(both) == list(both.copy()) == ["a", "b"]
+    assert both["b"] is b["b"]
+
+
+def test_a_swap_with_something_without_the_site_is_refused():
+    a = Modulations({"here": tf.Modulation.identity(2, 3)})
+    with pytest.raises(ValueError, match=r"of the other: expected one of 1 names, got 'here'.\n.*'there'"):
+        a.swap(Modulations({"there": tf.Modulation.identity(2, 3)}), "here")
 
 
 def test_sites_that_are_on_one_side_only_are_refused():
@@ -113,6 +127,20 @@ def test_a_preset_is_read_as_it_was_written(tmp_path):
     torch.testing.assert_close(model(X, modulation=load_modulations(rec.save(path))), y)
 
 
+def test_a_preset_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        Modulations({"a": tf.Modulation.identity(2, 3)}).save(tmp_path / "folder")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_two_that_write_one_preset_do_not_meet(tmp_path):
+    with whole(tmp_path / "one") as first, whole(tmp_path / "one") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("one", "first")]
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="expected a file of modulations"):
@@ -126,6 +154,12 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"of all for \['red', 'green'\]\.\nOne file per preset"):
         save_modulations(presets, tmp_path / "presets.safetensors")
     assert not (tmp_path / "presets.safetensors").exists()
+
+
+@pytest.mark.plain
+def test_a_table_of_no_rows_has_none():
+    frame = Modulations({"a": tf.Modulation(torch.zeros(0, 3), torch.zeros(0, 3))}).frame()
+    assert {len(column) for column in frame.values()} == {0}
 
 
 @pytest.mark.plain

@@ -7,6 +7,7 @@ hook, so all of it works on a compiled network too: compiled once more for the b
 from __future__ import annotations
 
 import itertools
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ T = TypeVar("T")
 class Recording(Mapping[str, Modulation]):
     """What went to the sites while `record` was active: `rec[site].gamma` is [N, C] over all calls.
 
+    Where some calls have a gate and others none, that of the others is one.
+
     A network takes it as it is: `model(x, modulation=rec)`. `rec.calls` has the values of each call apart, of
     any fusion, without graphs.
     """
@@ -40,8 +43,7 @@ class Recording(Mapping[str, Modulation]):
     def __init__(self) -> None:
         self.ended = False
         self._calls: list[dict[str, Any]] = []
-        self._pending: list[list[Tensor]] = []
-        self._structure: Any = None
+        self._pending: list[tuple[str, list[Tensor]]] = []
         self._ticket = torch.tensor(next(_TICKETS))
         _OPEN[int(self._ticket)] = self
 
@@ -49,23 +51,29 @@ class Recording(Mapping[str, Modulation]):
         """Note the values, and hand them on; not at a second run of what was checkpointed, after the end."""
         if self.ended:
             return values
-        tensors, structure = pytree.tree_flatten(dict(values))
-        tensors = [tensor.detach() for tensor in tensors]
-        if torch.compiler.is_compiling():
-            _note(self._ticket, tensors)
-        else:
-            self.calls.append(pytree.tree_unflatten(tensors, structure))
-        self._structure = structure
+        if not torch.compiler.is_compiling():
+            self.calls.append(pytree.tree_map(_copied, dict(values)))
+            return values
+        leaves, structure = pytree.tree_flatten(dict(values))
+        kind = _kind(values)
+        _note(self._ticket, kind, [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)])
+        others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        setattr(
+            self, kind, (structure, others)
+        )  # a table would be a guard, and one more graph for each entry
         return values
 
-    def note(self, tensors: list[Tensor]) -> None:
-        """Take a call of a compiled network, which says afterwards how its tensors belong together."""
-        self._pending.append(tensors)
+    def note(self, kind: str, tensors: list[Tensor]) -> None:
+        """Take a call of a compiled network; the attribute `kind` says how its tensors belong together."""
+        self._pending.append((kind, tensors))
 
     @property
     def calls(self) -> list[dict[str, Any]]:
         """Return the values of each call, in order."""
-        self._calls += [pytree.tree_unflatten(tensors, self._structure) for tensors in self._pending]
+        for kind, tensors in self._pending:
+            (structure, others), left = getattr(self, kind), iter(tensors)
+            leaves = [next(left) if other is None else other for other in others]
+            self._calls.append(pytree.tree_unflatten(leaves, structure))
         self._pending.clear()
         return self._calls
 
@@ -81,6 +89,8 @@ class Recording(Mapping[str, Modulation]):
                 f"Recording: expected modulations, got {type(values[0]).__name__} at site '{site}'.\n"
                 f"This fusion has values of its own: they are in rec.calls."
             )
+        if any(value.gate is not None for value in values):
+            values = [v if v.gate is not None else v.replace(gate=torch.ones_like(v.gamma)) for v in values]
         every = [fields_of(value) for value in values]
         try:
             return Modulation(**{field: torch.cat([one[field] for one in every]) for field in every[0]})
@@ -158,19 +168,19 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 
 @contextmanager
-def edit(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
+def edit(model: nn.Module, changes: Mapping[str | re.Pattern[str], Change]) -> Iterator[None]:
     """Change modulations in the block, in this thread: `edit(model, {r"layer4\\..*": lambda m: 0.5 * m})`.
 
     Args:
         model: a conditioned network.
         changes: from a regular expression that matches whole names of sites to a function of the modulation,
-            or to a modulation that takes its place. Where several match, they follow one another. Each
-            function of its own costs a compiled network a graph; where many are tried, change
+            which gets a copy, or to a modulation that takes its place. Where several match, they follow one
+            another. Each function of its own costs a compiled network a graph; where many are tried, change
             `modulations(model, cond)` instead and give it as `modulation=`.
 
     Raises:
-        ValueError: for an expression that matches no site, for a change that is neither, for a function that
-            returns no `Modulation`, and for one of gamma and beta where another fusion has none.
+        ValueError: for an expression that matches no site or is none, for a change that is neither, for a
+            function that returns no `Modulation`, for one of gamma and beta where another fusion has none.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -221,7 +231,10 @@ def sweep(
         sites: names, or a regular expression for whole names.
         values: what `change` gets, one after the other, as a tensor (so that a compiled network stays one).
         call: runs the network: `lambda: model(x, cond=z)`.
-        change: what to do to the modulation; without it, its `strength`.
+        change: what to do to the modulation, of which it gets a copy; without it, its `strength`.
+
+    Raises:
+        ValueError: for sites that match none, and for a change that returns no `Modulation`.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -234,7 +247,7 @@ def sweep(
     chosen = matching(list(film.sites), sites)
     found = []
     for value in values:
-        with film.transformed(_Turn(chosen, change, torch.tensor(float(value)))):
+        with film.transformed(_Turn(chosen, change, torch.tensor(float(value), dtype=torch.float64))):
             found.append(call())
     return found
 
@@ -247,16 +260,7 @@ class _Edit:
         edited = dict(values)
         for name, changes in self.changes.items():
             for change in changes:
-                new = (
-                    change if isinstance(change, Modulation) else _changed("edit", name, edited[name], change)
-                )
-                if type(new) is not type(edited[name]):
-                    raise ValueError(
-                        f"edit: expected a {type(edited[name]).__name__} for site '{name}', "
-                        f"got {type(new).__name__}.\n"
-                        f"Return a new one: lambda m: m.replace(gamma=0 * m.gamma)."
-                    )
-                edited[name] = new
+                edited[name] = _changed("edit", name, edited[name], change)
         return edited
 
 
@@ -267,12 +271,39 @@ class _Turn:
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
         if self.change is strength:
             check_modulations("sweep", {name: values[name] for name in self.sites})
-        turned = {name: _changed("sweep", name, values[name], self.change, self.value) for name in self.sites}
+        turned = {}
+        for name in self.sites:
+            dtypes = [leaf.dtype for leaf in pytree.tree_leaves(values[name]) if isinstance(leaf, Tensor)]
+            by = self.value.double() if torch.float64 in dtypes else self.value.float()
+            turned[name] = _changed("sweep", name, values[name], self.change, by)
         return {**values, **turned}
 
 
-def _changed(function: str, site: str, value: Any, change: Callable[..., Any], *more: Tensor) -> Any:
-    """What a change written by somebody else makes of a site's value; other fusions have other fields."""
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _own(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _changed(function: str, site: str, value: Any, change: Any, *more: Tensor) -> Any:
+    """Return what takes the place of a site's value: a modulation, or what a function makes of a copy of it.
+
+    A change that writes into what it gets writes into the copy alone; ValueError for another kind of value.
+    """
+    new = change if isinstance(change, Modulation) else _made(function, site, value, change, *more)
+    if type(new) is not type(value):
+        raise ValueError(
+            f"{function}: expected a {type(value).__name__} for site '{site}', got {type(new).__name__}.\n"
+            f"Return a new one: lambda m: m.replace(gamma=0 * m.gamma)."
+        )
+    return new
+
+
+def _made(function: str, site: str, value: Any, change: Callable[..., Any], *more: Tensor) -> Any:
+    """Return what a change written by somebody else makes of a copy; other fusions have other fields."""
+    value = pytree.tree_map(_own, value)
     if isinstance(value, Modulation):
         return change(value, *more)
     try:
@@ -293,9 +324,19 @@ _OPEN: weakref.WeakValueDictionary[int, Recording] = weakref.WeakValueDictionary
 # What a compiled network leaves in a list becomes a guard, and each call a graph of its own. An operator that
 # claims to change the ticket runs at every call, in order, and is nothing but a node of the graph.
 @torch.library.custom_op(
-    "torchfilm::note", mutates_args=("ticket",), schema="(Tensor(a!) ticket, Tensor[] tensors) -> ()"
+    "torchfilm::note",
+    mutates_args=("ticket",),
+    schema="(Tensor(a!) ticket, str kind, Tensor[] tensors) -> ()",
 )
-def _note(ticket: Tensor, tensors: list[Tensor]) -> None:
+def _note(ticket: Tensor, kind: str, tensors: list[Tensor]) -> None:
     recording = _OPEN.get(int(ticket))
     if recording is not None:
-        recording.note([tensor.clone() for tensor in tensors])
+        recording.note(kind, [tensor.clone() for tensor in tensors])
+
+
+def _kind(values: Mapping[str, Any]) -> str:
+    """Name what the values are made of: their classes, and the path of each leaf, with what is no tensor."""
+    found = [f"values {' '.join([type(value).__name__ for value in values.values()])}"]
+    for path, leaf in pytree.tree_flatten_with_path(dict(values))[0]:
+        found.append(pytree.keystr(path) + ("" if isinstance(leaf, Tensor) else f"={leaf!r}"))
+    return " ".join(found).replace(".", "/")  # a constant of each graph, and an attribute's name

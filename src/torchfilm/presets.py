@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from torchfilm.modulation import Modulation, aligned, check_modulations
-from torchfilm.sites import nearest
+from torchfilm.sites import entry, nearest
 
-SitePattern = str | Sequence[str] | Callable[[str], bool]
+SitePattern = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Callable[[str], bool]
 
 _FIELDS = ("gamma", "beta", "gate")
 
@@ -60,10 +63,18 @@ class Modulations(dict[str, Modulation]):
         """Return these with the matching sites of the other: `a.swap(b, r"layer4\\..*")`.
 
         Raises:
-            ValueError: for a pattern that matches no site.
+            ValueError: for a pattern that matches no site, and for a site that the other has not.
         """
         chosen = matching(list(self), sites)
-        return Modulations({name: other[name] if name in chosen else m for name, m in self.items()})
+        theirs = {name: entry("Modulations.swap, of the other", other, name) for name in chosen}
+        return Modulations({**self, **theirs})
+
+    def copy(self) -> Modulations:
+        """Return the same sites in a mapping of their own."""
+        return Modulations(self)
+
+    def __or__(self, other: Mapping[str, Any]) -> Any:
+        return Modulations({**self, **other})
 
     def rows(self, rows: Any) -> Modulations:
         """Return the rows of the batch picked by an integer, a slice, a list or an index tensor."""
@@ -87,7 +98,8 @@ class Modulations(dict[str, Modulation]):
         gated = any(m.gate is not None for m in self.values())
         for name, m in self.items():
             fields = fields_of(m)
-            gamma = fields["gamma"].reshape(len(fields["gamma"]), -1, fields["gamma"].shape[-1])
+            rows, *steps, channels = fields["gamma"].shape
+            gamma = fields["gamma"].reshape(rows, math.prod(steps), channels)
             row, step, channel = (axis.ravel() for axis in np.indices(gamma.shape))
             part = {"site": np.full(gamma.numel(), name), "row": row, "step": step, "channel": channel}
             part |= {field: _column(value) for field, value in fields.items()}
@@ -116,24 +128,45 @@ def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
     """Return the names that match: a regular expression for whole names, a list of such, or a function.
 
     Raises:
-        ValueError: for an expression that matches nothing, with the three nearest names.
+        ValueError: for an expression that matches nothing, with the three nearest names, or is none; for an
+            empty list, and for a function that is true for no name.
 
     Example:
         >>> matching(["block1", "block2", "stem"], r"block.")
         ['block1', 'block2']
     """
-    if callable(sites):
-        return [name for name in names if sites(name)]
     found: set[str] = set()
-    for pattern in [sites] if isinstance(sites, str) else sites:
-        hits = [name for name in names if re.fullmatch(pattern, name) or pattern == name]
-        if not hits:
-            raise ValueError(
-                f"Sites: expected a name, or an expression for whole names, got {pattern!r}.\n"
-                f"The nearest are {nearest(pattern, list(names))}."
-            )
-        found.update(hits)
+    if callable(sites):
+        found.update(name for name in names if sites(name))
+    else:
+        for pattern in [sites] if isinstance(sites, str | re.Pattern) else sites:
+            found.update(_hits(names, pattern))
+    if not found:
+        raise ValueError(
+            f"Sites: expected at least one of {len(names)} to be chosen, got none by {sites!r}.\n"
+            f"There are {', '.join(map(repr, names[:10]))}{', ...' if len(names) > 10 else ''}."
+        )
     return [name for name in names if name in found]
+
+
+def _hits(names: Sequence[str], pattern: str | re.Pattern[str]) -> list[str]:
+    text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
+    try:
+        matches = re.compile(pattern).fullmatch
+    except re.error as error:
+        if text in names:
+            return [text]
+        raise ValueError(
+            f"Sites: expected a name, or a regular expression, got {pattern!r}: {error}.\n"
+            f"A dot stands for any character; put a backslash before brackets and stars of a name."
+        ) from error
+    hits = [name for name in names if matches(name) or pattern == name]
+    if not hits:
+        raise ValueError(
+            f"Sites: expected a name, or an expression for whole names, got {text!r}.\n"
+            f"The nearest are {nearest(text, list(names))}."
+        )
+    return hits
 
 
 def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) -> Path:
@@ -153,19 +186,31 @@ def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) ->
         )
     check_modulations("save_modulations", modulations)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{name}.{field}": value.detach().cpu().contiguous().clone()
         for name, m in modulations.items()
         for field, value in vars(m).items()
         if value is not None
     }
-    part = path.with_name(path.name + ".part")
-    save_file(
-        tensors, part, metadata={"format": "torchfilm.modulations", "sites": json.dumps(list(modulations))}
-    )
-    part.replace(path)
+    about = {"format": "torchfilm.modulations", "sites": json.dumps(list(modulations))}
+    with whole(path) as part:
+        save_file(tensors, part, metadata=about)
     return path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a name of its own beside the path to write to: it takes the path's place, or is gone on an error.
+
+    Folders above are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") -> Modulations:
