@@ -44,7 +44,7 @@ def histograms(gamma: Values, beta: Values | None = None, *, bins: int = 100) ->
         edges = np.linspace(low - 1e-6 * max(1, abs(low)), high + 1e-6 * max(1, abs(high)), bins + 1)
         for column, (site, found) in enumerate(values.items()):
             ax: Axes = axes[row, column]
-            ax.hist(np.ravel(found), edges, color=COLORS[row], log=True)
+            ax.hist(np.ravel(found), edges.tolist(), color=COLORS[row], log=True)
             ax.axvline(neutral, color="black", linewidth=0.8, linestyle=":")
             between = ": " if len(site) <= 12 else "\n"
             share = f"{np.mean(found < 0):.0%} of {symbol} below 0"
