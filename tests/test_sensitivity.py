@@ -88,6 +88,23 @@ def test_one_modulation_for_all_samples_counts_as_one_for_each(shape: tuple):
     assert sensitivity(model, x, cond=torch.randn(11), score=lambda y: y)["0"].beta.item() == pytest.approx(1)
 
 
+def test_a_modulation_that_all_share_is_measured_also_where_a_site_has_other_rows_than_the_score():
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frames, self.words = nn.Linear(3, 5), nn.Linear(3, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.frames(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(1) + self.words(x[0, :1])
+
+    net = Pooled()
+    sites = tf.find(net, "frames", repeat=7) + tf.find(net, "words")
+    model = condition(net, sites, tf.Vector(11))
+    found = sensitivity(model, torch.randn(2, 7, 3), cond=torch.ones(11), score=lambda y: y)
+    torch.testing.assert_close(found["frames"].beta, torch.full((5,), 7.0))
+    torch.testing.assert_close(found["words"].beta, torch.ones(5))
+
+
 @pytest.mark.parametrize("ask", [sensitivity, tf.doctor])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_graph_that_waits_for_its_backward_pass_is_left_as_it_was(ask, training: bool):

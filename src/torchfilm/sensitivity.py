@@ -181,8 +181,8 @@ def sensitivity(
     """Return how much each channel's gamma and beta moves the output: one Modulation [C] for each site.
 
     Without a score: |dy/dgamma_c| / |y| over all samples, so 0.1 says that gamma_c + 1 changes the output by
-    about a tenth. With one: |dscore/dgamma_c|, root mean square over samples, each with gammas of its own
-    also where one modulation is for all. The network is left as it was.
+    about a tenth. With one: |dscore/dgamma_c|, root mean square over the scores of samples; where one
+    modulation is for all, that takes a backward pass for each. The network is left as it was.
 
     Args:
         model: a conditioned network, compiled or not; it runs in its present mode.
@@ -210,23 +210,12 @@ def sensitivity(
             f"sensitivity: expected at least 1 draw, got {draws}.\nLeave draws= out for a single one."
         )
     draws = 1 if score is not None else draws
-
-    def run(rows: int) -> tuple[Leaves, Any]:
-        with leaves(model, lambda name, value: pytree.tree_map(partial(_in_rows, rows=rows), value)) as found:
-            output = model(*args, cond=cond, modulation=modulation, **kwargs)
-        check_modulations("sensitivity", found.values)
-        return found, output
-
-    with undisturbed(model):
+    with undisturbed(model), leaves(model) as found:
         args, kwargs, cond = recordable((args, kwargs, cond))
-        found, output = run(1)
-        samples = 1 if score is None else int(probe(output, score, 0)[1])
-        if samples > 1 and any(_is_shared(tensor) for _, _, tensor in found.fields()):
-            found, output = run(samples)
-        fields = list(found.fields())
+        output = model(*args, cond=cond, modulation=modulation, **kwargs)
+        check_modulations("sensitivity", found.values)
         squares: dict[str, dict[str, Tensor]] = {name: {} for name in found.values}
-        for draw in range(draws):
-            total, unit = probe(output, score, draw)
+        for total, unit, fields in _passes(output, score, draws, list(found.fields())):
             gradients = torch.autograd.grad(
                 total, [tensor for _, _, tensor in fields], retain_graph=True, materialize_grads=True
             )
@@ -330,16 +319,20 @@ def _name(path: Any) -> str:
     return pytree.keystr(path).lstrip(".") or "value"
 
 
-def _is_shared(tensor: Tensor) -> bool:
-    return tensor.ndim < 2 or len(tensor) == 1
+def _passes(
+    output: Any, score: Measure | None, draws: int, fields: list[tuple[str, str, Tensor]]
+) -> Iterator[tuple[Tensor, float, list[tuple[str, str, Tensor]]]]:
+    """Yield what to take gradients of, its unit, and for which fields.
 
-
-def _in_rows(tensor: Any, rows: int) -> Any:
-    """Return what all samples share as a row for each; with one row, everything as it is."""
-    if not isinstance(tensor, Tensor) or rows == 1 or not _is_shared(tensor):
-        return tensor
-    row = tensor if tensor.ndim < 2 else tensor[0]
-    return row.expand(rows, *row.shape)
+    Fields that all samples share get a pass for each sample's score, of which the sum says less.
+    """
+    rows = 1 if score is None else int(probe(output, score, 0)[1])
+    shared = [one for one in fields if rows > 1 and (one[2].ndim < 2 or len(one[2]) == 1)]
+    own = [one for one in fields if all(one is not other for other in shared)]
+    for draw in range(draws if own else 0):
+        yield *probe(output, score, draw), own
+    for sample in score(output) if score is not None and shared else ():
+        yield sample.sum(), float(rows), shared
 
 
 def _leaf(value: Any) -> Any:
