@@ -79,6 +79,7 @@ ONE_FOR_ALL = {
     "all absent": (tf.Maybe(tf.Vector(11)), {}, lambda: tf.Masked(z(), torch.zeros(4, dtype=torch.bool))),
     "a class": (tf.Classes(7), {"head": "table"}, lambda: torch.tensor([3, 3, 3, 3])),
     "one class": (tf.Classes(7, 5), {}, lambda: torch.tensor(3)),
+    "often dropped": (tf.Maybe(tf.Vector(11), dropout=0.5), {}, one),
     "concat": (tf.Vector(11), {"fusion": "concat"}, one),
 }
 
@@ -87,7 +88,8 @@ ONE_FOR_ALL = {
 @pytest.mark.parametrize("way", ["cond", "using", "modulation", "using a modulation"])
 def test_one_condition_for_a_batch_is_seen_however_it_comes(encoder, options: dict, given, way: str):
     model, cond = condition(chain(nn.BatchNorm2d(5)), "0|3", encoder, **options), given()
-    made = model.film.modulations(cond)
+    with model.film.predicting():
+        made = model.film.modulations(cond)
     if way == "cond":
         found = doctor(model, X, cond=cond)
     elif way == "modulation":

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchfilm.counterfactual import columns
+from torchfilm.counterfactual import columns, keys
+from torchfilm.filling import Active
 from torchfilm.injection import Conditioning, conditioning
 from torchfilm.modulation import Modulation
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
@@ -205,7 +206,8 @@ def doctor(
         args, kwargs, cond = recordable((args, kwargs, cond))
         one = run(start)
         told = moved(film, one.seen.condition, one.leaves.values)
-        same = _same(one.seen.condition, one.leaves.given, told.fields)
+        once = modulation is None and _said_once(film, cond)
+        same = once or _same(one.seen.condition, one.leaves.given, told.fields)
         pulses = one.pulses(film, told.fields, same=same)
         hidden = {name for name, pulse in pulses.items() if pulse.strength < HIDDEN * pulse.constant}
         closed = {name for name in hidden if pulses[name].strength == 0}
@@ -386,6 +388,17 @@ def _silent(site: Site, pulse: Pulse) -> Finding:
         "its module runs, but the output does not depend on it.",
         "Its result is dropped, detached, or goes to an output that `score` leaves out.",
     )
+
+
+def _said_once(film: Conditioning, cond: Any) -> bool:
+    """Whether the condition of a call, or of the block around it, has equal rows, whatever dropout does."""
+    active = film.local.active
+    if cond is None and isinstance(active, Active):
+        cond = active.cond
+    try:
+        return len(set(keys(cond))) == 1
+    except ValueError:  # none, or one of a kind of its own: nothing is known about its rows
+        return False
 
 
 def _same(read: Any, values: dict[str, Any], told: dict[str, tuple[str, ...]]) -> bool:
