@@ -73,6 +73,43 @@ def test_a_batch_norm_in_training_cancels_one_condition_per_batch():
     assert ask(chain(nn.BatchNorm2d(5)), "0|3", z(1).expand(4, -1)).of("0") == ["cancelled"]
 
 
+ONE_FOR_ALL = {
+    "vectors": (tf.Vector(11), {}, one),
+    "one vector": (tf.Vector(11), {}, lambda: torch.randn(11)),
+    "all absent": (tf.Maybe(tf.Vector(11)), {}, lambda: tf.Masked(z(), torch.zeros(4, dtype=torch.bool))),
+    "a class": (tf.Classes(7), {"head": "table"}, lambda: torch.tensor([3, 3, 3, 3])),
+    "one class": (tf.Classes(7, 5), {}, lambda: torch.tensor(3)),
+    "often dropped": (tf.Maybe(tf.Vector(11), dropout=0.5), {}, one),
+    "concat": (tf.Vector(11), {"fusion": "concat"}, one),
+}
+
+
+@pytest.mark.parametrize(("encoder", "options", "given"), ONE_FOR_ALL.values(), ids=ONE_FOR_ALL)
+@pytest.mark.parametrize("way", ["cond", "using", "modulation", "using a modulation"])
+def test_one_condition_for_a_batch_is_seen_however_it_comes(encoder, options: dict, given, way: str):
+    model, cond = condition(chain(nn.BatchNorm2d(5)), "0|3", encoder, **options), given()
+    with model.film.predicting():
+        made = model.film.modulations(cond)
+    if way == "cond":
+        found = doctor(model, X, cond=cond)
+    elif way == "modulation":
+        found = doctor(model, X, modulation=made)
+    else:
+        with tf.using(model, **({"cond": cond} if way == "using" else {"modulation": made})):
+            found = doctor(model, X)
+    assert found.of("0") == ["cancelled"]
+    assert "takes out what all samples share, and there is one condition" in str(found)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mixed_conditions_under_using_are_no_single_one(training: bool):
+    model = condition(chain(nn.BatchNorm2d(5)), "0|3", tf.Vector(11)).train(training)
+    with tf.using(model, cond=z()):
+        assert doctor(model, X).of("0") == ["one_condition"] * training
+    rows = randomise(model).film.modulations(z())
+    assert "cancelled" not in doctor(model, X, modulation=rows).of("0")
+
+
 def test_a_batch_norm_in_training_is_pointed_out_where_conditions_are_mixed():
     found = ask(chain(nn.BatchNorm2d(5)), "0|3", z())
     assert found.of("0") == ["one_condition"]
@@ -177,14 +214,6 @@ def test_sites_that_are_skipped_dropped_closed_weak_tied_or_called_again_are_tol
     assert "1 of 5 sites can be heard" in text
 
 
-def test_the_share_of_a_last_site_is_exactly_that_of_its_features():
-    model = condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(11))
-    x = torch.randn(1000, 3)
-    pulse = doctor(model, x, cond=z(1000)).pulses["0"]
-    assert pulse.fields["gamma"] == pytest.approx(1, rel=0.1)
-    assert pulse.fields["beta"] == pytest.approx(1, rel=0.1)
-
-
 def test_a_trained_network_is_asked_where_it_is_or_at_the_identity():
     model = randomise(condition(chain(), "0|2", tf.Vector(11)))
     with torch.no_grad():
@@ -210,6 +239,8 @@ def test_the_network_is_left_as_it_was():
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert model.get_submodule("film").transforms == []
+    assert all(slot.fusion is model.film.fusion for slot in model.film.slots.values())
+    assert all(slot.is_plain_film for slot in model.film.slots.values())
     assert model.training
 
 

@@ -119,9 +119,11 @@ def test_every_sample_is_compared_with_all_others_of_its_batch(output):
 
 
 def far(first, second, i: int, j: int) -> float:
-    """The squared distance of two rows; 0 or 1 for what is no floating-point number."""
+    """The squared distance of two rows, of real and imaginary parts; 0 or 1 for what has no distance."""
     if isinstance(first, list):
         return float(first[i] != second[j])
+    if first.is_complex():
+        return (far(first.real, second.real, i, j) + far(first.imag, second.imag, i, j)) / 2
     apart = first[i] - second[j] if first.is_floating_point() else (first[i] != second[j]).double()
     return apart.square().mean().item()
 
@@ -316,6 +318,32 @@ def test_a_paraphrase_is_a_function_or_a_dict_or_a_pair_of_conditions():
     assert "Other words for the same condition change 0%" in function.words
 
 
+PLACES = {
+    "a dict": (lambda words: {"say": words}, lambda cond: cond["say"]),
+    "a tuple": (lambda words: (words,), lambda cond: cond[0]),
+    "beside numbers": (lambda words: {"say": words, "at": torch.arange(3)}, lambda cond: cond["say"]),
+    "a tuple of words": (tuple, lambda cond: cond),
+    "an array": (np.array, lambda cond: cond),
+    "an array of objects": (lambda words: np.array(words, dtype=object), lambda cond: cond),
+}
+
+
+@pytest.mark.parametrize(("put", "get"), PLACES.values(), ids=PLACES)
+def test_texts_are_swapped_blanked_and_reworded_wherever_they_are(put, get):
+    texts, x, other = ["go", "stop", "left"], torch.randn(3, 2), {"go": "onwards", "stop": "cease"}
+
+    def model(x: torch.Tensor, cond: object) -> torch.Tensor:
+        assert type(cond) is type(put(texts))
+        return length(x, get(cond))
+
+    expected = heard(length, [(x, texts)], paraphrase=other)
+    found = heard(model, [(x, put(texts))], paraphrase=other)
+    assert found.effects["paraphrase"] == expected.effects["paraphrase"]
+    assert found.effects["paraphrase"].output.n == 2
+    if put is not PLACES["beside numbers"][0]:
+        assert found == expected
+
+
 def test_rows_without_a_paraphrase_are_told_apart():
     other, known = reworded(torch.tensor([[1.0], [2.0]]), (torch.tensor([[2.0]]), torch.tensor([[5.0]])))
     assert known.tolist() == [False, True]
@@ -329,6 +357,30 @@ def test_outputs_may_be_words_classes_or_several_things():
     x, z = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
     found = heard(says, [(x, z)], blank=torch.zeros_like).effects["swap"].output
     assert found.value == pytest.approx(2 / 3)
+
+
+def test_words_of_an_output_may_be_an_array():
+    x, texts = torch.randn(4, 3), ["up", "down", "left", "up"]
+    found = [heard(lambda x, cond, kind=kind: kind(cond), [(x, texts)]) for kind in (list, np.array)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.conj, torch.Tensor.numpy])
+def test_complex_outputs_differ_by_as_much_as_their_parts(kind):
+    x, z = torch.arange(8.0)[:, None], torch.randn(8, 3)
+    found = heard(lambda x, cond: kind(torch.complex(x + 1e-4 * cond, x * cond)), [(x, z)])
+    expected = heard(lambda x, cond: torch.cat([x + 1e-4 * cond, x * cond], 1), [(x, z)])
+    assert found.effects["swap"].output.value == pytest.approx(expected.effects["swap"].output.value)
+    spectrum = torch.fft.rfft(z)
+    assert heard(lambda x, cond: x + cond.abs(), [(x, spectrum)]).effects["blank"].output.value > 0
+
+
+@pytest.mark.parametrize("empty", [(torch.zeros(0, 3), torch.zeros(0, 3)), (torch.zeros(0, 3), [])])
+def test_an_empty_batch_has_no_part(empty: tuple):
+    batch = (torch.randn(5, 3), torch.randn(5, 3))
+    assert heard(listens, [batch, empty]) == heard(listens, [batch])
+    with pytest.raises(ValueError, match="expected at least one batch, got none"):
+        heard(listens, [empty])
 
 
 def test_an_output_that_never_differs_naturally_can_still_change_without_bound():
@@ -371,6 +423,7 @@ REFUSED = [
     ([(torch.ones(3, 2), torch.rand(3, 2))], {"loss": squared}, "loss needs a target"),
     (torch.rand(2, 3), {}, r"got a Tensor"),
     ([(torch.ones(3, 2),)], {}, r"got a tuple of 1"),
+    ([(torch.ones(3, 2), torch.rand(3, 2))], {"resamples": 0}, "expected at least 1 resample, got 0"),
     ([(torch.ones(3, 2), 5)], {}, r"one row per sample in every part, got no rows"),
     ([(torch.ones(3, 2), {"a": torch.ones(3), "b": ["x"]})], {}, r"got \[1, 3\] rows"),
 ]

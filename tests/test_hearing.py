@@ -80,7 +80,7 @@ def test_words_that_are_no_whole_condition_are_no_paraphrase_and_are_counted():
     assert "paraphrase" not in found.effects
     assert "paraphrase: not measured, since 0 of 3 samples have a condition among its keys" in str(found)
     found = heard(length, [(x, texts)], paraphrase={"open": "open it"})
-    assert "paraphrase: 1 of 3 samples have a condition among its keys; a key is a whole" in str(found)
+    assert "paraphrase: 1 of 3 samples have a condition among its keys; a key is the whole" in str(found)
     assert heard(length, [(x, texts)], paraphrase=lambda words: words).notes == ()
 
 

@@ -178,8 +178,10 @@ LIBRARY = (
     ("fold_rules", "kept"),
     ("fold_report",),
     ("concatenation", "folding", "tabulation"),
+    ("presets",),
     ("counterfactual", "hearing", "inspection", "pulses", "sensitivity", "summary"),
     ("comparison", "converters", "doctor", "guidance", "heard"),
+    ("canvas",),
     ("plot",),
 )
 RANK = {name: rank for rank, names in enumerate(LIBRARY) for name in names}
@@ -282,7 +284,7 @@ def test_the_core_needs_its_four_dependencies_alone():
             CORE
             | sys.stdlib_module_names
             | {"torchfilm"}
-            | ({"matplotlib", "sklearn"} if path.stem == "plot" else set())
+            | ({"matplotlib", "sklearn"} if path.stem in ("canvas", "plot") else set())
         )
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Import):
@@ -318,7 +320,7 @@ def test_importing_the_package_brings_in_the_core_alone_and_changes_nothing_glob
     found = json.loads(done.stdout)
     assert done.stderr == ""
     assert set(found["new"]) - CORE == {"torchfilm"}
-    heavy = {"plot", "blocks", "data", "training", "systems", "app"}
+    heavy = {"canvas", "plot", "blocks", "data", "training", "systems", "app"}
     assert {name.split(".")[1] for name in found["ours"]} <= set(RANK) - heavy
     assert not found["changed"]
 

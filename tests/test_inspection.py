@@ -1,27 +1,18 @@
-"""Record, edit, arithmetic, presets: at the root, eager and compiled."""
+"""Record, edit, sweep: at the root, eager and compiled."""
 
+import re
 import threading
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import torchfilm as tf
 from catalogue import randomise
 from torchfilm.injection import condition, using
-from torchfilm.inspection import (
-    Modulations,
-    edit,
-    load_modulations,
-    matching,
-    modulations,
-    record,
-    save_modulations,
-    strength,
-    sweep,
-)
+from torchfilm.inspection import edit, modulations, record, strength, sweep
+from torchfilm.presets import matching, save_modulations
 
 
 class Net(nn.Module):
@@ -134,6 +125,35 @@ def test_a_modulation_may_take_the_place_of_the_networks_own():
     assert equal(rec["first"], constant)
 
 
+@pytest.mark.parametrize("change", ["edit", "sweep"])
+def test_a_change_that_writes_into_its_modulation_ends_with_its_block(change: str):
+    model, given = network(), z()
+
+    def zeroed(m: tf.Modulation, by: object = None) -> tf.Modulation:
+        m.gamma[:, 2] = 0
+        return m
+
+    with torch.no_grad(), using(model, cond=given), record(model) as outer:
+        plain = model(X)
+        if change == "edit":
+            with edit(model, {"first": zeroed}):
+                changed = model(X)
+        else:
+            (changed,) = sweep(model, "first", [1.0], lambda: model(X), change=zeroed)
+        assert torch.equal(model(X), plain)
+        assert not torch.allclose(changed, plain)
+    assert all(call["first"].gamma[:, 2].all() for call in outer.calls)
+
+
+def test_a_recording_keeps_its_values_when_they_are_written_over():
+    model = network("first")
+    values = tf.Modulation.identity(2, 5)
+    with record(model) as rec:
+        model(X, modulation={"first": values})
+    values.gamma.zero_()
+    assert rec["first"].gamma.all()
+
+
 def test_gradients_pass_through_an_edit_to_the_generator():
     model = network()
     with edit(model, {".*": lambda m: 2.0 * m}):
@@ -184,6 +204,71 @@ def test_a_compiled_network_is_recorded_call_by_call_by_one_more_graph(compiled:
 
 @pytest.mark.plain
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_calls_of_a_compiled_network_may_have_different_fields(compiled: tuple):
+    model, fast = compiled
+    with torch.no_grad():
+        a = modulations(model, z())
+    gated = {name: m.replace(gate=torch.randn_like(m.gamma)) for name, m in a.items()}
+    given = [a, {**a, "first": gated["first"]}, {**a, "second": gated["second"]}, gated] * 2
+    with torch.no_grad(), record(model) as expected, record(fast) as rec:
+        for values in given:
+            fast(X, modulation=values)
+    assert len(rec.calls) == len(expected.calls) == 8
+    for values, call in zip(given, rec.calls, strict=True):
+        for name, m in values.items():
+            torch.testing.assert_close(vars(call[name]), vars(m), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_where_only_some_calls_have_a_gate_that_of_the_others_is_one(first: int):
+    model, plain = network("first"), tf.Modulation(torch.randn(2, 5), torch.randn(2, 5))
+    gates = [None, torch.randn(2, 5)]
+    with record(model) as rec:
+        for i in (first, 1 - first):
+            model(X, modulation={"first": plain.replace(gate=gates[i])})
+    expected = [torch.ones(2, 5), gates[1]]
+    assert torch.equal(rec["first"].gate, torch.cat([expected[first], expected[1 - first]]))
+    assert torch.equal(rec["first"].gamma, torch.cat([plain.gamma] * 2))
+
+
+@dataclass(frozen=True)
+class Named:
+    """A value of a fusion of one's own, which is no tensor throughout."""
+
+    shift: torch.Tensor
+    word: str
+    times: int
+
+
+torch.export.register_dataclass(Named, serialized_type_name="tests.Named")
+
+
+class Shift:
+    def build(self, cond_dim: int, sites: dict) -> nn.Module:
+        class Values(nn.Module):
+            def forward(self, condition: torch.Tensor) -> dict:
+                return {name: Named(condition[:, :size], "twice", 2) for name, size in sites.items()}
+
+        return Values()
+
+    def apply(self, x: torch.Tensor, value: Named, dim: int, site: str) -> torch.Tensor:
+        return x + value.times * value.shift[:, :, None, None]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_value_that_holds_words_and_numbers_is_recorded():
+    torch._dynamo.reset()
+    model = condition(Net(), "first", tf.Vector(11), fusion=Shift())
+    for net in (model, torch.compile(model, backend="eager", fullgraph=True)):
+        with record(net) as rec, torch.no_grad():
+            net(X, cond=torch.ones(2, 11))
+        (call,) = rec.calls
+        assert (call["first"].word, call["first"].times) == ("twice", 2)
+        assert torch.equal(call["first"].shift, torch.ones(2, 5))
+
+
+@pytest.mark.plain
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_compiled_network_is_edited_swept_and_given_modulations(compiled: tuple):
     model, fast = compiled
     a, b, c = (z() for _ in range(3))
@@ -216,6 +301,15 @@ def test_a_change_of_gamma_where_there_is_none_is_named(fusion: str):
         tf.sweep(model, ".*", [0.5], lambda: model(X, cond=z()), change=lambda m, by: m.replace(beta=by))
 
 
+def test_a_sweep_in_double_precision_takes_its_values_in_it():
+    model = network("first").double()
+    (y,) = sweep(model, "first", [0.1], lambda: model(X.double(), cond=torch.ones(2, 11).double()))
+    made = modulations(model, torch.ones(2, 11).double())["first"]
+    torch.testing.assert_close(
+        y, model(X.double(), modulation={"first": strength(made, 0.1)}), rtol=1e-12, atol=0
+    )
+
+
 def test_values_of_other_fusions_are_recorded_as_they_are():
     torch._dynamo.reset()
     model = network("second", fusion="low_rank")
@@ -228,40 +322,6 @@ def test_values_of_other_fusions_are_recorded_as_they_are():
         )
         with pytest.raises(ValueError, match=r"got Bilinear at site 'second'.\n.*rec.calls"):
             rec["second"]
-
-
-def test_arithmetic_acts_site_by_site():
-    model = network()
-    a, b, c = (modulations(model, z()) for _ in range(3))
-    total = a + (b - c) * 0.5
-    for name in a:
-        assert equal(total[name], a[name] + (b[name] - c[name]) * 0.5)
-    assert equal((2.0 * a)["first"], a["first"] * 2)
-
-
-def test_interpolation_goes_from_one_to_the_other_in_steps():
-    model = network()
-    a, b = modulations(model, z(1)), modulations(model, z(1))
-    path = a.interpolate(b, torch.linspace(0, 1, 5)[:, None])
-    assert path["second"].gamma.shape == (5, 7)
-    torch.testing.assert_close(path["second"].gamma[0], a["second"].gamma[0])
-    torch.testing.assert_close(path["second"].beta[4], b["second"].beta[0])
-    assert model(X[:1].expand(5, -1, -1, -1), modulation=path).shape == (5, 2)
-
-
-def test_a_swap_takes_the_matching_sites_of_the_other_and_rows_change_places():
-    model = network()
-    a, b = modulations(model, z()), modulations(model, z())
-    mixed = a.swap(b, "sec.*")
-    assert mixed["first"] is a["first"]
-    assert mixed["second"] is b["second"]
-    assert torch.equal(a.rows([1, 0])["first"].gamma, a["first"].gamma[[1, 0]])
-
-
-def test_sites_that_are_on_one_side_only_are_refused():
-    a = Modulations({"here": tf.Modulation.identity(2, 3)})
-    with pytest.raises(ValueError, match=r"same sites on both sides, got \['here', 'there'\] on one"):
-        a + Modulations({"there": tf.Modulation.identity(2, 3)})
 
 
 def test_strength_zero_is_the_identity_and_one_changes_nothing():
@@ -290,64 +350,6 @@ def test_a_sweep_goes_from_the_unconditioned_network_to_the_conditioned_one():
     )
     with edit(model, {"first": lambda m: m.replace(beta=m.beta + 3.0)}):
         torch.testing.assert_close(shifted[0], model(X, cond=condition_))
-
-
-def test_a_frame_has_a_line_for_each_site_row_and_channel():
-    m = Modulations(
-        {
-            "a": tf.Modulation(torch.arange(6.0).reshape(2, 3), torch.zeros(3)),
-            "b": tf.Modulation(torch.rand(2, 5, 7), torch.rand(2, 5, 7), torch.rand(2, 1, 7)),
-        }
-    )
-    frame = m.frame()
-    assert list(frame) == ["site", "row", "step", "channel", "gamma", "beta", "gate"]
-    assert {len(column) for column in frame.values()} == {6 + 70}
-    line = np.flatnonzero((frame["site"] == "a") & (frame["row"] == 1) & (frame["channel"] == 2)).item()
-    assert frame["gamma"][line] == 5
-    assert np.isnan(frame["gate"][line])
-    line = np.flatnonzero(
-        (frame["site"] == "b") & (frame["row"] == 1) & (frame["step"] == 4) & (frame["channel"] == 6)
-    )
-    assert frame["beta"][line.item()] == m["b"].beta[1, 4, 6].item()
-    assert frame["gate"][line.item()] == m["b"].gate[1, 0, 6].item()
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_frame_has_the_numbers_of_any_precision_with_a_graph_or_without(dtype: torch.dtype):
-    gamma = torch.randn(2, 3, dtype=dtype, requires_grad=True)
-    frame = Modulations({"a": tf.Modulation(gamma, torch.zeros(2, 3, dtype=dtype))}).frame()
-    assert frame["gamma"].tolist() == gamma.flatten().tolist()
-    assert len(modulations(network(), z()).frame()["gamma"]) == 2 * (5 + 7)
-
-
-def test_a_preset_is_read_as_it_was_written(tmp_path):
-    model = network()
-    a = modulations(model, z())
-    a["second"] = a["second"].replace(gate=torch.randn(2, 7))
-    path = a.save(tmp_path / "new" / "calm.safetensors")
-    back = load_modulations(path)
-    assert list(back) == list(a)
-    for name, m in a.items():
-        torch.testing.assert_close(vars(back[name]), vars(m.detach()), rtol=0, atol=0)
-    assert [file.name for file in path.parent.iterdir()] == ["calm.safetensors"]
-    with record(model) as rec:
-        y = model(X, cond=z())
-    torch.testing.assert_close(model(X, modulation=load_modulations(rec.save(path))), y)
-
-
-def test_a_file_of_something_else_is_refused(tmp_path):
-    save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="expected a file of modulations"):
-        load_modulations(tmp_path / "w.safetensors")
-    (tmp_path / "words").write_text("not numbers", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"got .*words, no safetensors: "):
-        load_modulations(tmp_path / "words")
-    with pytest.raises(ValueError, match="at least one site, got none"):
-        save_modulations({}, tmp_path / "none.safetensors")
-    presets = {name: modulations(network("first"), z()) for name in ("red", "green")}
-    with pytest.raises(ValueError, match=r"of all for \['red', 'green'\]\.\nOne file per preset"):
-        save_modulations(presets, tmp_path / "presets.safetensors")
-    assert not (tmp_path / "presets.safetensors").exists()
 
 
 def test_modulations_without_a_batch_become_rows_of_a_recording():
@@ -395,6 +397,21 @@ def test_a_pattern_without_a_site_names_the_nearest():
     assert matching(["a[0]", "b"], "a[0]") == ["a[0]"]
     assert matching(["a", "b", "c"], ["c", "a"]) == ["a", "c"]
     assert matching(["a", "b"], lambda name: name > "a") == ["b"]
+    assert matching(["a", "b"], re.compile("A|C", re.IGNORECASE)) == ["a"]
+    assert matching(["a", "b"], [re.compile("a"), "b"]) == ["a", "b"]
+    assert matching(["a[", "b"], "a[") == ["a["]
+    with edit(model, {re.compile("FIRST", re.IGNORECASE): closed}), record(model) as rec:
+        model(X, cond=z())
+    assert not rec["first"].gamma.any()
+    with pytest.raises(
+        ValueError, match=r"expected a name, or a regular expression, got 'a\[': unterminated"
+    ):
+        matching(["a", "b"], "a[")
+    for none in (lambda name: False, []):
+        with pytest.raises(
+            ValueError, match=r"at least one of 2 to be chosen, got none by .*\nThere are 'a'"
+        ):
+            matching(["a", "b"], none)
 
 
 def test_an_edit_that_returns_something_else_is_refused():
@@ -411,6 +428,11 @@ def test_an_edit_that_returns_something_else_is_refused():
         pytest.raises(ValueError, match="expected a Modulation for site 'first', got Tensor"),
     ):
         model(X, cond=z())
+    for change in (lambda m, by: m.gamma, lambda m, by: None):
+        with pytest.raises(
+            ValueError, match=r"sweep: expected a Modulation for site 'first', got (Tensor|None)"
+        ):
+            sweep(model, "first", [1.0], lambda: model(X, cond=z()), change=change)
     assert model(X, cond=z()).shape == (2, 2)
 
 
@@ -430,14 +452,6 @@ def test_values_of_another_fusion_are_refused_where_they_enter(tmp_path):
         ):
             enter()
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.plain
-def test_a_table_of_nothing_is_refused():
-    with record(network()) as rec:
-        pass
-    with pytest.raises(ValueError, match=r"frame: expected at least one site, got none.\nRecord a call"):
-        rec.frame()
 
 
 def test_looking_at_modulations_draws_no_dropout():

@@ -121,6 +121,48 @@ def test_rows_of_the_batch_are_picked_from_every_field():
         assert torch.equal(picked.gate, m.gate[rows])
 
 
+SHARED_FIELDS = {
+    "gamma of all": ((3,), (5, 3), None),
+    "gamma of one row": ((1, 3), (5, 3), None),
+    "gate of all": ((5, 3), (5, 3), (3,)),
+    "beta of all steps": ((5, 7, 3), (5, 3), (3,)),
+}
+
+
+@pytest.mark.parametrize("shapes", SHARED_FIELDS.values(), ids=SHARED_FIELDS)
+@pytest.mark.parametrize("rows", [3, slice(1, 4), [4, 0]], ids=str)
+def test_rows_of_what_samples_share_are_what_they_share(shapes: tuple, rows: object):
+    m = Modulation(*(None if shape is None else torch.randn(shape, dtype=torch.float64) for shape in shapes))
+    x = torch.randn(5, 7, 3, dtype=torch.float64)
+    y = F.film(x, m.gamma, m.beta, dim=-1, gate=m.gate)
+    own = [rows] if isinstance(rows, int) else rows
+    picked = m[own]
+    torch.testing.assert_close(F.film(x[own], picked.gamma, picked.beta, dim=-1, gate=picked.gate), y[own])
+    assert torch.equal(m[rows].gamma, picked.gamma.reshape(m[rows].gamma.shape))
+    assert m[rows].beta.shape == m[rows].gamma.shape
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_field_without_steps_counts_for_every_step(steps: int, swapped: bool):
+    long, short = modulation(2, steps, 3, gate=True), modulation(2, 3, gate=True)
+    first, second = (long, short) if swapped else (short, long)
+    mixed = Modulation(long.gamma + 1, short.beta)
+    x = torch.randn(2, steps, 3, dtype=torch.float64)
+
+    def on_steps(m: Modulation, x: torch.Tensor) -> torch.Tensor:
+        return F.film(x, m.gamma, m.beta, dim=-1)
+
+    both = on_steps(second, on_steps(first, x))
+    torch.testing.assert_close(on_steps(second.compose(first), x), both)
+    torch.testing.assert_close(on_steps(mixed.inverse(), on_steps(mixed, x)), x)
+    torch.testing.assert_close(on_steps(first.interpolate(second, 1.0), x), on_steps(second, x))
+    torch.testing.assert_close(on_steps(first + second, x), on_steps(first, x) + on_steps(second, x))
+    weight = torch.tensor([[[0.0]], [[1.0]]], dtype=torch.float64)
+    torch.testing.assert_close(on_steps(mixed * weight, x), on_steps(mixed, x) * weight)
+    torch.testing.assert_close((first - second).gate, -(second - first).gate)
+
+
 def test_a_modulation_without_a_batch_has_no_rows():
     with pytest.raises(ValueError, match=r"expected a batch axis .* got gamma \(3,\) and beta \(3,\)"):
         modulation(3)[0]

@@ -77,6 +77,21 @@ def test_an_embedding_keeps_far_groups_apart_and_is_the_same_for_the_same_seed(m
         plot.embed(values[:3], method=method)
 
 
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+@pytest.mark.parametrize("values", [np.ones((5, 3)), np.full((5, 3), 1e-30, np.float32) * np.eye(5, 3)])
+def test_samples_that_are_equal_are_one_point(method: plot.Method, values: np.ndarray) -> None:
+    found = plot.embed(values.astype(np.float32), method=method)
+    assert (found.shape, found.dtype) == ((5, 2), np.float32)
+    assert not found.any()
+    start = tf.Modulation.identity(5, 3)
+    assert not plot.by_depth({"s": start}, method=method)["s"].any()
+
+
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+def test_points_on_a_line_are_embedded(method: plot.Method) -> None:
+    assert plot.embed(torch.randn(7, 1), method=method).shape == (7, 2)
+
+
 def test_each_site_is_embedded_by_its_gamma_and_beta() -> None:
     gamma = {name: values[:7] for name, values in VALUES.items()}
     beta = {name: 1 + values[:7, ::-1] for name, values in VALUES.items()}
@@ -191,6 +206,53 @@ def test_each_step_of_a_sample_is_drawn_with_its_label_and_all_are_one_point_of_
     assert sorted(drawn(panel)[:, 0]) == pytest.approx(sorted(m.gamma[..., 3].flatten().tolist()))
     assert len(panel.collections[0].get_offsets()) == len(of_a)
     assert plot.by_depth({"s": m}, method="pca")["s"].shape == (7, 2)
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+@pytest.mark.parametrize("kind", ["modulation", "arrays"])
+def test_a_beta_without_steps_is_that_of_its_sample(steps: int, kind: str) -> None:
+    gamma, beta = torch.randn(7, steps, 5), torch.randn(7, 5)
+    one, each = tf.Modulation(gamma, beta), tf.Modulation(gamma, beta[:, None].expand(7, steps, 5))
+    pairs = [(one, one) if kind == "modulation" else (gamma.numpy(), beta.numpy()), (each, each)]
+    panels_ = [plot.planes(*pair, LABELS, STYLES, [""] * 5).axes[3] for pair in pairs]
+    assert np.array_equal(drawn(panels_[0]), drawn(panels_[1]))
+    found = [plot.by_depth({"s": g}, {"s": b}, method="pca")["s"] for g, b in pairs]
+    np.testing.assert_allclose(found[0], found[1])
+    if kind == "modulation":
+        images = [plot.heat({"s": m}, LABELS, neutral=0, unit="").axes[0].images[0] for m in (one, each)]
+        assert np.array_equal(images[0].get_array(), images[1].get_array())
+
+
+@pytest.mark.parametrize("value", [100.0, -1e8, 0.0])
+def test_a_constant_is_drawn(value: float) -> None:
+    m = tf.Modulation(torch.full((3, 5), value), torch.full((3, 5), value))
+    for ax in plot.histograms({"s": m}).axes:
+        seen = [patch.get_height() for patch in ax.patches if patch.get_width() > 1e-9 * max(1, abs(value))]
+        assert sum(seen) == 15
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused(wrong: float) -> None:
+    m = tf.Modulation(torch.randn(7, 5), torch.zeros(7, 5))
+    m.gamma[2, 3] = wrong
+    for draw in (plot.histograms, plot.by_depth, lambda m: plot.heat(m, LABELS, neutral=1, unit="")):
+        with pytest.raises(ValueError, match="NaN or infinity in 1 of 35 values of gamma at site 's'"):
+            draw({"s": m})
+    with pytest.raises(ValueError, match=r"NaN or infinity in 1 of 35 values of gamma.\nFind the samples"):
+        plot.planes(m, m, LABELS, STYLES, [""] * 5)
+    with pytest.raises(
+        ValueError, match="embed: expected finite numbers, got NaN or infinity in 1 of 7 points"
+    ):
+        plot.embed(m.gamma)
+
+
+def test_figures_of_nothing_are_refused() -> None:
+    for who, draw in {
+        "heat": lambda: plot.heat({}, [], neutral=1, unit=""),
+        "embeddings": lambda: plot.embeddings({}, [], {}),
+    }.items():
+        with pytest.raises(ValueError, match=f"{who}: expected at least one site, got none"):
+            draw()
 
 
 def test_labels_without_a_style_or_of_another_number_are_refused() -> None:

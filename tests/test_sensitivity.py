@@ -1,5 +1,7 @@
 """Gradients by gamma and beta against differences of outputs."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -71,6 +73,119 @@ def test_a_channel_that_does_not_matter_has_none():
     found = sensitivity(model, torch.randn(4, 3), cond=torch.randn(4, 11))["0"]
     assert found.gamma[2] == found.beta[2] == 0
     assert (found.beta > 0).sum() == 4
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_one_modulation_for_all_samples_counts_as_one_for_each(shape: tuple):
+    model = condition(nn.Sequential(nn.Linear(3, 1)), "0", tf.Vector(11))
+    x = torch.randn(1, 3).expand(100, 3)
+    for score, expected in ((lambda y: y[:, 0], 1.0), (lambda y: y.mean(), 0.1)):
+        rows = {"0": tf.Modulation.identity(100, 1)}
+        found = sensitivity(model, x, modulation=rows, score=score)["0"]
+        assert found.beta.item() == pytest.approx(expected)
+    found = sensitivity(model, x, modulation={"0": tf.Modulation.identity(*shape)}, score=lambda y: y[:, 0])
+    assert found["0"].beta.item() == pytest.approx(1)
+    assert sensitivity(model, x, cond=torch.randn(11), score=lambda y: y)["0"].beta.item() == pytest.approx(1)
+
+
+def test_a_modulation_that_all_share_is_measured_also_where_a_site_has_other_rows_than_the_score():
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frames, self.words = nn.Linear(3, 5), nn.Linear(3, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.frames(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(1) + self.words(x[0, :1])
+
+    net = Pooled()
+    sites = tf.find(net, "frames", repeat=7) + tf.find(net, "words")
+    model = condition(net, sites, tf.Vector(11))
+    found = sensitivity(model, torch.randn(2, 7, 3), cond=torch.ones(11), score=lambda y: y)
+    torch.testing.assert_close(found["frames"].beta, torch.full((5,), 7.0))
+    torch.testing.assert_close(found["words"].beta, torch.ones(5))
+
+
+@pytest.mark.parametrize("ask", [sensitivity, tf.doctor])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_graph_that_waits_for_its_backward_pass_is_left_as_it_was(ask, training: bool):
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(5)
+            self.register_buffer("mean", torch.zeros(5))
+            self.register_buffer("last", None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.mean = 0.5 * self.mean + x.detach().mean(0)
+            self.last = x.detach()
+            return self.norm(x) + self.mean
+
+    net = nn.Sequential(nn.Linear(3, 5), Counted().train(training))
+    model = condition(net, "0", tf.Vector(11)).train(training)
+    x, z = torch.randn(2, 3), torch.randn(2, 11)
+    y = model(x, cond=z)
+    before = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    ask(model, x, cond=z)
+    after = dict(model.named_buffers())
+    assert {name: id(buffer) for name, buffer in after.items()} == {n: id(b) for n, (b, _) in before.items()}
+    assert all(torch.equal(after[name], values) for name, (_, values) in before.items())
+    y.sum().backward()
+
+
+def test_two_threads_that_ask_at_once_leave_the_compiler_as_it_was():
+    torch._dynamo.reset()
+    inside, out = threading.Barrier(2, timeout=20), threading.Event()
+
+    class Waiting(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            inside.wait()
+            if threading.current_thread() is not threads[0]:
+                out.wait(20)
+            return super().forward(x)
+
+    def work(model: nn.Module) -> None:
+        sensitivity(model, torch.ones(2, 3), cond=torch.ones(2, 11))
+        out.set()
+
+    models = [condition(nn.Sequential(Waiting(3, 5)), "0", tf.Vector(11)) for _ in range(2)]
+    threads = [threading.Thread(target=work, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    calls = []
+    torch.compile(lambda x: x + 1, backend=lambda graph, inputs: calls.append(graph) or graph)(torch.ones(2))
+    assert calls, "it is compiled as before"
+
+
+@pytest.mark.parametrize("conjugated", [False, True])
+def test_complex_outputs_are_measured_as_pairs_of_real_ones(conjugated: bool):
+    class Spectrum(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = torch.fft.rfft(super().forward(x))
+            return found.conj() if conjugated else found
+
+    def real(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.view_as_real(Spectrum.forward(self, x).resolve_conj())
+
+    x, z, layer = torch.randn(2, 3), torch.randn(2, 11), Spectrum(3, 5)
+    models = []
+    for kind in (Spectrum, type("Real", (Spectrum,), {"forward": real})):
+        inner = kind(3, 5)
+        inner.load_state_dict(layer.state_dict())
+        models.append(condition(nn.Sequential(nn.Linear(3, 3), inner), "0", tf.Vector(11)))
+    models[1][0].load_state_dict(models[0][0].state_dict())
+    found, expected = (sensitivity(model, x, cond=z)["0"].gamma for model in models)
+    torch.testing.assert_close(found, expected)
+    assert tf.doctor(models[0], x, cond=z).of("0") == []
+    with pytest.raises(ValueError, match=r"score: expected a tensor with a gradient, got torch.complex64"):
+        sensitivity(models[0], x, cond=z, score=lambda y: y)
+
+
+@pytest.mark.plain
+def test_no_draws_are_refused():
+    with pytest.raises(ValueError, match=r"expected at least 1 draw, got 0"):
+        sensitivity(network(), torch.randn(2, 3).double(), cond=torch.randn(2, 11).double(), draws=0)
 
 
 @pytest.mark.plain

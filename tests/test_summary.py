@@ -21,7 +21,16 @@ def test_closed_and_flipped_channels_are_counted():
     assert summarise({"here": tf.Modulation(gamma, gamma)}, closed=0.002)["here"].closed_always == 0
 
 
-@pytest.mark.parametrize("labels", [torch.arange(40) % 4, np.arange(40) % 4, torch.eye(4).repeat(10, 1)])
+LABELS = [
+    torch.arange(40) % 4,
+    np.arange(40) % 4,
+    torch.eye(4).repeat(10, 1),
+    [[i % 4, "a"] for i in range(40)],
+    [i % 4 for i in torch.arange(40)],
+]
+
+
+@pytest.mark.parametrize("labels", LABELS, ids=range(5))
 def test_labels_may_be_tensors_and_arrays_which_say_what_their_numbers_say(labels):
     m = tf.Modulation(torch.randn(40, 3), torch.randn(40, 5)[:, :3])
     expected = summarise({"here": m}, [i % 4 for i in range(40)])["here"].between
@@ -48,6 +57,27 @@ def test_the_rank_is_the_number_of_directions_the_samples_span(rank: int):
     found = summarise({"here": tf.Modulation(1 + mixed[:, :5], mixed[:, 5:])})["here"]
     assert found.rank == rank
     assert found.directions <= rank + 1e-9
+
+
+@pytest.mark.parametrize("beta", [0.0, 5.0])
+@pytest.mark.parametrize("steps", [False, True])
+def test_the_same_samples_once_more_change_nothing(beta: float, steps: bool):
+    gamma, labels, times = 1 + 1e-3 * torch.randn(10, 5), torch.arange(10), 5000
+    once = summarise({"here": tf.Modulation(gamma, torch.full((10, 5), beta))}, labels)["here"]
+    if steps:
+        many = gamma[:, None].expand(10, times, 5)
+    else:
+        many, labels = gamma.repeat(times, 1), labels.repeat(times)
+    found = summarise({"here": tf.Modulation(many, torch.full((5,), beta))}, labels)["here"]
+    assert once.rank == found.rank == 5
+    assert found.directions == pytest.approx(once.directions)
+    assert found.between == pytest.approx(1)
+    assert found.between <= 1
+
+
+def test_rounding_is_no_direction():
+    gamma = (torch.rand(5, dtype=torch.float64) * 3).expand(20000, 5) + 1e-8 * torch.randn(20000, 5)
+    assert summarise({"here": tf.Modulation(gamma.float(), torch.zeros(5))})["here"].rank == 0
 
 
 def test_equal_directions_count_in_full():
@@ -78,6 +108,12 @@ def test_each_step_of_a_sequence_is_a_row_with_its_samples_label():
     assert (found.samples, found.between, found.rank) == (10, 1, 1)
 
 
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_field_without_steps_is_that_of_its_sample(steps: int):
+    gamma, beta = torch.ones(2, steps, 3), torch.tensor([[1.0], [2.0]]).expand(2, 3)
+    assert summarise({"here": tf.Modulation(gamma, beta)}, ["a", "b"])["here"].between == 1
+
+
 def test_the_table_has_a_line_for_each_site():
     sites = {name: tf.Modulation(torch.randn(4, 3), torch.randn(4, 3)) for name in ("first", "second")}
     lines = str(summarise(sites)).splitlines()
@@ -93,3 +129,12 @@ def test_what_cannot_be_summarised_is_refused():
         summarise({"here": tf.Modulation.identity(3)})
     with pytest.raises(ValueError, match=r"a label for each of 2 samples of site 'here', got 3"):
         summarise({"here": tf.Modulation.identity(2, 3)}, "abc")
+    with pytest.raises(ValueError, match=r"at least one sample at site 'here', got gamma \(0, 3\)"):
+        summarise({"here": tf.Modulation.identity(0, 3)})
+    with pytest.raises(ValueError, match=r"explained: expected a label for each of 3 samples, got 2"):
+        explained(np.ones((3, 2)), "ab")
+    for wrong in (torch.nan, torch.inf):
+        m = tf.Modulation(torch.ones(2, 3), torch.tensor([[0.0], [wrong]]).expand(2, 3))
+        message = "finite numbers at site 'here', got NaN or infinity in 3 of 6 values of beta"
+        with pytest.raises(ValueError, match=message):
+            summarise({"here": m})

@@ -27,12 +27,9 @@ from .injection import conditioning as conditioning
 from .injection import remove as remove
 from .injection import unconditioned as unconditioned
 from .injection import using as using
-from .inspection import Modulations as Modulations
 from .inspection import edit as edit
-from .inspection import load_modulations as load_modulations
 from .inspection import modulations as modulations
 from .inspection import record as record
-from .inspection import save_modulations as save_modulations
 from .inspection import sweep as sweep
 from .layers import DenseFiLM as DenseFiLM
 from .layers import FiLM as FiLM
@@ -46,6 +43,9 @@ from .norms import ConditionalInstanceNorm2d as ConditionalInstanceNorm2d
 from .norms import ConditionalInstanceNorm3d as ConditionalInstanceNorm3d
 from .norms import ConditionalLayerNorm as ConditionalLayerNorm
 from .norms import ConditionalRMSNorm as ConditionalRMSNorm
+from .presets import Modulations as Modulations
+from .presets import load_modulations as load_modulations
+from .presets import save_modulations as save_modulations
 from .sensitivity import sensitivity as sensitivity
 from .several import Masked as Masked
 from .several import Maybe as Maybe

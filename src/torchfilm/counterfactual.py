@@ -1,8 +1,8 @@
 """Conditions changed on purpose: another sample's, none, the same in other words.
 
-A condition, an input or an output is a tensor or array with one row per sample, a list of strings, or any
-structure of them: (tokens, mask), a dict. Such a part is called a column here; None and single numbers in a
-structure belong to all samples and stay as they are.
+A condition, an input or an output is a tensor or array with one row per sample, a list or array of strings,
+or any structure of them: (tokens, mask), a dict. Such a part is called a column here; None and single numbers
+in a structure belong to all samples and stay as they are.
 """
 
 from __future__ import annotations
@@ -21,8 +21,21 @@ Order = NDArray[np.int64]
 
 
 def is_words(value: Any) -> bool:
-    """Return whether this is a column of texts."""
+    """Return whether this is a column of texts: a list, a tuple, or an array of NumPy's."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist() if value.ndim == 1 and not np.issubdtype(value.dtype, np.number) else ()
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(one, str) for one in value)
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether this has no rows: an empty batch, as a loader may give at its end.
+
+    Example:
+        >>> is_empty(torch.rand(0, 3)), is_empty({"say": []}), is_empty(["up"])
+        (True, True, False)
+    """
+    found = columns(value)
+    return not any(map(len, found)) if found else not pytree.tree_leaves(value)
 
 
 def columns(value: Any) -> list[Any]:
@@ -106,12 +119,12 @@ def blanked(condition: Any) -> Any | None:
         ['', '']
     """
     tensors = [torch.as_tensor(column) for column in columns(condition) if not is_words(column)]
-    if any(not tensor.is_floating_point() and tensor.dtype != torch.bool for tensor in tensors):
+    if any(not (one.is_floating_point() or one.is_complex() or one.dtype == torch.bool) for one in tensors):
         return None
 
     def empty(column: Any) -> Any:
         if is_words(column):
-            return type(column)([""] * len(column))
+            return _with_words(column, [""] * len(column))
         return column if torch.as_tensor(column).dtype == torch.bool else column * 0
 
     return _mapped(empty, condition)
@@ -122,8 +135,8 @@ def reworded(condition: Any, paraphrase: Paraphrase) -> tuple[Any, NDArray[np.bo
 
     Args:
         condition: the right one.
-        paraphrase: a function of the condition; texts and their paraphrases; or two conditions, row i of the
-            second saying what row i of the first says.
+        paraphrase: a function of the condition; texts and their paraphrases, whatever structure the texts are
+            in; or two conditions, row i of the second saying what row i of the first says.
 
     Raises:
         ValueError: for two conditions with different numbers of rows.
@@ -134,7 +147,10 @@ def reworded(condition: Any, paraphrase: Paraphrase) -> tuple[Any, NDArray[np.bo
         ('halt', [False, True])
     """
     if isinstance(paraphrase, Mapping):
-        paraphrase = (list(paraphrase), list(paraphrase.values()))
+        said = [column for column in columns(condition) if is_words(column)]
+        known = [np.array([str(text) in paraphrase for text in column]) for column in said]
+        other = _mapped(lambda column: _translated(column, paraphrase), condition)
+        return other, np.any(known, axis=0) if known else np.zeros(len(keys(condition)), dtype=bool)
     if not isinstance(paraphrase, tuple):
         return paraphrase(condition), np.ones(len(keys(condition)), dtype=bool)
     first, second = (keys(side) for side in paraphrase)
@@ -157,9 +173,20 @@ def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
     return pytree.tree_map(lambda one: function(one) if _is_column(one) else one, value, is_leaf=is_words)
 
 
+def _translated(column: Any, texts: Mapping[str, str]) -> Any:
+    return _with_words(column, [texts.get(str(one), one) for one in column]) if is_words(column) else column
+
+
+def _with_words(column: Any, words: list[str]) -> Any:
+    """Return these words as a column of the same kind."""
+    if isinstance(column, np.ndarray):
+        return np.array(words, dtype=object if column.dtype == object else None)
+    return type(column)(words)
+
+
 def _plain(column: Any) -> Any:
     if not isinstance(column, Tensor):
-        return column
+        return list(map(str, column)) if is_words(column) else column
     wide = column.detach().cpu()
     return (wide.float() if wide.dtype == torch.bfloat16 else wide).numpy()
 

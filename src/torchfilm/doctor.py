@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from torchfilm.counterfactual import keys
+from torchfilm.counterfactual import columns, keys
+from torchfilm.filling import Active
 from torchfilm.injection import Conditioning, conditioning
 from torchfilm.modulation import Modulation
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
-from torchfilm.sensitivity import leaves, moved, probe, recordable, shaken, undisturbed
+from torchfilm.sensitivity import Leaves, leaves, moved, parts, probe, recordable, shaken, undisturbed
 from torchfilm.sites import Site, aliases
 
 WEAK = 1e-3
@@ -191,21 +191,23 @@ def doctor(
         ['cancelled']
     """
     film = conditioning(model)
-    root, same = _root(model, film), _same(cond, modulation)
+    root = _root(model, film)
     start = _identity if at == "identity" else lambda name, value: value
 
     def run(start: Callable[[str, Any], Any]) -> _Pass:
-        with leaves(model, start) as found, watched(root, film.sites) as seen:
+        with leaves(model, start) as found, watched(root, film.slots) as seen:
             output = model(*args, cond=cond, modulation=modulation, **kwargs)
         total, unit = probe(output, score, 0)
         fields = list(found.fields())
         gradients = torch.autograd.grad(total, [leaf for _, _, leaf in fields], allow_unused=True)
-        return _Pass(seen, found.values, fields, gradients, total, unit)
+        return _Pass(seen, found, fields, gradients, total, unit)
 
     with undisturbed(model):
         args, kwargs, cond = recordable((args, kwargs, cond))
         one = run(start)
-        told = moved(film, one.seen.condition, one.values)
+        told = moved(film, one.seen.condition, one.leaves.values)
+        once = modulation is None and _said_once(film, cond)
+        same = once or _same(one.seen.condition, one.leaves.given, told.fields)
         pulses = one.pulses(film, told.fields, same=same)
         hidden = {name for name, pulse in pulses.items() if pulse.strength < HIDDEN * pulse.constant}
         closed = {name for name in hidden if pulses[name].strength == 0}
@@ -227,7 +229,7 @@ class _Pass:
     """One forward and one backward pass, with the values of the sites as leaves."""
 
     seen: Seen
-    values: dict[str, Any]
+    leaves: Leaves
     fields: list[tuple[str, str, Tensor]]
     gradients: tuple[Tensor | None, ...]
     total: Tensor
@@ -388,15 +390,39 @@ def _silent(site: Site, pulse: Pulse) -> Finding:
     )
 
 
-def _same(condition: Any, modulation: Any) -> bool:
-    """Whether all samples have one condition."""
-    if condition is None and modulation is not None:
-        fields = [tensor for m in modulation.values() for tensor in pytree.tree_leaves(m)]
-        condition = [tensor for tensor in fields if isinstance(tensor, Tensor) and tensor.ndim > 1]
+def _said_once(film: Conditioning, cond: Any) -> bool:
+    """Whether the condition of a call, or of the block around it, has equal rows, whatever dropout does."""
+    active = film.local.active
+    if cond is None and isinstance(active, Active):
+        cond = active.cond
     try:
-        return len(set(keys(condition))) == 1
-    except ValueError:  # a condition of a kind of its own: nothing is known about its rows
+        return len(set(keys(cond))) == 1
+    except ValueError:  # none, or one of a kind of its own: nothing is known about its rows
         return False
+
+
+def _same(read: Any, values: dict[str, Any], told: dict[str, tuple[str, ...]]) -> bool:
+    """Whether all samples have one condition: by what the generator read, since at its start it makes the
+    same of every condition; by the values where those were given.
+    """
+    if read is None:
+        fields = [(name, *field) for name, value in values.items() for field in parts(value)]
+        found = [tensor for name, part, tensor in fields if part in told.get(name, ())]
+    else:
+        found = columns(read) or [read] * isinstance(read, Tensor)
+    return bool(found) and all(map(_one_row, found))
+
+
+def _one_row(column: Any) -> bool:
+    """Whether all rows say the same, but for rounding; a single vector [C] is one row."""
+    if not isinstance(column, Tensor):
+        return len(set(map(str, column))) == 1
+    if column.ndim < 1 + column.is_floating_point():
+        return True
+    if not column.is_floating_point():
+        return bool((column == column[:1]).all())
+    wide = column.detach().double()
+    return bool((wide - wide[:1]).abs().max() <= 1e-6 * wide.abs().max())
 
 
 def _identity(name: str, value: Any) -> Modulation:

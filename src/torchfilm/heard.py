@@ -17,7 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from torchfilm.counterfactual import Paraphrase, blanked, columns, derange, is_words, keys, reworded, take
+from torchfilm.counterfactual import (
+    Paraphrase,
+    blanked,
+    columns,
+    derange,
+    is_empty,
+    is_words,
+    keys,
+    reworded,
+    take,
+)
 from torchfilm.generator import Generator
 from torchfilm.heads import AffineHead, SharedHead, TableHead
 from torchfilm.hearing import Effect, Estimate, Hearing
@@ -61,31 +71,39 @@ def heard(
         model: called as `model(x, cond=condition)`; any function may stand here, also one that rolls out
             episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
         batches: of (x, condition) or (x, condition, target). A condition is a tensor, a list of strings, or
-            any structure of them (tokens and mask, a dict), with one row per sample.
+            any structure of them (tokens and mask, a dict), with one row per sample; a batch of none is left
+            out.
         loss: loss(output, target) -> [B], one number per sample (reduction="none").
         success: success(output, target) -> [B], true or false or 0..1.
         blank: condition -> an empty one. Without it, a network whose condition may be missing (`Maybe`,
             `Several`) is given none; else floating-point conditions become zero, words become "", and
             conditions of integers are not blanked.
-        paraphrase: condition -> the same in other words; or a dict of texts, whose keys are whole
-            conditions; or a pair of conditions, row i of the second saying the same as row i of the first.
+        paraphrase: condition -> the same in other words; or a dict of texts, whose keys are the whole text of
+            a sample; or a pair of conditions, row i of the second saying the same as row i of the first.
             `notes` say how many samples it has words for, where not for all.
-        resamples: how many bootstrap resamples make the intervals.
+        resamples: how many bootstrap resamples make the intervals, at least 1.
         seed: of the exchanges, the resamples, and each call.
 
     Raises:
-        ValueError: for no batches; no batch with two different conditions; outputs, losses or successes
-            without one row per sample, or not finite; a loss without targets.
+        ValueError: for no batches; no resamples; no batch with two different conditions; outputs, losses or
+            successes without one row per sample, or not finite; a loss without targets.
 
     Example:
         >>> x, z = torch.rand(5, 3), torch.rand(5, 3)
         >>> heard(lambda x, cond: x * cond, [(x, z)]).verdict
         'heard'
     """
+    if resamples < 1:
+        raise ValueError(
+            f"heard: expected at least 1 resample, got {resamples}.\n"
+            f"The intervals are percentiles over resamples: leave resamples= out for 1000."
+        )
     rng = np.random.default_rng(seed)
     tally = _Tally(loss, success)
     with _predicting(model), torch.no_grad():
         for number, batch in enumerate(batches):
+            if is_empty(_parts(batch)[1]):
+                continue
             for change in _changes(model, batch, rng, seed + number, (blank, paraphrase)):
                 tally.add(*change)
     if "swap" not in tally.found:
@@ -102,7 +120,7 @@ def heard(
         missed = "" if known else "not measured, since "
         notes.append(
             f"paraphrase: {missed}{known} of {samples} samples have a condition among its keys; "
-            f"a key is a whole condition."
+            f"a key is the whole text of a sample."
         )
     before = [tally.before(name, rng, resamples) for name in ("loss", "success")]
     return Hearing(effects, before[0], before[1], samples - swapped, tuple(notes), _remedy(model))
@@ -289,7 +307,7 @@ def _distance(first: Any, second: Any) -> Numbers:
     """Return the squared distance of each row; integers, booleans and words are equal (0) or not (1)."""
     if is_words(first):
         return np.array([float(a != b) for a, b in zip(first, second, strict=True)])
-    a, b = (torch.as_tensor(value).detach().cpu() for value in (first, second))
+    a, b = _numbers(first), _numbers(second)
     if a.shape != b.shape:
         raise ValueError(
             f"heard: expected outputs of one shape whatever the condition, got {tuple(a.shape)} and "
@@ -306,6 +324,12 @@ def _distance(first: Any, second: Any) -> Numbers:
     return found
 
 
+def _numbers(value: Any) -> Tensor:
+    """Return an output in the memory of the host, complex numbers as pairs of real ones."""
+    found = torch.as_tensor(value).detach().cpu()
+    return torch.view_as_real(found.resolve_conj()) if found.is_complex() else found
+
+
 def _apart(column: Any) -> Numbers:
     """Return the mean `_distance` of each row from all others, whatever their order; NaN for a single row."""
     n = len(column)
@@ -314,7 +338,7 @@ def _apart(column: Any) -> Numbers:
     if is_words(column):
         said = Counter(column)
         return np.array([n - said[one] for one in column]) / (n - 1)
-    rows = torch.as_tensor(column).detach().cpu().reshape(n, -1)
+    rows = _numbers(column).reshape(n, -1)
     if not rows.is_floating_point():
         _, number = np.unique(rows.numpy(), return_inverse=True)
         entries = torch.from_numpy(number.reshape(rows.shape)).T.contiguous()

@@ -1,4 +1,4 @@
-"""Look at the modulations of a conditioned network, edit them, calculate with them, keep them.
+"""Record the modulations of a conditioned network, and edit them.
 
 Everything happens to the values between the generator and the sites, at the root of the network. Nothing is a
 hook, so all of it works on a compiled network too: compiled once more for the block, and not for every call.
@@ -7,124 +7,30 @@ hook, so all of it works on a compiled network too: compiled once more for the b
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
-from torchfilm.sites import entry, nearest
+from torchfilm.presets import Modulations, SitePattern, fields_of, matching
+from torchfilm.sites import entry
 
 Change = Callable[[Modulation], Modulation] | Modulation
-SitePattern = str | Sequence[str] | Callable[[str], bool]
 T = TypeVar("T")
-
-_FIELDS = ("gamma", "beta", "gate")
-
-
-class Modulations(dict[str, Modulation]):
-    """The modulation of every site by name, as one value: `a + (b - c)`, `a.interpolate(b, 0.5)`.
-
-    Arithmetic acts site by site and field by field, as in `Modulation`; a network takes the result:
-    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.6).
-
-    Raises:
-        ValueError: for values of another fusion; in arithmetic, where the two do not have the same sites.
-
-    Example:
-        >>> a = Modulations({"here": Modulation.identity(2, 3)})
-        >>> (a + (a - a))["here"].gamma.shape
-        torch.Size([2, 3])
-    """
-
-    def __init__(self, values: Mapping[str, Modulation] | Iterable[tuple[str, Modulation]] = ()) -> None:
-        super().__init__(values)
-        check_modulations("Modulations", self)
-
-    def __add__(self, other: Mapping[str, Modulation]) -> Modulations:
-        return self._with(other, Modulation.__add__)
-
-    def __sub__(self, other: Mapping[str, Modulation]) -> Modulations:
-        return self._with(other, Modulation.__sub__)
-
-    def __mul__(self, weight: float | Tensor) -> Modulations:
-        return self.map(lambda m: m * weight)
-
-    __rmul__ = __mul__
-
-    def interpolate(self, other: Mapping[str, Modulation], weight: float | Tensor) -> Modulations:
-        """Return the way from this (0) to the other (1); weights [N, 1] and [C] give N steps, [N, C]."""
-        return self._with(other, lambda m, n: m.interpolate(n, weight))
-
-    def swap(self, other: Mapping[str, Modulation], sites: SitePattern) -> Modulations:
-        """Return these with the matching sites of the other: `a.swap(b, r"layer4\\..*")`.
-
-        Raises:
-            ValueError: for a pattern that matches no site.
-        """
-        chosen = matching(list(self), sites)
-        return Modulations({name: other[name] if name in chosen else m for name, m in self.items()})
-
-    def rows(self, rows: Any) -> Modulations:
-        """Return the rows of the batch picked by an integer, a slice, a list or an index tensor."""
-        return self.map(lambda m: m[rows])
-
-    def map(self, function: Callable[[Modulation], Modulation]) -> Modulations:
-        """Return the function's result for every site."""
-        return Modulations({name: function(m) for name, m in self.items()})
-
-    def frame(self) -> dict[str, Any]:
-        """Return a long table, one line per site, row and channel: `pandas.DataFrame(a.frame())`.
-
-        Its columns are site, row, step (for modulations [N, T, C]; else 0), channel, gamma, beta and, where
-        a site has one, gate (NaN elsewhere).
-        """
-        if not self:
-            raise ValueError(
-                "Modulations.frame: expected at least one site, got none.\nRecord a call: record(model)."
-            )
-        parts: list[dict[str, Any]] = []
-        gated = any(m.gate is not None for m in self.values())
-        for name, m in self.items():
-            fields = _fields(m)
-            gamma = fields["gamma"].reshape(len(fields["gamma"]), -1, fields["gamma"].shape[-1])
-            row, step, channel = (axis.ravel() for axis in np.indices(gamma.shape))
-            part = {"site": np.full(gamma.numel(), name), "row": row, "step": step, "channel": channel}
-            part |= {field: _column(value) for field, value in fields.items()}
-            if gated and m.gate is None:
-                part["gate"] = np.full(gamma.numel(), np.nan)
-            parts.append(part)
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-    def save(self, path: str | Path) -> Path:
-        """Write them as safetensors, for `load_modulations`; return the path."""
-        return save_modulations(self, path)
-
-    def _with(
-        self, other: Mapping[str, Modulation], function: Callable[[Modulation, Modulation], Modulation]
-    ) -> Modulations:
-        if self.keys() != other.keys():
-            lacking = sorted(self.keys() ^ other.keys())
-            raise ValueError(
-                f"Modulations arithmetic: expected the same sites on both sides, got {lacking} on one.\n"
-                f"Both have to come from the same network, or be completed: Modulations({{**a, **b}})."
-            )
-        return Modulations({name: function(m, other[name]) for name, m in self.items()})
 
 
 class Recording(Mapping[str, Modulation]):
     """What went to the sites while `record` was active: `rec[site].gamma` is [N, C] over all calls.
+
+    Where some calls have a gate and others none, that of the others is one.
 
     A network takes it as it is: `model(x, modulation=rec)`. `rec.calls` has the values of each call apart, of
     any fusion, without graphs.
@@ -137,8 +43,7 @@ class Recording(Mapping[str, Modulation]):
     def __init__(self) -> None:
         self.ended = False
         self._calls: list[dict[str, Any]] = []
-        self._pending: list[list[Tensor]] = []
-        self._structure: Any = None
+        self._pending: list[tuple[str, list[Tensor]]] = []
         self._ticket = torch.tensor(next(_TICKETS))
         _OPEN[int(self._ticket)] = self
 
@@ -146,23 +51,29 @@ class Recording(Mapping[str, Modulation]):
         """Note the values, and hand them on; not at a second run of what was checkpointed, after the end."""
         if self.ended:
             return values
-        tensors, structure = pytree.tree_flatten(dict(values))
-        tensors = [tensor.detach() for tensor in tensors]
-        if torch.compiler.is_compiling():
-            _note(self._ticket, tensors)
-        else:
-            self.calls.append(pytree.tree_unflatten(tensors, structure))
-        self._structure = structure
+        if not torch.compiler.is_compiling():
+            self.calls.append(pytree.tree_map(_copied, dict(values)))
+            return values
+        leaves, structure = pytree.tree_flatten(dict(values))
+        kind = _kind(values)
+        _note(self._ticket, kind, [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)])
+        others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        setattr(
+            self, kind, (structure, others)
+        )  # a table would be a guard, and one more graph for each entry
         return values
 
-    def note(self, tensors: list[Tensor]) -> None:
-        """Take a call of a compiled network, which says afterwards how its tensors belong together."""
-        self._pending.append(tensors)
+    def note(self, kind: str, tensors: list[Tensor]) -> None:
+        """Take a call of a compiled network; the attribute `kind` says how its tensors belong together."""
+        self._pending.append((kind, tensors))
 
     @property
     def calls(self) -> list[dict[str, Any]]:
         """Return the values of each call, in order."""
-        self._calls += [pytree.tree_unflatten(tensors, self._structure) for tensors in self._pending]
+        for kind, tensors in self._pending:
+            (structure, others), left = getattr(self, kind), iter(tensors)
+            leaves = [next(left) if other is None else other for other in others]
+            self._calls.append(pytree.tree_unflatten(leaves, structure))
         self._pending.clear()
         return self._calls
 
@@ -178,7 +89,9 @@ class Recording(Mapping[str, Modulation]):
                 f"Recording: expected modulations, got {type(values[0]).__name__} at site '{site}'.\n"
                 f"This fusion has values of its own: they are in rec.calls."
             )
-        every = [_fields(value) for value in values]
+        if any(value.gate is not None for value in values):
+            values = [v if v.gate is not None else v.replace(gate=torch.ones_like(v.gamma)) for v in values]
+        every = [fields_of(value) for value in values]
         try:
             return Modulation(**{field: torch.cat([one[field] for one in every]) for field in every[0]})
         except RuntimeError as error:
@@ -255,19 +168,19 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 
 @contextmanager
-def edit(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
+def edit(model: nn.Module, changes: Mapping[str | re.Pattern[str], Change]) -> Iterator[None]:
     """Change modulations in the block, in this thread: `edit(model, {r"layer4\\..*": lambda m: 0.5 * m})`.
 
     Args:
         model: a conditioned network.
         changes: from a regular expression that matches whole names of sites to a function of the modulation,
-            or to a modulation that takes its place. Where several match, they follow one another. Each
-            function of its own costs a compiled network a graph; where many are tried, change
+            which gets a copy, or to a modulation that takes its place. Where several match, they follow one
+            another. Each function of its own costs a compiled network a graph; where many are tried, change
             `modulations(model, cond)` instead and give it as `modulation=`.
 
     Raises:
-        ValueError: for an expression that matches no site, for a change that is neither, for a function that
-            returns no `Modulation`, and for one of gamma and beta where another fusion has none.
+        ValueError: for an expression that matches no site or is none, for a change that is neither, for a
+            function that returns no `Modulation`, for one of gamma and beta where another fusion has none.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -318,7 +231,10 @@ def sweep(
         sites: names, or a regular expression for whole names.
         values: what `change` gets, one after the other, as a tensor (so that a compiled network stays one).
         call: runs the network: `lambda: model(x, cond=z)`.
-        change: what to do to the modulation; without it, its `strength`.
+        change: what to do to the modulation, of which it gets a copy; without it, its `strength`.
+
+    Raises:
+        ValueError: for sites that match none, and for a change that returns no `Modulation`.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -331,96 +247,9 @@ def sweep(
     chosen = matching(list(film.sites), sites)
     found = []
     for value in values:
-        with film.transformed(_Turn(chosen, change, torch.tensor(float(value)))):
+        with film.transformed(_Turn(chosen, change, torch.tensor(float(value), dtype=torch.float64))):
             found.append(call())
     return found
-
-
-def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
-    """Return the names that match: a regular expression for whole names, a list of such, or a function.
-
-    Raises:
-        ValueError: for an expression that matches nothing, with the three nearest names.
-
-    Example:
-        >>> matching(["block1", "block2", "stem"], r"block.")
-        ['block1', 'block2']
-    """
-    if callable(sites):
-        return [name for name in names if sites(name)]
-    found: set[str] = set()
-    for pattern in [sites] if isinstance(sites, str) else sites:
-        hits = [name for name in names if re.fullmatch(pattern, name) or pattern == name]
-        if not hits:
-            raise ValueError(
-                f"Sites: expected a name, or an expression for whole names, got {pattern!r}.\n"
-                f"The nearest are {nearest(pattern, list(names))}."
-            )
-        found.update(hits)
-    return [name for name in names if name in found]
-
-
-def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) -> Path:
-    """Write modulations as a safetensors file, whole or not at all, and return its path: a preset to keep.
-
-    Raises:
-        ValueError: for none, for several presets at once, and for values of another fusion than FiLM.
-    """
-    if not modulations:
-        raise ValueError(
-            "save_modulations: expected at least one site, got none.\nRecord some: record(model)."
-        )
-    if presets := [name for name, m in modulations.items() if isinstance(m, Mapping)]:
-        raise ValueError(
-            f"save_modulations: expected one modulation for each site, got those of all for {presets}.\n"
-            f"One file per preset: save_modulations(presets[name], folder / f'{{name}}.safetensors')."
-        )
-    check_modulations("save_modulations", modulations)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{name}.{field}": value.detach().cpu().contiguous().clone()
-        for name, m in modulations.items()
-        for field, value in vars(m).items()
-        if value is not None
-    }
-    part = path.with_name(path.name + ".part")
-    save_file(
-        tensors, part, metadata={"format": "torchfilm.modulations", "sites": json.dumps(list(modulations))}
-    )
-    part.replace(path)
-    return path
-
-
-def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") -> Modulations:
-    """Read what `save_modulations` wrote.
-
-    Raises:
-        ValueError: for a file that holds something else.
-    """
-    try:
-        opened = safe_open(path, framework="pt", device=str(device))
-    except SafetensorError as error:
-        raise ValueError(
-            f"load_modulations: expected a file of modulations, got {path}, no safetensors: {error}.\n"
-            f"Write one by save_modulations, or by rec.save(path)."
-        ) from error
-    with opened as file:
-        about = file.metadata() or {}
-        if about.get("format") != "torchfilm.modulations":
-            raise ValueError(
-                f"load_modulations: expected a file of modulations, got {path}: {about or 'plain'}.\n"
-                f"The conditioning of a network is read by load(base, folder)."
-            )
-        keys = set(file.keys())
-        return Modulations(
-            {
-                name: Modulation(
-                    **{f: file.get_tensor(f"{name}.{f}") for f in _FIELDS if f"{name}.{f}" in keys}
-                )
-                for name in json.loads(about["sites"])
-            }
-        )
 
 
 class _Edit:
@@ -431,16 +260,7 @@ class _Edit:
         edited = dict(values)
         for name, changes in self.changes.items():
             for change in changes:
-                new = (
-                    change if isinstance(change, Modulation) else _changed("edit", name, edited[name], change)
-                )
-                if type(new) is not type(edited[name]):
-                    raise ValueError(
-                        f"edit: expected a {type(edited[name]).__name__} for site '{name}', "
-                        f"got {type(new).__name__}.\n"
-                        f"Return a new one: lambda m: m.replace(gamma=0 * m.gamma)."
-                    )
-                edited[name] = new
+                edited[name] = _changed("edit", name, edited[name], change)
         return edited
 
 
@@ -451,12 +271,39 @@ class _Turn:
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
         if self.change is strength:
             check_modulations("sweep", {name: values[name] for name in self.sites})
-        turned = {name: _changed("sweep", name, values[name], self.change, self.value) for name in self.sites}
+        turned = {}
+        for name in self.sites:
+            dtypes = [leaf.dtype for leaf in pytree.tree_leaves(values[name]) if isinstance(leaf, Tensor)]
+            by = self.value.double() if torch.float64 in dtypes else self.value.float()
+            turned[name] = _changed("sweep", name, values[name], self.change, by)
         return {**values, **turned}
 
 
-def _changed(function: str, site: str, value: Any, change: Callable[..., Any], *more: Tensor) -> Any:
-    """What a change written by somebody else makes of a site's value; other fusions have other fields."""
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _own(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _changed(function: str, site: str, value: Any, change: Any, *more: Tensor) -> Any:
+    """Return what takes the place of a site's value: a modulation, or what a function makes of a copy of it.
+
+    A change that writes into what it gets writes into the copy alone; ValueError for another kind of value.
+    """
+    new = change if isinstance(change, Modulation) else _made(function, site, value, change, *more)
+    if type(new) is not type(value):
+        raise ValueError(
+            f"{function}: expected a {type(value).__name__} for site '{site}', got {type(new).__name__}.\n"
+            f"Return a new one: lambda m: m.replace(gamma=0 * m.gamma)."
+        )
+    return new
+
+
+def _made(function: str, site: str, value: Any, change: Callable[..., Any], *more: Tensor) -> Any:
+    """Return what a change written by somebody else makes of a copy; other fusions have other fields."""
+    value = pytree.tree_map(_own, value)
     if isinstance(value, Modulation):
         return change(value, *more)
     try:
@@ -470,21 +317,6 @@ def _changed(function: str, site: str, value: Any, change: Callable[..., Any], *
         ) from error
 
 
-def _fields(modulation: Modulation) -> dict[str, Tensor]:
-    """Return the fields that are there, with one shape and a batch axis."""
-    found = {field: value for field, value in vars(modulation).items() if value is not None}
-    together = torch.broadcast_tensors(*found.values())
-    return {
-        field: value[None] if value.ndim == 1 else value for field, value in zip(found, together, strict=True)
-    }
-
-
-def _column(value: Tensor) -> np.ndarray:
-    """Return a field as numbers that NumPy knows, one below the other."""
-    wide = torch.promote_types(value.dtype, torch.float32)
-    return value.detach().to("cpu", wide).reshape(-1).numpy()
-
-
 _TICKETS = itertools.count()
 _OPEN: weakref.WeakValueDictionary[int, Recording] = weakref.WeakValueDictionary()
 
@@ -492,9 +324,19 @@ _OPEN: weakref.WeakValueDictionary[int, Recording] = weakref.WeakValueDictionary
 # What a compiled network leaves in a list becomes a guard, and each call a graph of its own. An operator that
 # claims to change the ticket runs at every call, in order, and is nothing but a node of the graph.
 @torch.library.custom_op(
-    "torchfilm::note", mutates_args=("ticket",), schema="(Tensor(a!) ticket, Tensor[] tensors) -> ()"
+    "torchfilm::note",
+    mutates_args=("ticket",),
+    schema="(Tensor(a!) ticket, str kind, Tensor[] tensors) -> ()",
 )
-def _note(ticket: Tensor, tensors: list[Tensor]) -> None:
+def _note(ticket: Tensor, kind: str, tensors: list[Tensor]) -> None:
     recording = _OPEN.get(int(ticket))
     if recording is not None:
-        recording.note([tensor.clone() for tensor in tensors])
+        recording.note(kind, [tensor.clone() for tensor in tensors])
+
+
+def _kind(values: Mapping[str, Any]) -> str:
+    """Name what the values are made of: their classes, and the path of each leaf, with what is no tensor."""
+    found = [f"values {' '.join([type(value).__name__ for value in values.values()])}"]
+    for path, leaf in pytree.tree_flatten_with_path(dict(values))[0]:
+        found.append(pytree.keystr(path) + ("" if isinstance(leaf, Tensor) else f"={leaf!r}"))
+    return " ".join(found).replace(".", "/")  # a constant of each graph, and an attribute's name

@@ -7,6 +7,7 @@ whole package:
 - gamma and beta are kept in float32 whatever precision the features have: 1 + 0.001 is 1 in bfloat16.
 - The channel axis of a modulation is its last one: `[C]`, `[B, C]`, `[B, T, C]`. Only a full map, with an
   axis for each of the features', may follow their own layout, and then goes to `film` by hand.
+- The other axes align from the left, as in `film`: beside gamma [B, T, C], beta [B, C] counts for every step.
 - The order is always gamma, beta, gate.
 """
 
@@ -15,10 +16,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,7 @@ class Modulation:
 
     Args:
         gamma: the final factor, [C], [B, C], [B, T, C] or a full map; any real number.
-        beta: the shift, shaped as gamma or broadcastable with it; in the units of the features.
+        beta: the shift, shaped as gamma, or with axes of size 1 or fewer; in the units of the features.
         gate: the weight of a gated residual branch, shaped as gamma; None where there is no gate.
 
     Example:
@@ -77,8 +80,9 @@ class Modulation:
         as one).
         """
         gates = [gate for gate in (self.gate, first.gate) if gate is not None]
-        gate = gates[0] * gates[1] if len(gates) == 2 else (gates[0] if gates else None)
-        return Modulation(self.gamma * first.gamma, self.gamma * first.beta + self.beta, gate)
+        gate = _paired(torch.mul, gates[0], gates[1]) if len(gates) == 2 else (gates[0] if gates else None)
+        beta = _paired(torch.add, _paired(torch.mul, self.gamma, first.beta), self.beta)
+        return Modulation(_paired(torch.mul, self.gamma, first.gamma), beta, gate)
 
     def inverse(self) -> Modulation:
         """Return the modulation that undoes this one: 1 / gamma, -beta / gamma and 1 / gate.
@@ -96,7 +100,7 @@ class Modulation:
                     f"A channel multiplied by zero cannot be restored; keep the features instead."
                 )
         gate = None if self.gate is None else 1 / self.gate
-        return Modulation(1 / self.gamma, -self.beta / self.gamma, gate)
+        return Modulation(1 / self.gamma, _paired(torch.div, -self.beta, self.gamma), gate)
 
     def interpolate(self, other: Modulation, weight: float | Tensor) -> Modulation:
         """Return (1 - weight) * self + weight * other; 0 is self, 1 is other, beyond is extrapolation.
@@ -118,23 +122,31 @@ class Modulation:
                 "Modulation * Modulation: expected a number or a tensor of weights, got a Modulation.\n"
                 "For one modulation after the other use second.compose(first)."
             )
-        return self._map(lambda field: field * weight)
+        if not isinstance(weight, Tensor) or weight.ndim < 2:
+            return self._map(lambda field: field * weight)
+        return Modulation(*(field * weight for field in aligned(*self._present())))
 
     __rmul__ = __mul__
 
     def __getitem__(self, rows: Any) -> Modulation:
         """Return the rows of the batch picked by an integer, a slice, a list or an index tensor.
 
+        A field that all samples share, [C] or [1, C], has as many rows as the others.
+
         Raises:
             ValueError: for a modulation without a batch axis.
         """
-        if self.gamma.ndim < 2 or self.beta.ndim < 2:
+        if max(self.gamma.ndim, self.beta.ndim) < 2:
             raise ValueError(
                 f"Modulation[rows]: expected a batch axis in front of the channels, "
                 f"got gamma {tuple(self.gamma.shape)} and beta {tuple(self.beta.shape)}.\n"
                 f"This modulation is the same for every sample: there are no rows to pick."
             )
-        return self._map(lambda field: field[rows])
+        together = torch.broadcast_tensors(*aligned(*self._present()))
+        return Modulation(*(field[rows] for field in together))
+
+    def _present(self) -> list[Tensor]:
+        return [self.gamma, self.beta] if self.gate is None else [self.gamma, self.beta, self.gate]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Modulation:
         gate = None if self.gate is None else function(self.gate)
@@ -147,8 +159,33 @@ class Modulation:
                 f"got {_fields(self)} and {_fields(other)}.\n"
                 f"Give the one without a gate its own: m.replace(gate=torch.ones_like(m.gamma))."
             )
-        gate = None if self.gate is None or other.gate is None else function(self.gate, other.gate)
-        return Modulation(function(self.gamma, other.gamma), function(self.beta, other.beta), gate)
+        gate = None if self.gate is None or other.gate is None else _paired(function, self.gate, other.gate)
+        gamma = _paired(function, self.gamma, other.gamma)
+        return Modulation(gamma, _paired(function, self.beta, other.beta), gate)
+
+
+def aligned(*fields: T) -> list[T]:
+    """Return tensors or arrays with equally many axes, by axes of size 1 in front of the channels.
+
+    So broadcasting, which aligns from the right, puts them together as `film` does, from the left: beside
+    [B, T, C], [B, C] becomes [B, 1, C] and [C] becomes [1, 1, C].
+
+    Example:
+        >>> [tuple(field.shape) for field in aligned(torch.rand(2, 3, 5), torch.rand(2, 5), torch.rand(5))]
+        [(2, 3, 5), (2, 1, 5), (1, 1, 5)]
+    """
+    found: Any = fields
+    axes = max(field.ndim for field in found)
+    return [
+        field
+        if field.ndim in (0, axes)
+        else field.reshape((*field.shape[:-1], *(1,) * (axes - field.ndim), field.shape[-1]))
+        for field in found
+    ]
+
+
+def _paired(function: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
+    return function(*aligned(first, second))
 
 
 def check_modulations(who: str, values: Mapping[str, Any]) -> None:
@@ -159,6 +196,17 @@ def check_modulations(who: str, values: Mapping[str, Any]) -> None:
                 f"{who}: expected a Modulation for each site, got {type(value).__name__} at '{site}'.\n"
                 f"Other fusions than FiLM have values of their own: conditioning(model).modulations(cond) "
                 f"gives them, and model(x, modulation=...) takes them."
+            )
+
+
+def check_finite(who: str, site: str, **fields: Tensor) -> None:
+    """Raise ValueError where numbers of a site are NaN or infinite."""
+    for name, field in fields.items():
+        if wrong := int((~field.isfinite()).sum()):
+            raise ValueError(
+                f"{who}: expected finite numbers at site '{site}', got NaN or infinity in {wrong} of "
+                f"{field.numel()} values of {name}.\n"
+                f"Find the samples: (~m.{name}.isfinite()).nonzero()."
             )
 
 

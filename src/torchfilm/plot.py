@@ -7,65 +7,26 @@ and a marker each, so that they can be told apart without seeing colours well.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from torchfilm.canvas import COLORS, HATCHES, MARKERS, Array, as_values, grid, legend, name_bars, shortened
+from torchfilm.canvas import Mark as Mark
+from torchfilm.canvas import marks as marks
+from torchfilm.canvas import save as save
 from torchfilm.comparison import Comparison
-from torchfilm.modulation import Modulation
+from torchfilm.modulation import Modulation, aligned
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's colours, which people with any kind of colour vision can tell apart; yellow is left out."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-Array = np.ndarray
 Values = Mapping[str, Array] | Mapping[str, Modulation]
 Method = Literal["tsne", "pca"]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """How a category is drawn."""
-
-    color: str
-    marker: str = "o"
-
-
-def marks(names: Sequence[str]) -> dict[str, Mark]:
-    """A mark for each name: first the colours in turn, then the next marker. Up to 56 names differ."""
-    return {
-        name: Mark(COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)])
-        for i, name in enumerate(names)
-    }
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure as PNG, whole or not at all, and return the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    FigureCanvasAgg(figure)
-    figure.savefig(part, format="png", dpi=150, facecolor="white")
-    part.replace(path)
-    return path
-
-
-def _grid(rows: int, columns: int, width: float, height: float, **sharing: Any) -> tuple[Figure, Array]:
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **sharing)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def histograms(gamma: Values, beta: Values | None = None, *, bins: int = 100) -> Figure:
@@ -76,15 +37,18 @@ def histograms(gamma: Values, beta: Values | None = None, *, bins: int = 100) ->
     shared, so that sites can be compared (Perez et al. 2018, figures 5, 16, 17).
     """
     gamma, beta = _gamma_and_beta(gamma, beta)
-    figure, axes = _grid(2, len(gamma), 2.5, 2.1, sharex="row", sharey="row")
+    figure, axes = grid(2, len(gamma), 2.5, 2.1, sharex="row", sharey="row")
     for row, (symbol, values, neutral) in enumerate((("γ", gamma, 1.0), ("β", beta, 0.0))):
-        every = np.concatenate([np.ravel(v) for v in values.values()])
-        edges = np.linspace(every.min() - 1e-6, every.max() + 1e-6, bins + 1)
+        every = np.concatenate([np.ravel(v) for v in values.values()]).astype(np.float64)
+        low, high = float(every.min()), float(every.max())
+        edges = np.linspace(low - 1e-6 * max(1, abs(low)), high + 1e-6 * max(1, abs(high)), bins + 1)
         for column, (site, found) in enumerate(values.items()):
             ax: Axes = axes[row, column]
-            ax.hist(np.ravel(found), edges, color=COLORS[row], log=True)
+            ax.hist(np.ravel(found), edges.tolist(), color=COLORS[row], log=True)
             ax.axvline(neutral, color="black", linewidth=0.8, linestyle=":")
-            ax.set_title(f"{site}: {np.mean(found < 0):.0%} of {symbol} below 0", fontsize=8)
+            between = ": " if len(site) <= 12 else "\n"
+            share = f"{np.mean(found < 0):.0%} of {symbol} below 0"
+            ax.set_title(f"{shortened(site)}{between}{share}", fontsize=8)
             ax.set_xlabel(symbol)
             ax.tick_params(labelsize=7)
         axes[row, 0].set_ylabel("number of values")
@@ -103,7 +67,7 @@ def planes(
     gamma, beta: [points, maps], or [points, T, maps], all steps; or twice the modulation with both. labels:
     one per point, each with a style; titles: one per map (Distill's "feature-wise transformations", 2018).
     """
-    both = np.broadcast_arrays(_numbers(gamma, "gamma"), _numbers(beta, "beta"))
+    both = np.broadcast_arrays(*aligned(_numbers(gamma, "gamma"), _numbers(beta, "beta")))
     (names, gamma), (_, beta) = (_by_step(labels, values) for values in both)
     maps = gamma.shape[1]
     if len(titles) != maps:
@@ -112,7 +76,7 @@ def planes(
             f"Name all: [f'map {{i}}' for i in range({maps})]; or give gamma and beta of the maps to draw."
         )
     columns = min(4, maps)
-    figure, axes = _grid(-(-maps // columns), columns, 2.7, 2.5)
+    figure, axes = grid(-(-maps // columns), columns, 2.7, 2.5)
     for i, ax in enumerate(axes.flat):
         if i >= maps:
             ax.set_visible(False)
@@ -120,11 +84,11 @@ def planes(
         ax.axhline(0, color="0.8", linewidth=0.6, zorder=0)
         ax.axvline(0, color="0.8", linewidth=0.6, zorder=0)
         _scatter(ax, gamma[:, i], beta[:, i], names, styles, size=5)
-        ax.set_title(titles[i], fontsize=8)
+        ax.set_title(shortened(titles[i]), fontsize=8)
         ax.set_xlabel("γ", fontsize=8, labelpad=1)
         ax.set_ylabel("β", fontsize=8, labelpad=1)
         ax.tick_params(labelsize=7)
-    _legend(figure, labels, styles)
+    legend(figure, labels, styles)
     return figure
 
 
@@ -144,7 +108,7 @@ def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
     if any(row["score"] for row in lines):
         scores = [row["score"] or {"mean": np.nan, "low": np.nan, "high": np.nan} for row in lines]
         panels["score"] = [(score["mean"], score["low"], score["high"]) for score in scores]
-    figure, axes = _grid(1, len(panels), 2.4, 0.6 + 0.3 * len(lines), sharey=True)
+    figure, axes = grid(1, len(panels), 2.4, 0.6 + 0.3 * len(lines), sharey=True)
     for ax, (title, found) in zip(axes.flat, panels.items(), strict=True):
         middle, low, high = np.array(found).T
         names = [row["name"] for row in lines]
@@ -160,22 +124,23 @@ def embeddings(points: Mapping[str, Array], labels: Sequence[str], styles: Mappi
 
     labels: one per point, each with a style.
     """
+    _some("embeddings", points)
     columns = min(3, len(points))
-    figure, axes = _grid(-(-len(points) // columns), columns, 4.2, 4.0)
+    figure, axes = grid(-(-len(points) // columns), columns, 4.2, 4.0)
     for ax in axes.flat[len(points) :]:
         ax.set_visible(False)
     for ax, (name, found) in zip(axes.flat, points.items(), strict=False):
         _scatter(ax, found[:, 0], found[:, 1], labels, styles, size=7)
-        ax.set_title(name, fontsize=10)
+        ax.set_title(shortened(name), fontsize=10)
         ax.spines[["left", "bottom"]].set_color("0.85")
         ax.set_xticks([])
         ax.set_yticks([])
-    _legend(figure, labels, styles)
+    legend(figure, labels, styles)
     return figure
 
 
 def embed(values: Array, *, method: Method = "tsne", seed: int = 0) -> Array:
-    """Lay points [n, d] out in two dimensions, [n, 2], by scikit-learn.
+    """Lay points [n, d] out in two dimensions, [n, 2], by scikit-learn; all on one place where all are equal.
 
     values: one row per point, such as gamma and beta of a site side by side.
     method: "tsne" (van der Maaten and Hinton 2008), started from the principal components, which shows
@@ -189,6 +154,18 @@ def embed(values: Array, *, method: Method = "tsne", seed: int = 0) -> Array:
             f"embed: expected at least 4 points, got {len(values)}.\n"
             f"Record more samples: their places tell nothing otherwise."
         )
+    values = np.asarray(_array(values))
+    if wrong := int((~np.isfinite(values)).any(axis=1).sum()):
+        raise ValueError(
+            f"embed: expected finite numbers, got NaN or infinity in {wrong} of {len(values)} points.\n"
+            f"Leave them out: values[np.isfinite(values).all(axis=1)]."
+        )
+    if not np.square(
+        values - values[0]
+    ).any():  # t-SNE would divide by the spread of the principal components
+        return np.zeros((len(values), 2), np.float32)
+    if values.shape[1] == 1:
+        values = np.pad(values, ((0, 0), (0, 1)))
     if method == "pca":
         return PCA(n_components=2, random_state=seed).fit_transform(values)
     perplexity = min(30.0, (len(values) - 1) / 3)
@@ -205,7 +182,7 @@ def by_depth(
     the same kind of answer.
     """
     gamma, beta = _gamma_and_beta(gamma, beta)
-    both = {site: np.broadcast_arrays(gamma[site], beta[site]) for site in gamma}
+    both = {site: np.broadcast_arrays(*aligned(gamma[site], beta[site])) for site in gamma}
     flat = {site: np.stack(pair, axis=1).reshape(len(pair[0]), -1) for site, pair in both.items()}
     return {site: embed(points, method=method, seed=seed) for site, points in flat.items()}
 
@@ -220,27 +197,32 @@ def heat(
     first principal component's weights, so that those which move together stand together. `spread` is the
     distance from neutral where colours end; without it, the 99th percentile of all.
     """
+    _some("heat", values)
     field = "gamma" if neutral == 1 else "beta"
-    found = {site: _by_step(labels, _numbers(one, field)) for site, one in values.items()}
+    found = {site: _by_step(labels, _numbers(one, field, site)) for site, one in values.items()}
     away = np.concatenate([np.ravel(rows) for _, rows in found.values()]) - neutral
     far = spread or float(np.percentile(np.abs(away), 99))
     norm = Normalize(neutral - max(far, 1e-9), neutral + max(far, 1e-9))
-    figure, axes = _grid(1, len(found), 2.8, 1.2 + 2.6)
+    texts = [shortened(name) for name in np.unique(next(iter(found.values()))[0])]
+    every_nth = -(-len(texts) // 40)
+    figure, axes = grid(1, len(found), 2.8, max(3.8, 1 + 0.12 * len(texts[::every_nth])))
+    figure.set_figwidth(figure.get_figwidth() + 0.05 * max(0, max(map(len, texts)) - 6))
     for ax, (site, (names, rows)) in zip(axes.flat, found.items(), strict=True):
         order = np.argsort(names, kind="stable")
-        groups, starts = np.unique(names[order], return_index=True)
+        starts = np.unique(names[order], return_index=True)[1]
         weights = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2][0]
         shown = rows[np.ix_(order, np.argsort(weights, kind="stable"))]
         ax.imshow(shown, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
         for start in starts[1:]:
             ax.axhline(start - 0.5, color="black", linewidth=0.5)
-        ax.set_title(site, fontsize=9)
+        ax.set_title(shortened(site), fontsize=9)
         ax.set_xlabel("channel, similar ones together", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.set_yticks([])
         if ax is axes[0, 0]:
             ends = [*starts[1:], len(order)]
-            ax.set_yticks([(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)], groups, fontsize=7)
+            middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
+            ax.set_yticks(middles[::every_nth], texts[::every_nth], fontsize=7)
     bar = figure.colorbar(ScalarMappable(norm, "RdBu_r"), ax=axes, shrink=0.8, pad=0.01)
     bar.set_label(unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -262,16 +244,6 @@ def _scatter(
         ax.scatter(x[here], y[here], linewidths=0, rasterized=True, **look)
 
 
-def _legend(figure: Figure, labels: Sequence[str], styles: Mapping[str, Mark]) -> None:
-    present = set(labels)
-    handles = [
-        Line2D([], [], linestyle="", marker=mark.marker, color=mark.color, label=name, markersize=6)
-        for name, mark in styles.items()
-        if name in present
-    ]
-    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False, handletextpad=0.2)
-
-
 def curves(
     x: Sequence[float],
     series: Mapping[str, Sequence[float]],
@@ -283,7 +255,7 @@ def curves(
     markers: bool = True,
 ) -> Figure:
     """Named curves over x, each with its own colour and marker; `levels` are horizontal lines with a name."""
-    figure, axes = _grid(1, 1, 6.0, 3.8)
+    figure, axes = grid(1, 1, 6.0, 3.8)
     ax: Axes = axes[0, 0]
     for i, (name, values) in enumerate(series.items()):
         ax.plot(
@@ -313,7 +285,7 @@ def channels(
 ) -> Figure:
     """Mean and standard deviation [channels], one panel per site, channels sorted by mean (figure 18)."""
     _same_names(mean, spread)
-    figure, axes = _grid(1, len(mean), 2.5, 2.4, sharey=True)
+    figure, axes = grid(1, len(mean), 2.5, 2.4, sharey=True)
     for ax, site in zip(axes.flat, mean, strict=True):
         center, width = _array(mean[site]), _array(spread[site])
         order = np.argsort(center)
@@ -322,7 +294,7 @@ def channels(
         ax.fill_between(rank, center - width, center + width, color=COLORS[5], linewidth=0, alpha=0.6)
         ax.plot(rank, center, color=COLORS[0], linewidth=1.4)
         ax.axhline(0, color="0.6", linewidth=0.6)
-        ax.set_title(site, fontsize=9)
+        ax.set_title(shortened(site), fontsize=9)
         ax.set_xlabel("channel, by mean", fontsize=8)
         ax.tick_params(labelsize=7)
     axes[0, 0].set_ylabel(ylabel)
@@ -340,7 +312,7 @@ def over_pictures(
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
     tallest = max(len(picture) / picture.shape[1] for picture in pictures)
-    figure, axes = _grid(rows, columns, 3.0, 3.0 * tallest + 0.55)
+    figure, axes = grid(rows, columns, 3.0, 3.0 * tallest + 0.55)
     top = max(float(np.max(maps, initial=0)), 1e-9)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -369,7 +341,7 @@ def paths_over_pictures(pictures: Sequence[Array], paths: Sequence[Array], title
     It goes from the open circle to the dot; points stand a fifth of a second apart at 20 steps a second, so
     that slow parts are dense.
     """
-    figure, axes = _grid(1, len(pictures), 2.9, 3.75)
+    figure, axes = grid(1, len(pictures), 2.9, 3.75)
     for ax, picture, path, title in zip(axes.flat, pictures, paths, titles, strict=True):
         height, width = picture.shape[:2]
         ax.imshow(picture, extent=(0, width, height, 0))
@@ -387,7 +359,7 @@ def table(
     values: Array, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, unit: str
 ) -> Figure:
     """A matrix [rows, columns] of shares 0..1 as a heat map with its numbers in percent."""
-    figure, axes = _grid(1, 1, 1.6 + 0.34 * len(columns), 1.2 + 0.28 * len(rows))
+    figure, axes = grid(1, 1, 1.6 + 0.34 * len(columns), 1.2 + 0.28 * len(rows))
     ax: Axes = axes[0, 0]
     shown = ax.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, j in np.argwhere(values >= 0.005):
@@ -403,10 +375,11 @@ def table(
 
 def bars(values: Mapping[Any, float], *, xlabel: str, ylabel: str) -> Figure:
     """One bar per name, in the given order."""
-    figure, axes = _grid(1, 1, max(4.0, 1.5 + 0.35 * len(values)), 3.2)
+    width = max(4.0, 1.5 + 0.35 * len(values))
+    figure, axes = grid(1, 1, width, 3.2)
     ax: Axes = axes[0, 0]
     ax.bar(range(len(values)), list(values.values()), color=COLORS[0])
-    ax.set_xticks(range(len(values)), [str(name) for name in values], fontsize=8)
+    name_bars(ax, list(values), (width - 1) / max(1, len(values)))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     return figure
@@ -417,19 +390,24 @@ def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], *,
 
     values: group -> one value per name.
     """
-    figure, axes = _grid(1, 1, max(4.5, 1.5 + 0.6 * len(names) * len(values)), 3.4)
+    across = max(4.5, 1.5 + 0.6 * len(names) * len(values))
+    figure, axes = grid(1, 1, across, 3.4)
     ax: Axes = axes[0, 0]
     width = 0.8 / len(names)
     for i, name in enumerate(names):
         places = [group + (i - (len(names) - 1) / 2) * width for group in range(len(values))]
-        drawn = ax.bar(places, [found[i] for found in values.values()], 0.92 * width, color=COLORS[i])
+        heights = [found[i] for found in values.values()]
+        drawn = ax.bar(places, heights, 0.92 * width, color=COLORS[i % len(COLORS)], edgecolor="white")
+        for bar in drawn:
+            bar.set_hatch(HATCHES[i // len(COLORS) % len(HATCHES)])
         texts = ["" if np.isnan(found[i]) else f"{found[i]:.1f}" for found in values.values()]
         ax.bar_label(drawn, texts, fontsize=7, padding=1)
         drawn.set_label(name)
-    ax.set_xticks(range(len(values)), list(values), fontsize=8)
+    name_bars(ax, list(values), (across - 1) / max(1, len(values)))
     ax.set_ylabel(ylabel)
     if len(names) > 1:
-        figure.legend(loc="outside upper right", ncols=len(names), fontsize=8, frameon=False)
+        columns = max(1, int(across / (0.5 + 0.07 * max(map(len, names)))))
+        figure.legend(loc="outside upper right", ncols=min(len(names), columns), fontsize=8, frameon=False)
     return figure
 
 
@@ -437,7 +415,7 @@ def dots(
     values: Mapping[str, Sequence[float]], references: Mapping[str, float], *, xlabel: str, reference: str
 ) -> Figure:
     """One line per name, from top to bottom: a dot per value, an open diamond for the name's reference."""
-    figure, axes = _grid(1, 1, 6.5, 0.9 + 0.26 * len(values))
+    figure, axes = grid(1, 1, 6.5, 0.9 + 0.26 * len(values))
     ax: Axes = axes[0, 0]
     for row, (name, found) in enumerate(values.items()):
         ax.plot(found, [row] * len(found), "o", color=COLORS[0], markersize=5, alpha=0.8)
@@ -460,17 +438,30 @@ def _gamma_and_beta(gamma: Values, beta: Values | None) -> tuple[dict[str, Array
     """Return both as arrays; modulations have both."""
     beta = gamma if beta is None else beta
     _same_names(gamma, beta)
-    return {s: _numbers(v, "gamma") for s, v in gamma.items()}, {
-        s: _numbers(v, "beta") for s, v in beta.items()
+    return {s: _numbers(v, "gamma", s) for s, v in gamma.items()}, {
+        s: _numbers(v, "beta", s) for s, v in beta.items()
     }
 
 
-def _numbers(values: Array | Modulation, field: Literal["gamma", "beta"]) -> Array:
+def _numbers(values: Array | Modulation, field: Literal["gamma", "beta"], site: str = "") -> Array:
     """Return rows of numbers; of a modulation in the shape that its gamma and beta have together."""
     if isinstance(values, Modulation):
-        together = torch.broadcast_tensors(values.gamma, values.beta)
-        return np.atleast_2d(_array(together[field == "beta"]))
-    return np.atleast_2d(_array(values))
+        together = torch.broadcast_tensors(*aligned(values.gamma, values.beta))
+        found = np.atleast_2d(_array(together[field == "beta"]))
+    else:
+        found = np.atleast_2d(_array(values))
+    if wrong := int((~np.isfinite(found)).sum()):
+        raise ValueError(
+            f"plot: expected finite numbers, got NaN or infinity in {wrong} of {found.size} values of {field}"
+            f"{f' at site {site!r}' if site else ''}.\n"
+            f"Find the samples: (~m.{field}.isfinite()).nonzero()."
+        )
+    return found
+
+
+def _some(who: str, values: Mapping[str, Any]) -> None:
+    if not values:
+        raise ValueError(f"{who}: expected at least one site, got none.\nRecord a call: record(model).")
 
 
 def _by_step(labels: Sequence[Any] | Array, values: Array) -> tuple[Array, Array]:
@@ -481,7 +472,7 @@ def _by_step(labels: Sequence[Any] | Array, values: Array) -> tuple[Array, Array
             f"Labels stand in the order of the samples."
         )
     steps = math.prod(values.shape[1:-1])
-    return np.repeat(np.asarray(labels), steps), values.reshape(-1, values.shape[-1])
+    return np.repeat(np.asarray(as_values(labels)), steps), values.reshape(-1, values.shape[-1])
 
 
 def _array(values: Array | Tensor) -> Array:

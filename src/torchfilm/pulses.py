@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
+from torchfilm.fusion import Fusion
 from torchfilm.sites import Site
+from torchfilm.slots import Slot
 
 SHIFTS = ("beta", "shift")
 """Fields in the units of the features: their share is that of a shift as large as these."""
@@ -27,7 +28,8 @@ class Pulse:
         calls: how often its module ran in one forward of the network.
         fields: |dy/dgamma| / |y| over all samples and channels, so 0.1 says that gammas moved by one at
             random change the output by a tenth; likewise gate and others, and |dy/dbeta| rms(x) / |y| for
-            beta, as for the shift of other fusions. None where the output does not depend on it.
+            beta, as for the shift of other fusions, where x is what the site modulates. None where the output
+            does not depend on it.
         together: the largest if one condition moved all samples alike; None for a single sample.
         moved: the fields that the condition moves; the others are constants, or weights of the fusion.
     """
@@ -71,7 +73,8 @@ class Pulse:
 class Seen:
     """What ran in the forward pass.
 
-    Calls and features' size of each site, which norm read which node, and what the generator read.
+    Calls of each site and root mean square of the features that it modulates, which norm read which node, and
+    what the generator read.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
@@ -80,20 +83,45 @@ class Seen:
     condition: Any = None
 
 
+class _Measuring:
+    """A fusion that notes how large the features are, the first time that a site modulates some."""
+
+    def __init__(self, fusion: Fusion, sizes: dict[str, float], name: str) -> None:
+        self.fusion, self.sizes, self.name = fusion, sizes, name
+
+    def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
+        """Build what the fusion itself builds."""
+        return self.fusion.build(cond_dim, sites)
+
+    def apply(self, x: Tensor, value: Any, dim: int, site: str) -> Tensor:
+        """Note the size of x, and apply the fusion itself."""
+        if self.name not in self.sizes:
+            self.sizes[self.name] = float(x.detach().abs().float().square().mean().sqrt())
+        return self.fusion.apply(x, value, dim, site)
+
+
 @contextmanager
-def watched(root: nn.Module, sites: dict[str, Site]) -> Iterator[Seen]:
-    """Count the calls of sites and note what norms read, for one forward pass."""
+def _measured(slots: Mapping[str, Slot], sizes: dict[str, float]) -> Iterator[None]:
+    """Let all sites of this thread modulate by a fusion that measures, and none ahead inside of a norm."""
+    before = [(slot, slot.fusion, slot.is_plain_film) for slot in slots.values()]
+    try:
+        for name, slot in slots.items():
+            slot.fusion, slot.is_plain_film = _Measuring(slot.fusion, sizes, name), False
+        yield
+    finally:
+        for slot, fusion, is_plain_film in before:
+            slot.fusion, slot.is_plain_film = fusion, is_plain_film
+
+
+@contextmanager
+def watched(root: nn.Module, slots: Mapping[str, Slot]) -> Iterator[Seen]:
+    """Count the calls of sites, measure their features and note what norms read, for one forward pass."""
     seen = Seen()
     handles = []
 
     def count(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             seen.calls[name] = seen.calls.get(name, 0) + 1
-            tensors = [
-                t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()
-            ]
-            if tensors and name not in seen.size:
-                seen.size[name] = float(tensors[0].detach().float().square().mean().sqrt())
 
         return hook
 
@@ -112,11 +140,12 @@ def watched(root: nn.Module, sites: dict[str, Site]) -> Iterator[Seen]:
         for name, module in root.named_modules():
             if name == "film.generator":
                 handles.append(module.register_forward_pre_hook(keep))
-            if name in sites:
+            if name in slots:
                 handles.append(module.register_forward_hook(count(name)))
             if _normalises(module) and not name.startswith("film."):
                 handles.append(module.register_forward_pre_hook(note(name)))
-        yield seen
+        with _measured(slots, seen.size):
+            yield seen
     finally:
         for handle in handles:
             handle.remove()
@@ -143,7 +172,7 @@ def take_pulses(
         batched = gradient.ndim > 1 and len(gradient) > 1
         alone, shared = _norm(each), _norm(each.sum(dim=0) if batched else each)
         together[name] += [shared] * (batched and part in moved[name])
-        fields[name][part] = shared if same else alone
+        fields[name][part] = shared if same and part in moved[name] else alone
     return {
         name: Pulse(name, seen.calls.get(name, 0), parts, max(together[name], default=None), moved[name])
         for name, parts in fields.items()

@@ -6,8 +6,9 @@ respect to gamma and beta is not. So it tells a site that works from one that ne
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,14 +25,16 @@ Measure = Callable[[Any], Any]
 
 
 class Leaves:
-    """Values of all sites that gradients can be taken for; those of the last call."""
+    """Values of all sites that gradients can be taken for, and those given before; both of the last call."""
 
     def __init__(self, start: Callable[[str, Any], Any]) -> None:
         self.start = start
+        self.given: dict[str, Any] = {}
         self.values: dict[str, Any] = {}
 
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
         """Cut each value off from what made it, and hand on leaves."""
+        self.given = values
         self.values = {
             name: pytree.tree_map(_leaf, self.start(name, value)) for name, value in values.items()
         }
@@ -40,7 +43,7 @@ class Leaves:
     def fields(self) -> Iterator[tuple[str, str, Tensor]]:
         """Yield site, field and tensor of every leaf."""
         for name, value in self.values.items():
-            for part, tensor in _parts(value):
+            for part, tensor in parts(value):
                 if tensor.requires_grad:
                     yield name, part, tensor
 
@@ -69,23 +72,54 @@ def leaves(
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run eagerly, with gradients; give buffers (statistics of norms) and random state back as they were.
 
-    Also inside of `torch.inference_mode`, for tensors that `recordable` returns.
+    Also inside of `torch.inference_mode`, for tensors that `recordable` returns. Graphs that wait for their
+    backward pass do not notice: buffers get their numbers back as `.data`, without a new version.
     """
-    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    owners = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with (
-            torch.compiler.set_stance("force_eager"),
+            _eagerly(),
             torch.inference_mode(mode=False),
             torch.enable_grad(),
             torch.random.fork_rng(devices),
         ):
             yield
     finally:
+        for buffers, before in owners:
+            if isinstance(buffers, dict):  # those of TorchScript are no dict, and nobody rebinds them
+                buffers.clear()
+                buffers.update(before)
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in kept:
-                    buffer.copy_(kept[name])
+            for buffer, values in kept:
+                buffer.data.copy_(values)
+
+
+class _Stance:
+    """How many blocks run compiled networks eagerly now, and what gives the stance from before back."""
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.before = threading.Lock(), 0, ExitStack()
+
+
+_STANCE = _Stance()
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Run compiled networks eagerly; the stance is that of all threads, so the last to leave ends it."""
+    with _STANCE.lock:
+        if not _STANCE.blocks:
+            _STANCE.before.enter_context(torch.compiler.set_stance("force_eager"))
+        _STANCE.blocks += 1
+    try:
+        yield
+    finally:
+        with _STANCE.lock:
+            _STANCE.blocks -= 1
+            if not _STANCE.blocks:
+                _STANCE.before.close()
 
 
 def recordable(value: Any) -> Any:
@@ -107,14 +141,18 @@ def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]
     """
     if score is not None:
         value = score(output)
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            kind = f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or not value.requires_grad or value.is_complex():
+            kind = f"{value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__} without one"
             raise ValueError(
-                f"score: expected a tensor with a gradient, got {kind} without one.\n"
-                f"Compute it from the output in floating point, without argmax or detach."
+                f"score: expected a tensor with a gradient, got {kind}.\n"
+                f"Compute it from the output in real floating point, without argmax or detach."
             )
         return value.sum(), float(len(value) if value.ndim else 1)
-    found = [y for y in pytree.tree_leaves(output) if isinstance(y, Tensor) and y.requires_grad]
+    found = [
+        torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
+        for y in pytree.tree_leaves(output)
+        if isinstance(y, Tensor) and y.requires_grad
+    ]
     if not found:
         raise ValueError(
             "Output: expected one with a gradient, got none.\n"
@@ -143,19 +181,22 @@ def sensitivity(
     """Return how much each channel's gamma and beta moves the output: one Modulation [C] for each site.
 
     Without a score: |dy/dgamma_c| / |y| over all samples, so 0.1 says that gamma_c + 1 changes the output by
-    about a tenth. With one: |dscore/dgamma_c|, root mean square over samples. The network is left as it was.
+    about a tenth. With one: |dscore/dgamma_c|, root mean square over the scores of samples; where one
+    modulation is for all, that takes a backward pass for each. The network is left as it was.
 
     Args:
         model: a conditioned network, compiled or not; it runs in its present mode.
         args: what the network takes besides the condition; kwargs likewise.
         cond: the condition, or
         modulation: ready modulations.
-        score: from the output to a tensor [B] or a single number, such as a loss or a logit.
-        draws: how many random projections of the output are averaged; more are less noisy.
+        score: from the output to a tensor [B], such as a logit of each sample. For a single number, such as
+            a mean loss, the squares of all rows of gamma_c are added: sqrt(B) times less than for [B] where
+            it is the mean of B samples with rows of their own.
+        draws: how many random projections of the output are averaged, at least 1; more are less noisy.
 
     Raises:
-        ValueError: for an output or a score without a gradient, for another fusion than FiLM, and inside of
-            `unconditioned`.
+        ValueError: for an output or a score without a gradient, for another fusion than FiLM, inside of
+            `unconditioned`, and for no draws.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -164,22 +205,24 @@ def sensitivity(
         >>> sensitivity(model, torch.rand(2, 3), cond=torch.rand(2, 7))["0"].beta.shape
         torch.Size([5])
     """
+    if draws < 1:
+        raise ValueError(
+            f"sensitivity: expected at least 1 draw, got {draws}.\nLeave draws= out for a single one."
+        )
     draws = 1 if score is not None else draws
     with undisturbed(model), leaves(model) as found:
         args, kwargs, cond = recordable((args, kwargs, cond))
         output = model(*args, cond=cond, modulation=modulation, **kwargs)
         check_modulations("sensitivity", found.values)
-        fields = list(found.fields())
         squares: dict[str, dict[str, Tensor]] = {name: {} for name in found.values}
-        for draw in range(draws):
-            total, unit = probe(output, score, draw)
+        for total, unit, fields in _passes(output, score, draws, list(found.fields())):
             gradients = torch.autograd.grad(
                 total, [tensor for _, _, tensor in fields], retain_graph=True, materialize_grads=True
             )
             for (name, field, _), gradient in zip(fields, gradients, strict=True):
                 square = gradient.reshape(-1, gradient.shape[-1]).square().sum(dim=0) / (unit * draws)
                 squares[name][field] = squares[name].get(field, 0) + square
-    return {name: Modulation(**{f: s.sqrt() for f, s in parts.items()}) for name, parts in squares.items()}
+    return {name: Modulation(**{f: s.sqrt() for f, s in found.items()}) for name, found in squares.items()}
 
 
 @dataclass(frozen=True)
@@ -207,7 +250,7 @@ def moved(film: Conditioning, read: Any, values: Mapping[str, Any]) -> Moved:
         read: what the generator read, or None where modulations were given: then it is asked for vectors.
         values: the value of each site, for the names of the fields.
     """
-    all_fields = {name: tuple(part for part, _ in _parts(value)) for name, value in values.items()}
+    all_fields = {name: tuple(part for part, _ in parts(value)) for name, value in values.items()}
     dim = getattr(film.cond, "dim", None)
     given = read is None
     if given:
@@ -224,7 +267,7 @@ def moved(film: Conditioning, read: Any, values: Mapping[str, Any]) -> Moved:
             own = _differing(film, pair, {})
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return Moved(all_fields, at_start=False)  # a generator that takes nothing but its encoder's own
-    fields = {name: drawn.get(name, ()) or parts for name, parts in all_fields.items()}
+    fields = {name: drawn.get(name, ()) or every for name, every in all_fields.items()}
     return Moved(fields, at_start=not given and any(drawn.values()) and not any(own.values()))
 
 
@@ -244,7 +287,7 @@ def _differing(film: Conditioning, pair: list[Any], weights: dict[str, Tensor]) 
     return {
         name: tuple(
             part
-            for (part, one), (_, other) in zip(_parts(first[name]), _parts(second[name]), strict=True)
+            for (part, one), (_, other) in zip(parts(first[name]), parts(second[name]), strict=True)
             if not torch.equal(one, other)
         )
         for name in first
@@ -263,7 +306,7 @@ def _drawn(value: Any, *, last: bool, dim: Any) -> Any:
     return torch.full_like(value, largest * last) if isinstance(value, Tensor) else largest * last
 
 
-def _parts(value: Any) -> list[tuple[str, Tensor]]:
+def parts(value: Any) -> list[tuple[str, Tensor]]:
     """Return name and tensor of each field of a value that is made of floating-point numbers."""
     return [
         (_name(path), tensor)
@@ -274,6 +317,22 @@ def _parts(value: Any) -> list[tuple[str, Tensor]]:
 
 def _name(path: Any) -> str:
     return pytree.keystr(path).lstrip(".") or "value"
+
+
+def _passes(
+    output: Any, score: Measure | None, draws: int, fields: list[tuple[str, str, Tensor]]
+) -> Iterator[tuple[Tensor, float, list[tuple[str, str, Tensor]]]]:
+    """Yield what to take gradients of, its unit, and for which fields.
+
+    Fields that all samples share get a pass for each sample's score, of which the sum says less.
+    """
+    rows = 1 if score is None else int(probe(output, score, 0)[1])
+    shared = [one for one in fields if rows > 1 and (one[2].ndim < 2 or len(one[2]) == 1)]
+    own = [one for one in fields if all(one is not other for other in shared)]
+    for draw in range(draws if own else 0):
+        yield *probe(output, score, draw), own
+    for sample in score(output) if score is not None and shared else ():
+        yield sample.sum(), float(rows), shared
 
 
 def _leaf(value: Any) -> Any:

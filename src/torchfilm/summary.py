@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchfilm.modulation import Modulation, check_modulations
+from torchfilm.modulation import Modulation, aligned, check_finite, check_modulations
 from torchfilm.sites import entry
 
 CLOSED = 0.01
@@ -117,7 +117,8 @@ def summarise(
         closed: |gamma| below this counts as closed.
 
     Raises:
-        ValueError: for modulations without a batch axis, and for labels of another number.
+        ValueError: for modulations without a batch axis, without samples or with numbers that are not finite,
+            and for labels of another number.
 
     Example:
         >>> import torch
@@ -136,6 +137,9 @@ def explained(values: NDArray[Any], labels: Sequence[Any]) -> NDArray[np.float64
     Args:
         values: [N, C].
         labels: one for each of the N.
+
+    Raises:
+        ValueError: for labels of another number.
 
     Example:
         >>> explained(np.array([[1.0, 5.0], [1.0, 7.0], [3.0, 5.0], [3.0, 7.0]]), "aabb").tolist()
@@ -157,12 +161,14 @@ def _line(site: str, modulation: Modulation, labels: Sequence[Any] | None, close
     both = np.concatenate([gamma, beta], axis=1)
     spread = both - both.mean(axis=0)
     values = np.linalg.svd(spread, compute_uv=False)
-    floor = max(spread.shape) * np.finfo(np.float32).eps * np.abs(both).max(initial=0) * math.sqrt(len(both))
+    # What rounding to float32 leaves of equal samples: noise, whose singular values grow as these roots.
+    noise = np.finfo(np.float32).eps * np.abs(both).max(initial=0)
+    floor = noise * (math.sqrt(len(both)) + math.sqrt(both.shape[1]))
     powers = np.square(np.where(values > floor, values, 0))
     between = None
     if every is not None:
         parts, total = (part.sum() for part in variances(both, every))
-        between = float(parts / total) if powers.any() else 0.0
+        between = min(float(parts / total), 1.0) if powers.any() else 0.0
     return SiteSummary(
         site=site,
         samples=len(gamma),
@@ -188,21 +194,32 @@ def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDA
             f"got gamma {tuple(modulation.gamma.shape)}.\n"
             f"Record several calls: record(model)."
         )
-    shape = np.broadcast_shapes(tuple(modulation.gamma.shape), tuple(modulation.beta.shape))
-
-    def rows(value: Tensor) -> NDArray[np.float64]:
-        return np.broadcast_to(value.detach().cpu().double().numpy(), shape).reshape(-1, shape[-1])
-
-    return rows(modulation.gamma), rows(modulation.beta), math.prod(shape[1:-1])
+    if not modulation.gamma.shape[0]:
+        raise ValueError(
+            f"summarise: expected at least one sample at site '{site}', got gamma "
+            f"{tuple(modulation.gamma.shape)}.\nRecord several calls: record(model)."
+        )
+    check_finite("summarise", site, gamma=modulation.gamma, beta=modulation.beta)
+    both = [field.detach().cpu().double().numpy() for field in aligned(modulation.gamma, modulation.beta)]
+    gamma, beta = np.broadcast_arrays(*both)
+    channels = gamma.shape[-1]
+    return gamma.reshape(-1, channels), beta.reshape(-1, channels), math.prod(gamma.shape[1:-1])
 
 
 def _said(label: Any) -> Any:
-    """Return a label as what it says: tensors and arrays are compared by their identity else."""
-    return repr(label.tolist()) if isinstance(label, Tensor | np.ndarray | np.generic) else label
+    """Return a label as what it says: tensors are compared by their identity else, and lists are no keys."""
+    if isinstance(label, Tensor | np.ndarray | np.generic):
+        label = label.tolist()
+    return repr(label) if isinstance(label, list | tuple | dict | set) else label
 
 
 def variances(values: NDArray[Any], labels: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the sums of squares between labels, and all, for each channel."""
+    if len(labels) != len(values):
+        raise ValueError(
+            f"explained: expected a label for each of {len(values)} samples, got {len(labels)}.\n"
+            f"Labels stand in the order of the samples."
+        )
     mean = values.mean(axis=0, dtype=np.float64)
     between = np.zeros(values.shape[1])
     names: dict[Any, list[int]] = {}

@@ -1,0 +1,259 @@
+"""The modulations of all sites as one value: arithmetic, a long table, presets on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from torchfilm.modulation import Modulation, aligned, check_modulations
+from torchfilm.sites import entry, nearest
+
+SitePattern = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Callable[[str], bool]
+
+_FIELDS = ("gamma", "beta", "gate")
+
+
+class Modulations(dict[str, Modulation]):
+    """The modulation of every site by name, as one value: `a + (b - c)`, `a.interpolate(b, 0.5)`.
+
+    Arithmetic acts site by site and field by field, as in `Modulation`; a network takes the result:
+    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.6).
+
+    Raises:
+        ValueError: for values of another fusion; in arithmetic, where the two do not have the same sites.
+
+    Example:
+        >>> a = Modulations({"here": Modulation.identity(2, 3)})
+        >>> (a + (a - a))["here"].gamma.shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, values: Mapping[str, Modulation] | Iterable[tuple[str, Modulation]] = ()) -> None:
+        super().__init__(values)
+        check_modulations("Modulations", self)
+
+    def __add__(self, other: Mapping[str, Modulation]) -> Modulations:
+        return self._with(other, Modulation.__add__)
+
+    def __sub__(self, other: Mapping[str, Modulation]) -> Modulations:
+        return self._with(other, Modulation.__sub__)
+
+    def __mul__(self, weight: float | Tensor) -> Modulations:
+        return self.map(lambda m: m * weight)
+
+    __rmul__ = __mul__
+
+    def interpolate(self, other: Mapping[str, Modulation], weight: float | Tensor) -> Modulations:
+        """Return the way from this (0) to the other (1); weights [N, 1] and [C] give N steps, [N, C]."""
+        return self._with(other, lambda m, n: m.interpolate(n, weight))
+
+    def swap(self, other: Mapping[str, Modulation], sites: SitePattern) -> Modulations:
+        """Return these with the matching sites of the other: `a.swap(b, r"layer4\\..*")`.
+
+        Raises:
+            ValueError: for a pattern that matches no site, and for a site that the other has not.
+        """
+        chosen = matching(list(self), sites)
+        theirs = {name: entry("Modulations.swap, of the other", other, name) for name in chosen}
+        return Modulations({**self, **theirs})
+
+    def copy(self) -> Modulations:
+        """Return the same sites in a mapping of their own."""
+        return Modulations(self)
+
+    def __or__(self, other: Mapping[str, Any]) -> Any:
+        return Modulations({**self, **other})
+
+    def rows(self, rows: Any) -> Modulations:
+        """Return the rows of the batch picked by an integer, a slice, a list or an index tensor."""
+        return self.map(lambda m: m[rows])
+
+    def map(self, function: Callable[[Modulation], Modulation]) -> Modulations:
+        """Return the function's result for every site."""
+        return Modulations({name: function(m) for name, m in self.items()})
+
+    def frame(self) -> dict[str, Any]:
+        """Return a long table, one line per site, row and channel: `pandas.DataFrame(a.frame())`.
+
+        Its columns are site, row, step (for modulations [N, T, C]; else 0), channel, gamma, beta and, where
+        a site has one, gate (NaN elsewhere).
+        """
+        if not self:
+            raise ValueError(
+                "Modulations.frame: expected at least one site, got none.\nRecord a call: record(model)."
+            )
+        parts: list[dict[str, Any]] = []
+        gated = any(m.gate is not None for m in self.values())
+        for name, m in self.items():
+            fields = fields_of(m)
+            rows, *steps, channels = fields["gamma"].shape
+            gamma = fields["gamma"].reshape(rows, math.prod(steps), channels)
+            row, step, channel = (axis.ravel() for axis in np.indices(gamma.shape))
+            part = {"site": np.full(gamma.numel(), name), "row": row, "step": step, "channel": channel}
+            part |= {field: _column(value) for field, value in fields.items()}
+            if gated and m.gate is None:
+                part["gate"] = np.full(gamma.numel(), np.nan)
+            parts.append(part)
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def save(self, path: str | Path) -> Path:
+        """Write them as safetensors, for `load_modulations`; return the path."""
+        return save_modulations(self, path)
+
+    def _with(
+        self, other: Mapping[str, Modulation], function: Callable[[Modulation, Modulation], Modulation]
+    ) -> Modulations:
+        if self.keys() != other.keys():
+            lacking = sorted(self.keys() ^ other.keys())
+            raise ValueError(
+                f"Modulations arithmetic: expected the same sites on both sides, got {lacking} on one.\n"
+                f"Both have to come from the same network, or be completed: Modulations({{**a, **b}})."
+            )
+        return Modulations({name: function(m, other[name]) for name, m in self.items()})
+
+
+def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
+    """Return the names that match: a regular expression for whole names, a list of such, or a function.
+
+    Raises:
+        ValueError: for an expression that matches nothing, with the three nearest names, or is none; for an
+            empty list, and for a function that is true for no name.
+
+    Example:
+        >>> matching(["block1", "block2", "stem"], r"block.")
+        ['block1', 'block2']
+    """
+    found: set[str] = set()
+    if callable(sites):
+        found.update(name for name in names if sites(name))
+    else:
+        for pattern in [sites] if isinstance(sites, str | re.Pattern) else sites:
+            found.update(_hits(names, pattern))
+    if not found:
+        raise ValueError(
+            f"Sites: expected at least one of {len(names)} to be chosen, got none by {sites!r}.\n"
+            f"There are {', '.join(map(repr, names[:10]))}{', ...' if len(names) > 10 else ''}."
+        )
+    return [name for name in names if name in found]
+
+
+def _hits(names: Sequence[str], pattern: str | re.Pattern[str]) -> list[str]:
+    text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
+    try:
+        matches = re.compile(pattern).fullmatch
+    except re.error as error:
+        if text in names:
+            return [text]
+        raise ValueError(
+            f"Sites: expected a name, or a regular expression, got {pattern!r}: {error}.\n"
+            f"A dot stands for any character; put a backslash before brackets and stars of a name."
+        ) from error
+    hits = [name for name in names if matches(name) or pattern == name]
+    if not hits:
+        raise ValueError(
+            f"Sites: expected a name, or an expression for whole names, got {text!r}.\n"
+            f"The nearest are {nearest(text, list(names))}."
+        )
+    return hits
+
+
+def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) -> Path:
+    """Write modulations as a safetensors file, whole or not at all, and return its path: a preset to keep.
+
+    Raises:
+        ValueError: for none, for several presets at once, and for values of another fusion than FiLM.
+    """
+    if not modulations:
+        raise ValueError(
+            "save_modulations: expected at least one site, got none.\nRecord some: record(model)."
+        )
+    if presets := [name for name, m in modulations.items() if isinstance(m, Mapping)]:
+        raise ValueError(
+            f"save_modulations: expected one modulation for each site, got those of all for {presets}.\n"
+            f"One file per preset: save_modulations(presets[name], folder / f'{{name}}.safetensors')."
+        )
+    check_modulations("save_modulations", modulations)
+    path = Path(path)
+    tensors = {
+        f"{name}.{field}": value.detach().cpu().contiguous().clone()
+        for name, m in modulations.items()
+        for field, value in vars(m).items()
+        if value is not None
+    }
+    about = {"format": "torchfilm.modulations", "sites": json.dumps(list(modulations))}
+    with whole(path) as part:
+        save_file(tensors, part, metadata=about)
+    return path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a name of its own beside the path to write to: it takes the path's place, or is gone on an error.
+
+    Folders above are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") -> Modulations:
+    """Read what `save_modulations` wrote.
+
+    Raises:
+        ValueError: for a file that holds something else.
+    """
+    try:
+        opened = safe_open(path, framework="pt", device=str(device))
+    except SafetensorError as error:
+        raise ValueError(
+            f"load_modulations: expected a file of modulations, got {path}, no safetensors: {error}.\n"
+            f"Write one by save_modulations, or by rec.save(path)."
+        ) from error
+    with opened as file:
+        about = file.metadata() or {}
+        if about.get("format") != "torchfilm.modulations":
+            raise ValueError(
+                f"load_modulations: expected a file of modulations, got {path}: {about or 'plain'}.\n"
+                f"The conditioning of a network is read by load(base, folder)."
+            )
+        keys = set(file.keys())
+        return Modulations(
+            {
+                name: Modulation(
+                    **{f: file.get_tensor(f"{name}.{f}") for f in _FIELDS if f"{name}.{f}" in keys}
+                )
+                for name in json.loads(about["sites"])
+            }
+        )
+
+
+def fields_of(modulation: Modulation) -> dict[str, Tensor]:
+    """Return the fields that are there, with one shape and a batch axis."""
+    found = {field: value for field, value in vars(modulation).items() if value is not None}
+    together = torch.broadcast_tensors(*aligned(*found.values()))
+    return {
+        field: value[None] if value.ndim == 1 else value for field, value in zip(found, together, strict=True)
+    }
+
+
+def _column(value: Tensor) -> np.ndarray:
+    """Return a field as numbers that NumPy knows, one below the other."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return value.detach().to("cpu", wide).reshape(-1).numpy()

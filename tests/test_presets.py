@@ -1,0 +1,170 @@
+"""The modulations of all sites as one value: arithmetic, a long table, presets on disk."""
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import torchfilm as tf
+from catalogue import randomise
+from torchfilm.inspection import modulations, record
+from torchfilm.presets import Modulations, load_modulations, save_modulations, whole
+
+X = torch.linspace(-1, 1, 6).reshape(2, 3)
+
+
+def network(sites: str = "first|second") -> nn.Module:
+    layers = OrderedDict(first=nn.Linear(3, 5), second=nn.Linear(5, 7))
+    return randomise(tf.condition(nn.Sequential(layers), sites, tf.Vector(11)))
+
+
+def z(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 11)
+
+
+def equal(a: tf.Modulation, b: tf.Modulation) -> bool:
+    return torch.equal(a.gamma, b.gamma) and torch.equal(a.beta, b.beta)
+
+
+def test_arithmetic_acts_site_by_site():
+    model = network()
+    a, b, c = (modulations(model, z()) for _ in range(3))
+    total = a + (b - c) * 0.5
+    for name in a:
+        assert equal(total[name], a[name] + (b[name] - c[name]) * 0.5)
+    assert equal((2.0 * a)["first"], a["first"] * 2)
+
+
+def test_interpolation_goes_from_one_to_the_other_in_steps():
+    model = network()
+    a, b = modulations(model, z(1)), modulations(model, z(1))
+    path = a.interpolate(b, torch.linspace(0, 1, 5)[:, None])
+    assert path["second"].gamma.shape == (5, 7)
+    torch.testing.assert_close(path["second"].gamma[0], a["second"].gamma[0])
+    torch.testing.assert_close(path["second"].beta[4], b["second"].beta[0])
+    assert model(X[:1].expand(5, -1), modulation=path).shape == (5, 7)
+
+
+def test_a_swap_takes_the_matching_sites_of_the_other_and_rows_change_places():
+    model = network()
+    a, b = modulations(model, z()), modulations(model, z())
+    mixed = a.swap(b, "sec.*")
+    assert mixed["first"] is a["first"]
+    assert mixed["second"] is b["second"]
+    assert torch.equal(a.rows([1, 0])["first"].gamma, a["first"].gamma[[1, 0]])
+
+
+def test_joined_and_copied_modulations_are_modulations():
+    a, b = (Modulations({name: tf.Modulation.identity(2, 3)}) for name in "ab")
+    both = a | b
+    assert (type(both), type(both.copy())) == (Modulations, Modulations)
+    assert list(both) == list(both.copy()) == ["a", "b"]
+    assert both["b"] is b["b"]
+
+
+def test_a_swap_with_something_without_the_site_is_refused():
+    a = Modulations({"here": tf.Modulation.identity(2, 3)})
+    with pytest.raises(ValueError, match=r"of the other: expected one of 1 names, got 'here'.\n.*'there'"):
+        a.swap(Modulations({"there": tf.Modulation.identity(2, 3)}), "here")
+
+
+def test_sites_that_are_on_one_side_only_are_refused():
+    a = Modulations({"here": tf.Modulation.identity(2, 3)})
+    with pytest.raises(ValueError, match=r"same sites on both sides, got \['here', 'there'\] on one"):
+        a + Modulations({"there": tf.Modulation.identity(2, 3)})
+
+
+def test_a_frame_has_a_line_for_each_site_row_and_channel():
+    m = Modulations(
+        {
+            "a": tf.Modulation(torch.arange(6.0).reshape(2, 3), torch.zeros(3)),
+            "b": tf.Modulation(torch.rand(2, 5, 7), torch.rand(2, 5, 7), torch.rand(2, 1, 7)),
+        }
+    )
+    frame = m.frame()
+    assert list(frame) == ["site", "row", "step", "channel", "gamma", "beta", "gate"]
+    assert {len(column) for column in frame.values()} == {6 + 70}
+    line = np.flatnonzero((frame["site"] == "a") & (frame["row"] == 1) & (frame["channel"] == 2)).item()
+    assert frame["gamma"][line] == 5
+    assert np.isnan(frame["gate"][line])
+    line = np.flatnonzero(
+        (frame["site"] == "b") & (frame["row"] == 1) & (frame["step"] == 4) & (frame["channel"] == 6)
+    )
+    assert frame["beta"][line.item()] == m["b"].beta[1, 4, 6].item()
+    assert frame["gate"][line.item()] == m["b"].gate[1, 0, 6].item()
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_in_a_frame_a_field_without_steps_is_that_of_its_sample(steps: int):
+    m = tf.Modulation(torch.rand(2, steps, 3), torch.rand(2, 3))
+    frame = Modulations({"a": m}).frame()
+    assert frame["beta"].reshape(2, steps, 3).tolist() == m.beta[:, None].expand(2, steps, 3).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_frame_has_the_numbers_of_any_precision_with_a_graph_or_without(dtype: torch.dtype):
+    gamma = torch.randn(2, 3, dtype=dtype, requires_grad=True)
+    frame = Modulations({"a": tf.Modulation(gamma, torch.zeros(2, 3, dtype=dtype))}).frame()
+    assert frame["gamma"].tolist() == gamma.flatten().tolist()
+    assert len(modulations(network(), z()).frame()["gamma"]) == 2 * (5 + 7)
+
+
+def test_a_preset_is_read_as_it_was_written(tmp_path):
+    model = network()
+    a = modulations(model, z())
+    a["second"] = a["second"].replace(gate=torch.randn(2, 7))
+    path = a.save(tmp_path / "new" / "calm.safetensors")
+    back = load_modulations(path)
+    assert list(back) == list(a)
+    for name, m in a.items():
+        torch.testing.assert_close(vars(back[name]), vars(m.detach()), rtol=0, atol=0)
+    assert [file.name for file in path.parent.iterdir()] == ["calm.safetensors"]
+    with record(model) as rec:
+        y = model(X, cond=z())
+    torch.testing.assert_close(model(X, modulation=load_modulations(rec.save(path))), y)
+
+
+def test_a_preset_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        Modulations({"a": tf.Modulation.identity(2, 3)}).save(tmp_path / "folder")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_two_that_write_one_preset_do_not_meet(tmp_path):
+    with whole(tmp_path / "one") as first, whole(tmp_path / "one") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("one", "first")]
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="expected a file of modulations"):
+        load_modulations(tmp_path / "w.safetensors")
+    (tmp_path / "words").write_text("not numbers", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"got .*words, no safetensors: "):
+        load_modulations(tmp_path / "words")
+    with pytest.raises(ValueError, match="at least one site, got none"):
+        save_modulations({}, tmp_path / "none.safetensors")
+    presets = {name: modulations(network("first"), z()) for name in ("red", "green")}
+    with pytest.raises(ValueError, match=r"of all for \['red', 'green'\]\.\nOne file per preset"):
+        save_modulations(presets, tmp_path / "presets.safetensors")
+    assert not (tmp_path / "presets.safetensors").exists()
+
+
+@pytest.mark.plain
+def test_a_table_of_no_rows_has_none():
+    frame = Modulations({"a": tf.Modulation(torch.zeros(0, 3), torch.zeros(0, 3))}).frame()
+    assert {len(column) for column in frame.values()} == {0}
+
+
+@pytest.mark.plain
+def test_a_table_of_nothing_is_refused():
+    with record(network()) as rec:
+        pass
+    with pytest.raises(ValueError, match=r"frame: expected at least one site, got none.\nRecord a call"):
+        rec.frame()

@@ -1,0 +1,87 @@
+"""The numbers of a pass against those of the whole Jacobian, and in units of what a site modulates."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import torchfilm as tf
+from torchfilm.doctor import doctor
+from torchfilm.injection import condition
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_norm_of_a_weight_is_its_own_also_where_all_samples_have_one_condition(batch: int):
+    model = condition(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 7)), "0", tf.Vector(11), fusion="concat")
+    x, cond = torch.randn(1, 3).expand(batch, 3), torch.randn(1, 11).expand(batch, 11)
+    value = model.film.modulations(cond)["0"]
+
+    def output(weight: torch.Tensor) -> torch.Tensor:
+        return model(x, modulation={"0": dataclasses.replace(value, weight=weight)})
+
+    y = output(value.weight)
+    drawn = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))  # as the doctor draws
+    (gradient,) = torch.autograd.grad((drawn * y).sum(), value.weight)
+    found = doctor(model, x, cond=cond).pulses["0"].fields["weight"]
+    assert found == pytest.approx((gradient.norm() / y.norm()).item(), rel=1e-4)
+
+
+def test_the_share_of_a_last_site_is_exactly_that_of_its_features():
+    model = condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(11))
+    x = torch.randn(1000, 3)
+    pulse = doctor(model, x, cond=torch.randn(1000, 11)).pulses["0"]
+    assert pulse.fields["gamma"] == pytest.approx(1, rel=0.1)
+    assert pulse.fields["beta"] == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("gamma", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("where", ["output", "input"])
+def test_the_share_of_a_shift_is_in_units_of_what_is_modulated(gamma: float, where: str):
+    net = nn.Sequential(nn.Linear(3, 5), nn.Identity())
+    model = condition(net, "0" if where == "output" else "1", tf.Vector(11), where=where, features=5, dim=-1)
+    x = torch.randn(1000, 3)
+    features = net[0]._film_base.forward(net[0], x) if where == "output" else net[0](x)
+    (name,) = model.film.slots
+    rows = {name: tf.Modulation(torch.full((1000, 5), gamma), torch.randn(1000, 5))}
+    y = model(x, modulation=rows)
+    exact = (features.square().mean() * y.numel() / y.square().sum()).sqrt().item()
+    (pulse,) = doctor(model, x, modulation=rows).pulses.values()
+    assert pulse.fields["beta"] == pytest.approx(exact, rel=0.1)
+
+
+class Second(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor, scale: float = 1e-5) -> tuple:
+        return scale * self.inner(x).detach(), self.inner(x)
+
+
+class Reads(nn.Module):
+    """What reads the second of two features, or scales them up again behind a layer of small weights."""
+
+    def __init__(self, inner: nn.Module, scale: float = 1.0) -> None:
+        super().__init__()
+        self.inner, self.last, self.scale = inner, nn.Linear(5, 2), scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.inner(x)
+        return self.last(self.scale * (y[1] if isinstance(y, tuple) else y))
+
+
+@pytest.mark.parametrize("kind", ["a small layer's input", "the second output"])
+def test_a_site_is_as_strong_as_the_features_that_it_modulates(kind: str):
+    if kind == "the second output":
+        net, options = Reads(Second()), {"field": 1, "features": 5, "dim": -1}
+    else:
+        small = nn.Linear(3, 5)
+        with torch.no_grad():
+            small.weight.mul_(1e-5)
+            small.bias.zero_()
+        net, options = Reads(small, 1e5), {"where": "input", "fusion": "bias"}
+    model = condition(net, "inner", tf.Vector(11), **options)
+    found = doctor(model, torch.randn(50, 3), cond=torch.randn(50, 11))
+    assert found.findings == ()
+    assert 0.1 < found.pulses["inner"].fields["beta"] < 3
