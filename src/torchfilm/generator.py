@@ -221,7 +221,8 @@ class Generator(nn.Module):
 class ComposedGenerator(nn.Module):
     """Several generators, each on its slice of the condition; their modulations are applied in order.
 
-    gamma = gamma_2 gamma_1 and beta = gamma_2 beta_1 + beta_2, for `Several(..., combine="compose")`.
+    gamma = gamma_2 gamma_1, beta = gamma_2 beta_1 + beta_2, and of the one branch that all conditions weigh
+    gate = gate_2 gate_1, for `Several(..., combine="compose")`.
 
     Args:
         cond_dims: size of each slice, in order.
@@ -263,7 +264,7 @@ class ComposedGenerator(nn.Module):
         slices = condition.split(self.cond_dims, dim=-1)
         composed: dict[str, Modulation] = {}
         for part, z in zip(self.parts, slices, strict=True):
-            composed = {name: m.compose(composed[name]) if composed else m for name, m in part(z).items()}
+            composed = {name: _after(m, composed[name]) if composed else m for name, m in part(z).items()}
         return composed
 
     def penalty(self, modulations: Mapping[str, Modulation] | None = None) -> Tensor:
@@ -287,6 +288,13 @@ class ComposedGenerator(nn.Module):
     def describe(self) -> str:
         """Return a table of what each site costs, as `Generator.describe`."""
         return describe(self, self.sites)
+
+
+def _after(second: Modulation, first: Modulation) -> Modulation:
+    """Return one modulation after the other, with the product of their gates behind both."""
+    if second.gate is None or first.gate is None:
+        return second.compose(first)
+    return second.compose(first.replace(gate=None)).replace(gate=second.gate * first.gate)
 
 
 @runtime_checkable

@@ -76,16 +76,17 @@ class Modulation:
     def compose(self, first: Modulation) -> Modulation:
         """Return the modulation that does `first`, then this one: self(first(x)).
 
-        gamma = gamma_2 gamma_1, beta = gamma_2 beta_1 + beta_2, gate = gate_2 gate_1 (a missing gate counts
-        as one).
+        gamma = gamma_2 gate_1 gamma_1, beta = gamma_2 gate_1 beta_1 + beta_2, gate = gate_2 (a missing gate
+        counts as one), since each is gate (gamma x + beta).
         """
-        gates = [gate for gate in (self.gate, first.gate) if gate is not None]
-        gate = _paired(torch.mul, gates[0], gates[1]) if len(gates) == 2 else (gates[0] if gates else None)
-        beta = _paired(torch.add, _paired(torch.mul, self.gamma, first.beta), self.beta)
-        return Modulation(_paired(torch.mul, self.gamma, first.gamma), beta, gate)
+        gamma, beta = first.gamma, first.beta
+        if first.gate is not None:
+            gamma, beta = _paired(torch.mul, first.gate, gamma), _paired(torch.mul, first.gate, beta)
+        beta = _paired(torch.add, _paired(torch.mul, self.gamma, beta), self.beta)
+        return Modulation(_paired(torch.mul, self.gamma, gamma), beta, self.gate)
 
     def inverse(self) -> Modulation:
-        """Return the modulation that undoes this one: 1 / gamma, -beta / gamma and 1 / gate.
+        """Return the modulation that undoes this one, without a gate: 1 / (gate gamma) and -beta / gamma.
 
         Raises:
             ValueError: where gamma (or the gate) is zero: a closed channel has lost its features for good.
@@ -99,8 +100,8 @@ class Modulation:
                     f"  {name}  {tuple(field.shape)}\n"
                     f"A channel multiplied by zero cannot be restored; keep the features instead."
                 )
-        gate = None if self.gate is None else 1 / self.gate
-        return Modulation(1 / self.gamma, _paired(torch.div, -self.beta, self.gamma), gate)
+        factor = self.gamma if self.gate is None else _paired(torch.mul, self.gate, self.gamma)
+        return Modulation(1 / factor, _paired(torch.div, -self.beta, self.gamma))
 
     def interpolate(self, other: Modulation, weight: float | Tensor) -> Modulation:
         """Return (1 - weight) * self + weight * other; 0 is self, 1 is other, beyond is extrapolation.
