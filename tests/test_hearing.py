@@ -1,6 +1,7 @@
 """What `heard` says: no sentence that the numbers do not bear, and the next step where one is known."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -118,4 +119,19 @@ def test_two_changes_without_bound_have_no_share():
     x = torch.tensor([[0.0], [1.0]])
     found = heard(lambda x, cond: (x + cond) % 2, [(x, x)], paraphrase=lambda cond: 1 - cond)
     assert found.verdict == "heard"
+    assert "changes the output, which is the same for all samples otherwise" in found.words
     assert "Other words" not in found.words
+
+
+def test_an_output_that_is_always_right_does_not_drown_the_others():
+    x = torch.tensor([[0.0], [1.0], [3.0]])
+
+    def played(x: torch.Tensor, cond: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"place": x + 2 * cond, "right": (x == cond)[:, 0]}
+
+    def deaf(x: torch.Tensor, cond: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {**played(x, cond), "place": x}
+
+    place = heard(lambda x, cond: x + 2 * cond, [(x, x)]).effects["swap"].output
+    assert heard(played, [(x, x)]).effects["swap"].output == place
+    assert math.isinf(heard(deaf, [(x, x)]).effects["swap"].output.value)

@@ -61,7 +61,9 @@ def heard(
 
     where j is every other sample of the batch; a batch of one sample has no part in what is below. Conditions
     too are exchanged within a batch, so shuffle the samples before they are batched: a batch of one class or
-    one scene differs by less than all samples do.
+    one scene differs by less than all samples do. Of several outputs the mean is taken over those in which
+    samples differ. The change of an output that is the same for all samples is without bound, and counts
+    where no other one changes.
 
     Every call starts from the same random state, so dropout or sampling noise is the same on both sides; what
     is left (a simulator's own chance) is measured by the row "repeat". A module is measured as
@@ -231,7 +233,7 @@ class _Tally:
         apart = np.where(np.isnan(apart), np.nanmean(self._all("repeat", "apart"), axis=0), apart)
 
         def change(rows: Rows) -> Numbers:
-            return _ratio(moved[rows].mean(axis=1), apart[rows].mean(axis=1)).mean(axis=1)
+            return _over_parts(_ratio(moved[rows].mean(axis=1), apart[rows].mean(axis=1)))
 
         means = [self._mean(name, score, rng, resamples) for score in ("loss", "success")]
         return Effect(_estimate(change, len(moved), rng, resamples), means[0], means[1])
@@ -367,6 +369,17 @@ def _ratio(moved: Numbers, apart: Numbers) -> Numbers:
     """Return sqrt(moved / apart); 0 for 0 / 0, and infinity where only what is below is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(moved == 0, 0.0, np.sqrt(moved / apart))
+
+
+def _over_parts(ratios: Numbers) -> Numbers:
+    """Return the mean over the parts of an output, [resamples, parts] -> [resamples].
+
+    A part that is the same for all samples gives no measure of its changes, and counts only where no other
+    part changes.
+    """
+    measured = np.isfinite(ratios)
+    found = np.where(measured, ratios, 0.0).sum(axis=1)
+    return np.where(found > 0, found / np.maximum(measured.sum(axis=1), 1), ratios.mean(axis=1))
 
 
 def _estimate(

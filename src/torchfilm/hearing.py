@@ -88,6 +88,8 @@ class Hearing:
         """Return the verdict as sentences, with the criterion."""
         swap, chance = self.effects["swap"].output, self.effects["repeat"].output
         change = f"swapping it changes the output by {_shown(swap)} of the difference between samples"
+        if math.isinf(swap.value):
+            change = "swapping it changes the output, which is the same for all samples otherwise"
         if self.verdict == "ignored":
             floor = (
                 f"no more than a repetition with the same condition does ({chance.value:.2g})"

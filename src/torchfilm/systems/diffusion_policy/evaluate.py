@@ -247,5 +247,6 @@ def _played(policy: Policy, episodes: Sequence[Episode], cond: Tensor, seed: int
     outcomes = roll_out(policy, episodes, texts)
     return {
         "chosen": torch.tensor([-1 if o.chosen is None else o.chosen for o in outcomes]),
+        "path": torch.tensor([o.path for o in outcomes]),  # metres
         "success": torch.tensor([o.success for o in outcomes]),
     }
