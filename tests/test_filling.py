@@ -171,6 +171,64 @@ def test_what_changes_while_a_condition_is_active_is_heard(change: str, compiled
     torch.testing.assert_close(after, model(x, cond=given))
 
 
+def another_generator(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    model.film.generator = copy.deepcopy(model.film.generator)
+    model.load_state_dict(state, assign=True)
+
+
+REPLACED = {
+    "parameters": lambda model, state: model.load_state_dict(state, assign=True),
+    "generator": another_generator,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", REPLACED)
+def test_what_is_replaced_while_a_condition_is_active_is_heard(change: str):
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7))
+    x, z, state = torch.randn(2, 3), torch.randn(2, 7), model.state_dict()
+    model.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    with tf.using(model, cond=z):
+        model(x)
+        REPLACED[change](model, {key: value + 1 for key, value in state.items()})
+        after = model(x)
+    assert torch.equal(after, model(x, cond=z))
+
+
+@torch.no_grad()
+def test_parameters_of_a_call_are_heard_in_the_block_alone_and_by_vmap():
+    made = [randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7))) for _ in range(2)]
+    models = [copy.deepcopy(model) for model in made]
+    x, z, (stacked, _) = torch.randn(2, 3), torch.randn(2, 7), torch.func.stack_module_state(models)
+    expected = [model(x, cond=z) for model in models]
+    with tf.using(models[0], cond=z):
+        alone = torch.func.functional_call(models[0], dict(models[1].named_parameters()), (x,))
+        both = torch.vmap(lambda given: torch.func.functional_call(models[0], given, (x,)))(stacked)
+    assert torch.equal(alone, expected[1])
+    torch.testing.assert_close(both, torch.stack(expected))
+
+
+class Numbers(nn.Module):
+    """An encoder of arrays, which tell nobody that they were written into."""
+
+    dim = 7
+
+    def forward(self, array):
+        return torch.as_tensor(array).float()
+
+
+@torch.no_grad()
+def test_an_array_that_is_written_into_is_heard():
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", Numbers()))
+    x, z = torch.randn(2, 3), torch.randn(2, 7).numpy()
+    with tf.using(model, cond=z):
+        before = model(x)
+        z += 1
+        after = model(x)
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, model(x, cond=z))
+
+
 def test_blocks_of_generators_that_take_turns_end_with_an_error_and_leave_nothing():
     model, (x, z) = conditioned(), inputs()
 

@@ -6,7 +6,6 @@ happens in it: no condition stays behind for a later call to hear by accident.
 
 from __future__ import annotations
 
-import operator
 import sys
 import threading
 from collections import Counter
@@ -15,8 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from torchfilm.absorption import ahead
 from torchfilm.fusion import Fusion
@@ -24,6 +22,7 @@ from torchfilm.generator import describe
 from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
 from torchfilm.slots import PLAIN, Slot, make_ready, no_condition
+from torchfilm.snapshot import Snapshot
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -39,11 +38,9 @@ class Active:
 
     def __init__(self, film: Conditioning, cond: Any, modulation: Any) -> None:
         self.cond, self.modulation = cond, modulation
-        self.leaves = pytree.tree_leaves(cond)
         self.ended = False
         self.ready = film(cond) if modulation is None else None
-        self.training, self.state = film.training, film.state()
-        self.versions = _versions(self.leaves)
+        self.training, self.made_of = film.training, Snapshot(film, cond=cond)
 
     def is_ready(self, film: Conditioning) -> bool:
         """Whether the values of the start are still right; with gradients, each call has values of its own.
@@ -52,11 +49,7 @@ class Active:
         """
         if self.ready is None or torch.is_grad_enabled() or film.training is not self.training:
             return False
-        leaves = pytree.tree_leaves(self.cond)
-        same = len(leaves) == len(self.leaves) and all(map(operator.is_, leaves, self.leaves))
-        if torch.compiler.is_compiling():
-            return same
-        return same and self.versions == _versions(leaves) and self.state == film.state()
+        return self.made_of.holds()
 
 
 class Off:
@@ -64,11 +57,6 @@ class Off:
 
     def __init__(self) -> None:
         self.ended = False
-
-
-def _versions(leaves: list[Any]) -> list[int]:
-    """Return a number for each tensor that changes with it; inference tensors do not tell."""
-    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
 
 
 class _Frame:
@@ -196,12 +184,6 @@ class Conditioning(nn.Module):
         for transform in self.transforms:
             values = transform(values)
         return self._checked(values)
-
-    def state(self) -> tuple[int, ...]:
-        """Return what changes with parameters and buffers, and with the mode of any module."""
-        tensors = (*self.parameters(), *self.buffers())
-        version = sum(one._version for one in tensors if not one.is_inference())
-        return version, *(module.training for module in self.modules())
 
     def fill(self, values: Any) -> None:
         """Put its value into the slot of each site; PLAIN or None into all."""
