@@ -147,6 +147,7 @@ def test_what_is_not_separable_is_refused_with_the_reason(combine, options, mess
         tf.SeparableTable(both, tf.Generator(both.dim, SITES, **options), "time", STEPS)
 
 
+@pytest.mark.plain
 def test_a_composed_generator_is_refused():
     both = conditions()
     composed = tf.ComposedGenerator(tuple(both.sizes.values()), SITES)

@@ -106,7 +106,7 @@ class SeparableTable:
 
     @torch.no_grad()
     def __call__(
-        self, index: int | Int[Tensor, "*batch"], rest: Float[Tensor, "*batch rows"]
+        self, index: int | Int[Tensor, "*samples"], rest: Float[Tensor, "*batch rows"]
     ) -> dict[str, Modulation]:
         """Return the modulation of each site at one of the K values.
 
