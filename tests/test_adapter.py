@@ -140,6 +140,48 @@ def test_checkpointing_without_the_context_is_an_error(reentrant: bool):
 
 
 @pytest.mark.plain
+@pytest.mark.parametrize("own", [False, True])
+def test_a_backward_pass_inside_of_the_block_is_no_way_around_the_context(own: bool):
+    model, (x, z) = checkpointed(), inputs()
+    cond = {"cond": 2 * z} if own else {}
+
+    def gradients_of() -> list[torch.Tensor]:
+        model.zero_grad()
+        with tf.using(model, cond=z):
+            model(x, **cond).square().sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    expected = gradients_of()
+    model.options = {"use_reentrant": False}
+    with pytest.raises(
+        ValueError, match=r"'blocks.1.bn': expected an active (.|\n)*context_fn=checkpoint_cont"
+    ):
+        gradients_of()
+    model.options["context_fn"] = tf.checkpoint_context(model)
+    for one, other in zip(gradients_of(), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_part_that_is_checkpointed_hears_again_what_was_lent_to_it():
+    model, (x, z) = conditioned(), inputs()
+    context = tf.checkpoint_context(model)
+
+    def gradients_of(part) -> list[torch.Tensor]:
+        model.zero_grad()
+        with tf.using(model, cond=z):
+            y = part(model.stem(x))
+        with tf.using(model, cond=-z):
+            y.square().sum().backward()
+            assert torch.equal(part(model.stem(x)), model.blocks[0](model.stem(x)))
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    expected = gradients_of(model.blocks[0])
+    part = lambda x: checkpoint(model.blocks[0], x, use_reentrant=False, context_fn=context)  # noqa: E731
+    for one, other in zip(gradients_of(part), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.plain
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("regional", [False, True])
 def test_compiled_checkpointed_networks_have_the_same_gradients(regional: bool):

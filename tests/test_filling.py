@@ -1,5 +1,6 @@
 """Every call hears what is active now, and asks whether the sites are still in the network."""
 
+import asyncio
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +121,92 @@ def test_a_network_without_a_condition_says_how_to_give_none():
     with pytest.raises(ValueError, match=r"that may be missing are left out: cond=\{\}"):
         several(x)
     assert torch.equal(maybe(x, cond=tf.Masked(None)), several(x, cond={}))
+
+
+class Tree(nn.Module):
+    """A network that calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaf = nn.Linear(3, 3)
+
+    def forward(self, x, depth=2):
+        return self.leaf(self(x, depth - 1) if depth else x)
+
+
+def test_calls_of_the_network_inside_of_a_call_hear_what_it_hears():
+    model = randomise(tf.condition(Tree(), "leaf", tf.Vector(7)))
+    x, a, b = torch.randn(2, 3), torch.randn(2, 7), torch.randn(2, 7)
+    m, leaf = model.film.modulations(b)["leaf"], model.leaf
+
+    def expected(beta: torch.Tensor) -> torch.Tensor:
+        y = x
+        for _ in range(3):
+            y = m.gamma * nn.functional.linear(y, leaf.weight, leaf.bias) + beta
+        return y
+
+    torch.testing.assert_close(model(x, cond=b), expected(m.beta))
+    with tf.edit(model, {"leaf": lambda m: m.replace(beta=m.beta + 1)}):
+        torch.testing.assert_close(model(x, cond=b), expected(m.beta + 1))
+    with tf.using(model, cond=a):
+        torch.testing.assert_close(model(x, cond=b), expected(m.beta))
+    with pytest.raises(ValueError, match="expected an active condition, got none"):
+        model(x)
+
+
+class Later(nn.Module):
+    """A network whose forward runs after the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+
+class Steps(Later):
+    def forward(self, x):
+        yield self.linear(x)
+
+
+class Awaited(Later):
+    async def forward(self, x):
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("kind", [Steps, Awaited])
+def test_a_forward_that_runs_after_the_call_hears_what_is_active_then(kind):
+    model = randomise(tf.condition(kind(), "linear", tf.Vector(7)))
+    x, z = torch.randn(2, 3), torch.randn(2, 7)
+    with tf.using(model, cond=z):
+        later, expected = model(x), model.linear(x)
+        found = next(later) if kind is Steps else asyncio.run(later)
+        assert torch.equal(found, expected)
+        with pytest.raises(ValueError, match=r"forward that has run when the call returns, got a (gen|cor)"):
+            model(x, cond=-z)
+
+
+def test_a_network_with_an_argument_cond_of_its_own_is_told_to_use_the_block():
+    class Own(Later):
+        def forward(self, x, cond=None):
+            return self.linear(x)
+
+    model = tf.condition(Own(), "linear", tf.Vector(7))
+    with pytest.raises(ValueError, match=r"got none.\nWrap the call in `with using\(model, cond=...\):`"):
+        model(torch.randn(2, 3), cond=torch.randn(2, 7))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_block_inside_of_a_compiled_function_is_heard_by_the_network_and_by_its_parts():
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), r"\d", tf.Vector(7)))
+    x, z = torch.randn(2, 3), torch.randn(2, 7)
+
+    def both(x, z):
+        with tf.using(model, cond=z):
+            return model[0](x), model(x)
+
+    torch._dynamo.reset()
+    expected = both(x, z)
+    for one, other in zip(torch.compile(both, backend="eager")(x, z), expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_modulations_without_names_of_sites_are_refused():

@@ -70,7 +70,8 @@ def checkpoint_context(model: nn.Module) -> CheckpointContext:
     over. The context keeps what the sites had at the first time: `checkpoint(block, x, use_reentrant=False,
     context_fn=checkpoint_context(model))`, or, with transformers, `model.gradient_checkpointing_enable(
     {"use_reentrant": False, "context_fn": checkpoint_context(model)})`. Without it a conditioned block
-    raises; the reentrant kind cannot work, for it loses the gradient of the generator.
+    raises, inside of `using` too (but for a block that is compiled by itself, which does not ask); the
+    reentrant kind cannot work, for it loses the gradient of the generator.
 
     Example:
         >>> from torch.utils.checkpoint import checkpoint
@@ -98,6 +99,7 @@ class _Again(AbstractContextManager["_Again"]):
     def __init__(self, film: Conditioning) -> None:
         self.film = film
         self.active, self.values, self.transforms = film.local.active, film.held(), list(film.transforms)
+        self.lent = film.lent()
         self.fixed = film.local.fixed
         self.entered: list[ExitStack] = []
 
@@ -112,6 +114,8 @@ class _Again(AbstractContextManager["_Again"]):
         stack.callback(setattr, film.local, "transforms", film.transforms)
         film.local.transforms = list(self.transforms)
         film.restore(self.values)
+        for slot, (value, _) in zip(film.slots.values(), self.lent, strict=True):
+            slot.lend(value)
         self.entered.append(stack)
         return self
 

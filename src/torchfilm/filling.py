@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class _Frame:
     """A block, and what was active and in the slots before it."""
 
     def __init__(self, film: Conditioning) -> None:
-        self.active, self.held = film.local.active, film.held()
+        self.active, self.held, self.lent = film.local.active, film.held(), film.lent()
 
 
 class _Local(threading.local):
@@ -98,6 +99,7 @@ class Conditioning(nn.Module):
         self.slots = {site.name: Slot(site, fusion) for site in sites}
         self.places: list[tuple[tuple[str, ...], Slot]] = []
         self.local = _Local()
+        self.takes_cond = True
         self.recipe: dict[str, Any] | None = None
         self.frozen_parameters: list[str] = []
         self.frozen_norms: dict[str, bool] = {}
@@ -173,8 +175,11 @@ class Conditioning(nn.Module):
         if isinstance(active, Off) and not active.ended:
             return PLAIN
         if cond is None and modulation is None:
+            running = next(iter(self.slots.values())).value
+            if running is not None and running is not PLAIN:  # a call inside of one hears what that one does
+                return {name: slot.value for name, slot in self.slots.items()}
             if not isinstance(active, Active) or active.ended:
-                raise ValueError(no_condition("Conditioned network") + self._none())
+                raise ValueError(no_condition("Conditioned network", takes=self.takes_cond) + self._none())
             cond, modulation = active.cond, active.modulation
             if active.is_ready(self):
                 modulation = active.ready
@@ -189,6 +194,21 @@ class Conditioning(nn.Module):
         """Put its value into the slot of each site; PLAIN or None into all."""
         for name, slot in self.slots.items():
             slot.fill(values if values is None or values is PLAIN else values[name])
+
+    def lend(self, values: Mapping[str, Any]) -> None:
+        """Let each site apply its value where no call of the network runs."""
+        for name, slot in self.slots.items():
+            slot.fill(None)
+            slot.lend(values[name])
+
+    def lent(self) -> list[tuple[Any, int]]:
+        """Return what is lent to the sites now, to be put back by `relend`."""
+        return [(slot.lent, slot.backward) for slot in self.slots.values()]
+
+    def relend(self, lent: list[tuple[Any, int]]) -> None:
+        """Let the sites have again what was lent to them."""
+        for slot, (value, backward) in zip(self.slots.values(), lent, strict=True):
+            slot.lent, slot.backward = value, backward
 
     def held(self) -> list[tuple[Any, Any]]:
         """Return what the slots hold now, to be put back by `restore`."""
@@ -331,10 +351,11 @@ def _left(film: Conditioning, frame: _Frame) -> bool:
     later = frames[frames.index(frame) + 1 :]
     frames.remove(frame)
     if later:
-        later[0].active, later[0].held = frame.active, frame.held
+        later[0].active, later[0].held, later[0].lent = frame.active, frame.held, frame.lent
         return False
     local.active = frame.active
     film.restore(frame.held)
+    film.relend(frame.lent)
     return True
 
 
@@ -358,18 +379,35 @@ def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             f"Copy the network, copy.deepcopy(model), or make one by the class it had before."
         )
     check_in_place(self)
-    values = film.values(
-        kwargs.pop("cond", None) if "cond" in keys else None,
-        kwargs.pop("modulation", None) if "modulation" in keys else None,
-    )
+    cond = kwargs.pop("cond", None) if "cond" in keys else None
+    modulation = kwargs.pop("modulation", None) if "modulation" in keys else None
+    values = film.values(cond, modulation)
     held = film.held()
     try:
         film.fill(values)
         if values is not PLAIN and ahead():
             film.make_ready(self)
-        return self._film_base.forward(self, *args, **kwargs)
+        output = self._film_base.forward(self, *args, **kwargs)
     finally:
         film.restore(held)
+    if type(output) in _LATER and not (cond is None and modulation is None):
+        raise ValueError(_runs_later(self, output))
+    return output
+
+
+# What a forward with a yield or an await returns: the rest of it runs when the call is over.
+_LATER = frozenset((types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType))
+
+
+def _runs_later(root: nn.Module, output: Any) -> str:
+    """Return what to say where a call with a condition of its own ends before the forward has run."""
+    if isinstance(output, types.CoroutineType):
+        output.close()  # or it would warn that nobody awaits it
+    return (
+        f"{type(root).__name__}: expected a forward that has run when the call returns, got a "
+        f"{type(output).__name__}, which would run without the condition of this call.\n"
+        f"Wrap the call and all of its steps in `with using(model, cond=...):`."
+    )
 
 
 def not_both(got: str) -> str:

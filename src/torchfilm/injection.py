@@ -127,7 +127,8 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     so that each has its own graph. What is written through `.data`, or into tensors made in inference mode,
     is not seen, and a compiled network sees nothing that is written into tensors: give a new condition.
     Methods that call parts of the network without the network itself (`vae.encode`) get the values made at
-    the start. A call's own `cond=` wins.
+    the start, but for what a checkpoint runs again in the backward pass: see `checkpoint_context`. A call's
+    own `cond=` wins, also for calls of the network inside of it.
 
     Args:
         model: a conditioned network.
@@ -150,8 +151,9 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     film = conditioning(model)
     entry = Active(film, cond, modulation)
     with active(film, entry):
+        film.fill(None)
         ready = None if film.transforms else entry.ready
-        film.fill(film.values(None, None) if ready is None else ready)
+        film.lend(film.values(None, None) if ready is None else ready)
         yield
 
 
@@ -205,6 +207,7 @@ def _apply(model: nn.Module, film: Conditioning) -> None:
                     one.use_nested_tensor = False
                     one.__dict__["_film_nested"] = True
         swap(model, root_forward)
+        film.takes_cond = "cond" in type(model)._film_keywords  # type: ignore[attr-defined]
         model.add_module("film", film)
         film.check(model)
     except BaseException:
