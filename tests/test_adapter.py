@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import threading
 from pathlib import Path
 
@@ -241,6 +242,49 @@ def test_removal_lets_the_base_train_again():
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {"stem.weight", "stem.bias"}
     assert model.train().blocks[0].bn.training
+
+
+WRAPPED = {
+    "compiled": lambda block: torch.compile(block, backend="eager"),
+    "wrapped": nn.Sequential,
+    "weight_norm": lambda block: nn.utils.parametrizations.weight_norm(block.conv) and block,
+    "as it is": lambda block: block,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("copied", [lambda x: x, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_what_is_wrapped_afterwards_stays_frozen_and_is_trained_again_after_removal(name: str, copied):
+    model = Net()
+    model.blocks[1].conv.bias.requires_grad_(False)
+    tf.freeze_base(tf.condition(model, r"blocks\.0\.bn", tf.Vector(13)))
+    model = copied(model)
+    model.blocks[1] = WRAPPED[name](model.blocks[1])
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [norm.training for norm in model.train() and norms] == [False, False]
+    assert not [key for key, p in model.named_parameters() if p.requires_grad and not key.startswith("film.")]
+    tf.remove(model)
+    assert [norm.training for norm in norms] == [True, True]
+    frozen = [key for key, p in model.named_parameters() if not p.requires_grad]
+    assert len(frozen) == 1
+    assert frozen[0].endswith("conv.bias")
+
+
+def test_what_a_parametrised_weight_is_made_of_is_trained_again_only_if_it_was():
+    model = Net()
+    nn.utils.parametrizations.weight_norm(model.head)
+    model.head.parametrizations.weight.original0.requires_grad_(False)
+    tf.remove(tf.freeze_base(tf.condition(model, SITES, tf.Vector(13))))
+    frozen = [key for key, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["head.parametrizations.weight.original0"]
+
+
+def test_a_base_that_is_frozen_stays_so_where_a_condition_is_folded_in():
+    model, (x, z) = tf.freeze_base(tf.condition(Net(), SITES, tf.Vector(13))).eval(), inputs()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    with tf.folded(model, cond=z[:1]):
+        model(x)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
 
 
 ENCODERS = {

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
 from torchfilm.filling import again_active
@@ -51,14 +50,7 @@ def freeze_base(model: nn.Module) -> nn.Module:
         ['film.generator.head.weight', 'film.generator.head.bias']
     """
     film, root = conditioning(model), unwrapped(model)
-    for name, parameter in root.named_parameters():
-        if not name.startswith("film.") and parameter.requires_grad:
-            parameter.requires_grad = False
-            film.frozen_parameters.append(name)
-    for name, module in root.named_modules():
-        ours = name.startswith("film.")  # an encoder's norms go on learning with it
-        if isinstance(module, _NormBase) and module.running_mean is not None and not ours:
-            film.frozen_norms.setdefault(name, module.training == root.training)
+    film.frozen.freeze(root)
     root.train(root.training)
     return model
 

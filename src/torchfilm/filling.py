@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from torchfilm.absorption import ahead
+from torchfilm.freezing import Frozen
 from torchfilm.fusion import Fusion
 from torchfilm.generator import describe
 from torchfilm.several import Maybe, Several
@@ -101,8 +102,7 @@ class Conditioning(nn.Module):
         self.local = _Local()
         self.takes_cond = True
         self.recipe: dict[str, Any] | None = None
-        self.frozen_parameters: list[str] = []
-        self.frozen_norms: dict[str, bool] = {}
+        self.frozen = Frozen()
 
     @property
     def transforms(self) -> list[Transform]:

@@ -225,14 +225,7 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
                 del module._forward_pre_hooks[key]
         if isinstance(module, nn.TransformerEncoder) and vars(module).pop("_film_nested", False):
             module.use_nested_tensor = True
-    parameters = dict(model.named_parameters())
-    for name in film.frozen_parameters:
-        if name in parameters:
-            parameters[name].requires_grad = True
-    modules = dict(model.named_modules())
-    for name, follows in film.frozen_norms.items():
-        if name in modules:
-            modules[name].train(model.training and follows)
+    film.frozen.thaw(model)
     if is_root(model):
         swap_back(model)
     if model._modules.get("film") is film:
@@ -242,7 +235,9 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the conditioned network inside of torch.compile, DistributedDataParallel, AveragedModel."""
     while not is_root(model):
-        inner = model._modules.get("_orig_mod") or model._modules.get("module")
+        inner = model._modules.get("_orig_mod")
+        if inner is None:
+            inner = model._modules.get("module")
         if inner is None:
             break
         model = inner

@@ -361,12 +361,11 @@ def _with_input_modulated(
     )
 
 
-def _train(self: Any, mode: bool = True) -> Any:  # noqa: FBT001, FBT002 - the signature is torch's
+def _train(self: Any, mode: bool = True, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002
     """Set the mode as the original class does, but for frozen norms; check that the sites are in place."""
-    self._film_base.train(self, mode)
+    self._film_base.train(self, mode, *args, **kwargs)
     self._modules["film"].check(self)
-    for name in self._modules["film"].frozen_norms:
-        self.get_submodule(name).eval()
+    self._modules["film"].frozen.rest(self)
     return self
 
 
