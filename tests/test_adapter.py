@@ -2,11 +2,11 @@
 
 import copy
 import json
-import pickle
 import threading
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -208,85 +208,6 @@ def test_a_copy_of_a_checkpointed_network_recomputes_with_its_own_conditions():
         torch.testing.assert_close(one, other)
 
 
-def test_freezing_the_base_leaves_the_conditioning_alone_to_train():
-    model, (x, _) = tf.condition(Net(), SITES, tf.Classes(5, 13)), inputs()
-    assert tf.freeze_base(model) is model
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trainable == {name for name, _ in model.named_parameters() if name.startswith("film.")}
-    statistics = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
-    model.train()(x, cond=torch.tensor([3, 1])).sum().backward()
-    assert all(torch.equal(model.state_dict()[key], value) for key, value in statistics.items())
-    assert model.training
-    assert model.film.training
-    assert not model.blocks[0].bn.training
-
-
-def test_the_norms_of_the_encoder_go_on_learning_where_the_base_is_frozen():
-    class Encoder(nn.Sequential):
-        dim = 6
-
-    encoder = Encoder(nn.Linear(13, 6), nn.BatchNorm1d(6))
-    model, (x, z) = tf.freeze_base(tf.condition(Net(), SITES, encoder)).train(), inputs(4)
-    model(x, cond=z)
-    assert encoder[1].num_batches_tracked == 1
-    assert model.blocks[0].bn.num_batches_tracked == 0
-
-
-def test_removal_lets_the_base_train_again():
-    model = Net()
-    model.stem.requires_grad_(False)
-    model.blocks[1].eval()
-    tf.freeze_base(tf.freeze_base(tf.condition(model, SITES, tf.Vector(13))))
-    tf.remove(model)
-    assert [block.bn.training for block in model.blocks] == [True, False]
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {"stem.weight", "stem.bias"}
-    assert model.train().blocks[0].bn.training
-
-
-WRAPPED = {
-    "compiled": lambda block: torch.compile(block, backend="eager"),
-    "wrapped": nn.Sequential,
-    "weight_norm": lambda block: nn.utils.parametrizations.weight_norm(block.conv) and block,
-    "as it is": lambda block: block,
-}
-
-
-@pytest.mark.parametrize("name", WRAPPED)
-@pytest.mark.parametrize("copied", [lambda x: x, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_what_is_wrapped_afterwards_stays_frozen_and_is_trained_again_after_removal(name: str, copied):
-    model = Net()
-    model.blocks[1].conv.bias.requires_grad_(False)
-    tf.freeze_base(tf.condition(model, r"blocks\.0\.bn", tf.Vector(13)))
-    model = copied(model)
-    model.blocks[1] = WRAPPED[name](model.blocks[1])
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert [norm.training for norm in model.train() and norms] == [False, False]
-    assert not [key for key, p in model.named_parameters() if p.requires_grad and not key.startswith("film.")]
-    tf.remove(model)
-    assert [norm.training for norm in norms] == [True, True]
-    frozen = [key for key, p in model.named_parameters() if not p.requires_grad]
-    assert len(frozen) == 1
-    assert frozen[0].endswith("conv.bias")
-
-
-def test_what_a_parametrised_weight_is_made_of_is_trained_again_only_if_it_was():
-    model = Net()
-    nn.utils.parametrizations.weight_norm(model.head)
-    model.head.parametrizations.weight.original0.requires_grad_(False)
-    tf.remove(tf.freeze_base(tf.condition(model, SITES, tf.Vector(13))))
-    frozen = [key for key, p in model.named_parameters() if not p.requires_grad]
-    assert frozen == ["head.parametrizations.weight.original0"]
-
-
-def test_a_base_that_is_frozen_stays_so_where_a_condition_is_folded_in():
-    model, (x, z) = tf.freeze_base(tf.condition(Net(), SITES, tf.Vector(13))).eval(), inputs()
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    with tf.folded(model, cond=z[:1]):
-        model(x)
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
-
-
 ENCODERS = {
     "vector": (lambda: tf.Vector(13), lambda: torch.randn(2, 13)),
     "classes": (lambda: tf.Classes(5, 13), lambda: torch.tensor([3, 1])),
@@ -384,6 +305,101 @@ def test_a_folder_without_a_conditioning_is_refused(tmp_path: Path):
     (tmp_path / "film.json").write_text(json.dumps(description | {"format": 99}))
     with pytest.raises(ValueError, match=r"expected format 1, got 99"):
         tf.load(Net(), tmp_path)
+
+
+def test_what_was_saved_is_built_again_also_where_the_fusion_is_named(tmp_path: Path):
+    model, (x, z) = conditioned(bound="tanh:0.5"), inputs()
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(model, tmp_path)
+    with pytest.raises(ValueError, match=r"expected fusion='film', with which .* got 'low_rank'"):
+        tf.load(base, tmp_path, fusion="low_rank")
+    with pytest.raises(
+        ValueError, match=r"condition that .* was trained with(.|\n)*Vector\(13\)(.|\n)*Maybe"
+    ):
+        tf.load(base, tmp_path, cond=tf.Maybe(tf.Vector(13)))
+    assert type(base) is Net
+    loaded = tf.load(base, tmp_path, fusion="film", cond=tf.Vector(13))
+    assert torch.equal(loaded(x, cond=z), model(x, cond=z))
+
+
+@pytest.mark.plain
+def test_a_fusion_by_name_alone_does_not_stand_for_a_generator_of_ones_own(tmp_path: Path):
+    model = tf.condition(Net(), SITES, tf.Vector(13), generator=lambda *a: tf.Generator(*a, bound="tanh:0.5"))
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(model, tmp_path)
+    with pytest.raises(ValueError, match=r"fusion= or generator= with an object, .* got 'film'"):
+        tf.load(base, tmp_path, fusion="film")
+
+
+def test_what_is_asked_for_is_asked_for_after_loading(tmp_path: Path):
+    make = lambda: tf.Several({"time": tf.Scalars(1, 4), "text": tf.Maybe(tf.Vector(13))})  # noqa: E731
+    model, x = tf.condition(Net(), SITES, make()).eval(), inputs()[0]
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(model, tmp_path / "new")
+    loaded = tf.load(copy.deepcopy(base), tmp_path / "new")
+    assert loaded.film.cond.required == ("time",)
+    with pytest.raises(ValueError, match=r"expected all of \['time'\]"):
+        loaded(x, cond={"text": torch.randn(2, 13)})
+    tf.save(tf.condition(copy.deepcopy(base), SITES, several_as_before()), tmp_path / "old")
+    assert tf.load(copy.deepcopy(base), tmp_path / "old").film.cond.required == ()
+    assert tf.load(base, tmp_path / "old", cond=make()).film.cond.required == ("time",)
+
+
+def several_as_before() -> tf.Several:
+    """Return what is described as folders were in which every part was one that may be missing."""
+    return tf.Several({"time": tf.Maybe(tf.Scalars(1, 4)), "text": tf.Maybe(tf.Vector(13))})
+
+
+@pytest.mark.plain
+def test_the_two_files_of_different_saves_are_refused(tmp_path: Path):
+    model, other = conditioned(), conditioned(bound="tanh:0.5")
+    tf.save(model, tmp_path / "one")
+    tf.save(other, tmp_path / "two")
+    (tmp_path / "one" / "film.json").replace(tmp_path / "two" / "film.json")
+    with pytest.raises(ValueError, match=r"expected the film.json that was saved with film.safetensors"):
+        tf.load(tf.remove(model), tmp_path / "two")
+
+
+def test_a_folder_that_does_not_say_what_belongs_together_is_loaded(tmp_path: Path):
+    model, (x, z) = conditioned(), inputs()
+    tf.save(model, tmp_path)
+    safetensors.torch.save_file(model.film.state_dict(), tmp_path / "film.safetensors")
+    expected = model(x, cond=z)
+    assert torch.equal(tf.load(tf.remove(model), tmp_path)(x, cond=z), expected)
+
+
+class Versioned(Own):
+    """An encoder whose state is more than tensors."""
+
+    def get_extra_state(self):
+        return {"version": 3}
+
+    def set_extra_state(self, state):
+        """Take it, as torch asks for."""
+
+
+@pytest.mark.plain
+def test_what_cannot_be_written_or_filled_is_refused_in_words(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"a state of tensors, got 'cond._extra_state' dict"):
+        tf.save(tf.condition(Net(), SITES, Versioned()), tmp_path)
+    tf.save(conditioned(), tmp_path)
+    with torch.device("meta"):
+        base = Net()
+    with pytest.raises(ValueError, match=r"expected a base with numbers, got one on the meta device"):
+        tf.load(base, tmp_path, any_base=True)
+    assert type(base) is Net
+
+
+@pytest.mark.plain
+def test_a_table_of_a_generator_of_ones_own_asks_for_the_fusion(tmp_path: Path):
+    model, x = tf.condition(Net(), SITES, tf.Vector(13), generator=tf.Generator).eval(), inputs()[0]
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(tf.tabulate(model, conds=torch.randn(11, 13)), tmp_path)
+    with pytest.raises(ValueError, match=r"expected fusion=, for the table in (.|\n)*fusion='film'"):
+        tf.load(base, tmp_path)
+    with pytest.raises(ValueError, match=r"expected no generator=, (.|\n)*Leave it out"):
+        tf.load(base, tmp_path, fusion="film", generator=tf.Generator)
+    assert torch.equal(tf.load(base, tmp_path, fusion="film")(x, cond=2), model(x, cond=2))
 
 
 def test_a_tabulated_network_is_saved_and_loaded(tmp_path: Path):

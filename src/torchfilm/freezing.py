@@ -5,6 +5,8 @@ Names change where others wrap a block afterwards: `torch.compile`, `nn.Sequenti
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
@@ -53,7 +55,7 @@ class Frozen:
                 one.train(root.training and follows)
 
 
-def _originals(module: nn.Module, key: str) -> list[Tensor]:
+def _originals(module: Any, key: str) -> list[Tensor]:
     """Return what a tensor of a module is computed from, where it is parametrised."""
     if not parametrize.is_parametrized(module, key):
         return []
