@@ -20,7 +20,7 @@ from torch import nn
 from torchfilm.absorption import ahead
 from torchfilm.freezing import Frozen
 from torchfilm.fusion import Fusion
-from torchfilm.generator import describe
+from torchfilm.generator import describe, num_parameters
 from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
 from torchfilm.slots import PLAIN, Slot, make_ready, no_condition
@@ -288,7 +288,7 @@ class Conditioning(nn.Module):
 
     def describe(self) -> str:
         """Return a table of the parameters of each site, of what all sites share, and of the condition."""
-        encoder = sum(parameter.numel() for parameter in self.cond.parameters())
+        encoder = num_parameters(self.cond)
         table = describe(self.generator, {name: site.features for name, site in self.sites.items()})
         return f"{table}\n{type(self.cond).__name__}, the condition: {encoder:,} parameters"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -284,13 +285,13 @@ def _check_unique(sites: Sites) -> None:
 def _dimension(cond: nn.Module) -> Any:
     """Return the size of the encoded condition; several sizes for a composition."""
     dim = getattr(cond, "dim", None)
-    if not isinstance(cond, nn.Module) or not isinstance(dim, int | tuple):
+    if not isinstance(cond, nn.Module) or not isinstance(dim, Integral | tuple):
         raise ValueError(
             f"condition: expected cond to be a module with the size of what it gives as `dim`, got "
             f"{type(cond).__name__}.\n"
             f"Use Vector, Classes, Scalars or Tokens, or give your encoder the attribute."
         )
-    return dim
+    return dim if isinstance(dim, int | tuple) else int(dim)
 
 
 def _device(model: nn.Module, sites: Sites) -> torch.device:

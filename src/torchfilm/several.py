@@ -10,12 +10,14 @@ import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchfilm.conditions import Classes, Tokens
 
@@ -181,7 +183,13 @@ class Maybe(nn.Module):
             some = next(self.condition.parameters(), None)
             null = torch.zeros(self.dim, device=None if some is None else some.device)
         if self.training and torch.is_grad_enabled():
-            for parameter in self.condition.parameters():
+            for name, parameter in self.condition.named_parameters():
+                if is_lazy(parameter):
+                    raise ValueError(
+                        f"Maybe: expected a condition whose parameters have sizes where it is missing in "
+                        f"training, got '{name}', which is lazy.\n"
+                        f"Give the condition once before it is missing."
+                    )
                 null = null + torch.where(torch.zeros_like(null, dtype=torch.bool), parameter.sum(), 0)
         if isinstance(self.condition, Tokens) and self.condition.pooling is None:
             return null.view(1, 1, -1), torch.ones(1, 1, dtype=torch.bool, device=null.device)
@@ -410,13 +418,13 @@ def _joined_size(sizes: tuple[int, ...], combine: str) -> int:
 
 def _size(condition: nn.Module) -> int:
     dim = getattr(condition, "dim", None)
-    if not isinstance(dim, int):
+    if not isinstance(dim, Integral):
         raise ValueError(
             f"condition: expected a module with an integer `dim`, the size of what it gives, "
             f"got {type(condition).__name__} with dim={dim!r}.\n"
             f"Set self.dim in its __init__."
         )
-    return dim
+    return dim if isinstance(dim, int) else int(dim)
 
 
 def _num_required(condition: nn.Module) -> int:

@@ -170,7 +170,7 @@ def _check_exact(conditions: Several, generator: Generator, name: str) -> None:
             f"Concatenate or sum the conditions, and read them with one Generator(conditions.dim, sites)."
         )
     layers = generator.options.trunk
-    linear = [layer for layer in layers if isinstance(layer, int)]
+    linear = [layer for layer in layers if not isinstance(layer, str)]
     if conditions.combine == "compose":
         reason = (
             "conditions that are composed have a generator each; tabulate that of one condition by itself"
