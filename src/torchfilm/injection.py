@@ -125,7 +125,8 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
 
     With gradients disabled the generator runs once, at the start of the block; with gradients, or when the
     condition, the generator's parameters or its mode change in between, it runs at each call of the network,
-    so that each has its own graph. What is written through `.data`, or into tensors made in inference mode,
+    so that each has its own graph; also where a condition holds what changes without a sign, as arrays do.
+    What is written through `.data`, or into tensors made in inference mode,
     is not seen, and a compiled network sees nothing that is written into tensors: give a new condition.
     Methods that call parts of the network without the network itself (`vae.encode`) get the values made at
     the start, but for what a checkpoint runs again in the backward pass: see `checkpoint_context`. A call's
