@@ -191,6 +191,7 @@ def test_a_trunk_is_computed_once_and_read_by_all_sites():
         torch.testing.assert_close(m.beta, torch.from_numpy(beta))
 
 
+@pytest.mark.plain
 def test_numbers_of_numpy_are_sizes(tmp_path):
     model = tf.condition(
         torch.nn.Sequential(torch.nn.Linear(3, 5)), "0", tf.Vector(np.int64(7)), trunk=(np.int64(4), "silu")
