@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -140,6 +141,48 @@ def test_checkpointing_without_the_context_is_an_error(reentrant: bool):
 
 
 @pytest.mark.plain
+@pytest.mark.parametrize("own", [False, True])
+def test_a_backward_pass_inside_of_the_block_is_no_way_around_the_context(own: bool):
+    model, (x, z) = checkpointed(), inputs()
+    cond = {"cond": 2 * z} if own else {}
+
+    def gradients_of() -> list[torch.Tensor]:
+        model.zero_grad()
+        with tf.using(model, cond=z):
+            model(x, **cond).square().sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    expected = gradients_of()
+    model.options = {"use_reentrant": False}
+    with pytest.raises(
+        ValueError, match=r"'blocks.1.bn': expected an active (.|\n)*context_fn=checkpoint_cont"
+    ):
+        gradients_of()
+    model.options["context_fn"] = tf.checkpoint_context(model)
+    for one, other in zip(gradients_of(), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_part_that_is_checkpointed_hears_again_what_was_lent_to_it():
+    model, (x, z) = conditioned(), inputs()
+    context = tf.checkpoint_context(model)
+
+    def gradients_of(part) -> list[torch.Tensor]:
+        model.zero_grad()
+        with tf.using(model, cond=z):
+            y = part(model.stem(x))
+        with tf.using(model, cond=-z):
+            y.square().sum().backward()
+            assert torch.equal(part(model.stem(x)), model.blocks[0](model.stem(x)))
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    expected = gradients_of(model.blocks[0])
+    part = lambda x: checkpoint(model.blocks[0], x, use_reentrant=False, context_fn=context)  # noqa: E731
+    for one, other in zip(gradients_of(part), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.plain
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("regional", [False, True])
 def test_compiled_checkpointed_networks_have_the_same_gradients(regional: bool):
@@ -163,42 +206,6 @@ def test_a_copy_of_a_checkpointed_network_recomputes_with_its_own_conditions():
     model.options = {"use_reentrant": False, "context_fn": tf.checkpoint_context(model)}
     for one, other in zip(gradients(copy.deepcopy(model), 1), expected, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_freezing_the_base_leaves_the_conditioning_alone_to_train():
-    model, (x, _) = tf.condition(Net(), SITES, tf.Classes(5, 13)), inputs()
-    assert tf.freeze_base(model) is model
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trainable == {name for name, _ in model.named_parameters() if name.startswith("film.")}
-    statistics = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
-    model.train()(x, cond=torch.tensor([3, 1])).sum().backward()
-    assert all(torch.equal(model.state_dict()[key], value) for key, value in statistics.items())
-    assert model.training
-    assert model.film.training
-    assert not model.blocks[0].bn.training
-
-
-def test_the_norms_of_the_encoder_go_on_learning_where_the_base_is_frozen():
-    class Encoder(nn.Sequential):
-        dim = 6
-
-    encoder = Encoder(nn.Linear(13, 6), nn.BatchNorm1d(6))
-    model, (x, z) = tf.freeze_base(tf.condition(Net(), SITES, encoder)).train(), inputs(4)
-    model(x, cond=z)
-    assert encoder[1].num_batches_tracked == 1
-    assert model.blocks[0].bn.num_batches_tracked == 0
-
-
-def test_removal_lets_the_base_train_again():
-    model = Net()
-    model.stem.requires_grad_(False)
-    model.blocks[1].eval()
-    tf.freeze_base(tf.freeze_base(tf.condition(model, SITES, tf.Vector(13))))
-    tf.remove(model)
-    assert [block.bn.training for block in model.blocks] == [True, False]
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {"stem.weight", "stem.bias"}
-    assert model.train().blocks[0].bn.training
 
 
 ENCODERS = {
@@ -298,6 +305,101 @@ def test_a_folder_without_a_conditioning_is_refused(tmp_path: Path):
     (tmp_path / "film.json").write_text(json.dumps(description | {"format": 99}))
     with pytest.raises(ValueError, match=r"expected format 1, got 99"):
         tf.load(Net(), tmp_path)
+
+
+def test_what_was_saved_is_built_again_also_where_the_fusion_is_named(tmp_path: Path):
+    model, (x, z) = conditioned(bound="tanh:0.5"), inputs()
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(model, tmp_path)
+    with pytest.raises(ValueError, match=r"expected fusion='film', with which .* got 'low_rank'"):
+        tf.load(base, tmp_path, fusion="low_rank")
+    with pytest.raises(
+        ValueError, match=r"condition that .* was trained with(.|\n)*Vector\(13\)(.|\n)*Maybe"
+    ):
+        tf.load(base, tmp_path, cond=tf.Maybe(tf.Vector(13)))
+    assert type(base) is Net
+    loaded = tf.load(base, tmp_path, fusion="film", cond=tf.Vector(13))
+    assert torch.equal(loaded(x, cond=z), model(x, cond=z))
+
+
+@pytest.mark.plain
+def test_a_fusion_by_name_alone_does_not_stand_for_a_generator_of_ones_own(tmp_path: Path):
+    model = tf.condition(Net(), SITES, tf.Vector(13), generator=lambda *a: tf.Generator(*a, bound="tanh:0.5"))
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(model, tmp_path)
+    with pytest.raises(ValueError, match=r"fusion= or generator= with an object, .* got 'film'"):
+        tf.load(base, tmp_path, fusion="film")
+
+
+def test_what_is_asked_for_is_asked_for_after_loading(tmp_path: Path):
+    make = lambda: tf.Several({"time": tf.Scalars(1, 4), "text": tf.Maybe(tf.Vector(13))})  # noqa: E731
+    model, x = tf.condition(Net(), SITES, make()).eval(), inputs()[0]
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(model, tmp_path / "new")
+    loaded = tf.load(copy.deepcopy(base), tmp_path / "new")
+    assert loaded.film.cond.required == ("time",)
+    with pytest.raises(ValueError, match=r"expected all of \['time'\]"):
+        loaded(x, cond={"text": torch.randn(2, 13)})
+    tf.save(tf.condition(copy.deepcopy(base), SITES, several_as_before()), tmp_path / "old")
+    assert tf.load(copy.deepcopy(base), tmp_path / "old").film.cond.required == ()
+    assert tf.load(base, tmp_path / "old", cond=make()).film.cond.required == ("time",)
+
+
+def several_as_before() -> tf.Several:
+    """Return what is described as folders were in which every part was one that may be missing."""
+    return tf.Several({"time": tf.Maybe(tf.Scalars(1, 4)), "text": tf.Maybe(tf.Vector(13))})
+
+
+@pytest.mark.plain
+def test_the_two_files_of_different_saves_are_refused(tmp_path: Path):
+    model, other = conditioned(), conditioned(bound="tanh:0.5")
+    tf.save(model, tmp_path / "one")
+    tf.save(other, tmp_path / "two")
+    (tmp_path / "one" / "film.json").replace(tmp_path / "two" / "film.json")
+    with pytest.raises(ValueError, match=r"expected the film.json that was saved with film.safetensors"):
+        tf.load(tf.remove(model), tmp_path / "two")
+
+
+def test_a_folder_that_does_not_say_what_belongs_together_is_loaded(tmp_path: Path):
+    model, (x, z) = conditioned(), inputs()
+    tf.save(model, tmp_path)
+    safetensors.torch.save_file(model.film.state_dict(), tmp_path / "film.safetensors")
+    expected = model(x, cond=z)
+    assert torch.equal(tf.load(tf.remove(model), tmp_path)(x, cond=z), expected)
+
+
+class Versioned(Own):
+    """An encoder whose state is more than tensors."""
+
+    def get_extra_state(self):
+        return {"version": 3}
+
+    def set_extra_state(self, state):
+        """Take it, as torch asks for."""
+
+
+@pytest.mark.plain
+def test_what_cannot_be_written_or_filled_is_refused_in_words(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"a state of tensors, got 'cond._extra_state' dict"):
+        tf.save(tf.condition(Net(), SITES, Versioned()), tmp_path)
+    tf.save(conditioned(), tmp_path)
+    with torch.device("meta"):
+        base = Net()
+    with pytest.raises(ValueError, match=r"expected a base with numbers, got one on the meta device"):
+        tf.load(base, tmp_path, any_base=True)
+    assert type(base) is Net
+
+
+@pytest.mark.plain
+def test_a_table_of_a_generator_of_ones_own_asks_for_the_fusion(tmp_path: Path):
+    model, x = tf.condition(Net(), SITES, tf.Vector(13), generator=tf.Generator).eval(), inputs()[0]
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(tf.tabulate(model, conds=torch.randn(11, 13)), tmp_path)
+    with pytest.raises(ValueError, match=r"expected fusion=, for the table in (.|\n)*fusion='film'"):
+        tf.load(base, tmp_path)
+    with pytest.raises(ValueError, match=r"expected no generator=, (.|\n)*Leave it out"):
+        tf.load(base, tmp_path, fusion="film", generator=tf.Generator)
+    assert torch.equal(tf.load(base, tmp_path, fusion="film")(x, cond=2), model(x, cond=2))
 
 
 def test_a_tabulated_network_is_saved_and_loaded(tmp_path: Path):

@@ -88,6 +88,17 @@ def test_tokens_in_half_precision_are_averaged_in_float32():
 def test_a_sequence_of_no_tokens_at_all_gives_zero():
     for pooling in ("mean", "attention"):
         assert torch.equal(tf.Tokens(7, pooling)(torch.randn(2, 0, 7)), torch.zeros(2, 7))
+    pool = randomise(tf.Tokens(6, "attention", heads=2))
+    pool(torch.randn(2, 0, 6)).sum().backward()
+    assert torch.equal(pool.query.grad, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_mean_is_divided_as_that_of_tokens_with_a_mask(dtype):
+    for time in range(12):
+        tokens = torch.randn(3, time, 7).to(dtype)
+        masked = tf.Tokens(7)(tokens, torch.ones(3, time, dtype=torch.bool))
+        assert torch.equal(tf.Tokens(7)(tokens), masked)
 
 
 def test_attention_pools_each_slice_of_the_channels_by_scores_of_its_own():

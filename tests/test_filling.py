@@ -1,5 +1,6 @@
 """Every call hears what is active now, and asks whether the sites are still in the network."""
 
+import asyncio
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,92 @@ def test_a_network_without_a_condition_says_how_to_give_none():
     assert torch.equal(maybe(x, cond=tf.Masked(None)), several(x, cond={}))
 
 
+class Tree(nn.Module):
+    """A network that calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaf = nn.Linear(3, 3)
+
+    def forward(self, x, depth=2):
+        return self.leaf(self(x, depth - 1) if depth else x)
+
+
+def test_calls_of_the_network_inside_of_a_call_hear_what_it_hears():
+    model = randomise(tf.condition(Tree(), "leaf", tf.Vector(7)))
+    x, a, b = torch.randn(2, 3), torch.randn(2, 7), torch.randn(2, 7)
+    m, leaf = model.film.modulations(b)["leaf"], model.leaf
+
+    def expected(beta: torch.Tensor) -> torch.Tensor:
+        y = x
+        for _ in range(3):
+            y = m.gamma * nn.functional.linear(y, leaf.weight, leaf.bias) + beta
+        return y
+
+    torch.testing.assert_close(model(x, cond=b), expected(m.beta))
+    with tf.edit(model, {"leaf": lambda m: m.replace(beta=m.beta + 1)}):
+        torch.testing.assert_close(model(x, cond=b), expected(m.beta + 1))
+    with tf.using(model, cond=a):
+        torch.testing.assert_close(model(x, cond=b), expected(m.beta))
+    with pytest.raises(ValueError, match="expected an active condition, got none"):
+        model(x)
+
+
+class Later(nn.Module):
+    """A network whose forward runs after the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+
+class Steps(Later):
+    def forward(self, x):
+        yield self.linear(x)
+
+
+class Awaited(Later):
+    async def forward(self, x):
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("kind", [Steps, Awaited])
+def test_a_forward_that_runs_after_the_call_hears_what_is_active_then(kind):
+    model = randomise(tf.condition(kind(), "linear", tf.Vector(7)))
+    x, z = torch.randn(2, 3), torch.randn(2, 7)
+    with tf.using(model, cond=z):
+        later, expected = model(x), model.linear(x)
+        found = next(later) if kind is Steps else asyncio.run(later)
+        assert torch.equal(found, expected)
+        with pytest.raises(ValueError, match=r"forward that has run when the call returns, got a (gen|cor)"):
+            model(x, cond=-z)
+
+
+def test_a_network_with_an_argument_cond_of_its_own_is_told_to_use_the_block():
+    class Own(Later):
+        def forward(self, x, cond=None):
+            return self.linear(x)
+
+    model = tf.condition(Own(), "linear", tf.Vector(7))
+    with pytest.raises(ValueError, match=r"got none.\nWrap the call in `with using\(model, cond=...\):`"):
+        model(torch.randn(2, 3), cond=torch.randn(2, 7))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_block_inside_of_a_compiled_function_is_heard_by_the_network_and_by_its_parts():
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), r"\d", tf.Vector(7)))
+    x, z = torch.randn(2, 3), torch.randn(2, 7)
+
+    def both(x, z):
+        with tf.using(model, cond=z):
+            return model[0](x), model(x)
+
+    torch._dynamo.reset()
+    expected = both(x, z)
+    for one, other in zip(torch.compile(both, backend="eager")(x, z), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_modulations_without_names_of_sites_are_refused():
     model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7))
     with pytest.raises(
@@ -169,6 +256,64 @@ def test_what_changes_while_a_condition_is_active_is_heard(change: str, compiled
         after = called(x)
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, model(x, cond=given))
+
+
+def another_generator(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    model.film.generator = copy.deepcopy(model.film.generator)
+    model.load_state_dict(state, assign=True)
+
+
+REPLACED = {
+    "parameters": lambda model, state: model.load_state_dict(state, assign=True),
+    "generator": another_generator,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", REPLACED)
+def test_what_is_replaced_while_a_condition_is_active_is_heard(change: str):
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7))
+    x, z, state = torch.randn(2, 3), torch.randn(2, 7), model.state_dict()
+    model.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    with tf.using(model, cond=z):
+        model(x)
+        REPLACED[change](model, {key: value + 1 for key, value in state.items()})
+        after = model(x)
+    assert torch.equal(after, model(x, cond=z))
+
+
+@torch.no_grad()
+def test_parameters_of_a_call_are_heard_in_the_block_alone_and_by_vmap():
+    made = [randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7))) for _ in range(2)]
+    models = [copy.deepcopy(model) for model in made]
+    x, z, (stacked, _) = torch.randn(2, 3), torch.randn(2, 7), torch.func.stack_module_state(models)
+    expected = [model(x, cond=z) for model in models]
+    with tf.using(models[0], cond=z):
+        alone = torch.func.functional_call(models[0], dict(models[1].named_parameters()), (x,))
+        both = torch.vmap(lambda given: torch.func.functional_call(models[0], given, (x,)))(stacked)
+    assert torch.equal(alone, expected[1])
+    torch.testing.assert_close(both, torch.stack(expected))
+
+
+class Numbers(nn.Module):
+    """An encoder of arrays, which tell nobody that they were written into."""
+
+    dim = 7
+
+    def forward(self, array):
+        return torch.as_tensor(array).float()
+
+
+@torch.no_grad()
+def test_an_array_that_is_written_into_is_heard():
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", Numbers()))
+    x, z = torch.randn(2, 3), torch.randn(2, 7).numpy()
+    with tf.using(model, cond=z):
+        before = model(x)
+        z += 1
+        after = model(x)
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, model(x, cond=z))
 
 
 def test_blocks_of_generators_that_take_turns_end_with_an_error_and_leave_nothing():

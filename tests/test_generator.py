@@ -1,9 +1,11 @@
 """The generator: the paper's head, its bounds, its starts."""
 
+import copy
 import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -189,6 +191,20 @@ def test_a_trunk_is_computed_once_and_read_by_all_sites():
         torch.testing.assert_close(m.beta, torch.from_numpy(beta))
 
 
+@pytest.mark.plain
+def test_numbers_of_numpy_are_sizes(tmp_path):
+    model = tf.condition(
+        torch.nn.Sequential(torch.nn.Linear(3, 5)), "0", tf.Vector(np.int64(7)), trunk=(np.int64(4), "silu")
+    )
+    base = tf.remove(copy.deepcopy(model))
+    randomise(model.film)
+    tf.save(model, tmp_path)
+    x, z = torch.randn(2, 3), torch.randn(2, 7)
+    assert torch.equal(tf.load(base, tmp_path).film(z)["0"].gamma, model.film(z)["0"].gamma)
+    assert tf.Maybe(tf.Vector(np.int64(7))).dim == 7
+    assert model(x, cond=z).shape == (2, 5)
+
+
 def test_a_trunk_of_one_activation_is_that_of_dense_film():
     generator, layer = tf.Generator(7, {"here": 3}, trunk=("mish",)), randomise(tf.DenseFiLM(3, 7))
     generator.head.load_state_dict(layer.film.head.state_dict())
@@ -230,6 +246,7 @@ def test_the_penalty_is_the_distance_from_the_identity():
     assert generator.penalty(modulations).item() == pytest.approx(expected)
     fresh = tf.Generator(7, SITES)
     assert fresh.penalty(fresh(torch.randn(2, 7))).item() == 0
+    assert generator.penalty(generator(torch.randn(0, 7))).item() == 0
 
 
 def test_the_penalty_of_a_learned_scale_is_its_size():
@@ -293,6 +310,8 @@ REFUSED = [
     ({"bound": 0.5}, r"bound expected one of .*, got 0\.5"),
     ({"head": "linaer"}, "head expected 'linear', 'shared', 'lowrank:R' or 'table', got 'linaer'"),
     ({"head": "lowrank:0"}, "got 'lowrank:0'"),
+    ({"trunk": 256}, r"trunk expected a tuple of sizes and activations, got 256.\nA single .*\(256,\)"),
+    ({"trunk": "silu"}, r"trunk expected a tuple of .* got 'silu'"),
     ({"trunk": (0,)}, r"trunk expected sizes from 1 on, got 0 in \(0,\)"),
     ({"trunk": ("sliu",)}, "trunk expected one of .* got 'sliu'[\\s\\S]*Did you mean 'silu'"),
     ({"haed": "linear"}, "options expected one of .* got 'haed'[\\s\\S]*Did you mean 'head'"),
@@ -348,3 +367,31 @@ def test_few_numbers_make_in_two_operations_what_many_make_run_by_run(emit, batc
     many, many_grad = made()
     assert all(torch.equal(one, other) for one, other in zip(few, many, strict=True))
     torch.testing.assert_close(few_grad, many_grad)
+
+
+class Lazy(torch.nn.Module):
+    """An encoder whose sizes are those of the first condition."""
+
+    dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.LazyLinear(4)
+
+    def forward(self, value):
+        return self.linear(value)
+
+
+@pytest.mark.plain
+def test_an_encoder_without_sizes_is_asked_to_run_once():
+    model = tf.condition(torch.nn.Sequential(torch.nn.Linear(3, 5)), "0", tf.Maybe(Lazy()))
+    x = torch.randn(2, 3)
+    with pytest.raises(ValueError, match=r"parameters with sizes, got 'condition.linear.weight' of a Maybe"):
+        model.film.describe()
+    with pytest.raises(
+        ValueError, match=r"Maybe: expected a condition whose parameters .* got 'linear.weight'"
+    ):
+        model(x, cond=tf.Masked(None))
+    model(x, cond=torch.randn(2, 7))
+    assert "Maybe, the condition: 36 parameters" in model.film.describe()
+    assert model(x, cond=tf.Masked(None)).shape == (2, 5)

@@ -1,5 +1,8 @@
 """Guidance: the exact ends, the published sums, and what is repeated for them."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -199,6 +202,140 @@ def test_tokens_with_their_mask_are_guided(x, pooling):
     torch.testing.assert_close(tf.guide(model, x, cond=cond, scale=2.0), without + 2.0 * (with_it - without))
 
 
+def test_numbers_are_conditions_for_all_samples(x):
+    model = conditioned(tf.Vector(7))
+    tf.tabulate(model, conds=torch.randn(11, 7))
+    low, high = model(x, cond=0), model(x, cond=5)
+    for cond, null in [(5, 0), (torch.full((5,), 5), 0), (5, torch.tensor([0])), (5, torch.zeros(5).long())]:
+        y = tf.guide(model, x, cond=cond, null=null, scale=3.0)
+        torch.testing.assert_close(y, low + 3 * (high - low), rtol=1e-4, atol=1e-4)
+
+
+class Words(nn.Module):
+    """An encoder of texts, by their letters."""
+
+    dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters = nn.Embedding(128, 4)
+
+    def forward(self, texts: list[str]) -> torch.Tensor:
+        letters = [torch.tensor([ord(letter) for letter in text], dtype=torch.long) for text in texts]
+        return torch.stack([self.letters(one).sum(dim=0) for one in letters])
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_lists_of_texts_are_joined(batch: int, named: bool):
+    spec = tf.Several({"text": Words(), "more": Words()}) if named else Words()
+    model, x, texts = conditioned(spec), torch.randn(batch, 2, 4, 6), ["red", "blue", "green"][:batch]
+    cond = {"text": texts, "more": texts} if named else texts
+    low = model(x, cond={**cond, "text": [""] * batch} if named else [""] * batch)
+    high = model(x, cond=cond)
+    for null in ([""], [""] * batch, ""):
+        given = ({"text": null}, {"text": 3.0}) if named else (null, 3.0)
+        y = tf.guide(model, x, cond=cond, null=given[0], scale=given[1])
+        torch.testing.assert_close(y, low + 3 * (high - low), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("same", [torch.tensor(4), torch.tensor([4])])
+def test_in_modulation_space_one_condition_for_all_has_a_scale_for_each(same):
+    model, x = conditioned(tf.Maybe(tf.Classes(11, 7))), torch.randn(3, 2, 4, 6)
+    scales = torch.tensor([0.0, 3.0, -2.0])
+    y = tf.guide(model, x, cond=same, scale=scales, space="modulation")
+    for i, scale in enumerate(scales.tolist()):
+        alone = tf.guide(model, x[i : i + 1], cond=same, scale=scale, space="modulation")
+        torch.testing.assert_close(y[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("null", [torch.zeros(7), torch.zeros(4, 7)], ids=["for all", "per sample"])
+def test_in_modulation_space_a_null_meets_a_condition_per_token(null):
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(2, 3)), "0", tf.Vector(7))).eval()
+    x, cond, film = torch.randn(4, 3, 2), torch.randn(4, 3, 7), tf.conditioning(model)
+    none, some = film.modulations(torch.zeros(4, 3, 7))["0"], film.modulations(cond)["0"]
+    for scale in (2.0, torch.tensor([2.0, 0.0, -1.0, 1.0])):
+        by = scale if isinstance(scale, float) else scale[:, None, None]
+        gamma, beta = none.gamma + by * (some.gamma - none.gamma), none.beta + by * (some.beta - none.beta)
+        y = tf.guide(model, x, cond=cond, null=null, scale=scale, space="modulation")
+        torch.testing.assert_close(y, model(x, modulation={"0": tf.Modulation(gamma, beta)}))
+
+
+@pytest.mark.parametrize("space", ["output", "modulation"])
+def test_scales_may_have_an_axis_of_one_behind_the_batch(space: str):
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(2, 3)), "0", tf.Maybe(tf.Vector(7)))).eval()
+    x, cond, scale = torch.randn(5, 2), torch.randn(5, 7), torch.randn(5)
+    first = (lambda x, cond: model(x, cond=cond)[:, 0]) if space == "output" else model
+    y = tf.guide(first, x, cond=cond, scale=scale[:, None], space=space)
+    torch.testing.assert_close(y, tf.guide(first, x, cond=cond, scale=scale, space=space))
+    with pytest.raises(ValueError, match=r"a scale for each of 5 samples, got \(3,\) of them"):
+        tf.guide(first, x, cond=cond, scale=torch.ones(3) * 2, space=space)
+
+
+def test_a_tensor_with_one_row_in_front_is_shared_by_all_samples(x, labels):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    low, high = model(x, cond=tf.Masked(None)) + 3, model(x, cond=labels) + 3
+    swapped = lambda shift, x, cond: model(x, cond=cond) + shift  # noqa: E731
+    for cond, wanted in ((labels, high), (labels[:1], model(x, cond=labels[:1]) + 3)):
+        y = tf.guide(swapped, torch.full((1, 1, 1, 1), 3.0), x, cond=cond, scale=2.0)
+        torch.testing.assert_close(y, low + 2 * (wanted - low))
+
+
+@dataclass
+class Step:
+    """What a network may return that is no pytree."""
+
+    sample: torch.Tensor
+    extra: dict[str, torch.Tensor]
+    name: str = "velocity"
+
+
+def test_the_fields_of_dataclasses_are_guided(x, labels):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+
+    def step(x, cond):
+        y = model(x, cond=cond)
+        return Step(y, {"twice": 2 * y})
+
+    expected = tf.guide(model, x, cond=labels, scale=3.0)
+    found = tf.guide(step, x, cond=labels, scale=3.0)
+    torch.testing.assert_close(found.sample, expected)
+    torch.testing.assert_close(found.extra["twice"], 2 * expected)
+    assert found.name == "velocity"
+    with pytest.raises(ValueError, match="got a ndarray, which would stay unguided"):
+        tf.guide(lambda x, cond: model(x, cond=cond).detach().numpy(), x, cond=labels, scale=3.0)
+
+
+def test_a_mapping_that_is_missing_for_some_is_guided(x):
+    inner = tf.Maybe(tf.Several({"u": tf.Maybe(tf.Vector(3)), "v": tf.Vector(2)}))
+    model = conditioned(tf.Several({"n": inner, "time": tf.Scalars(1, 4)}))
+    given = {"u": torch.randn(5, 3), "v": torch.randn(5, 2)}
+    for value in (given, tf.Masked(given, torch.rand(5) < 0.5)):
+        cond = {"n": value, "time": torch.rand(5, 1)}
+        low, high = model(x, cond={**cond, "n": None}), model(x, cond=cond)
+        y = tf.guide(model, x, cond=cond, scale={"n": 2.0})
+        torch.testing.assert_close(y, low + 2 * (high - low))
+
+
+@pytest.mark.parametrize("as_what", [np.array, list, torch.tensor])
+def test_masks_come_as_others_write_them(x, labels, as_what):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    present = [True, False, True, False, True]
+    expected = tf.guide(model, x, cond=tf.Masked(labels, torch.tensor(present)), scale=3.0)
+    assert torch.equal(tf.guide(model, x, cond=tf.Masked(labels, as_what(present)), scale=3.0), expected)
+
+
+def test_what_the_network_was_always_given_is_not_dropped(x):
+    model, cond = conditioned(several()), given()
+    with pytest.raises(
+        ValueError, match=r"may be missing, got \['time'\], which the network was trained with"
+    ):
+        tf.guide(model, x, cond=cond, scale={"text": 2.0, "time": 2.0})
+    assert tf.guide(model, x, cond=cond, scale={"time": 1.0}).shape == x.shape
+    null = {"time": torch.zeros(1, 1)}
+    assert tf.guide(model, x, cond=cond, null=null, scale={"text": 2.0, "time": 2.0}).shape == x.shape
+
+
 def test_one_condition_for_all_samples_is_spread(x):
     model = conditioned(tf.Maybe(tf.Classes(11, 7)))
     for same in (torch.tensor(4), torch.tensor([4])):
@@ -240,6 +377,11 @@ REFUSED = [
         {"cond": LABELS, "scale": 2.0, "space": "latent"},
         "space expected 'output' or 'modulation', got 'latent'",
     ),
+    (
+        {"cond": LABELS, "scale": 2.0, "null": "none"},
+        "tensors, numbers or lists of texts .*, got str and Tensor",
+    ),
+    ({"cond": ["a", "b"], "scale": 2.0, "null": ""}, r"number for each of 5 samples, .* got \['a', 'b'\]"),
     (
         {"cond": LABELS, "scale": 2.0, "null": torch.arange(3)},
         r"of 5 rows, or one, .* got \[\(3,\), \(5,\)\]",

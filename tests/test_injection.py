@@ -461,3 +461,28 @@ def test_conditions_may_be_several_missing_or_tokens():
     words, mask = torch.randn(2, 5, 6), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     shorter = model(x[1:], cond=(words[1:, :3], mask[1:, :3]))
     torch.testing.assert_close(model(x, cond=(words, mask))[1:], shorter)
+
+
+class Queue(nn.Module):
+    """A network with a length of its own, which is zero, and another way to set the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.warm = nn.Linear(3, 5), False
+
+    def __len__(self) -> int:
+        return 0
+
+    def forward(self, x):
+        return self.linear(x)
+
+    def train(self, mode=True, *, warm=False):
+        self.warm = warm
+        return super().train(mode)
+
+
+def test_a_network_of_no_length_is_found_in_its_wrappers_and_keeps_its_way_to_set_the_mode():
+    model = tf.condition(Queue(), "linear", tf.Vector(7))
+    for wrapped in (torch.compile(model, backend="eager"), torch.optim.swa_utils.AveragedModel(model)):
+        assert tf.conditioning(wrapped) is not None
+    assert model.train(warm=True).warm

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,6 +48,43 @@ def test_what_is_missing_is_null_and_what_is_there_is_untouched():
     assert torch.equal(z[~PRESENT], maybe.null.expand(2, 7))
     assert torch.equal(maybe(classes), maybe.condition(classes))
     assert torch.equal(maybe(tf.Masked(classes)), maybe.condition(classes))
+
+
+@pytest.mark.parametrize("as_what", [list, np.array])
+def test_a_mask_may_be_a_list_an_array_or_one_boolean(as_what):
+    maybe, vectors = randomise(tf.Maybe(tf.Vector(7))), torch.randn(5, 7)
+    expected = maybe(tf.Masked(vectors, PRESENT))
+    assert torch.equal(maybe(tf.Masked(vectors, as_what(PRESENT.tolist()))), expected)
+    assert torch.equal(maybe(tf.Masked(vectors, True)), vectors)
+    assert torch.equal(maybe(tf.Masked(vectors, False)), maybe.null.expand(5, 7))
+
+
+class Sum(nn.Module):
+    """An encoder of two arguments."""
+
+    dim = 7
+
+    def forward(self, one, other):
+        return one + 2 * other
+
+
+class Pair(Sum):
+    """An encoder of one argument, which is a pair."""
+
+    def forward(self, both):
+        return super().forward(*both)
+
+
+def test_a_tuple_holds_several_arguments_also_where_they_may_be_missing():
+    one, other = torch.randn(5, 7), torch.randn(5, 7)
+    expected = one + 2 * other
+    assert torch.equal(tf.Maybe(Sum())(one, other), expected)
+    assert torch.equal(tf.Maybe(Sum())((one, other)), expected)
+    assert torch.equal(tf.Several({"both": Sum()})({"both": (one, other)}), expected)
+    pair = Pair()
+    assert torch.equal(tf.Several({"both": pair})({"both": (one, other)}), pair((one, other)))
+    masked = tf.Maybe(tf.Maybe(Sum()))(tf.Masked((one, other), PRESENT))
+    assert torch.equal(masked[PRESENT], expected[PRESENT])
 
 
 def test_missing_for_the_batch_is_missing_for_every_sample():
@@ -138,6 +176,21 @@ def test_dropout_draws_from_a_generator_where_one_is_given():
     both, cond = several(joint_dropout=0.5), given(50)
     one, same = (both(cond, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, same)
+
+
+NESTED = {
+    "Maybe": lambda part: tf.Maybe(part),
+    "Several": lambda part: tf.Several({"inner": tf.Several({"part": part})}),
+}
+
+
+@pytest.mark.parametrize("outer", NESTED)
+def test_dropout_of_conditions_inside_of_others_draws_from_the_generator_too(outer: str):
+    made, vectors = NESTED[outer](tf.Maybe(tf.Vector(7), dropout=0.5)), torch.randn(50, 7)
+    given = vectors if outer == "Maybe" else {"inner": {"part": vectors}}
+    one, same = (made(given, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, vectors)
 
 
 def test_an_explicit_mask_is_final():
@@ -322,6 +375,16 @@ REFUSED = [
     (lambda: tf.Several({"a": tf.Vector(7)}, joint_dropout=-1), "joint_dropout expected a probability"),
     (lambda: tf.Several({"a": tf.Vector(7), "b": tf.Vector(3)}, "sum"), "of one size to sum, got"),
     (lambda: tf.Several({"a": tf.Tokens(7, None)}), "give vectors, got 'a' Tokens[\\s\\S]*Pool it"),
+    (
+        lambda: tf.Several({"a": tf.Several({"b": tf.Vector(7)}, "compose"), "c": tf.Vector(2)}),
+        r"one generator reads, got 'a' with combine='compose'[\s\S]*outermost",
+    ),
+    (
+        lambda: tf.Several({"a": tf.Vector(7), "b": tf.Vector(7)}, joint_dropout=0.5)(
+            {"a": VECTORS, "b": VECTORS[:3]}
+        ),
+        r"one batch, got different sizes.\n  a  \(5, 7\)\n  b  \(3, 7\)",
+    ),
     (lambda: tf.Several({"a": tf.Vector(7)})(VECTORS), r"mapping .* got Tensor[\s\S]*'a': ..."),
     (lambda: tf.Several({"words": tf.Vector(7)})({"word": VECTORS}), "got 'word'[\\s\\S]*mean 'words'"),
     (

@@ -1,5 +1,6 @@
 """Separable tables: equal to the generator, and refused where they cannot be."""
 
+import copy
 import math
 
 import pytest
@@ -74,6 +75,18 @@ def test_every_sample_may_be_at_a_step_of_its_own():
     assert_same(table(torch.tensor([3, 9]), table.encode(rest)), expected)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_a_step_for_each_sample_goes_with_conditions_per_token(tokens: int):
+    both = randomise(tf.Several({"seen": tf.Vector(8), "time": tf.Scalars(1, 8)})).eval()
+    generator = randomise(tf.Generator(both.dim, SITES))
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    rest, index = {"seen": torch.randn(2, tokens, 8)}, torch.tensor([3, 9])
+    expected = generator(both({**rest, "time": STEPS[index]}))
+    found = table(index, table.encode(rest))
+    assert found["block1"].gamma.shape == (2, tokens, 3)
+    assert_same(found, expected)
+
+
 def test_all_steps_at_once_are_the_steps():
     both, rest = conditions(), observed()
     generator = randomise(tf.Generator(both.dim, SITES, trunk=("mish",)))
@@ -103,12 +116,17 @@ def test_it_can_be_fed_to_a_conditioned_network():
     torch.testing.assert_close(model(x, modulation=table(4, table.encode(rest))), expected)
 
 
-def test_weights_that_have_changed_are_noticed():
+def replaced(generator: torch.nn.Module) -> None:
+    generator.load_state_dict({key: x + 1 for key, x in generator.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize("change", [randomise, replaced])
+def test_weights_that_have_changed_are_noticed(change):
     both, rest = conditions(), observed()
-    generator = tf.Generator(both.dim, SITES)
+    generator = copy.deepcopy(tf.Generator(both.dim, SITES))
     table = tf.SeparableTable(both, generator, "time", STEPS)
     table.encode(rest)
-    randomise(generator)
+    change(generator)
     with pytest.raises(ValueError, match=r"expected the weights it was made from[\s\S]*Build it again"):
         table.encode(rest)
 
@@ -129,6 +147,14 @@ def test_what_is_not_separable_is_refused_with_the_reason(combine, options, mess
         tf.SeparableTable(both, tf.Generator(both.dim, SITES, **options), "time", STEPS)
 
 
+@pytest.mark.plain
+def test_a_composed_generator_is_refused():
+    both = conditions()
+    composed = tf.ComposedGenerator(tuple(both.sizes.values()), SITES)
+    with pytest.raises(ValueError, match=r"expected a Generator, .* got a ComposedGenerator"):
+        tf.SeparableTable(both, composed, "time", STEPS)
+
+
 def test_the_reasons_are_true():
     both, rest = conditions("sum"), observed()
     generator = randomise(tf.Generator(both.dim, SITES, trunk=("silu",)))
@@ -143,7 +169,11 @@ def test_rows_of_missing_conditions_do_not_get_into_the_table():
     generator = tf.Generator(both.dim, {"here": 5})
     with pytest.raises(ValueError, match=r"expected conditions in evaluation mode(.|\n)*conditions.eval\(\)"):
         tf.SeparableTable(both.train(), generator, "time", torch.arange(4.0)[:, None])
-    assert len(tf.SeparableTable(both.eval(), generator, "time", torch.arange(4.0)[:, None])) == 4
+    table = tf.SeparableTable(both.eval(), generator, "time", torch.arange(4.0)[:, None])
+    assert len(table) == 4
+    both.train()
+    with pytest.raises(ValueError, match=r"expected conditions in evaluation mode"):
+        table.encode({"seen": torch.rand(2, 3)})
 
 
 @pytest.mark.parametrize("index", [-1, 4, torch.tensor([0, -1])], ids=str)

@@ -29,6 +29,16 @@ def test_rows_of_the_table_are_what_the_generator_makes(options):
     torch.testing.assert_close(model(x[:1], cond=10), expected[:1])
 
 
+def test_a_table_that_was_made_in_inference_mode_is_trained_with_and_loaded():
+    model, x = conditioned(), torch.randn(2, 3)
+    with torch.inference_mode():
+        tabulate(model, conds=torch.randn(11, 7))
+    model(x, cond=3).sum().backward()
+    before = model(x, cond=3)
+    model.load_state_dict({key: 2 * value for key, value in model.state_dict().items()})
+    assert not torch.allclose(model(x, cond=3), before)
+
+
 def test_the_parameters_of_generator_and_encoder_are_gone():
     model = conditioned(tf.Classes(5, 4))
     keys = {name for name, _ in model.named_parameters() if not name.startswith("film.")}

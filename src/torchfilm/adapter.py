@@ -16,10 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
 from torchfilm.filling import again_active
@@ -30,6 +31,7 @@ from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
 
 TENSORS, DESCRIPTION, FORMAT = "film.safetensors", "film.json", 1
+_DESCRIBED = "sha256 of the description"
 
 # A base that was converted to bfloat16 (8 bits of mantissa) and back still counts as the same.
 _SAME = 2.0**-7
@@ -51,14 +53,7 @@ def freeze_base(model: nn.Module) -> nn.Module:
         ['film.generator.head.weight', 'film.generator.head.bias']
     """
     film, root = conditioning(model), unwrapped(model)
-    for name, parameter in root.named_parameters():
-        if not name.startswith("film.") and parameter.requires_grad:
-            parameter.requires_grad = False
-            film.frozen_parameters.append(name)
-    for name, module in root.named_modules():
-        ours = name.startswith("film.")  # an encoder's norms go on learning with it
-        if isinstance(module, _NormBase) and module.running_mean is not None and not ours:
-            film.frozen_norms.setdefault(name, module.training == root.training)
+    film.frozen.freeze(root)
     root.train(root.training)
     return model
 
@@ -70,7 +65,8 @@ def checkpoint_context(model: nn.Module) -> CheckpointContext:
     over. The context keeps what the sites had at the first time: `checkpoint(block, x, use_reentrant=False,
     context_fn=checkpoint_context(model))`, or, with transformers, `model.gradient_checkpointing_enable(
     {"use_reentrant": False, "context_fn": checkpoint_context(model)})`. Without it a conditioned block
-    raises; the reentrant kind cannot work, for it loses the gradient of the generator.
+    raises, inside of `using` too (but for a block that is compiled by itself, which does not ask); the
+    reentrant kind cannot work, for it loses the gradient of the generator.
 
     Example:
         >>> from torch.utils.checkpoint import checkpoint
@@ -98,6 +94,7 @@ class _Again(AbstractContextManager["_Again"]):
     def __init__(self, film: Conditioning) -> None:
         self.film = film
         self.active, self.values, self.transforms = film.local.active, film.held(), list(film.transforms)
+        self.lent = film.lent()
         self.fixed = film.local.fixed
         self.entered: list[ExitStack] = []
 
@@ -112,6 +109,8 @@ class _Again(AbstractContextManager["_Again"]):
         stack.callback(setattr, film.local, "transforms", film.transforms)
         film.local.transforms = list(self.transforms)
         film.restore(self.values)
+        for slot, (value, _) in zip(film.slots.values(), self.lent, strict=True):
+            slot.lend(value)
         self.entered.append(stack)
         return self
 
@@ -132,10 +131,12 @@ def save(model: nn.Module, folder: str | Path) -> None:
         folder: is made where it does not exist; earlier files of the same names are replaced.
 
     Raises:
-        ValueError: for a model that is not conditioned.
+        ValueError: for a model that is not conditioned, and for state of an encoder or a generator that is no
+            tensor.
     """
     film, path = conditioning(model), Path(folder)
     state = film.state_dict()
+    _check_tensors(state)
     sharded = any(map(_is_sharded, state.values()))
     tensors = {key: _whole(value).detach().cpu().clone().contiguous() for key, value in state.items()}
     description = {
@@ -148,9 +149,9 @@ def save(model: nn.Module, folder: str | Path) -> None:
     }
     if sharded and distributed.get_rank():
         return
-    text = json.dumps(description, indent=1)
+    text = json.dumps(description, indent=1, default=_number)
     path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / f"{TENSORS}.part")
+    save_file(tensors, path / f"{TENSORS}.part", {_DESCRIBED: _hashed(text)})
     (path / f"{DESCRIPTION}.part").write_text(text, encoding="utf-8")
     for name in (TENSORS, DESCRIPTION):
         (path / f"{name}.part").replace(path / name)
@@ -172,7 +173,7 @@ def load(
         folder: what `save` wrote.
         cond: an encoder like the one that was saved, where it is of a class of your own.
         fusion: likewise the fusion, where it was given as an object.
-        generator: likewise the generator, where one was given.
+        generator: likewise the generator, where one was given; none for a tabulated network.
         any_base: accept a base with other weights or other modules beside the sites.
 
     Returns:
@@ -188,23 +189,10 @@ def load(
         _check_base(base, description["base"], path)
     if cond is None:
         cond = _build(description["cond"])
-    tensors, recipe = load_file(path / TENSORS), description["fusion"]
-    how: dict[str, Any] = {}
-    if fusion is not None:
-        how["fusion"] = fusion
-    elif recipe is not None:
-        how["fusion"] = recipe["name"]
-    elif generator is None:
-        raise ValueError(
-            f"load: expected fusion= or generator=, for {path} was saved with an object of its own.\n"
-            f"Give one that is made in the same way."
-        )
-    if generator is None and description.get("table"):
-        generator = _table(description["table"], tensors)
-    if generator is not None:
-        how["generator"] = generator
-    elif fusion is None and recipe is not None:
-        how |= {key: _tupled(value) for key, value in recipe["options"].items()}
+    else:
+        _check_cond(cond, description["cond"], path)
+    tensors = load_file(path / TENSORS)
+    how = _how(description, tensors, path, fusion, generator)
     sites = Sites(Site(**site) for site in description["sites"])
     condition(base, sites, cond, **how)
     try:
@@ -215,6 +203,47 @@ def load(
     return base
 
 
+def _how(
+    description: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    fusion: str | Fusion | None,
+    generator: Any,
+) -> dict[str, Any]:
+    """Return the arguments of `condition` that say how the condition meets the features."""
+    recipe, table = description["fusion"], description.get("table")
+    if table and generator is not None:
+        raise ValueError(
+            f"load: expected no generator=, for {path} is of a tabulated network, got one.\n"
+            f"Leave it out: the table is in its place."
+        )
+    if recipe is not None and isinstance(fusion, str) and fusion != recipe["name"]:
+        raise ValueError(
+            f"load: expected fusion={recipe['name']!r}, with which {path} was saved, got {fusion!r}.\n"
+            f"Leave it out."
+        )
+    if fusion is None and recipe is not None:
+        fusion = recipe["name"]
+    if table:
+        if fusion is None:
+            raise ValueError(
+                f"load: expected fusion=, for the table in {path} was made with objects, got none.\n"
+                f"Give the fusion with which the network was conditioned: fusion='film', or the object."
+            )
+        return {"fusion": fusion, "generator": _table(table, tensors)}
+    if generator is not None:
+        return {"generator": generator} | ({} if fusion is None else {"fusion": fusion})
+    if fusion is not None and not isinstance(fusion, str):
+        return {"fusion": fusion}
+    if recipe is None:
+        raise ValueError(
+            f"load: expected fusion= or generator= with an object, for {path} was saved with one of its own, "
+            f"got {fusion!r}.\n"
+            f"Give one that is made in the same way."
+        )
+    return {"fusion": fusion} | {key: _tupled(value) for key, value in recipe["options"].items()}
+
+
 def _read(path: Path) -> dict[str, Any]:
     for name in (TENSORS, DESCRIPTION):
         if not (path / name).is_file():
@@ -222,13 +251,42 @@ def _read(path: Path) -> dict[str, Any]:
                 f"load: expected a folder with {TENSORS} and {DESCRIPTION}, got {path} without {name}.\n"
                 f"Give the folder that save(model, folder) wrote."
             )
-    description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+    text = (path / DESCRIPTION).read_text(encoding="utf-8")
+    description = json.loads(text)
     if description.get("format") != FORMAT:
         raise ValueError(
             f"load: expected format {FORMAT}, got {description.get('format')!r} in {path / DESCRIPTION}.\n"
             f"Load it with the version of torchfilm that wrote it."
         )
+    with safe_open(path / TENSORS, "pt") as file:
+        described = (file.metadata() or {}).get(_DESCRIBED)
+    if described not in (None, _hashed(text)):
+        raise ValueError(
+            f"load: expected the {DESCRIPTION} that was saved with {TENSORS}, got another one in {path}.\n"
+            f"Save again: one of the two was changed, or is of an earlier save and this one was interrupted."
+        )
     return description
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _number(value: Any) -> Any:
+    """Return a number of numpy's as one of Python's; TypeError for what is none, as JSON asks for."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"save: expected options that JSON can hold, got a {type(value).__name__}.")
+
+
+def _check_tensors(state: Mapping[str, Any]) -> None:
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"save: expected a state of tensors, got '{key}' {type(value).__name__}.\n"
+                f"Keep it in a buffer, or give it to the encoder or generator when it is made, and load by "
+                f"cond= or generator=."
+            )
 
 
 def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:
@@ -242,6 +300,11 @@ def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:
             f"load: expected the tensors of this conditioning, got others in {path} "
             f"(name, expected, got).\n{lines}\n"
             f"Give the cond=, fusion= or generator= with the sizes that were saved."
+        )
+    if any(value.is_meta for value in film.state_dict().values()):
+        raise ValueError(
+            "load: expected a base with numbers, got one on the meta device, where nothing can be loaded.\n"
+            "Load its checkpoint first, or base.to_empty(device=...)."
         )
     film.load_state_dict(tensors)
 
@@ -271,12 +334,50 @@ def _describe(cond: nn.Module) -> dict[str, Any] | None:
     elif type(cond) is Row:
         options = {"dim": cond.dim}
     elif type(cond) is Several:
-        parts = {name: _describe(part) for name, part in cond.parts.items()}
+        needed = cond.required  # a Maybe for each of them is made again
+        parts = {
+            name: _describe(part.condition if name in needed and isinstance(part, Maybe) else part)
+            for name, part in cond.parts.items()
+        }
         options = {"conditions": parts, "combine": cond.combine, "joint_dropout": cond.joint_dropout}
     else:
         return None
     inner = [options.get("condition", {}), *options.get("conditions", {}).values()]
     return None if None in inner else {"type": type(cond).__name__, "options": options}
+
+
+def _check_cond(cond: nn.Module, saved: dict[str, Any] | None, path: Path) -> None:
+    """Refuse an encoder of the library's that is made in another way than the one that was saved."""
+    if saved is None:
+        return
+    now = json.loads(json.dumps(_describe(cond), default=_number))
+    if _every_part_maybe(now) != _every_part_maybe(saved):
+        raise ValueError(
+            f"load: expected the condition that {path} was trained with, got another.\n"
+            f"  expected  {_build(saved)}\n"
+            f"  got       {cond}\n"
+            f"Leave cond= out: the encoder is made as it was."
+        )
+
+
+def _every_part_maybe(description: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a description as older folders have it: with each part of `Several` one that may be missing."""
+    if description is None:
+        return None
+    options = dict(description["options"])
+    if "condition" in options:
+        options["condition"] = _every_part_maybe(options["condition"])
+    if "conditions" in options:
+        parts = {name: _every_part_maybe(part) for name, part in options["conditions"].items()}
+        options["conditions"] = {
+            name: part if part is None or part["type"] == "Maybe" else _maybe(part)
+            for name, part in parts.items()
+        }
+    return description | {"options": options}
+
+
+def _maybe(description: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Maybe", "options": {"condition": description, "dropout": 0.0, "null": "learned"}}
 
 
 def _build(description: dict[str, Any] | None) -> nn.Module:

@@ -278,7 +278,8 @@ class Tokens(nn.Module):
                 f"Give one token as tokens[None]; a condition that is a single vector is Vector({self.dim})."
             )
         if mask is None and self.pooling == "mean":  # a mask of all tokens would change no bit
-            return _total(wide(tokens)) / max(tokens.shape[-2], 1)
+            total = _total(wide(tokens))
+            return total / total.new_full((1,), max(tokens.shape[-2], 1))
         if mask is None:
             mask = torch.ones(tokens.shape[:-1], dtype=torch.bool, device=tokens.device)
         _check_mask(mask, tokens)
@@ -286,8 +287,10 @@ class Tokens(nn.Module):
         if self.pooling is None:
             return real, mask
         real = wide(real)
-        if self.query is None or tokens.shape[-2] == 0:
+        if self.query is None:
             return _total(real) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+        if tokens.shape[-2] == 0:  # as one that is padding: the weights have a gradient, of zero
+            real, mask = functional.pad(real, (0, 0, 0, 1)), functional.pad(mask, (0, 1))
         slices = real.unflatten(-1, (self.heads, -1))
         weights = self._weights(slices, mask)
         pooled = _total((weights[..., None] * slices).flatten(-2)).unflatten(-1, (self.heads, -1))

@@ -6,24 +6,25 @@ happens in it: no condition stays behind for a later call to hear by accident.
 
 from __future__ import annotations
 
-import operator
 import sys
 import threading
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from torchfilm.absorption import ahead
+from torchfilm.freezing import Frozen
 from torchfilm.fusion import Fusion
-from torchfilm.generator import describe
+from torchfilm.generator import describe, num_parameters
 from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
 from torchfilm.slots import PLAIN, Slot, make_ready, no_condition
+from torchfilm.snapshot import Snapshot
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -39,11 +40,9 @@ class Active:
 
     def __init__(self, film: Conditioning, cond: Any, modulation: Any) -> None:
         self.cond, self.modulation = cond, modulation
-        self.leaves = pytree.tree_leaves(cond)
         self.ended = False
         self.ready = film(cond) if modulation is None else None
-        self.training, self.state = film.training, film.state()
-        self.versions = _versions(self.leaves)
+        self.training, self.made_of = film.training, Snapshot(film, cond=cond)
 
     def is_ready(self, film: Conditioning) -> bool:
         """Whether the values of the start are still right; with gradients, each call has values of its own.
@@ -52,11 +51,7 @@ class Active:
         """
         if self.ready is None or torch.is_grad_enabled() or film.training is not self.training:
             return False
-        leaves = pytree.tree_leaves(self.cond)
-        same = len(leaves) == len(self.leaves) and all(map(operator.is_, leaves, self.leaves))
-        if torch.compiler.is_compiling():
-            return same
-        return same and self.versions == _versions(leaves) and self.state == film.state()
+        return self.made_of.holds()
 
 
 class Off:
@@ -66,16 +61,11 @@ class Off:
         self.ended = False
 
 
-def _versions(leaves: list[Any]) -> list[int]:
-    """Return a number for each tensor that changes with it; inference tensors do not tell."""
-    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
-
-
 class _Frame:
     """A block, and what was active and in the slots before it."""
 
     def __init__(self, film: Conditioning) -> None:
-        self.active, self.held = film.local.active, film.held()
+        self.active, self.held, self.lent = film.local.active, film.held(), film.lent()
 
 
 class _Local(threading.local):
@@ -110,9 +100,9 @@ class Conditioning(nn.Module):
         self.slots = {site.name: Slot(site, fusion) for site in sites}
         self.places: list[tuple[tuple[str, ...], Slot]] = []
         self.local = _Local()
+        self.takes_cond = True
         self.recipe: dict[str, Any] | None = None
-        self.frozen_parameters: list[str] = []
-        self.frozen_norms: dict[str, bool] = {}
+        self.frozen = Frozen()
 
     @property
     def transforms(self) -> list[Transform]:
@@ -185,8 +175,11 @@ class Conditioning(nn.Module):
         if isinstance(active, Off) and not active.ended:
             return PLAIN
         if cond is None and modulation is None:
+            running = next(iter(self.slots.values())).value
+            if running is not None and running is not PLAIN:  # a call inside of one hears what that one does
+                return {name: slot.value for name, slot in self.slots.items()}
             if not isinstance(active, Active) or active.ended:
-                raise ValueError(no_condition("Conditioned network") + self._none())
+                raise ValueError(no_condition("Conditioned network", takes=self.takes_cond) + self._none())
             cond, modulation = active.cond, active.modulation
             if active.is_ready(self):
                 modulation = active.ready
@@ -197,16 +190,25 @@ class Conditioning(nn.Module):
             values = transform(values)
         return self._checked(values)
 
-    def state(self) -> tuple[int, ...]:
-        """Return what changes with parameters and buffers, and with the mode of any module."""
-        tensors = (*self.parameters(), *self.buffers())
-        version = sum(one._version for one in tensors if not one.is_inference())
-        return version, *(module.training for module in self.modules())
-
     def fill(self, values: Any) -> None:
         """Put its value into the slot of each site; PLAIN or None into all."""
         for name, slot in self.slots.items():
             slot.fill(values if values is None or values is PLAIN else values[name])
+
+    def lend(self, values: Mapping[str, Any]) -> None:
+        """Let each site apply its value where no call of the network runs."""
+        for name, slot in self.slots.items():
+            slot.fill(None)
+            slot.lend(values[name])
+
+    def lent(self) -> list[tuple[Any, int]]:
+        """Return what is lent to the sites now, to be put back by `relend`."""
+        return [(slot.lent, slot.backward) for slot in self.slots.values()]
+
+    def relend(self, lent: list[tuple[Any, int]]) -> None:
+        """Let the sites have again what was lent to them."""
+        for slot, (value, backward) in zip(self.slots.values(), lent, strict=True):
+            slot.lent, slot.backward = value, backward
 
     def held(self) -> list[tuple[Any, Any]]:
         """Return what the slots hold now, to be put back by `restore`."""
@@ -286,7 +288,7 @@ class Conditioning(nn.Module):
 
     def describe(self) -> str:
         """Return a table of the parameters of each site, of what all sites share, and of the condition."""
-        encoder = sum(parameter.numel() for parameter in self.cond.parameters())
+        encoder = num_parameters(self.cond)
         table = describe(self.generator, {name: site.features for name, site in self.sites.items()})
         return f"{table}\n{type(self.cond).__name__}, the condition: {encoder:,} parameters"
 
@@ -349,10 +351,11 @@ def _left(film: Conditioning, frame: _Frame) -> bool:
     later = frames[frames.index(frame) + 1 :]
     frames.remove(frame)
     if later:
-        later[0].active, later[0].held = frame.active, frame.held
+        later[0].active, later[0].held, later[0].lent = frame.active, frame.held, frame.lent
         return False
     local.active = frame.active
     film.restore(frame.held)
+    film.relend(frame.lent)
     return True
 
 
@@ -376,18 +379,35 @@ def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             f"Copy the network, copy.deepcopy(model), or make one by the class it had before."
         )
     check_in_place(self)
-    values = film.values(
-        kwargs.pop("cond", None) if "cond" in keys else None,
-        kwargs.pop("modulation", None) if "modulation" in keys else None,
-    )
+    cond = kwargs.pop("cond", None) if "cond" in keys else None
+    modulation = kwargs.pop("modulation", None) if "modulation" in keys else None
+    values = film.values(cond, modulation)
     held = film.held()
     try:
         film.fill(values)
         if values is not PLAIN and ahead():
             film.make_ready(self)
-        return self._film_base.forward(self, *args, **kwargs)
+        output = self._film_base.forward(self, *args, **kwargs)
     finally:
         film.restore(held)
+    if type(output) in _LATER and not (cond is None and modulation is None):
+        raise ValueError(_runs_later(self, output))
+    return output
+
+
+# What a forward with a yield or an await returns: the rest of it runs when the call is over.
+_LATER = frozenset((types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType))
+
+
+def _runs_later(root: nn.Module, output: Any) -> str:
+    """Return what to say where a call with a condition of its own ends before the forward has run."""
+    if isinstance(output, types.CoroutineType):
+        output.close()  # or it would warn that nobody awaits it
+    return (
+        f"{type(root).__name__}: expected a forward that has run when the call returns, got a "
+        f"{type(output).__name__}, which would run without the condition of this call.\n"
+        f"Wrap the call and all of its steps in `with using(model, cond=...):`."
+    )
 
 
 def not_both(got: str) -> str:

@@ -24,6 +24,7 @@ from torchfilm.dataflow import code_of, conv_norm_pairs, fed_in_float32, read_by
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import fold_border, fold_input, fold_output
+from torchfilm.freezing import Frozen
 from torchfilm.injection import Conditioning, conditioning, remove
 from torchfilm.kept import Border, Margin, keep
 from torchfilm.mixing import Mixing
@@ -177,6 +178,7 @@ def folded(
     """
     film, values = _values(model, cond, modulation, leftover)
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    memo[id(film.frozen)] = Frozen()  # the copy shares the parameters, which stay frozen
     plain = remove(copy.deepcopy(model, memo))
     plan = _planned(plain, film, values, leftover, borders=False)
     names = {module: name for name, module in plain.named_modules()}

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
+from torch.nn.parameter import is_lazy
 
 from torchfilm import native, onepass
 from torchfilm.generator_options import ACTIVATIONS, read_options
@@ -76,7 +77,7 @@ class Generator(nn.Module):
         self._runs = tuple((width, len(list(run))) for width, run in itertools.groupby(self.sites.values()))
         widths = [channels * len(self.emit) for channels in self.sites.values()]
         self.trunk = _build_trunk(cond_dim, self.options.trunk, device)
-        numbers = [layer for layer in self.options.trunk if isinstance(layer, int)]
+        numbers = [layer for layer in self.options.trunk if not isinstance(layer, str)]
         head_dim = numbers[-1] if numbers else cond_dim
         self.head = build_head(self.options.head, head_dim, widths, self.options.start, device)
         learned = self.options.learned_scale
@@ -150,8 +151,8 @@ class Generator(nn.Module):
         """Return how far the modulations are from the identity, to be added to the loss with a small weight.
 
         With modulations: the sum over sites and channels of (gamma - 1)^2 + beta^2 + (gate - gate_start)^2,
-        in the mean over samples. Without: the sum of r^2 of the learned scale, which needs no condition, as
-        the regulariser of CNAPs (Requeima et al. 2019, arXiv 1906.07697).
+        in the mean over samples, 0 without any. Without modulations: the sum of r^2 of the learned scale,
+        which needs no condition, as the regulariser of CNAPs (Requeima et al. 2019, arXiv 1906.07697).
 
         Raises:
             ValueError: without modulations where there is no learned scale.
@@ -306,6 +307,17 @@ class Counted(Protocol):
         ...
 
 
+def num_parameters(module: nn.Module) -> int:
+    """Return how many numbers are learned; ValueError where lazy layers have no sizes yet."""
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(
+                f"describe: expected parameters with sizes, got '{name}' of a {type(module).__name__}, which "
+                f"is lazy.\nRun the network once, with a condition."
+            )
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def describe(generator: nn.Module, sites: Mapping[str, int]) -> str:
     """Return a table of what each site costs: channels, parameters of its own, share of the generator.
 
@@ -316,7 +328,7 @@ def describe(generator: nn.Module, sites: Mapping[str, int]) -> str:
         generator: what makes the values of the sites, of any fusion.
         sites: name and number of channels of each.
     """
-    total = sum(parameter.numel() for parameter in generator.parameters())
+    total = num_parameters(generator)
     own = generator.own_parameters() if isinstance(generator, Counted) else dict.fromkeys(sites, 0)
     lines = [(name, str(channels), own[name]) for name, channels in sites.items()]
     shared = total - sum(own.values())
@@ -337,7 +349,8 @@ def _distances(modulations: Mapping[str, Modulation], gate_start: float) -> Tens
         squares = (m.gamma - 1).square() + m.beta.square()
         if m.gate is not None:
             squares = squares + (m.gate - gate_start).square()
-        found.append(squares.sum(dim=-1).mean())
+        each = squares.sum(dim=-1)
+        found.append(each.mean() if each.numel() else each.sum())
     return torch.stack(found).sum()
 
 
@@ -376,7 +389,7 @@ def _build_trunk(
 ) -> nn.Sequential:
     trunk, width = nn.Sequential(), cond_dim
     for layer in layers:
-        if isinstance(layer, int):
+        if not isinstance(layer, str):
             trunk.append(nn.Linear(width, layer, device=device))
             width = layer
         else:

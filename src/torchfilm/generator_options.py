@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -72,10 +73,16 @@ class GeneratorOptions:
             )
         if self.spread is None:
             _check_choice("bound", self.bound, (None, *get_args(Bound)), ("tanh:R",))
-        for layer in self.trunk:
-            if isinstance(layer, int) and layer < 1:
+        if isinstance(self.trunk, str) or not isinstance(self.trunk, Sequence):
+            raise ValueError(
+                f"Generator: trunk expected a tuple of sizes and activations, got {self.trunk!r}.\n"
+                f"A single layer is a tuple too: ({self.trunk!r},)."
+            )
+        layers: Sequence[Any] = self.trunk
+        for layer in layers:
+            if isinstance(layer, Integral) and layer < 1:
                 raise ValueError(f"Generator: trunk expected sizes from 1 on, got {layer} in {self.trunk}.")
-            if not isinstance(layer, int):
+            if not isinstance(layer, Integral):
                 _check_choice("trunk", layer, get_args(Activation))
         self._check_start()
 

@@ -6,7 +6,9 @@ without is then the point to move away from (Ho and Salimans 2022, arXiv 2207.12
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -17,10 +19,14 @@ from torch.utils import _pytree as pytree
 
 from torchfilm.injection import Conditioning, conditioning, film_of
 from torchfilm.modulation import Modulation
-from torchfilm.several import Masked, Maybe
+from torchfilm.several import Masked, Maybe, Several
 
 Scale = float | Tensor
 Space = Literal["output", "modulation"]
+
+# What has no rows: one is for all samples.
+_SINGLE = (numbers.Number, str, bytes, type(None))
+_LISTED = (numbers.Real, str)
 
 
 def guide(
@@ -48,10 +54,14 @@ def guide(
     - space="modulation": one call on the batch itself, with gamma, beta and gate extrapolated in the same
       way. It costs what an unguided call costs; it is another function, as the network is not linear.
 
+    A network in training mode drops no condition while it is guided, in other threads that call it meanwhile
+    neither: train and guide in turn, or guide a copy.
+
     Args:
         model: a conditioned network, or anything called as model(x, ..., cond=...).
-        inputs: its positional arguments; tensors with one row per sample are repeated, others stay.
-        cond: the condition.
+        inputs: its positional arguments; tensors with one row per sample are repeated, others stay. How
+            many samples there are is read off the first tensor that has more rows than one, or none.
+        cond: the condition; a number is for all samples, a list of numbers or texts has one for each.
         scale: a number, or a tensor with one per sample; for conditions by name, a mapping from names to
             those.
         null: what stands for a missing condition, in the form of `cond` (a mapping from names, for conditions
@@ -60,11 +70,12 @@ def guide(
         keywords: its keyword arguments, repeated likewise.
 
     Returns:
-        What the model returns, each tensor in it guided.
+        What the model returns, each tensor in it guided, also in fields of dataclasses.
 
     Raises:
         ValueError: for a condition that cannot be missing, names without a condition, conditions by name with
-            one scale for all of them, or space="modulation" without a conditioned network and FiLM.
+            one scale for all of them, space="modulation" without a conditioned network and FiLM, and for
+            conditions or outputs of which nobody knows how to join or to weigh them.
 
     Example:
         >>> from torchfilm.conditions import Classes
@@ -74,10 +85,9 @@ def guide(
         >>> y = guide(model, torch.rand(2, 3), cond=torch.tensor([4, 9]), scale=3.0)
     """
     names, scales = _read_scale(cond, scale)
-    weights = _weights(scales)
+    weights = _weights([_per_sample(one) for one in scales])
     needed = [i for i, weight in enumerate(weights) if isinstance(weight, Tensor) or weight != 0]
-    if needed != [len(names)] and null is None:
-        _check_missing(model)
+    _check_missing(model, names[needed[0] :], null)
     chosen = [weights[i] for i in needed]
     copies = [_copy(cond, null, names, i) for i in needed]
     with _without_dropout(model):
@@ -109,10 +119,10 @@ def _guided(
         )
     if len(copies) == 1 and not isinstance(chosen[0], Tensor):
         return model(*inputs, cond=copies[0], **keywords)
-    given = [_rows(values) for values in (inputs, cond, keywords)]
-    rows = given[0] if given[0] is not None else max((n for n in given if n is not None), default=1)
+    rows = _rows(inputs, cond, *(() if _sizes(inputs) else (keywords,)))
     args, kwargs = pytree.tree_map(lambda leaf: _tiled(leaf, len(copies), rows), (inputs, keywords))
-    output = model(*args, cond=_joined(copies, rows), **kwargs)
+    device = _device((cond, inputs, keywords))
+    output = model(*args, cond=_joined(copies, rows, device), **kwargs)
     return pytree.tree_map(lambda leaf: _combined(leaf, chosen, rows), output)
 
 
@@ -148,6 +158,13 @@ def _read_scale(
     return list(scale), list(scale.values())
 
 
+def _per_sample(scale: Scale) -> Scale:
+    """Return a tensor of scales without axes of size one behind the batch's."""
+    while isinstance(scale, Tensor) and scale.ndim > 1 and scale.shape[-1] == 1:
+        scale = scale.squeeze(-1)
+    return scale
+
+
 def _weights(scales: Sequence[Scale]) -> list[Scale]:
     """Return the weight of each output in y_0 + s_1 (y_1 - y_0) + s_2 (y_2 - y_1) + ...; their sum is one.
 
@@ -172,39 +189,78 @@ def _without(value: Any, null: Any) -> Any:
     return Masked(inner, torch.zeros((), dtype=torch.bool, device=_device(inner)))
 
 
-def _joined(copies: Sequence[Any], rows: int) -> Any:
-    """Return one condition with the rows of all copies, one copy after the other."""
-    if any(isinstance(copy, Mapping) for copy in copies):
-        return {name: _joined([copy[name] for copy in copies], rows) for name in copies[0]}
+def _joined(copies: Sequence[Any], rows: int, device: torch.device | None) -> Any:
+    """Return one condition with the rows of all copies, one copy after the other, numbers on a device."""
     if any(isinstance(copy, Masked) for copy in copies):
         values = [copy.value if isinstance(copy, Masked) else copy for copy in copies]
-        masks = [_present(copy, rows) for copy in copies]
-        return Masked(_joined(values, rows), torch.cat(masks))
-    return pytree.tree_map(lambda *leaves: _stacked(leaves, rows), *copies)
+        masks = [_present(copy, rows, device) for copy in copies]
+        return Masked(_joined(values, rows, device), torch.cat(masks))
+    if any(isinstance(copy, Mapping) for copy in copies):
+        names = dict.fromkeys(name for copy in copies for name in copy)
+        return {name: _joined([copy.get(name) for copy in copies], rows, device) for name in names}
+    return pytree.tree_map(lambda *leaves: _stacked(leaves, rows, device), *copies, is_leaf=_is_listed)
 
 
-def _present(copy: Any, rows: int) -> Tensor:
+def _present(copy: Any, rows: int, device: torch.device | None) -> Tensor:
     """Return the mask of a copy with one boolean per row."""
-    present = copy.present if isinstance(copy, Masked) else None
-    if present is None:
-        device = _device(copy.value if isinstance(copy, Masked) else copy)
-        present = torch.ones((), dtype=torch.bool, device=device)
-    return present.expand(rows) if present.ndim == 0 else present
+    present = copy.present if isinstance(copy, Masked) and copy.present is not None else True
+    own = _device(copy.value if isinstance(copy, Masked) else copy)
+    mask = torch.as_tensor(present, device=device if own is None else own)
+    return mask.expand(rows) if mask.numel() == 1 else mask
 
 
-def _stacked(leaves: Sequence[Any], rows: int) -> Any:
+def _stacked(leaves: Sequence[Any], rows: int, device: torch.device | None) -> Any:
     """Return the rows of all leaves; those with one row, or none, are the same for every sample."""
-    if not isinstance(leaves[0], Tensor):
+    if any(_is_listed(leaf) for leaf in leaves):
+        return [one for leaf in leaves for one in _listed(leaf, rows)]
+    if _are_one(leaves):
         return leaves[0]
-    same = [leaf.ndim == 0 or len(leaf) == 1 for leaf in leaves]
-    full = [x.expand(rows, *x.shape[1:]) if one else x for x, one in zip(leaves, same, strict=True)]
+    tensors = _tensors(leaves, device)
+    same = [leaf.ndim == 0 or len(leaf) == 1 for leaf in tensors]
+    full = [x.expand(rows, *x.shape[1:]) if one else x for x, one in zip(tensors, same, strict=True)]
     if any(len(leaf) != rows or leaf.shape[1:] != full[0].shape[1:] for leaf in full):
         raise ValueError(
             f"guide: expected conditions and nulls of {rows} rows, or one, and otherwise of one shape, "
-            f"got {[tuple(leaf.shape) for leaf in leaves]}.\n"
+            f"got {[tuple(leaf.shape) for leaf in tensors]}.\n"
             f"Give every sample its condition; pad tokens to one length."
         )
     return torch.cat(full)
+
+
+def _are_one(leaves: Sequence[Any]) -> bool:
+    """Whether something that is no tensor is the same in all copies."""
+    first = leaves[0]
+    equal = (leaf is first or (isinstance(first, _SINGLE) and leaf == first) for leaf in leaves)
+    return not any(isinstance(leaf, Tensor) for leaf in leaves) and all(equal)
+
+
+def _tensors(leaves: Sequence[Any], device: torch.device | None) -> list[Tensor]:
+    """Return tensors as they are, and numbers as tensors without axes."""
+    if not all(isinstance(leaf, Tensor | numbers.Real) for leaf in leaves):
+        kinds = " and ".join(dict.fromkeys(type(leaf).__name__ for leaf in leaves))
+        raise ValueError(
+            f"guide: expected conditions and nulls of tensors, numbers or lists of texts where they differ, "
+            f"got {kinds}.\n"
+            f"Give tensors, torch.as_tensor(value), and texts as a list with one for each sample."
+        )
+    own = _device(leaves)
+    return [torch.as_tensor(leaf, device=device if own is None else own) for leaf in leaves]
+
+
+def _is_listed(value: Any) -> bool:
+    """Whether a condition is a list with one text or number for each sample."""
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(one, _LISTED) for one in value)
+
+
+def _listed(leaf: Any, rows: int) -> list[Any]:
+    """Return a text or a number for each sample; one alone is that of all."""
+    each = leaf if isinstance(leaf, list) else [leaf]
+    if len(each) not in (1, rows) or not _is_listed(each):
+        raise ValueError(
+            f"guide: expected a list with one text or number for each of {rows} samples, or one for all, got "
+            f"{leaf!r}.\nGive every sample its own, and its null."
+        )
+    return each * rows if len(each) == 1 else each
 
 
 def _tiled(leaf: Any, times: int, rows: int) -> Any:
@@ -213,8 +269,17 @@ def _tiled(leaf: Any, times: int, rows: int) -> Any:
 
 def _combined(leaf: Any, weights: Sequence[Scale], rows: int) -> Any:
     """Return the weighted sum of a tensor's copies, which lie behind one another on its first axis."""
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        given = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init}
+        return dataclasses.replace(leaf, **pytree.tree_map(lambda one: _combined(one, weights, rows), given))
     if not isinstance(leaf, Tensor):
-        return leaf
+        if isinstance(leaf, _SINGLE):
+            return leaf
+        raise ValueError(
+            f"guide: expected an output of tensors, numbers and texts, in tuples, lists, mappings or "
+            f"dataclasses, got a {type(leaf).__name__}, which would stay unguided.\n"
+            f"Guide a function around the network that returns its tensors."
+        )
     copies = len(weights)
     if leaf.ndim == 0 or len(leaf) % max(copies * rows, 1):
         raise ValueError(
@@ -238,8 +303,17 @@ def _weighted(parts: Sequence[Tensor], weights: Sequence[Scale]) -> Tensor:
 
 def _like(weight: Scale, part: Tensor) -> Scale:
     """View one weight per sample with axes of size one behind it."""
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or weight.ndim == 0:
         return weight
+    own = part.shape[: weight.ndim]
+    if len(own) < weight.ndim or any(
+        n != 1 and m not in (1, n) for m, n in zip(weight.shape, own, strict=True)
+    ):
+        raise ValueError(
+            f"guide: expected a scale for each of {len(part)} samples, got {tuple(weight.shape)} of them for "
+            f"a tensor {tuple(part.shape)}.\n"
+            f"Give a number, or a tensor [{len(part)}]."
+        )
     return weight.reshape(*weight.shape, *[1] * (part.ndim - weight.ndim))
 
 
@@ -261,25 +335,48 @@ def _mixed_modulations(
 
 def _mixed(modulations: Sequence[Modulation], weights: Sequence[Scale]) -> Modulation:
     gammas, betas, gates = zip(*((m.gamma, m.beta, m.gate) for m in modulations), strict=True)
-    gate = None if gates[0] is None else _weighted(gates, weights)
-    return Modulation(_weighted(gammas, weights), _weighted(betas, weights), gate)
+    gate = None if gates[0] is None else _weighted(_aligned(gates, weights), weights)
+    gamma, beta = (_weighted(_aligned(parts, weights), weights) for parts in (gammas, betas))
+    return Modulation(gamma, beta, gate)
 
 
-def _check_missing(model: Callable[..., Any]) -> None:
-    """Refuse a network in which nothing knows what a missing condition is; of a function that is unknown."""
-    if not isinstance(model, nn.Module) or any(isinstance(part, Maybe) for part in model.modules()):
+def _aligned(parts: Sequence[Tensor], weights: Sequence[Scale]) -> list[Tensor]:
+    """Return parts [*batch, C] with as many axes each as the longest and the weights need, from the left."""
+    needed = [weight.ndim + 1 for weight in weights if isinstance(weight, Tensor)]
+    rank = max(*(part.ndim for part in parts), *needed)
+    return [part.view(*part.shape[:-1], *[1] * (rank - part.ndim), part.shape[-1]) for part in parts]
+
+
+def _check_missing(model: Callable[..., Any], dropped: Sequence[str | None], null: Any) -> None:
+    """Refuse to drop what may not be missing and has no null; of a function that is unknown."""
+    alone = [name for name in dropped if (null is None if name is None else (null or {}).get(name) is None)]
+    if not alone or not isinstance(model, nn.Module):
         return
+    film = film_of(model)
+    encoder = film.cond if film is not None else None
+    several = encoder.condition if isinstance(encoder, Maybe) else encoder
+    needed = [name for name in alone if isinstance(several, Several) and name in several.required]
+    if not needed and any(isinstance(part, Maybe) for part in model.modules()):
+        return
+    without = (
+        f"{needed}, which the network was trained with always"
+        if needed
+        else f"{type(model).__name__} without one"
+    )
     raise ValueError(
-        f"guide: expected a condition that may be missing, got {type(model).__name__} without one.\n"
+        f"guide: expected a condition that may be missing, got {without}.\n"
         f"Build it with Maybe(condition, dropout=0.1) and train so; or say what stands for none by null=..."
     )
 
 
-def _rows(values: Any) -> int | None:
-    """Return how many rows the first tensor with an axis has, or None without one."""
-    leaves = (leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.ndim)
-    first = next(leaves, None)
-    return None if first is None else len(first)
+def _rows(*values: Any) -> int:
+    """Return how many samples there are: the rows of the first tensor that has not one alone, else one."""
+    return next((size for size in _sizes(values) if size != 1), 1)
+
+
+def _sizes(values: Any) -> list[int]:
+    """Return how many rows each tensor with an axis has."""
+    return [len(leaf) for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.ndim]
 
 
 def _device(value: Any) -> torch.device | None:

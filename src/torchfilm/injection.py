@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -124,10 +125,12 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
 
     With gradients disabled the generator runs once, at the start of the block; with gradients, or when the
     condition, the generator's parameters or its mode change in between, it runs at each call of the network,
-    so that each has its own graph. What is written through `.data`, or into tensors made in inference mode,
+    so that each has its own graph; also where a condition holds what changes without a sign, as arrays do.
+    What is written through `.data`, or into tensors made in inference mode,
     is not seen, and a compiled network sees nothing that is written into tensors: give a new condition.
     Methods that call parts of the network without the network itself (`vae.encode`) get the values made at
-    the start. A call's own `cond=` wins.
+    the start, but for what a checkpoint runs again in the backward pass: see `checkpoint_context`. A call's
+    own `cond=` wins, also for calls of the network inside of it.
 
     Args:
         model: a conditioned network.
@@ -150,8 +153,9 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     film = conditioning(model)
     entry = Active(film, cond, modulation)
     with active(film, entry):
+        film.fill(None)
         ready = None if film.transforms else entry.ready
-        film.fill(film.values(None, None) if ready is None else ready)
+        film.lend(film.values(None, None) if ready is None else ready)
         yield
 
 
@@ -205,6 +209,7 @@ def _apply(model: nn.Module, film: Conditioning) -> None:
                     one.use_nested_tensor = False
                     one.__dict__["_film_nested"] = True
         swap(model, root_forward)
+        film.takes_cond = "cond" in type(model)._film_keywords  # type: ignore[attr-defined]
         model.add_module("film", film)
         film.check(model)
     except BaseException:
@@ -222,14 +227,7 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
                 del module._forward_pre_hooks[key]
         if isinstance(module, nn.TransformerEncoder) and vars(module).pop("_film_nested", False):
             module.use_nested_tensor = True
-    parameters = dict(model.named_parameters())
-    for name in film.frozen_parameters:
-        if name in parameters:
-            parameters[name].requires_grad = True
-    modules = dict(model.named_modules())
-    for name, follows in film.frozen_norms.items():
-        if name in modules:
-            modules[name].train(model.training and follows)
+    film.frozen.thaw(model)
     if is_root(model):
         swap_back(model)
     if model._modules.get("film") is film:
@@ -239,7 +237,9 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the conditioned network inside of torch.compile, DistributedDataParallel, AveragedModel."""
     while not is_root(model):
-        inner = model._modules.get("_orig_mod") or model._modules.get("module")
+        inner = model._modules.get("_orig_mod")
+        if inner is None:
+            inner = model._modules.get("module")
         if inner is None:
             break
         model = inner
@@ -286,13 +286,13 @@ def _check_unique(sites: Sites) -> None:
 def _dimension(cond: nn.Module) -> Any:
     """Return the size of the encoded condition; several sizes for a composition."""
     dim = getattr(cond, "dim", None)
-    if not isinstance(cond, nn.Module) or not isinstance(dim, int | tuple):
+    if not isinstance(cond, nn.Module) or not isinstance(dim, Integral | tuple):
         raise ValueError(
             f"condition: expected cond to be a module with the size of what it gives as `dim`, got "
             f"{type(cond).__name__}.\n"
             f"Use Vector, Classes, Scalars or Tokens, or give your encoder the attribute."
         )
-    return dim
+    return dim if isinstance(dim, int | tuple) else int(dim)
 
 
 def _device(model: nn.Module, sites: Sites) -> torch.device:

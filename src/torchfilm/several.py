@@ -7,13 +7,17 @@ so every sample of a batch may miss something else, every process of a DDP group
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchfilm.conditions import Classes, Tokens
 
@@ -32,11 +36,12 @@ class Masked:
 
     Args:
         value: what the condition takes, or None.
-        present: booleans, one per sample, or one for all; None for all.
+        present: booleans, one per sample, or one for all; None for all. A tensor, or what makes one: True,
+            a list, an array.
     """
 
     value: Any
-    present: Bool[Tensor, "*batch"] | None = None
+    present: Bool[Tensor, "*batch"] | Sequence[bool] | np.ndarray | bool | None = None
 
 
 torch.export.register_dataclass(Masked, serialized_type_name="torchfilm.Masked")
@@ -107,6 +112,7 @@ class Maybe(nn.Module):
         _check_probability("Maybe: dropout", dropout)
         _check_choice("Maybe: null", null, get_args(Null))
         self.condition = condition
+        self._has_several = _num_required(condition) > 1
         self.dim = _size(condition)
         self.dropout = dropout
         self.null = nn.Parameter(torch.zeros(self.dim, device=device)) if null == "learned" else None
@@ -127,15 +133,28 @@ class Maybe(nn.Module):
         Raises:
             ValueError: where the mask is not boolean, or has other sizes than the batch.
         """
-        z, present = self.encode((value, *more) if more else value)
+        z, present = self.encode((value, *more) if more else value, generator=generator)
         if present is None and z is not None and self.training and self.dropout > 0:
             present = drawn(z, self.dropout, generator)
         return self.choose(z, present)
 
-    def encode(self, value: Any) -> tuple[Encoded | None, Tensor | None]:
-        """Return c(v), or None where it is missing for the batch, and the mask that was given, if any."""
+    def encode(
+        self, value: Any, *, generator: torch.Generator | None = None
+    ) -> tuple[Encoded | None, Tensor | None]:
+        """Return c(v), or None where it is missing for the batch, and the mask that was given, if any.
+
+        A tuple holds several arguments where the condition cannot be called with one.
+        """
         value, present = (value.value, value.present) if isinstance(value, Masked) else (value, None)
-        return (None, None) if value is None else (self.condition(value), present)
+        if value is None:
+            return None, None
+        draws = generator is not None and isinstance(self.condition, Maybe | Several)
+        options = {"generator": generator} if draws else {}
+        arguments = value if self._has_several and type(value) is tuple else (value,)
+        z = self.condition(*arguments, **options)
+        if present is not None and not isinstance(present, Tensor):
+            present = torch.as_tensor(present, device=(z[0] if isinstance(z, tuple) else z).device)
+        return z, present
 
     def choose(self, z: Encoded | None, present: Tensor | None) -> Encoded:
         """Return z where it is present and the null elsewhere."""
@@ -164,7 +183,13 @@ class Maybe(nn.Module):
             some = next(self.condition.parameters(), None)
             null = torch.zeros(self.dim, device=None if some is None else some.device)
         if self.training and torch.is_grad_enabled():
-            for parameter in self.condition.parameters():
+            for name, parameter in self.condition.named_parameters():
+                if is_lazy(parameter):
+                    raise ValueError(
+                        f"Maybe: expected a condition whose parameters have sizes where it is missing in "
+                        f"training, got '{name}', which is lazy.\n"
+                        f"Give the condition once before it is missing."
+                    )
                 null = null + torch.where(torch.zeros_like(null, dtype=torch.bool), parameter.sum(), 0)
         if isinstance(self.condition, Tokens) and self.condition.pooling is None:
             return null.view(1, 1, -1), torch.ones(1, 1, dtype=torch.bool, device=null.device)
@@ -238,7 +263,9 @@ class Several(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the vector of each condition by name, nulls in place, before they are combined."""
         self._check_names(conditions)
-        encoded = {name: part.encode(conditions.get(name)) for name, part in self._named()}
+        encoded = {
+            name: part.encode(conditions.get(name), generator=generator) for name, part in self._named()
+        }
         kept = self._kept(encoded, generator)
         chosen = {}
         for name, part in self._named():
@@ -259,11 +286,7 @@ class Several(nn.Module):
         try:
             batch = torch.broadcast_shapes(*(z.shape[:-1] for z in aligned))
         except RuntimeError as error:
-            lines = "\n".join(f"  {name}  {tuple(z.shape)}" for name, z in vectors.items())
-            raise ValueError(
-                f"Several: expected conditions of one batch, got different sizes.\n{lines}\n"
-                f"Give every condition one row per sample; repeat_interleave what several samples share."
-            ) from error
+            raise ValueError(_unequal(vectors)) from error
         if self.combine != "sum":
             return torch.cat([z.expand(*batch, -1) for z in aligned], dim=-1)
         return sum(aligned[1:], start=aligned[0])
@@ -281,8 +304,11 @@ class Several(nn.Module):
         """Draw which samples keep their conditions, or return None where nothing is dropped jointly."""
         if not self.training or self.joint_dropout == 0:
             return None
-        given = [z for z, _ in encoded.values() if z is not None]
-        batched = max(given, key=lambda z: len(z) if z.ndim > 1 else 0, default=None)
+        given = {name: z for name, (z, _) in encoded.items() if z is not None}
+        batches = {len(z) for z in given.values() if z.ndim > 1} - {1}
+        if len(batches) > 1:
+            raise ValueError(_unequal(given))
+        batched = max(given.values(), key=lambda z: len(z) if z.ndim > 1 else 0, default=None)
         return None if batched is None else drawn(batched, self.joint_dropout, generator)
 
     def check_given(self, conditions: Mapping[str, Any]) -> None:
@@ -308,6 +334,14 @@ class Several(nn.Module):
                 near = difflib.get_close_matches(str(name), expected, n=3, cutoff=0.4)
                 hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Leave it out."
                 raise ValueError(f"Several: expected conditions among {expected}, got {name!r}.\n{hint}")
+
+
+def _unequal(vectors: Mapping[str, Tensor]) -> str:
+    lines = "\n".join(f"  {name}  {tuple(z.shape)}" for name, z in vectors.items())
+    return (
+        f"Several: expected conditions of one batch, got different sizes.\n{lines}\n"
+        f"Give every condition one row per sample; repeat_interleave what several samples share."
+    )
 
 
 def drawn(z: Encoded, dropout: float, generator: torch.Generator | None = None) -> Bool[Tensor, "*batch"]:
@@ -362,6 +396,12 @@ def _check_parts(parts: Mapping[str, Maybe], combine: str) -> None:
                 f"Several: expected conditions that give vectors, got '{name}' {part.condition}.\n"
                 f"Pool it with 'mean' or 'attention'; unpooled tokens go alone, to cross-attention."
             )
+        if isinstance(part.dim, Sizes):
+            raise ValueError(
+                f"Several: expected conditions that one generator reads, got '{name}' with "
+                f"combine='compose', whose parts have a generator each.\n"
+                f"Compose at the outermost: Several(..., combine='compose')."
+            )
     sizes = {name: part.dim for name, part in parts.items()}
     if combine == "sum" and len(set(sizes.values())) > 1:
         raise ValueError(
@@ -378,13 +418,23 @@ def _joined_size(sizes: tuple[int, ...], combine: str) -> int:
 
 def _size(condition: nn.Module) -> int:
     dim = getattr(condition, "dim", None)
-    if not isinstance(dim, int):
+    if not isinstance(dim, Integral):
         raise ValueError(
             f"condition: expected a module with an integer `dim`, the size of what it gives, "
             f"got {type(condition).__name__} with dim={dim!r}.\n"
             f"Set self.dim in its __init__."
         )
-    return dim
+    return dim if isinstance(dim, int) else int(dim)
+
+
+def _num_required(condition: nn.Module) -> int:
+    """Return how many positional arguments a condition cannot do without; 0 where nobody knows."""
+    try:
+        parameters = inspect.signature(condition.forward).parameters.values()
+    except (TypeError, ValueError):
+        return 0
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(one.kind in positional and one.default is one.empty for one in parameters)
 
 
 def _check_probability(option: str, value: float) -> None:

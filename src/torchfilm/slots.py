@@ -63,6 +63,8 @@ class Slot(threading.local):
 
     Attributes:
         value: what the site applies.
+        lent: what it applies where no call of the network runs, or None.
+        backward: the backward pass in which that was lent, or -1.
         ready: the norm that is the site with the value in its affine, made before it is called, if it can be.
     """
 
@@ -70,6 +72,8 @@ class Slot(threading.local):
         self.site = site
         self.fusion = fusion
         self.value: Any = None
+        self.lent: Any = None
+        self.backward = -1
         self.ready: Ready | None = None
         self.is_plain_film = is_plain_film(site, fusion)
 
@@ -77,8 +81,25 @@ class Slot(threading.local):
         """Apply a value from here on."""
         self.value, self.ready = value, None
 
+    def lend(self, value: Any) -> None:
+        """Apply a value from here on where somebody calls a part of the network without the network.
+
+        In this pass alone, forward or backward: what a checkpoint runs again in the backward pass may have
+        heard something else, or by another call.
+        """
+        self.lent, self.backward = value, _backward_pass()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Slot, (self.site, self.fusion)
+
+
+def _backward_pass() -> int:
+    """Return the number of the backward pass that runs in this thread, or -1."""
+    return torch._C._current_graph_task_id()
+
+
+# A compiled call asks while it is compiled. Asking `is_compiling` would cost `lend` its effect there.
+_backward_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_plain_film(site: Site, fusion: Fusion) -> bool:
@@ -195,7 +216,7 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return y
     site = slot.site
     if value is None:
-        raise ValueError(no_condition(f"Site '{site.name}'"))
+        return _with_lent(self, slot, args, kwargs)
     if value is PLAIN:
         return base.forward(self, *args, **kwargs)
     if site.where == "input":
@@ -209,6 +230,17 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     return film_(output, value.gamma, value.beta, site.dim, gate=value.gate, site=site.name)
 
 
+def _with_lent(self: nn.Module, slot: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the forward of a site with what is lent to it; ValueError where that is nothing."""
+    if slot.lent is None or slot.backward != _backward_pass():
+        raise ValueError(no_condition(f"Site '{slot.site.name}'"))
+    slot.value = slot.lent
+    try:
+        return site_forward(self, *args, **kwargs)
+    finally:
+        slot.value = None
+
+
 def make_ready(module: Any) -> None:
     """Make the affine of a norm that is a site, where it takes what its slot holds for all rows alike."""
     slot = module._film_slot
@@ -216,11 +248,17 @@ def make_ready(module: Any) -> None:
         slot.ready = prepared(module._film_base, module, slot.value, slot.site.dim)
 
 
-def no_condition(where: str) -> str:
-    """Return what to say where a conditioned network runs without a condition."""
+def no_condition(where: str, *, takes: bool = True) -> str:
+    """Return what to say where a conditioned network runs without a condition.
+
+    Args:
+        where: what ran.
+        takes: whether a call of the network takes one by cond=.
+    """
+    remedy = "Call model(x, cond=...), or wrap calls that others make" if takes else "Wrap the call"
     return (
         f"{where}: expected an active condition, got none.\n"
-        f"Call model(x, cond=...), or wrap calls that others make in `with using(model, cond=...):`. For the "
+        f"{remedy} in `with using(model, cond=...):`. For the "
         f"original network use `with unconditioned(model):`. Under activation checkpointing give checkpoint "
         f"use_reentrant=False and context_fn=checkpoint_context(model)."
     )
@@ -327,12 +365,11 @@ def _with_input_modulated(
     )
 
 
-def _train(self: Any, mode: bool = True) -> Any:  # noqa: FBT001, FBT002 - the signature is torch's
+def _train(self: Any, mode: bool = True, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002
     """Set the mode as the original class does, but for frozen norms; check that the sites are in place."""
-    self._film_base.train(self, mode)
+    self._film_base.train(self, mode, *args, **kwargs)
     self._modules["film"].check(self)
-    for name in self._modules["film"].frozen_norms:
-        self.get_submodule(name).eval()
+    self._modules["film"].frozen.rest(self)
     return self
 
 

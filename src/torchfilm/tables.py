@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchfilm.generator import Generator
 from torchfilm.heads import TableHead
 from torchfilm.lookup import row
 from torchfilm.modulation import Modulation
 from torchfilm.several import Maybe, Several
+from torchfilm.snapshot import Snapshot
 
 
 class SeparableTable:
@@ -58,17 +59,11 @@ class SeparableTable:
 
     def __init__(self, conditions: Several, generator: Generator, name: str, values: Any) -> None:
         _check_exact(conditions, generator, name)
-        dropouts = [part.dropout for part in conditions.modules() if isinstance(part, Maybe)]
-        if conditions.training and any((conditions.joint_dropout, *dropouts)):
-            raise ValueError(
-                "SeparableTable: expected conditions in evaluation mode, got some that are dropped in "
-                "training.\n"
-                "Call conditions.eval() first: a row of the table would be that of a missing condition."
-            )
+        _check_mode(conditions)
         self.conditions = conditions
         self.generator = generator
         self.name = name
-        self._versions = self._weights()
+        self._made_of = Snapshot(conditions, generator, modes=False)
         with torch.no_grad():
             vectors = self._alone({name: conditions.parts[name](values)}).double()
             exact = copy.deepcopy(generator).double()
@@ -89,15 +84,16 @@ class SeparableTable:
             rest: what the other conditions take, by name; missing ones are replaced as in `Several`.
 
         Raises:
-            ValueError: for names that are not among the conditions or the tabulated one, and where the
-                weights have changed since the table was made.
+            ValueError: for names that are not among the conditions or the tabulated one, where the weights
+                have changed since the table was made, and for conditions that would be dropped by chance.
         """
+        _check_mode(self.conditions)
         if self.name in rest:
             raise ValueError(
                 f"SeparableTable: expected the conditions besides '{self.name}', got it among {list(rest)}.\n"
                 f"Its values are in the table: table(index, rest)."
             )
-        if self._versions != self._weights():
+        if not self._made_of.holds():
             raise ValueError(
                 "SeparableTable: expected the weights it was made from, but they have changed since.\n"
                 "Build it again."
@@ -110,18 +106,18 @@ class SeparableTable:
 
     @torch.no_grad()
     def __call__(
-        self, index: int | Int[Tensor, "*batch"], rest: Float[Tensor, "*batch rows"]
+        self, index: int | Int[Tensor, "*samples"], rest: Float[Tensor, "*batch rows"]
     ) -> dict[str, Modulation]:
         """Return the modulation of each site at one of the K values.
 
         Args:
-            index: which value, for all samples; or one for each sample.
+            index: which value, for all samples; or one for each sample, aligned with `rest` from the left.
             rest: what `encode` returned.
 
         Raises:
             IndexError: for an index outside the table.
         """
-        return self._modulations(row(self.rows, index) + rest)
+        return self._modulations(_added(row(self.rows, index), rest))
 
     @torch.no_grad()
     def steps(self, rest: Float[Tensor, "*batch rows"]) -> list[dict[str, Modulation]]:
@@ -141,10 +137,23 @@ class SeparableTable:
     def _modulations(self, raw: Tensor) -> dict[str, Modulation]:
         return self.generator.modulations(raw) if self._start is None else self.generator.divided(raw)
 
-    def _weights(self) -> list[int]:
-        """Return a number for each parameter that changes with it."""
-        owners: tuple[nn.Module, ...] = (self.conditions, self.generator)
-        return [p._version for owner in owners for p in owner.parameters() if not p.is_inference()]
+
+def _added(one: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of rows [*batch, rows], their batches aligned from the left."""
+    rank = max(one.ndim, other.ndim)
+    one, other = (x.view(*x.shape[:-1], *[1] * (rank - x.ndim), x.shape[-1]) for x in (one, other))
+    return one + other
+
+
+def _check_mode(conditions: Several) -> None:
+    parts = [part for part in conditions.modules() if isinstance(part, Maybe | Several)]
+    dropouts = [part.joint_dropout if isinstance(part, Several) else part.dropout for part in parts]
+    if conditions.training and any(dropouts):
+        raise ValueError(
+            "SeparableTable: expected conditions in evaluation mode, got some that are dropped in "
+            "training.\n"
+            "Call conditions.eval() first: a row of the table would be that of a missing condition."
+        )
 
 
 def _check_exact(conditions: Several, generator: Generator, name: str) -> None:
@@ -154,8 +163,14 @@ def _check_exact(conditions: Several, generator: Generator, name: str) -> None:
             f"SeparableTable: expected a condition among {names}, got {name!r}.\n"
             f"Give the one that takes few values."
         )
+    if not isinstance(generator, Generator):
+        raise ValueError(
+            f"SeparableTable: expected a Generator, whose first matrix product is known, got a "
+            f"{type(generator).__name__}.\n"
+            f"Concatenate or sum the conditions, and read them with one Generator(conditions.dim, sites)."
+        )
     layers = generator.options.trunk
-    linear = [layer for layer in layers if isinstance(layer, int)]
+    linear = [layer for layer in layers if not isinstance(layer, str)]
     if conditions.combine == "compose":
         reason = (
             "conditions that are composed have a generator each; tabulate that of one condition by itself"

@@ -42,7 +42,8 @@ def tabulate(model: nn.Module, conds: Any) -> nn.Module:
         >>> y = model(torch.rand(2, 3), cond=torch.tensor([10, 0]))
     """
     film = conditioning(model)
-    table, layout = _packed(film, _values(film, conds))
+    with torch.inference_mode(mode=False):  # training and loading refuse tensors of that mode
+        table, layout = _packed(film, _values(film, conds))
     generator = Table(table, layout)
     film.cond = Row(len(table))
     film.generator = generator

@@ -1,0 +1,90 @@
+"""What is frozen while only the conditioning trains, whatever others wrap around it afterwards."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import torchfilm as tf
+from networks import SITES, Net, inputs
+
+
+def test_freezing_the_base_leaves_the_conditioning_alone_to_train():
+    model, (x, _) = tf.condition(Net(), SITES, tf.Classes(5, 13)), inputs()
+    assert tf.freeze_base(model) is model
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {name for name, _ in model.named_parameters() if name.startswith("film.")}
+    statistics = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
+    model.train()(x, cond=torch.tensor([3, 1])).sum().backward()
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in statistics.items())
+    assert model.training
+    assert model.film.training
+    assert not model.blocks[0].bn.training
+
+
+def test_the_norms_of_the_encoder_go_on_learning_where_the_base_is_frozen():
+    class Encoder(nn.Sequential):
+        dim = 6
+
+    encoder = Encoder(nn.Linear(13, 6), nn.BatchNorm1d(6))
+    model, (x, z) = tf.freeze_base(tf.condition(Net(), SITES, encoder)).train(), inputs(4)
+    model(x, cond=z)
+    assert encoder[1].num_batches_tracked == 1
+    assert model.blocks[0].bn.num_batches_tracked == 0
+
+
+def test_removal_lets_the_base_train_again():
+    model = Net()
+    model.stem.requires_grad_(False)
+    model.blocks[1].eval()
+    tf.freeze_base(tf.freeze_base(tf.condition(model, SITES, tf.Vector(13))))
+    tf.remove(model)
+    assert [block.bn.training for block in model.blocks] == [True, False]
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"stem.weight", "stem.bias"}
+    assert model.train().blocks[0].bn.training
+
+
+WRAPPED = {
+    "compiled": lambda block: torch.compile(block, backend="eager"),
+    "wrapped": nn.Sequential,
+    "weight_norm": lambda block: nn.utils.parametrizations.weight_norm(block.conv) and block,
+    "as it is": lambda block: block,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("copied", [lambda x: x, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_what_is_wrapped_afterwards_stays_frozen_and_is_trained_again_after_removal(name: str, copied):
+    model = Net()
+    model.blocks[1].conv.bias.requires_grad_(False)
+    tf.freeze_base(tf.condition(model, r"blocks\.0\.bn", tf.Vector(13)))
+    model = copied(model)
+    model.blocks[1] = WRAPPED[name](model.blocks[1])
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [norm.training for norm in model.train() and norms] == [False, False]
+    assert not [key for key, p in model.named_parameters() if p.requires_grad and not key.startswith("film.")]
+    tf.remove(model)
+    assert [norm.training for norm in norms] == [True, True]
+    frozen = [key for key, p in model.named_parameters() if not p.requires_grad]
+    assert len(frozen) == 1
+    assert frozen[0].endswith("conv.bias")
+
+
+def test_what_a_parametrised_weight_is_made_of_is_trained_again_only_if_it_was():
+    model = Net()
+    nn.utils.parametrizations.weight_norm(model.head)
+    model.head.parametrizations.weight.original0.requires_grad_(False)
+    tf.remove(tf.freeze_base(tf.condition(model, SITES, tf.Vector(13))))
+    frozen = [key for key, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["head.parametrizations.weight.original0"]
+
+
+def test_a_base_that_is_frozen_stays_so_where_a_condition_is_folded_in():
+    model, (x, z) = tf.freeze_base(tf.condition(Net(), SITES, tf.Vector(13))).eval(), inputs()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    with tf.folded(model, cond=z[:1]):
+        model(x)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
