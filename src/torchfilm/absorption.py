@@ -173,7 +173,7 @@ def prepared(kind: type[nn.Module], norm: Any, modulation: Modulation, dim: int)
     return Ready(norm, weight, bias, weight.data_ptr(), version, norm.training, dtype, way.axes, call)
 
 
-def _batch(norm: nn.BatchNorm2d, affine: Affine) -> Callable[[Tensor], Tensor]:
+def _batch(norm: Any, affine: Affine) -> Callable[[Tensor], Tensor]:
     (weight, bias), training, momentum = affine, False, 0.0
 
     def call(x: Tensor) -> Tensor:
@@ -185,55 +185,55 @@ def _batch(norm: nn.BatchNorm2d, affine: Affine) -> Callable[[Tensor], Tensor]:
     return call
 
 
-def _group(norm: nn.GroupNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
+def _group(norm: Any, affine: Affine) -> Callable[[Tensor], Tensor]:
     return lambda x: functional.group_norm(x, norm.num_groups, *affine, norm.eps)
 
 
-def _group_each(norm: nn.GroupNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+def _group_each(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
     if not x.is_contiguous() or x.numel() == len(x) * norm.num_groups:  # of one number: torch wants two
         return None
     flat, affine = _as_one_sample(x, norm, gamma, beta)
     return functional.group_norm(flat, len(x) * norm.num_groups, *affine, norm.eps).view(x.shape)
 
 
-def _group_in_one_pass(norm: nn.GroupNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+def _group_in_one_pass(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
     plan = onepass.Norm(1, norm.num_groups, norm.eps)
     return onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
 
 
-def _instance(norm: nn.InstanceNorm2d, affine: Affine) -> Callable[[Tensor], Tensor]:
+def _instance(norm: Any, affine: Affine) -> Callable[[Tensor], Tensor]:
     weight, bias = affine
     return lambda x: functional.instance_norm(x, weight=weight, bias=bias, eps=norm.eps)
 
 
-def _instance_each(norm: nn.InstanceNorm2d, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+def _instance_each(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
     if not x.is_contiguous():
         return None
     flat, affine = _as_one_sample(x, norm, gamma, beta)
     return _instance(norm, affine)(flat).view(x.shape)
 
 
-def _instance_in_one_pass(norm: nn.InstanceNorm2d, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+def _instance_in_one_pass(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
     plan = onepass.Norm(1, x.shape[1], norm.eps)  # without an affine any number of channels is right
     return onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
 
 
-def _layer(norm: nn.LayerNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
+def _layer(norm: Any, affine: Affine) -> Callable[[Tensor], Tensor]:
     return lambda x: functional.layer_norm(x, norm.normalized_shape, *affine, norm.eps)
 
 
-def _layer_in_one_pass(norm: nn.LayerNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+def _layer_in_one_pass(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
     if x.shape[-1:] != norm.normalized_shape:
         return None
     return onepass.normalised(onepass.Norm(-1, 1, norm.eps), x, gamma, beta, norm.weight, norm.bias)
 
 
-def _rms(norm: nn.RMSNorm, affine: Affine) -> Callable[[Tensor], Tensor]:
+def _rms(norm: Any, affine: Affine) -> Callable[[Tensor], Tensor]:
     weight, bias = affine
     return lambda x: functional.rms_norm(x, norm.normalized_shape, weight, norm.eps) + bias
 
 
-def _rms_in_one_pass(norm: nn.RMSNorm, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+def _rms_in_one_pass(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
     if x.shape[-1:] != norm.normalized_shape:
         return None
     eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
@@ -259,15 +259,15 @@ class _Way(NamedTuple):
     per_sample: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None] | None = None
 
 
-def _evaluates(norm: nn.BatchNorm2d) -> bool:
+def _evaluates(norm: Any) -> bool:
     return not norm.training and norm._buffers.get("running_mean") is not None
 
 
-def _keeps_nothing(norm: nn.InstanceNorm2d) -> bool:
+def _keeps_nothing(norm: Any) -> bool:
     return not norm.track_running_stats
 
 
-def _of_one_axis(norm: nn.LayerNorm) -> bool:
+def _of_one_axis(norm: Any) -> bool:
     return len(norm.normalized_shape) == 1
 
 
