@@ -345,6 +345,15 @@ def test_a_block_that_ends_in_another_thread_is_over_in_its_own():
     assert torch.isfinite(model(x, cond=z)).all()
 
 
+def test_an_edit_that_ends_in_another_thread_is_over_in_its_own():
+    model, (x, z) = conditioned(), inputs()
+    expected, edit = model(x, cond=z), tf.edit(model, {".*": lambda m: m.replace(gamma=2 * m.gamma)})
+    edit.__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(edit.__exit__, None, None, None).result()
+    assert torch.equal(model(x, cond=z), expected)
+
+
 def test_a_block_without_a_condition_that_ends_in_another_thread_is_over_in_its_own():
     model, (x, z) = conditioned(), inputs()
     expected, block = model(x, cond=z), tf.unconditioned(model)

@@ -164,6 +164,14 @@ def test_a_condition_of_another_size_is_refused(head):
         generator(head)(torch.randn(2, 5))
 
 
+@pytest.mark.plain
+@pytest.mark.parametrize("numbers", [torch.arange(7), torch.ones(2, 7) > 0])
+@pytest.mark.parametrize("head", ["linear", "shared", "lowrank:4"])
+def test_a_condition_of_other_numbers_is_refused(head: str, numbers: torch.Tensor):
+    with pytest.raises(ValueError, match=r"expected floating-point numbers, got torch.(int64|bool)"):
+        generator(head)(numbers)
+
+
 def test_a_class_outside_the_table_is_refused():
     with pytest.raises(
         IndexError, match="Table of classes: expected an index from 0 to 6, got 7: out of range"

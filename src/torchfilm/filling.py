@@ -136,12 +136,13 @@ class Conditioning(nn.Module):
     def transformed(self, transform: Transform) -> Iterator[None]:
         """Apply a function to the values of all sites between generator and sites, in this thread."""
         self.check_open("edit or record")
-        self.transforms.append(transform)
+        transforms = self.transforms  # of this thread, in whichever the block ends
+        transforms.append(transform)
         try:
             yield
         finally:
-            mine = (i for i, one in enumerate(self.transforms) if one is transform)
-            del self.transforms[max(mine)]
+            mine = (i for i, one in enumerate(transforms) if one is transform)
+            del transforms[max(mine)]
 
     @contextmanager
     def fixed(self, values: Any) -> Iterator[None]:

@@ -301,9 +301,19 @@ def no_row(what: str, rows: int, index: int | Int[Tensor, "*batch"]) -> IndexErr
 
 
 def like_weights(condition: Tensor, weight: Tensor | None) -> Tensor:
-    """Return a condition in the precision of the weights: of a network that was converted to bfloat16."""
-    if weight is None or condition.dtype == weight.dtype or not condition.is_floating_point():
+    """Return a condition in the precision of the weights: of a network that was converted to bfloat16.
+
+    Raises:
+        ValueError: for a condition that is not of floating-point numbers.
+    """
+    if weight is None or condition.dtype == weight.dtype:
         return condition
+    if not condition.is_floating_point():
+        raise ValueError(
+            f"condition: expected floating-point numbers, got {condition.dtype} of shape "
+            f"{tuple(condition.shape)}.\n"
+            f"Give condition.float(), or, for indices of classes, Classes or a generator with head='table'."
+        )
     return condition.to(weight.dtype)
 
 
