@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 import torchfilm as tf
 import torchfilm.functional as F
 from kernels import NORMS, agree, close, conditional, needs_compiler, sizes_of
-from torchfilm import native, onepass
+from torchfilm import native
+from torchfilm.onepass import BATCH_NORMS
 
 
 @needs_compiler
@@ -49,7 +50,7 @@ def test_norms_agree_without_a_graph(name: str, rows: str, calls: list[str]):
     close(found, exact)
 
 
-BATCH_NORMS = {
+EVALUATED = {
     "images": (nn.BatchNorm2d(6), (3, 6, 5, 7), torch.contiguous_format),
     "channels last": (nn.BatchNorm2d(6), (3, 6, 5, 7), torch.channels_last),
     "without affine": (nn.BatchNorm2d(6, affine=False), (3, 6, 5, 7), torch.contiguous_format),
@@ -61,9 +62,9 @@ BATCH_NORMS = {
 
 @needs_compiler
 @pytest.mark.parametrize("rows", ["each", "all", "one row"])
-@pytest.mark.parametrize("name", BATCH_NORMS)
+@pytest.mark.parametrize("name", EVALUATED)
 def test_batch_norms_agree_in_evaluation_without_a_graph(name: str, rows: str, calls: list[str]):
-    norm, shape, memory = copy.deepcopy(BATCH_NORMS[name])
+    norm, shape, memory = copy.deepcopy(EVALUATED[name])
     x = (3 * torch.randn(shape) + 20).contiguous(memory_format=memory)
     for tensor in (*norm.parameters(), norm.running_mean):
         nn.init.normal_(tensor, 1.0)
@@ -72,7 +73,7 @@ def test_batch_norms_agree_in_evaluation_without_a_graph(name: str, rows: str, c
     modulation = tf.Modulation(torch.randn(sizes), torch.randn(sizes))
 
     def modulated() -> Tensor | None:
-        return onepass.batch_normalised(type(norm), norm, x, modulation, 1)
+        return native.kernels.batch_norm(norm, x, modulation, BATCH_NORMS[type(norm)], 1)
 
     with torch.no_grad():
         assert modulated() is None  # in training each batch has statistics of its own

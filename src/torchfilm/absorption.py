@@ -247,7 +247,7 @@ class _Way(NamedTuple):
     axes: how many they may have.
     takes: whether a norm, with its options and in its mode, takes any.
     whole: from one affine to the norm's call with it.
-    in_one_pass: its call with gamma and beta by the kernels, or None; of batch norms `batch_normalised`.
+    in_one_pass: its call with gamma and beta by the kernels, or None; of batch norms at sites, these ask.
     per_sample: its call with gamma and beta of each sample, or None for features that it does not take so.
     """
 

@@ -10,6 +10,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/native_batch_norm.h>
@@ -18,6 +19,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/object_ptr.h>
 
 #include <algorithm>
 #include <cmath>
@@ -287,21 +289,51 @@ bool in_channels(const Tensor& x, PyObject* axes, PyObject* dim) {
   return axis && (*axis == 1 || *axis == 1 - x.dim());
 }
 
-// batch_norm(x, gamma, beta, weight, bias, mean, variance, eps, axes, dim): gamma * (weight * n(x) + bias) + beta,
-// n(x) the features less the mean [channels], over the standard deviation. One modulation for all goes into the affine
-// of torch's norm: that of the other norms around is in the caches.
+// An attribute of an object of Python's; null where there is none.
+THPObjectPtr attribute(PyObject* object, PyObject* name) {
+  PyObject* found = PyObject_GetAttr(object, name);
+  if (!found) PyErr_Clear();
+  return THPObjectPtr(found);
+}
+
+// What torch's module has under a name in one of its dictionaries; else its attribute: what is made of parameters.
+THPObjectPtr member(PyObject* module, PyObject* kind, PyObject* name) {
+  THPObjectPtr all = attribute(module, kind);
+  PyObject* found = all && PyDict_Check(all.get()) ? PyDict_GetItemWithError(all.get(), name) : nullptr;
+  if (!found) return attribute(module, name);
+  Py_INCREF(found);
+  return THPObjectPtr(found);
+}
+
+PyObject* named(const char* name) { return PyUnicode_InternFromString(name); }
+
+// batch_norm(norm, x, modulation, axes, dim): gamma * norm(x) + beta of a batch norm in evaluation, without a graph and
+// without a gate. Between convolutions, which empty the caches, all that Python looks at costs a microsecond: so the
+// look is here. One modulation for all goes into the affine of torch's norm: that of the norms around is in the caches.
 PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 10, "batch_norm: expected 10 arguments, got ", count);
-  const Tensor *x = taken(given[0]), *gamma = taken(given[1]), *beta = taken(given[2]);
-  const auto eps = real(given[7]);
-  if (!x || !gamma || !beta || !eps || gamma->dim() > 2 || watched()) return none();
-  if (!in_channels(*x, given[8], given[9])) return none();
+  static PyObject *const training = named("training"), *const parameters = named("_parameters");
+  static PyObject *const buffers = named("_buffers"), *const names[] = {named("weight"), named("bias")};
+  static PyObject *const statistics[] = {named("running_mean"), named("running_var")};
+  static PyObject *const fields[] = {named("gamma"), named("beta"), named("gate")}, *const epsilon = named("eps");
+  TORCH_CHECK(count == 5, "batch_norm: expected 5 arguments, got ", count);
+  PyObject *module = given[0], *modulation = given[2];
+  if (at::GradMode::is_enabled() || watched() || attribute(module, training).get() != Py_False) return none();
+  THPObjectPtr of_gamma = attribute(modulation, fields[0]), of_beta = attribute(modulation, fields[1]);
+  if (!of_gamma || !of_beta || attribute(modulation, fields[2]).get() != Py_None) return none();
+  const Tensor *x = taken(given[1]), *gamma = taken(of_gamma.get()), *beta = taken(of_beta.get());
+  THPObjectPtr of_eps = attribute(module, epsilon);
+  const auto eps = of_eps ? real(of_eps.get()) : std::nullopt;
+  if (!x || !gamma || !beta || !eps || gamma->dim() > 2 || !in_channels(*x, given[3], given[4])) return none();
   const auto at = layout_of(*x, *gamma, *beta, 1);
   if (!at) return none();
   Tensor weight, bias, mean, variance;
-  if (!taken_row(given[3], at->channels, weight) || !taken_row(given[4], at->channels, bias) ||
-      !taken_row(given[5], at->channels, mean) || !taken_row(given[6], at->channels, variance))
+  const auto taken_member = [&](PyObject* kind, PyObject* name, Tensor& found) {
+    THPObjectPtr object = member(module, kind, name);
+    return object && taken_row(object.get(), at->channels, found);
+  };
+  if (!taken_member(parameters, names[0], weight) || !taken_member(parameters, names[1], bias) ||
+      !taken_member(buffers, statistics[0], mean) || !taken_member(buffers, statistics[1], variance))
     return none();
   if (!mean.defined() || !variance.defined()) return none();
   const float *g = read(*gamma), *b = read(*beta), *w = read(weight), *own = read(bias);

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from torchfilm import native
 from torchfilm.affine import gradients, has_graph
-from torchfilm.modulation import Modulation
 
 # Rows of fewer channels are normalised faster by torch.
 _CHANNELS_FROM = 16
@@ -151,27 +150,7 @@ def normalised(
 
 
 BATCH_NORMS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
-"""How many axes the features of each may have."""
-
-
-def batch_normalised(
-    kind: type[nn.Module], norm: Any, x: Any, modulation: Modulation, dim: int
-) -> Tensor | None:
-    """Return gamma * norm(x) + beta of a batch norm in evaluation, without a graph; or None.
-
-    Where convolutions have emptied the caches, each look at the features from Python takes a microsecond: the
-    kernel looks at them itself, and whether `dim`, the axis that is modulated, is that of their channels.
-    """
-    by, axes = native.kernels, BATCH_NORMS.get(kind)
-    if by is None or axes is None or norm.training or modulation.gate is not None or torch.is_grad_enabled():
-        return None
-    own, statistics = norm._parameters, norm._buffers  # a third of the time that the attributes take
-    try:
-        weight, bias = own["weight"], own["bias"]
-    except KeyError:  # made of other parameters
-        weight, bias = norm.weight, norm.bias
-    given = (weight, bias, statistics["running_mean"], statistics["running_var"])
-    return by.batch_norm(x, modulation.gamma, modulation.beta, *given, norm.eps, axes, dim)  # type: ignore[no-any-return]
+"""The norms that the kernels compute in evaluation, and how many axes the features of each may have."""
 
 
 class _Normalised(torch.autograd.Function):

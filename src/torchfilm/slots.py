@@ -34,7 +34,7 @@ from torchfilm.absorption import NORMS, Ready, absorbed_eagerly, prepared
 from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
-from torchfilm.onepass import batch_normalised
+from torchfilm.onepass import BATCH_NORMS
 from torchfilm.sites import Site
 
 
@@ -207,7 +207,9 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     base, value = self._film_base, slot.value
     plain = type(value) is Modulation and slot.is_plain_film
     if plain and base in NORMS and len(args) == 1 and not kwargs and not is_compiling():
-        y = None if native.kernels is None else batch_normalised(base, self, args[0], value, slot.site.dim)
+        y, by, axes = None, native.kernels, BATCH_NORMS.get(base)
+        if by is not None and axes is not None:
+            y = by.batch_norm(self, args[0], value, axes, slot.site.dim)
         if y is None and (ready := slot.ready) is not None:
             y = ready.applied(self, args[0])
         if y is None:
