@@ -1,4 +1,4 @@
-# demo: see it answer · test: all tests · check: format, lint, types · bench: measure · slow: the long tests
+# demo: see it answer · test: all · check: format, lint, types · bench: measure · slow: long · shapes: checked
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PYTHON ?= python3
@@ -8,8 +8,10 @@ TRIED := .venv/installed-all
 TORCH := torch==2.13.0
 SCENES ?= 60
 WORKERS ?= 2
+# The tower: where a float is asked for, an int will do.
+CHECKED := torchfilm,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 
-.PHONY: help demo test check bench slow browser
+.PHONY: help demo test check bench slow shapes browser
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -39,6 +41,9 @@ test: $(TRIED) browser
 
 slow: $(TRIED) browser
 	$(BIN)/python -m pytest -m slow
+
+shapes: $(TRIED)
+	$(BIN)/python -m pytest '--jaxtyping-packages=$(CHECKED)' -m 'not slow and not gpu' tests/test_*.py
 
 check: $(TRIED)
 	$(BIN)/ruff format --check src tests benchmarks examples

@@ -1,7 +1,7 @@
 """Every test starts from the same random state; `plain` ones stay out of the session that checks types.
 
-`pytest --jaxtyping-packages=torchfilm,beartype.beartype tests/test_*.py` executes the shapes in the library's
-signatures. A type checker answers before our own errors can, and cannot be compiled: hence the marker.
+`make shapes` executes the shapes in the library's signatures. A type checker answers before our own errors
+can, and cannot be compiled: hence the marker.
 """
 
 import os

@@ -365,6 +365,7 @@ def test_numbers_that_are_not_finite_are_refused():
         fold(model, cond=torch.full((1, 7), torch.inf))
 
 
+@pytest.mark.plain
 def test_arguments_that_do_not_fit_are_refused():
     model = conditioned("4")
     with pytest.raises(ValueError, match="expected a condition or a modulation, got neither"):

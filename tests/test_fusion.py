@@ -168,6 +168,7 @@ def test_gradients_are_those_of_finite_differences(name: str):
     assert torch.autograd.gradcheck(run, (x, z, *leaves), fast_mode=True)
 
 
+@pytest.mark.plain
 @over_fusions
 def test_a_fusion_compiles_in_one_graph_and_gives_the_same(name: str):
     torch.compiler.reset()
@@ -296,6 +297,7 @@ def test_cross_attention_over_no_token_adds_nothing_and_keeps_gradients_finite()
     assert all(p.grad.isfinite().all() for p in (x, *generator.parameters()))
 
 
+@pytest.mark.plain
 def test_a_compiler_never_sees_torchs_attention_with_a_mask():
     """Inductor (PyTorch 2.13) compiles its backward pass for one length of the mask only."""
     model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Tokens(COND, None), fusion="cross_attention")
@@ -347,6 +349,7 @@ def test_an_unknown_fusion_gives_the_nearest_names():
         resolve("zzz")
 
 
+@pytest.mark.plain
 def test_an_object_that_is_no_fusion_is_refused():
     with pytest.raises(ValueError, match=r"expected a name or an object with build\(\) and apply\(\), got 3"):
         resolve(3)

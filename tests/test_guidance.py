@@ -361,6 +361,7 @@ def test_every_tensor_of_the_output_is_guided():
     assert y["name"] == "velocity"
 
 
+@pytest.mark.plain
 def test_it_works_compiled(x, labels):
     model = conditioned(tf.Maybe(tf.Classes(11, 7)))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -255,6 +255,7 @@ class Shift:
         return x + value.times * value.shift[:, :, None, None]
 
 
+@pytest.mark.plain
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_value_that_holds_words_and_numbers_is_recorded():
     torch._dynamo.reset()
@@ -310,6 +311,7 @@ def test_a_sweep_in_double_precision_takes_its_values_in_it():
     )
 
 
+@pytest.mark.plain
 def test_values_of_other_fusions_are_recorded_as_they_are():
     torch._dynamo.reset()
     model = network("second", fusion="low_rank")
@@ -414,6 +416,7 @@ def test_a_pattern_without_a_site_names_the_nearest():
             matching(["a", "b"], none)
 
 
+@pytest.mark.plain
 def test_an_edit_that_returns_something_else_is_refused():
     model = network()
     with (

@@ -141,6 +141,7 @@ def test_two_that_write_one_preset_do_not_meet(tmp_path):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("one", "first")]
 
 
+@pytest.mark.plain
 def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="expected a file of modulations"):

@@ -401,6 +401,7 @@ def test_what_cannot_be_meant_is_refused(call, message):
         call()
 
 
+@pytest.mark.plain
 def test_dropout_in_training_compiles_as_one_graph_for_any_batch():
     both = tf.Several({"force": tf.Maybe(tf.Vector(3), dropout=0.5)}).train()
     compiled = torch.compile(both, backend="eager", fullgraph=True, dynamic=True)

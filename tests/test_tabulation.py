@@ -113,6 +113,7 @@ def test_a_tabulated_condition_folds():
     torch.testing.assert_close(plain(x), model(x, cond=4))
 
 
+@pytest.mark.plain
 def test_what_is_no_row_is_refused():
     model, x = tabulate(conditioned(), conds=torch.randn(11, 7)), torch.randn(2, 3)
     with pytest.raises(IndexError, match=r"Table of 11 conditions: .* got 11"):

@@ -161,9 +161,9 @@ class _ActivatedForward(_Activated):
         ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+    def jvp(ctx: Any, x_moved: Tensor, gamma_moved: Tensor, beta_moved: Tensor, activation: None) -> Tensor:
         x, gamma, beta = ctx.saved_tensors
-        moved = tangents[0] * gamma + tangents[1] * x + tangents[2]
+        moved = x_moved * gamma + gamma_moved * x + beta_moved
         return rounded(_SHAPES[ctx.activation].sloped(moved, affine(x, gamma, beta)), x)
 
 

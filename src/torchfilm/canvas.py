@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from torchfilm.presets import whole
+from torchfilm.summary import Labels
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's colours, which people with any kind of colour vision can tell apart; yellow is left out."""
@@ -31,7 +32,7 @@ class Mark:
     marker: str = "o"
 
 
-def marks(names: Sequence[str]) -> dict[str, Mark]:
+def marks(names: Sequence[Any]) -> dict[Any, Mark]:
     """A mark for each name: first the colours in turn, then the next marker. Up to 56 names differ."""
     return {
         name: Mark(COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)])
@@ -68,12 +69,12 @@ def shortened(name: Any, most: int = 30) -> str:
     return text if len(text) <= most else "…" + text[1 - most :]
 
 
-def as_values(labels: Sequence[Any] | Array | Tensor) -> list[Any]:
+def as_values(labels: Labels) -> list[Any]:
     """Return labels as plain values, which are equal where they say the same: those of a tensor are not."""
     return labels.tolist() if isinstance(labels, Tensor | np.ndarray) else np.asarray(labels).tolist()
 
 
-def legend(figure: Figure, labels: Sequence[Any] | Array | Tensor, styles: Mapping[str, Mark]) -> None:
+def legend(figure: Figure, labels: Labels, styles: Mapping[Any, Mark]) -> None:
     """Name the marks of the labels to the right of all panels, four to an inch; columns get room."""
     present = set(as_values(labels))
     handles = [

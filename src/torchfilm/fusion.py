@@ -30,7 +30,7 @@ from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from torchfilm.conditions import Classes, Tokens
@@ -151,7 +151,9 @@ class Gates(nn.Module):
         super().__init__()
         self.logits = logits
 
-    def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Modulation]:
+    def forward(
+        self, condition: Float[Tensor, "*batch cond"] | Int[Tensor, "*batch"]
+    ) -> dict[str, Modulation]:
         """Return the modulation of each site, in order."""
         logits: dict[str, Modulation] = self.logits(condition)
         return {

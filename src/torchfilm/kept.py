@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torchfilm.channels import lineage
 from torchfilm.fusion import Fusion
 from torchfilm.injection import marker
 from torchfilm.sites import Site
-from torchfilm.slots import Slot, is_plain_film, listen
+from torchfilm.slots import is_plain_film, listen
 
 
 class Kept:
@@ -100,6 +100,6 @@ def keep(model: nn.Module, site: Site, fusion: Fusion, value: Any) -> None:
             f"tensors, got {type(value).__name__}.\nGive the fusion a method fold(value) -> Modulation."
         )
     *above, module = lineage(model, site.name)
-    listen(module, cast(Slot, Kept(module, site, fusion, value)))
+    listen(module, Kept(module, site, fusion, value))
     if any(isinstance(one, nn.TransformerEncoderLayer) for one in above):
         module.register_forward_pre_hook(marker)

@@ -24,6 +24,7 @@ from torchfilm.canvas import marks as marks
 from torchfilm.canvas import save as save
 from torchfilm.comparison import Comparison
 from torchfilm.modulation import Modulation, aligned
+from torchfilm.summary import Labels
 
 Values = Mapping[str, Array] | Mapping[str, Modulation]
 Method = Literal["tsne", "pca"]
@@ -58,8 +59,8 @@ def histograms(gamma: Values, beta: Values | None = None, *, bins: int = 100) ->
 def planes(
     gamma: Array | Modulation,
     beta: Array | Modulation,
-    labels: Sequence[str],
-    styles: Mapping[str, Mark],
+    labels: Labels,
+    styles: Mapping[Any, Mark],
     titles: Sequence[str],
 ) -> Figure:
     """One panel per feature map: each point is a question, at its gamma and beta, marked by its label.
@@ -119,7 +120,7 @@ def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def embeddings(points: Mapping[str, Array], labels: Sequence[str], styles: Mapping[str, Mark]) -> Figure:
+def embeddings(points: Mapping[str, Array], labels: Labels, styles: Mapping[Any, Mark]) -> Figure:
     """One panel per name with points [n, 2], marked by their labels; axes of an embedding have no unit.
 
     labels: one per point, each with a style.
@@ -139,7 +140,7 @@ def embeddings(points: Mapping[str, Array], labels: Sequence[str], styles: Mappi
     return figure
 
 
-def embed(values: Array, *, method: Method = "tsne", seed: int = 0) -> Array:
+def embed(values: Array | Tensor, *, method: Method = "tsne", seed: int = 0) -> Array:
     """Lay points [n, d] out in two dimensions, [n, 2], by scikit-learn; all on one place where all are equal.
 
     values: one row per point, such as gamma and beta of a site side by side.
@@ -187,9 +188,7 @@ def by_depth(
     return {site: embed(points, method=method, seed=seed) for site, points in flat.items()}
 
 
-def heat(
-    values: Values, labels: Sequence[str], *, neutral: float, unit: str, spread: float | None = None
-) -> Figure:
+def heat(values: Values, labels: Labels, *, neutral: float, unit: str, spread: float | None = None) -> Figure:
     """One panel per site: conditions (rows, grouped by label) by channels (columns), in colour.
 
     values: site -> [n, C], or [n, T, C] with a row for each step: gamma (neutral 1) or beta (neutral 0), of
@@ -229,9 +228,7 @@ def heat(
     return figure
 
 
-def _scatter(
-    ax: Axes, x: Array, y: Array, labels: Sequence[str] | Array, styles: Mapping[str, Mark], size: float
-) -> None:
+def _scatter(ax: Axes, x: Array, y: Array, labels: Labels, styles: Mapping[Any, Mark], size: float) -> None:
     names, _ = _by_step(labels, x[:, None])
     if unknown := sorted({str(name) for name in names.tolist() if name not in styles}):
         raise ValueError(
@@ -464,7 +461,7 @@ def _some(who: str, values: Mapping[str, Any]) -> None:
         raise ValueError(f"{who}: expected at least one site, got none.\nRecord a call: record(model).")
 
 
-def _by_step(labels: Sequence[Any] | Array, values: Array) -> tuple[Array, Array]:
+def _by_step(labels: Labels, values: Array) -> tuple[Array, Array]:
     """Return [n, C] or [n, T, C] as rows of channels, and each row's label, which is its sample's."""
     if len(labels) != len(values):
         raise ValueError(

@@ -106,7 +106,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 T = TypeVar("T")
-Pattern = str | re.Pattern[str] | Sequence[str] | Callable[[str, nn.Module], bool] | Preset | Sites
+Name = str | re.Pattern[str]
+Pattern = Name | Sequence[Name] | Callable[[str, nn.Module], bool] | Preset | Sites
 
 
 def preset(name: str) -> Preset:
@@ -261,7 +262,7 @@ def is_patched(module: nn.Module) -> bool:
 def _matches(
     model: nn.Module,
     names: dict[str, list[str]],
-    sites: str | re.Pattern[str] | Sequence[str] | Callable[..., bool] | Preset,
+    sites: Name | Sequence[Name] | Callable[..., bool] | Preset,
 ) -> list[str]:
     """Return the matching names in the order of the model; each pattern has to match something."""
     if isinstance(sites, Preset):

@@ -21,7 +21,7 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Any, Generic
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,28 @@ class Slot(threading.local):
         return Slot, (self.site, self.fusion)
 
 
+@runtime_checkable
+class Constant(Protocol):
+    """What a fold puts in the place of a `Slot`: it tells a site to apply the same at each call."""
+
+    site: Site
+    fusion: Fusion
+    is_plain_film: bool
+
+    @property
+    def value(self) -> Any:
+        """What the site applies now."""
+        ...
+
+    @property
+    def ready(self) -> Ready | None:
+        """The norm that is the site with the value in its affine, or None."""
+        ...
+
+
+Holding = Slot | Constant
+
+
 def _backward_pass() -> int:
     """Return the number of the backward pass that runs in this thread, or -1."""
     return torch._C._current_graph_task_id()
@@ -108,7 +130,7 @@ def is_plain_film(site: Site, fusion: Fusion) -> bool:
     return whole and type(fusion) is Film
 
 
-def listen(module: nn.Module, slot: Slot) -> None:
+def listen(module: nn.Module, slot: Holding) -> None:
     """Make a module a site; from now on it applies what the slot holds."""
     if hasattr(
         type(module), "_film_slot"
@@ -266,7 +288,7 @@ def no_condition(where: str, *, takes: bool = True) -> str:
     )
 
 
-def _modulated(slot: Slot, x: Any) -> Tensor:
+def _modulated(slot: Holding, x: Any) -> Tensor:
     """Apply the slot's value; rows that share a condition get an axis of their own, behind the batch's."""
     site = slot.site
     # The name would become a guard of a compiled block, and each block a graph of its own.
@@ -282,7 +304,7 @@ def _modulated(slot: Slot, x: Any) -> Tensor:
     return _of_rows(slot, x, site.dim, name)
 
 
-def _of_rows(slot: Slot, x: Tensor, dim: int, name: str) -> Tensor:
+def _of_rows(slot: Holding, x: Tensor, dim: int, name: str) -> Tensor:
     """Apply the slot's value to features whose first axis is the batch."""
     site = slot.site
     if site.repeat == 1:
@@ -297,7 +319,7 @@ def _of_rows(slot: Slot, x: Tensor, dim: int, name: str) -> Tensor:
     return slot.fusion.apply(rows, slot.value, dim + 1 if dim >= 0 else dim, name).flatten(0, 1)
 
 
-def _with_output_modulated(slot: Slot, output: Any) -> Any:
+def _with_output_modulated(slot: Holding, output: Any) -> Any:
     if isinstance(output, Tensor) and slot.site.field is None:
         return _modulated(slot, output)
     field = slot.site.field
@@ -306,7 +328,7 @@ def _with_output_modulated(slot: Slot, output: Any) -> Any:
     return _with_field(slot, output, field)
 
 
-def _with_element(slot: Slot, output: Sequence[Any], index: int) -> Any:
+def _with_element(slot: Holding, output: Sequence[Any], index: int) -> Any:
     if not -len(output) <= index < len(output):
         raise ValueError(
             f"Site '{slot.site.name}': expected an output {index}, got {len(output)} of them.\n"
@@ -317,7 +339,7 @@ def _with_element(slot: Slot, output: Sequence[Any], index: int) -> Any:
     return parts if isinstance(output, list) else tuple(parts)
 
 
-def _with_field(slot: Slot, output: Any, field: int | str | None) -> Any:
+def _with_field(slot: Holding, output: Any, field: int | str | None) -> Any:
     """Replace one field of a named tuple, a dataclass (as in transformers and diffusers) or a mapping."""
     names = _field_names(output)
     wanted = names[field or 0] if isinstance(field, int | None) and (field or 0) < len(names) else field
@@ -349,7 +371,7 @@ def _field_names(output: Any) -> Sequence[str]:
 
 
 def _with_input_modulated(
-    slot: Slot, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    slot: Holding, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     field = slot.site.field or 0
     index = names.index(field) if isinstance(field, str) and field in names else field

@@ -20,6 +20,8 @@ from torchfilm.sites import entry
 
 CLOSED = 0.01
 """A channel whose |gamma| is below this is closed: what it holds does not pass."""
+Labels = Sequence[Any] | NDArray[Any] | Tensor
+"""What samples are about, one for each, of any kind that can be compared."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Summary:
 
 
 def summarise(
-    modulations: Mapping[str, Modulation], labels: Sequence[Any] | None = None, *, closed: float = CLOSED
+    modulations: Mapping[str, Modulation], labels: Labels | None = None, *, closed: float = CLOSED
 ) -> Summary:
     """Summarise modulations site by site.
 
@@ -131,7 +133,7 @@ def summarise(
     return Summary(tuple(_line(site, m, labels, closed) for site, m in modulations.items()))
 
 
-def explained(values: NDArray[Any], labels: Sequence[Any]) -> NDArray[np.float64]:
+def explained(values: NDArray[Any], labels: Labels) -> NDArray[np.float64]:
     """Return for each channel the share of its variance that lies between labels, 0..1; 0 for a constant.
 
     Args:
@@ -149,7 +151,7 @@ def explained(values: NDArray[Any], labels: Sequence[Any]) -> NDArray[np.float64
     return np.divide(between, total, out=np.zeros_like(total), where=total > 0)
 
 
-def _line(site: str, modulation: Modulation, labels: Sequence[Any] | None, closed: float) -> SiteSummary:
+def _line(site: str, modulation: Modulation, labels: Labels | None, closed: float) -> SiteSummary:
     gamma, beta, steps = _arrays(site, modulation)
     every = None if labels is None else [label for label in labels for _ in range(steps)]
     if every is not None and len(every) != len(gamma):
@@ -213,7 +215,7 @@ def _said(label: Any) -> Any:
     return repr(label) if isinstance(label, list | tuple | dict | set) else label
 
 
-def variances(values: NDArray[Any], labels: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def variances(values: NDArray[Any], labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the sums of squares between labels, and all, for each channel."""
     if len(labels) != len(values):
         raise ValueError(

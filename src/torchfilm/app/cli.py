@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 COMMANDS = {
     "data": ("make_data", "MakeData", "Generate scenes and questions, or demonstrations of an arm."),
@@ -35,6 +35,7 @@ EXAMPLES = """\
   torchfilm serve"""
 
 
+@runtime_checkable
 class Command(Protocol):
     """What each file in `commands` offers."""
 

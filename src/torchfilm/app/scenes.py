@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -37,6 +37,7 @@ class FreshScene:
     examples: tuple[Example, ...]
 
 
+@runtime_checkable
 class Scenes(Protocol):
     """Anything that makes the scene of a seed; the same seed gives the same scene."""
 

@@ -1,13 +1,14 @@
 """The systems built with torchfilm, one room each, all with the same furniture."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from torchfilm.systems import diffusion_policy, visual_reasoning
 
 
+@runtime_checkable
 class System(Protocol):
     """What every system's module offers."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class Draw:
         return np.random.default_rng([self.seed, self.step])
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Batches by index: equal draws give equal batches, whatever was asked before."""
 

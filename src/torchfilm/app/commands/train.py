@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torchfilm.app.cli import nearest
 from torchfilm.app.console import Bar, emit, note, percent
@@ -171,6 +171,7 @@ class Train:
         return self.val_split or ("val" if "val" in folder.splits() else None)
 
 
+@runtime_checkable
 class Budget(Protocol):
     """The options that change a recipe's training."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from .tasks import Task
 from .trials import Outcome, Trials
 
 
+@runtime_checkable
 class Actor(Protocol):
     """Whatever answers where the fingers should go."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,7 @@ class Thoughts:
     vectors: Float[Tensor, "batch dim"]
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Whatever makes a vector of an instruction; `Policy` calls it when an arm is told something."""
 

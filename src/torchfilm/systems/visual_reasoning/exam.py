@@ -6,7 +6,7 @@ An experiment that changes gamma or beta does so before the last step, and repea
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ def silent(done: int, total: int) -> None:
     """Say nothing of the progress."""
 
 
+@runtime_checkable
 class Pictures(Protocol):
     """What the network sees, by row: uint8 [N, H, W, 3] images, or float [N, C, H, W] features or maps."""
 
@@ -33,6 +34,7 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
 
+@runtime_checkable
 class Reasoner(Protocol):
     """The part of VisualReasoner that is used here."""
 
