@@ -419,3 +419,29 @@ def test_a_conditioning_that_was_sized_by_another_is_saved_with_its_number(tmp_p
     tf.save(model, tmp_path)
     assert json.loads((tmp_path / "film.json").read_text())["fusion"]["options"] == {"match_params": 168}
     assert torch.equal(tf.load(tf.remove(base), tmp_path)(x, cond=z), model(x, cond=z))
+
+
+class Special(tf.Vector):
+    """A subclass, of which nothing is known."""
+
+
+@pytest.mark.parametrize(
+    ("saved", "given"),
+    [
+        (lambda: tf.Maybe(tf.Classes(5, 13), dropout=0.1), lambda: tf.Maybe(tf.Classes(5, 13), dropout=0.3)),
+        (
+            lambda: tf.Several({"a": tf.Vector(13)}, joint_dropout=0.1),
+            lambda: tf.Several({"a": tf.Vector(13)}),
+        ),
+        (lambda: tf.Vector(13), lambda: Special(13)),
+    ],
+    ids=["dropout", "joint dropout", "a subclass"],
+)
+def test_an_encoder_may_train_in_another_way_than_the_one_that_was_saved(saved, given, tmp_path):
+    model = tf.condition(Net(), SITES, saved())
+    base = copy.deepcopy(model)
+    tf.save(model, tmp_path)
+    said = tmp_path / "film.json"
+    said.write_text(json.dumps(json.loads(said.read_text()), indent=3))
+    cond = given()
+    assert tf.conditioning(tf.load(tf.remove(base), tmp_path, cond=cond)).cond is cond

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -361,3 +362,39 @@ def test_a_block_without_a_condition_that_ends_in_another_thread_is_over_in_its_
     with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="in its thread"):
         pool.submit(block.__exit__, None, None, None).result()
     assert torch.equal(model(x, cond=z), expected)
+
+
+class Twice(nn.Module):
+    """A network that calls itself, with its own modulations recorded and doubled in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.inner = nn.Linear(3, 5), True
+
+    def forward(self, x: torch.Tensor, *, inner: bool = False) -> torch.Tensor:
+        if inner:
+            return self.layer(x)
+        with tf.record(self) as calls, tf.edit(self, {"layer": lambda m: 2 * m}):
+            y = self(x, inner=True)
+        assert len(calls.calls) == 1
+        return y
+
+
+def test_an_edit_inside_of_a_call_is_heard_by_the_calls_in_it_once():
+    model = randomise(tf.condition(Twice(), "layer", tf.Vector(7)))
+    x, z = torch.randn(2, 3), torch.randn(2, 7)
+    plain = model(x, cond=z, inner=True)
+    torch.testing.assert_close(model(x, cond=z), 2 * plain)
+    with tf.edit(model, {"layer": lambda m: 3 * m}):
+        torch.testing.assert_close(model(x, cond=z), 6 * plain)
+    torch.testing.assert_close(model(x, cond=z, inner=True), plain)
+
+
+def test_steps_of_the_original_network_may_come_after_the_call():
+    class Steps(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+            yield super().forward(x)
+
+    model = tf.condition(Steps(nn.Linear(3, 5)), "0", tf.Vector(7))
+    with tf.unconditioned(model):
+        assert len(list(model(torch.randn(2, 3), cond=torch.randn(2, 7)))) == 1

@@ -1,7 +1,9 @@
 """What is frozen while only the conditioning trains, whatever others wrap around it afterwards."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -88,3 +90,15 @@ def test_a_base_that_is_frozen_stays_so_where_a_condition_is_folded_in():
     with tf.folded(model, cond=z[:1]):
         model(x)
     assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
+
+
+def test_a_frozen_weight_that_is_replaced_is_let_go_and_the_new_one_is_thawed_where_it_can_be():
+    model = tf.freeze_base(tf.condition(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 5)), "1", tf.Vector(7)))
+    old = weakref.ref(model[0].weight)
+    model[0].weight = nn.Parameter(torch.zeros(5, 3), requires_grad=False)
+    model[1].weight = nn.Parameter(torch.zeros(5, 5, dtype=torch.int8), requires_grad=False)
+    gc.collect()
+    assert old() is None
+    tf.remove(model)
+    assert model[0].weight.requires_grad
+    assert not model[1].weight.requires_grad

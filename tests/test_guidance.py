@@ -438,3 +438,12 @@ def test_a_batch_of_none_is_guided():
     model = conditioned(tf.Maybe(tf.Classes(11, 7)))
     empty = tf.guide(model, torch.randn(0, 2, 4, 6), cond=torch.zeros(0, dtype=torch.long), scale=2.0)
     assert len(empty) == 0
+
+
+def test_one_sample_beside_a_table_has_one_row(labels):
+    model = conditioned(tf.Maybe(tf.Classes(11, 7)))
+    placed = lambda x, table, cond: model(x, cond=cond) + table.sum()  # noqa: E731
+    x, table = torch.randn(1, 2, 4, 6), torch.randn(7, 4)
+    low, high = model(x, cond=tf.Masked(None)), model(x, cond=labels[:1])
+    y = tf.guide(placed, x, table, cond=labels[:1], scale=2.0)
+    torch.testing.assert_close(y, low + 2 * (high - low) + table.sum())

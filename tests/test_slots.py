@@ -484,3 +484,15 @@ def test_a_condition_per_row_of_a_dict_of_modules():
     assert torch.equal(model(x, cond=torch.randn(7, 13)), expected)
     assert list(model.keys()) == list(model) == [name for name, _ in model.items()] == ["a", "b"]
     assert len(model) == 2
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("layer", [nn.LayerNorm(3), nn.Linear(3, 3)], ids=["norm", "linear"])
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_gate_without_steps_counts_for_every_step_of_its_sample(layer: nn.Module, graph: bool, steps: int):
+    network = nn.Sequential(copy.deepcopy(layer))
+    model, x = tf.condition(network, "0", tf.Vector(7)), torch.randn(2, steps, 3)
+    m = tf.Modulation(torch.randn(2, steps, 3), torch.randn(2, steps, 3), torch.randn(2, 3))
+    with torch.set_grad_enabled(graph):
+        found = model(x, modulation={"0": m})
+    torch.testing.assert_close(found, m.gate[:, None] * (m.gamma * layer(x) + m.beta))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -192,3 +193,17 @@ def test_wrong_names_are_refused():
     table = tf.SeparableTable(both, generator, "time", STEPS)
     with pytest.raises(ValueError, match="expected the conditions besides 'time'"):
         table.encode({**observed(), "time": torch.zeros(2, 1)})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))])
+def test_a_copied_table_holds_as_long_as_its_weights(copied):
+    both, rest = conditions(), observed()
+    table = tf.SeparableTable(both, tf.Generator(both.dim, SITES), "time", STEPS)
+    other = copied(table)
+    torch.testing.assert_close(other.encode(rest), table.encode(rest))
+    with torch.no_grad():
+        next(table.generator.parameters()).add_(1)
+    for stale in (table, copied(table)):
+        with pytest.raises(ValueError, match="changed since"):
+            stale.encode(rest)
+    other.encode(rest)

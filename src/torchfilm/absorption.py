@@ -113,9 +113,7 @@ def absorbed_eagerly(
     way = _WAYS.get(kind)
     if way is None:
         return None
-    gamma, beta, gate = modulation.gamma, modulation.beta, modulation.gate
-    if gate is not None:
-        gamma, beta = gate * gamma, gate * beta
+    gamma, beta = modulation.gated()
     if not isinstance(x, Tensor) or (axes := x.ndim) not in way.axes or not way.takes(norm):
         return None
     if torch._C._is_tracing() or (dim is not None and (dim - way.channel_axis) % axes):
@@ -168,7 +166,7 @@ def prepared(kind: type[nn.Module], norm: Any, modulation: Modulation, dim: int)
             continue
         if field.dtype is not dtype or field.shape not in ((channels,), (1, channels)):
             return None
-    bias, call = norm._parameters.get("bias"), way.whole(norm, _affine(norm, *_gated(modulation)))
+    bias, call = norm._parameters.get("bias"), way.whole(norm, _affine(norm, *modulation.gated()))
     version = None if weight.is_inference() else _version(weight, bias)
     return Ready(norm, weight, bias, weight.data_ptr(), version, norm.training, dtype, way.axes, call)
 
@@ -308,12 +306,6 @@ def _reach(gamma: Tensor, beta: Tensor, x: Tensor, channels: int) -> Literal["al
     if everywhere:
         return "all" if axes <= x.ndim and len(x) else None  # an affine instance norm refuses no samples
     return "sample" if axes <= 2 else None
-
-
-def _gated(modulation: Modulation) -> tuple[Tensor, Tensor]:
-    """Return gamma and beta, times the gate."""
-    gamma, beta, gate = modulation.gamma, modulation.beta, modulation.gate
-    return (gamma, beta) if gate is None else (gate * gamma, gate * beta)
 
 
 def _affine(norm: Any, gamma: Tensor, beta: Tensor) -> Affine:

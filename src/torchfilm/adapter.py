@@ -269,7 +269,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _hashed(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return a hash of what JSON says, however it is laid out."""
+    return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()
 
 
 def _number(value: Any) -> Any:
@@ -348,10 +349,11 @@ def _describe(cond: nn.Module) -> dict[str, Any] | None:
 
 def _check_cond(cond: nn.Module, saved: dict[str, Any] | None, path: Path) -> None:
     """Refuse an encoder of the library's that is made in another way than the one that was saved."""
-    if saved is None:
+    described = _describe(cond)
+    if saved is None or described is None:
         return
-    now = json.loads(json.dumps(_describe(cond), default=_number))
-    if _every_part_maybe(now) != _every_part_maybe(saved):
+    now = json.loads(json.dumps(described, default=_number))
+    if _compared(now) != _compared(saved):
         raise ValueError(
             f"load: expected the condition that {path} was trained with, got another.\n"
             f"  expected  {_build(saved)}\n"
@@ -360,15 +362,18 @@ def _check_cond(cond: nn.Module, saved: dict[str, Any] | None, path: Path) -> No
         )
 
 
-def _every_part_maybe(description: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return a description as older folders have it: with each part of `Several` one that may be missing."""
+def _compared(description: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what of a description has to be the same: all but dropout, which is for training.
+
+    Each part of `Several` is one that may be missing, as older folders have it.
+    """
     if description is None:
         return None
-    options = dict(description["options"])
+    options = {key: value for key, value in description["options"].items() if "dropout" not in key}
     if "condition" in options:
-        options["condition"] = _every_part_maybe(options["condition"])
+        options["condition"] = _compared(options["condition"])
     if "conditions" in options:
-        parts = {name: _every_part_maybe(part) for name, part in options["conditions"].items()}
+        parts = {name: _compared(part) for name, part in options["conditions"].items()}
         options["conditions"] = {
             name: part if part is None or part["type"] == "Maybe" else _maybe(part)
             for name, part in parts.items()
@@ -377,7 +382,7 @@ def _every_part_maybe(description: dict[str, Any] | None) -> dict[str, Any] | No
 
 
 def _maybe(description: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "Maybe", "options": {"condition": description, "dropout": 0.0, "null": "learned"}}
+    return {"type": "Maybe", "options": {"condition": description, "null": "learned"}}
 
 
 def _build(description: dict[str, Any] | None) -> nn.Module:

@@ -344,7 +344,12 @@ PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
       into[c] = w ? g[c] * w[c] : g[c];
       onto[c] = own ? g[c] * own[c] + b[c] : b[c];
     }
-    return THPVariable_Wrap(std::get<0>(at::native_batch_norm(*x, scale, shift, mean, variance, false, 0.0, *eps)));
+    Tensor y;
+    {
+      const Released released(*x);
+      y = std::get<0>(at::native_batch_norm(*x, scale, shift, mean, variance, false, 0.0, *eps));
+    }
+    return THPVariable_Wrap(y);
   }
   const float *m = read(mean), *v = read(variance);
   Layout packed = *at;

@@ -74,6 +74,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.active: Active | Off | None = None
         self.fixed: Any = None
+        self.applied = 0  # how many transforms the call that runs has had
         self.frames: list[_Frame] = []
         self.transforms: list[Transform] = []
 
@@ -178,7 +179,8 @@ class Conditioning(nn.Module):
         if cond is None and modulation is None:
             running = next(iter(self.slots.values())).value
             if running is not None and running is not PLAIN:  # a call inside of one hears what that one does
-                return {name: slot.value for name, slot in self.slots.items()}
+                values = {name: slot.value for name, slot in self.slots.items()}
+                return self._transformed(values, self.local.applied)
             if not isinstance(active, Active) or active.ended:
                 raise ValueError(no_condition("Conditioned network", takes=self.takes_cond) + self._none())
             cond, modulation = active.cond, active.modulation
@@ -186,8 +188,11 @@ class Conditioning(nn.Module):
                 modulation = active.ready
         elif cond is not None and modulation is not None:
             raise ValueError(not_both("got both"))
-        values = self(cond) if modulation is None else modulation
-        for transform in self.transforms:
+        return self._transformed(self(cond) if modulation is None else modulation)
+
+    def _transformed(self, values: Any, start: int = 0) -> dict[str, Any]:
+        """Return the values after this thread's transforms from `start` on."""
+        for transform in self.transforms[start:]:
             values = transform(values)
         return self._checked(values)
 
@@ -383,7 +388,8 @@ def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     cond = kwargs.pop("cond", None) if "cond" in keys else None
     modulation = kwargs.pop("modulation", None) if "modulation" in keys else None
     values = film.values(cond, modulation)
-    held = film.held()
+    held, local = film.held(), film.local
+    applied, local.applied = local.applied, len(local.transforms)
     try:
         film.fill(values)
         if values is not PLAIN and ahead():
@@ -391,7 +397,8 @@ def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = self._film_base.forward(self, *args, **kwargs)
     finally:
         film.restore(held)
-    if type(output) in _LATER and not (cond is None and modulation is None):
+        local.applied = applied
+    if type(output) in _LATER and values is not PLAIN and not (cond is None and modulation is None):
         raise ValueError(_runs_later(self, output))
     return output
 

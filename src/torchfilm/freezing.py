@@ -19,7 +19,7 @@ class Frozen:
     """
 
     def __init__(self) -> None:
-        self.parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self.parameters: list[tuple[nn.Module, str]] = []  # where they are: who replaces one frees it
         self.norms: dict[str, tuple[nn.Module, bool]] = {}
 
     def freeze(self, root: nn.Module) -> None:
@@ -33,7 +33,7 @@ class Frozen:
             for key, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
                     parameter.requires_grad = False
-                    self.parameters.append((module, key, parameter))
+                    self.parameters.append((module, key))
 
     def rest(self, root: nn.Module) -> None:
         """Put the norms into evaluation mode, also those that took the place of one."""
@@ -45,18 +45,19 @@ class Frozen:
 
     def thaw(self, root: nn.Module) -> None:
         """Let everything train again that did before, also what took its place in the same module."""
-        for module, key, parameter in self.parameters:
-            now = module._parameters.get(key)
-            for one in (parameter, *([] if now is None else [now]), *_originals(module, key)):
-                one.requires_grad = True
+        for module, key in self.parameters:
+            for one in _tensors(module, key):
+                if one.is_floating_point() or one.is_complex():
+                    one.requires_grad = True
         modules = dict(root.named_modules())
         for name, (norm, follows) in self.norms.items():
             for one in (norm, *([modules[name]] if isinstance(modules.get(name), _NormBase) else [])):
                 one.train(root.training and follows)
 
 
-def _originals(module: Any, key: str) -> list[Tensor]:
-    """Return what a tensor of a module is computed from, where it is parametrised."""
-    if not parametrize.is_parametrized(module, key):
-        return []
-    return list(module.parametrizations[key].parameters(recurse=False))
+def _tensors(module: Any, key: str) -> list[Tensor]:
+    """Return the parameter of that name, or what it is computed from, where it is parametrised or pruned."""
+    if parametrize.is_parametrized(module, key):
+        return list(module.parametrizations[key].parameters(recurse=False))
+    found = (module._parameters.get(name) for name in (key, f"{key}_orig"))
+    return [one for one in found if one is not None]

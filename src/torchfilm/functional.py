@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchfilm import onepass
 from torchfilm.affine import Activation, activated, affine, has_graph, rounded
+from torchfilm.modulation import paired
 
 
 def film(
@@ -108,7 +109,7 @@ def film_(
         >>> y = film_(torch.rand(2, 3, 5, 7), gamma=torch.rand(2, 3), beta=torch.rand(2, 3))
     """
     if gate is not None:
-        gamma, beta = gate * gamma, gate * beta
+        gamma, beta = paired(torch.mul, gate, gamma), paired(torch.mul, gate, beta)
     writable = not torch.compiler.is_compiling() and _writable(x, gamma, beta)
     y = onepass.film(x, gamma, beta, dim, last=True, in_place=writable)
     if y is not None:

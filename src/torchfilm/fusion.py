@@ -100,9 +100,7 @@ class Film:
 
     def fold(self, value: Modulation) -> Modulation:
         """Return the same map without a gate."""
-        if value.gate is None:
-            return value
-        return Modulation(value.gate * value.gamma, value.gate * value.beta)
+        return value if value.gate is None else Modulation(*value.gated())
 
     def sized(self, width: int) -> Film:
         """Return the same fusion with a head of this rank; ValueError for a table, which has none."""

@@ -60,7 +60,8 @@ def guide(
     Args:
         model: a conditioned network, or anything called as model(x, ..., cond=...).
         inputs: its positional arguments; tensors with one row per sample are repeated, others stay. How
-            many samples there are is read off the first tensor that has more rows than one, or none.
+            many samples there are is read off the first tensor; where that has one row, off the next with as
+            many axes that has more, or the condition.
         cond: the condition; a number is for all samples, a list of numbers or texts has one for each.
         scale: a number, or a tensor with one per sample; for conditions by name, a mapping from names to
             those.
@@ -119,7 +120,7 @@ def _guided(
         )
     if len(copies) == 1 and not isinstance(chosen[0], Tensor):
         return model(*inputs, cond=copies[0], **keywords)
-    rows = _rows(inputs, cond, *(() if _sizes(inputs) else (keywords,)))
+    rows = _rows(inputs, cond, keywords)
     args, kwargs = pytree.tree_map(lambda leaf: _tiled(leaf, len(copies), rows), (inputs, keywords))
     device = _device((cond, inputs, keywords))
     output = model(*args, cond=_joined(copies, rows, device), **kwargs)
@@ -369,14 +370,20 @@ def _check_missing(model: Callable[..., Any], dropped: Sequence[str | None], nul
     )
 
 
-def _rows(*values: Any) -> int:
-    """Return how many samples there are: the rows of the first tensor that has not one alone, else one."""
-    return next((size for size in _sizes(values) if size != 1), 1)
+def _rows(inputs: Any, cond: Any, keywords: Any) -> int:
+    """Return how many samples there are: the rows of the first input.
+
+    One row may be a time step's, which all samples share: then those of the next input of as many axes that
+    has more, or else of the condition.
+    """
+    given = _with_rows(inputs) or _with_rows(keywords)
+    axes = given[0].ndim if given else 0
+    sizes = [len(leaf) for leaf in given if leaf.ndim >= axes] + [len(leaf) for leaf in _with_rows(cond)]
+    return next((size for size in sizes if size != 1), 1)
 
 
-def _sizes(values: Any) -> list[int]:
-    """Return how many rows each tensor with an axis has."""
-    return [len(leaf) for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.ndim]
+def _with_rows(values: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.ndim]
 
 
 def _device(value: Any) -> torch.device | None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from torchfilm.functional import film
 from torchfilm.heads import AffineHead
-from torchfilm.modulation import Modulation
+from torchfilm.modulation import Modulation, aligned
 
 GateStart = Literal["zero", "one"]
 
@@ -159,10 +159,10 @@ def _checked_rows(rows: Tensor, x: Tensor) -> Tensor:
 def _picked(modulation: Modulation, rows: Tensor) -> Modulation:
     """Return the modulation of each row: as by indexing, but a row counted from the end is none."""
     m = modulation
-    if m.gamma.ndim < 2 or m.beta.ndim < 2:
+    if max(m.gamma.ndim, m.beta.ndim) < 2:
         return m[rows]  # an error, which says why
-    gate = None if m.gate is None else m.gate.index_select(0, rows)
-    return Modulation(m.gamma.index_select(0, rows), m.beta.index_select(0, rows), gate)
+    fields = [field for field in (m.gamma, m.beta, m.gate) if field is not None]
+    return Modulation(*(one.index_select(0, rows) for one in torch.broadcast_tensors(*aligned(*fields))))
 
 
 class DenseFiLM(nn.Module):

@@ -81,9 +81,16 @@ class Modulation:
         """
         gamma, beta = first.gamma, first.beta
         if first.gate is not None:
-            gamma, beta = _paired(torch.mul, first.gate, gamma), _paired(torch.mul, first.gate, beta)
-        beta = _paired(torch.add, _paired(torch.mul, self.gamma, beta), self.beta)
-        return Modulation(_paired(torch.mul, self.gamma, gamma), beta, self.gate)
+            gamma, beta = paired(torch.mul, first.gate, gamma), paired(torch.mul, first.gate, beta)
+        beta = paired(torch.add, paired(torch.mul, self.gamma, beta), self.beta)
+        return Modulation(paired(torch.mul, self.gamma, gamma), beta, self.gate)
+
+    def gated(self) -> tuple[Tensor, Tensor]:
+        """Return gamma and beta, times the gate where there is one."""
+        gate = self.gate
+        if gate is None:
+            return self.gamma, self.beta
+        return paired(torch.mul, gate, self.gamma), paired(torch.mul, gate, self.beta)
 
     def inverse(self) -> Modulation:
         """Return the modulation that undoes this one, without a gate: 1 / (gate gamma) and -beta / gamma.
@@ -100,8 +107,8 @@ class Modulation:
                     f"  {name}  {tuple(field.shape)}\n"
                     f"A channel multiplied by zero cannot be restored; keep the features instead."
                 )
-        factor = self.gamma if self.gate is None else _paired(torch.mul, self.gate, self.gamma)
-        return Modulation(1 / factor, _paired(torch.div, -self.beta, self.gamma))
+        factor = self.gamma if self.gate is None else paired(torch.mul, self.gate, self.gamma)
+        return Modulation(1 / factor, paired(torch.div, -self.beta, self.gamma))
 
     def interpolate(self, other: Modulation, weight: float | Tensor) -> Modulation:
         """Return (1 - weight) * self + weight * other; 0 is self, 1 is other, beyond is extrapolation.
@@ -160,9 +167,9 @@ class Modulation:
                 f"got {_fields(self)} and {_fields(other)}.\n"
                 f"Give the one without a gate its own: m.replace(gate=torch.ones_like(m.gamma))."
             )
-        gate = None if self.gate is None or other.gate is None else _paired(function, self.gate, other.gate)
-        gamma = _paired(function, self.gamma, other.gamma)
-        return Modulation(gamma, _paired(function, self.beta, other.beta), gate)
+        gate = None if self.gate is None or other.gate is None else paired(function, self.gate, other.gate)
+        gamma = paired(function, self.gamma, other.gamma)
+        return Modulation(gamma, paired(function, self.beta, other.beta), gate)
 
 
 def aligned(*fields: T) -> list[T]:
@@ -185,7 +192,8 @@ def aligned(*fields: T) -> list[T]:
     ]
 
 
-def _paired(function: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
+def paired(function: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
+    """Return a function of two fields that are aligned from the left, as `film` aligns them."""
     return function(*aligned(first, second))
 
 

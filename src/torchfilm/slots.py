@@ -120,8 +120,15 @@ def _backward_pass() -> int:
     return torch._C._current_graph_task_id()
 
 
-# A compiled call asks while it is compiled. Asking `is_compiling` would cost `lend` its effect there.
+def _in_its_pass(slot: Slot) -> bool:
+    """Tell whether what is lent to a site was lent in the pass that runs."""
+    return slot.backward == _backward_pass()
+
+
+# A compiled call asks while it is compiled, and is no other one in each backward pass. Asking `is_compiling`
+# would cost `lend` its effect there.
 _backward_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_in_its_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_plain_film(site: Site, fusion: Fusion) -> bool:
@@ -256,7 +263,7 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _with_lent(self: nn.Module, slot: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the forward of a site with what is lent to it; ValueError where that is nothing."""
-    if slot.lent is None or slot.backward != _backward_pass():
+    if slot.lent is None or not _in_its_pass(slot):
         raise ValueError(no_condition(f"Site '{slot.site.name}'"))
     slot.value = slot.lent
     try:

@@ -34,6 +34,17 @@ class Snapshot:
         self.written = _versions(self.leaves)
         self.is_final = all(isinstance(leaf, (Tensor, *_FINAL)) for leaf in self.leaves)
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        """Return what it is of, and whether it still holds: versions begin anew in copies."""
+        return self.owners, self.cond, self.modes, self.holds()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Look at the copy, which holds where what was copied did."""
+        *given, held = state
+        owners, cond, modes = given
+        Snapshot.__init__(self, *owners, cond=cond, modes=modes)
+        self.is_final = self.is_final and held
+
     def holds(self) -> bool:
         """Whether nothing has changed; never where the condition holds what can change without a sign."""
         leaves = pytree.tree_leaves(self.cond)
