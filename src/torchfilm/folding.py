@@ -30,7 +30,7 @@ from torchfilm.kept import Border, Margin, keep
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
 from torchfilm.sites import Site, is_root
-from torchfilm.slots import PLAIN
+from torchfilm.slots import PLAIN, rebased
 
 Leftover = Literal["error", "constant"]
 _TINY = torch.finfo(torch.float64).tiny
@@ -284,9 +284,13 @@ def _plan_site(plan: _Plan, site: Site, module: nn.Module, affine: Affine, *, bo
 
 
 def _make_plain(site: nn.Module) -> None:
-    """Replace parametrized tensors by what they are now; weights that are computed cannot be folded into."""
+    """Replace parametrized tensors by what they are now; weights that are computed cannot be folded into.
+
+    Torch removes a tensor from the class, which copies share: the copy gets one of its own first.
+    """
     for module in site.modules():
         if parametrize.is_parametrized(module):
+            module.__class__ = rebased(type(module), type(module).__bases__)
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
