@@ -114,7 +114,7 @@ class Reference:
         with torch.no_grad():
             expected = self(x.float() if is_quantised(self.layer) and x.is_floating_point() else x)
             y = now(x.to(dtype) if x.is_floating_point() else x)
-        scale = expected.abs().max().double().clamp(min=torch.finfo(torch.float64).tiny)
+        scale = expected.abs().max().double().clamp(min=torch.finfo(dtype).tiny)
         return float((y.double() - expected.double()).abs().max() / scale)
 
 

@@ -8,7 +8,6 @@ modulation.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,18 +21,18 @@ from torch.utils import _pytree as pytree
 
 from torchfilm.dataflow import code_of, conv_norm_pairs, fed_in_float32, read_by_code, surroundings
 from torchfilm.draft import Affine, Draft, NotExactError
+from torchfilm.fold_check import difference, rounding
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import fold_border, fold_input, fold_output
 from torchfilm.freezing import Frozen
 from torchfilm.injection import Conditioning, conditioning, remove
-from torchfilm.kept import Border, Margin, keep
+from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
 from torchfilm.sites import Site, is_root
 from torchfilm.slots import PLAIN, rebased
 
 Leftover = Literal["error", "constant"]
-_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass
@@ -100,8 +99,8 @@ def fold(
 
     Raises:
         ValueError: for several conditions at once, for values that are not finite, and for sites that cannot
-            be folded exactly (with leftover="error"), all of them with the reasons; for outputs on the inputs
-            that differ by more than rounding.
+            be folded exactly (with leftover="error"), all of them with the reasons; for a layer, or outputs
+            on the inputs, that differ by more than rounding.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -133,12 +132,12 @@ def fold(
     for _, norm in pairs:
         parent, _, child = norm.rpartition(".")
         setattr(plain.get_submodule(parent), child, nn.Identity())
-    error = None if inputs is None else _difference(film, model, plain, values, inputs)
+    error = None if inputs is None else difference(film, model, plain, values, inputs)
     report = _report(plan, film, pairs, (_count(plain), _count(model)), error)
-    if error is not None and not error <= (rounding := _rounding(plain)):
+    if error is not None and not error <= (allowed := rounding(plain)):
         raise ValueError(
             f"fold: expected a network that computes the same, but its outputs differ by {error:.1e} of the "
-            f"largest, and rounding by {rounding:.1e} at most.\n{report}\n"
+            f"largest, and rounding by {allowed:.1e} at most.\n{report}\n"
             f"Its code reads a weight without calling the layer, or watches a layer by hooks: condition "
             f"another site, or use leftover='constant'."
         )
@@ -236,6 +235,8 @@ def _planned(
     fixed, float32, around = read_by_code(plain, code), fed_in_float32(plain, code), surroundings(plain, code)
     plan = _Plan(plain, Draft(plain, fixed, float32, around))
     for name, module in plain.named_modules():
+        if keeps(module):  # from an earlier fold
+            plan.draft.keep(module)
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 plan.ties.setdefault(id(parameter), []).append(f"{name}.{key}")
@@ -331,7 +332,7 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[tuple[str, str]]
     """Return the pairs of convolution and norm to merge, checked."""
     if wanted is False:
         return []
-    kept = {plan.model.get_submodule(name) for name in plan.kept}
+    kept = plan.draft.kept
     found = conv_norm_pairs(plan.model, kept) if kept or wanted is True else []
     if wanted is True:
         return [pair for pair in found if _not_mergeable(plan, *pair) is None]
@@ -352,8 +353,8 @@ def _not_mergeable(plan: _Plan, first: str, second: str) -> str | None:
     layer, norm = plan.model.get_submodule(first), plan.model.get_submodule(second)
     if not isinstance(norm, batchnorm._BatchNorm) or norm.training or norm.running_mean is None:
         return f"{second} is no BatchNorm in evaluation with running statistics"
-    kept = [list(plan.model.get_submodule(name).modules()) for name in plan.kept]
-    if any((layer in inside) != (norm in inside) for inside in kept):
+    inside = [set(module.modules()) for module in plan.draft.kept]
+    if any((layer in modules) != (norm in modules) for modules in inside):
         return "a constant is kept between them"
     try:
         plan.draft.alone(layer)
@@ -390,48 +391,6 @@ def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
     keep(plain, site, Border(list(module._reversed_padding_repeated_twice)), Margin(border.to(module.weight)))
 
 
-def _difference(
-    film: Conditioning,
-    model: nn.Module,
-    plain: nn.Module,
-    values: dict[str, Any],
-    inputs: Sequence[Any] | Tensor,
-) -> float:
-    if model.training:
-        raise ValueError(
-            "fold: expected a network in evaluation to compare outputs on inputs, got one in training.\n"
-            "Call model.eval() first, or leave inputs out."
-        )
-    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    with torch.no_grad():
-        with film.fixed(values):
-            expected = pytree.tree_leaves(model(*given))
-        actual = pytree.tree_leaves(plain(*given))
-    pairs = [
-        (one.double(), other.double())
-        for one, other in zip(actual, expected, strict=True)
-        if isinstance(one, Tensor) and one.is_floating_point()
-    ]
-    if not pairs:
-        got = ", ".join(
-            str(leaf.dtype) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in expected
-        )
-        raise ValueError(
-            f"fold: expected outputs with floating-point tensors, to compare them on the inputs, got {got}.\n"
-            f"Leave inputs out, or fold the part of the network that gives such an output."
-        )
-    largest = max(float(other.abs().max()) for _, other in pairs)
-    return max(float((one - other).abs().max()) for one, other in pairs) / max(largest, _TINY)
-
-
-def _rounding(model: nn.Module) -> float:
-    """Return how far rounding may move outputs: 2e-3 in float32, 0.14 in bfloat16; depth makes it grow."""
-    precisions = [
-        torch.finfo(tensor.dtype).eps for tensor in model.parameters() if tensor.is_floating_point()
-    ]
-    return max(precisions, default=torch.finfo(torch.float32).eps) ** 0.4
-
-
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -451,10 +410,10 @@ def _report(
             sites.append(FoldedSite(name, "constant", 0.0, plan.kept[name]))
             continue
         target = plan.targets[name]
-        if not math.isfinite(errors[target]):
+        if not errors[target] <= (allowed := rounding(target)):
             raise ValueError(
-                f"fold, site '{name}': expected folded weights that compute finite numbers, got an error of "
-                f"{errors[target]} on random features.\n"
+                f"fold, site '{name}': expected folded weights that compute the same, got an error of "
+                f"{errors[target]:.1e} on random features, where rounding makes {allowed:.1e} at most.\n"
                 f"These are beyond its precision: fold in float32, then convert the result."
             )
         where = ", ".join(f"{names[target]}.{tensor}" for tensor in plan.draft.tensors(target) or ["scales"])

@@ -383,6 +383,9 @@ def _check_module(name: str, module: nn.Module, parent: nn.Module) -> None:
     elif is_patched(module):
         fact = f"expected the forward of its class, got a {kind} whose forward was replaced on the instance"
         remedy = "Condition the network first, and let accelerate, or whoever patches it, come after."
+    elif is_site(module) and any(name.startswith("kept_") for name in module._buffers):
+        fact = f"expected a plain module, got a {kind} that applies a constant which a fold kept"
+        remedy = "Condition the module around it, or all sites of the original network, and fold that once."
     elif is_site(module) or is_root(module):
         fact = f"expected a plain module, got a {kind} that is conditioned already"
         remedy = "Give all sites to one condition() (find(...) + find(...) joins them), or remove() first."
