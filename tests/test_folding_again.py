@@ -102,3 +102,16 @@ def test_a_site_whose_weights_compute_something_else_is_refused(dtype, monkeypat
     monkeypatch.setattr("torchfilm.folding.fold_output", wrong)
     with pytest.raises(ValueError, match=r"site '0': expected folded weights that compute the same, got an"):
         tf.fold(model, cond=z())
+
+
+def test_a_network_that_keeps_a_mask_moves_converts_and_folds_again():
+    earlier, shape = kept("attention")
+    x, cond = torch.randn(shape), z()
+    before = {name: tensor.dtype for name, tensor in earlier.named_buffers()}
+    assert torch.bool in before.values()
+    for convert in (nn.Module.cpu, nn.Module.half, nn.Module.float):
+        assert {name: t.dtype for name, t in convert(earlier).named_buffers()} == before
+    model = conditioned(earlier, "0")
+    plain, report = tf.fold(model, cond=cond, leftover="constant")
+    assert report["0"].target == "constant"
+    torch.testing.assert_close(plain(x), model(x, cond=cond))

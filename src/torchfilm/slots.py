@@ -379,7 +379,9 @@ def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> A
     self._film_base._apply(self, fn, recurse)
     for name, before in kept.items():
         now = self._buffers[name]
-        if before is not None and torch.finfo(now.dtype).eps > torch.finfo(torch.float32).eps:
+        if before is None or not now.is_floating_point():  # a mask
+            continue
+        if torch.finfo(now.dtype).eps > torch.finfo(torch.float32).eps:
             self._buffers[name] = before.to(now.device)
     return self
 
