@@ -104,6 +104,18 @@ class Fails(Branch):
         return self.last(self.first(x) * scale + temb[:, None])
 
 
+class KeepsWhatItGives(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.last(self.first(x))
+        return self.features
+
+
+class KeepsWhatItGets(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = {"all": [x]}
+        return self.last(self.first(x))
+
+
 ASKING = [
     (AddsOnlyAlone, "first", None),
     (ReadsTwiceAlone, None, "last"),
@@ -117,6 +129,8 @@ ASKING = [
     (AddsWithGradients, None, None),
     (RefusesNone, None, None),
     (Fails, "first", "last"),
+    (KeepsWhatItGives, "first", None),
+    (KeepsWhatItGets, None, "last"),
 ]
 
 
@@ -192,6 +206,14 @@ class Norms(nn.Module):
         return self.head(self.bn(h.relu() if temb is None else h))
 
 
+class KeepsFeatures(Norms):
+    """A convolution whose output somebody may read beside the norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.conv(x)
+        return self.head(self.bn(self.features))
+
+
 class Passes(nn.Module):
     """Code that is a site and nothing else."""
 
@@ -228,8 +250,9 @@ def test_no_norm_goes_into_a_convolution_across_a_constant(name, site, where, co
         fold(model, fuse_norms=[(conv, norm)], **options)
 
 
-def test_no_norm_goes_into_a_convolution_where_code_may_do_something_between_them():
-    model, x, cond = conditioned("head", with_norm(Norms())[0]), torch.randn(2, 3, 7, 11), z()
+@pytest.mark.parametrize("build", [Norms, KeepsFeatures])
+def test_no_norm_goes_into_a_convolution_where_code_may_do_something_between_them(build):
+    model, x, cond = conditioned("head", with_norm(build())[0]), torch.randn(2, 3, 7, 11), z()
     plain, report = fold(model, cond=cond, fuse_norms=True)
     torch.testing.assert_close(plain(x), model(x, cond=cond))
     assert report.fused == ()
@@ -304,3 +327,24 @@ def test_a_layer_of_a_block_that_is_called_without_the_block_takes_nothing_of_it
             ValueError, match=r"block  its (Linear|Sequential) is called from outside of it too"
         ):
             fold(model, cond=cond)
+
+
+class Counts(Branch):
+    """Code that changes a buffer in place and draws a random number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return self.last(self.first(x) * torch.rand(()))
+
+
+def test_reading_code_changes_no_buffer_and_draws_no_random_number():
+    model, cond = conditioned("0", nn.Sequential(Counts()), dim=-1, features=6), z()
+    state = torch.get_rng_state()
+    plain, _ = fold(model, cond=cond)
+    with folded(model, cond=cond):
+        assert torch.equal(torch.get_rng_state(), state)
+    assert model[0].steps == plain[0].steps == 0

@@ -171,7 +171,7 @@ def _agreed(module: nn.Module, found: Ways, read: Callable[[nn.Module, fx.Graph]
 def _last(module: nn.Module, graph: fx.Graph) -> str | None:
     (output,) = (node for node in graph.nodes if node.op == "output")
     node = output.args[0]
-    while isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1:
+    while isinstance(node, fx.Node) and node.op == "call_module" and _read_once(node):
         if not passes(module.get_submodule(str(node.target))):
             return str(node.target) if _calls(graph)[node.target] == 1 else None
         node = node.args[0]
@@ -180,7 +180,7 @@ def _last(module: nn.Module, graph: fx.Graph) -> str | None:
 
 def _first(module: nn.Module, graph: fx.Graph) -> str | None:
     node = next((node for node in graph.nodes if node.op == "placeholder"), None)
-    while node is not None and len(node.users) == 1:
+    while node is not None and _read_once(node):
         (reader,) = node.users
         if reader.op != "call_module" or reader.args[:1] != (node,) or _calls(graph)[reader.target] > 1:
             return None
@@ -190,12 +190,17 @@ def _first(module: nn.Module, graph: fx.Graph) -> str | None:
     return None
 
 
+def _read_once(node: fx.Node) -> bool:
+    """Whether one node alone reads a value, which is not kept on a module either."""
+    return len(node.users) == 1 and "stored" not in node.meta
+
+
 def _pairs(model: nn.Module, names: Counter[int], prefix: str, graph: fx.Graph) -> list[tuple[str, str]]:
     """Return the pairs in a graph of the model's part at the prefix; `names` counts those of a module."""
     calls, pairs = _calls(graph), []
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and len(node.args) == 1 else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+        if not isinstance(before, fx.Node) or before.op != "call_module" or not _read_once(before):
             continue
         first, second = (prefix + str(n.target) for n in (before, node))
         conv, norm = model.get_submodule(first), model.get_submodule(second)
