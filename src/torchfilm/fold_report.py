@@ -42,7 +42,7 @@ class FoldReport:
         sites: one entry for each site, in the order of the network.
         parameters: how many numbers the network has now, and how many it had.
         error: the largest difference between the outputs of the folded and the conditioned network on the
-            inputs that were given, relative to the largest output; None without inputs.
+            inputs that were given, relative to the largest number of each; None without inputs.
         fused: each convolution that took a BatchNorm, with its name.
     """
 

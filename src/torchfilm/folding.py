@@ -8,7 +8,7 @@ modulation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -67,7 +67,7 @@ def fold(
     modulation: dict[str, Any] | None = None,
     leftover: Leftover = "error",
     fuse_norms: bool | Sequence[tuple[str, str]] = False,
-    inputs: Sequence[Any] | Tensor | None = None,
+    inputs: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
 ) -> tuple[nn.Module, FoldReport]:
     """Return a plain copy of a conditioned network that computes what it computes under one condition.
 
@@ -90,9 +90,9 @@ def fold(
         fuse_norms: True to merge each BatchNorm in evaluation into the convolution whose output it alone
             reads, as the model's code says; or the pairs of names (convolution, norm). The norm becomes an
             Identity.
-        inputs: arguments of the model, or its only one, to measure how far the outputs differ, and to refuse
-            a copy that computes something else: a network whose code reads weights, or branches by
-            isinstance, in ways that cannot be seen from here.
+        inputs: arguments of the model, by position or by name, or its only one, to measure how far the
+            outputs differ, and to refuse a copy that computes something else: a network whose code reads
+            weights, or branches by isinstance, in ways that cannot be seen from here.
 
     Returns:
         The copy, and a report of each site: where it went, and the measured error.
