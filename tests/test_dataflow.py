@@ -258,6 +258,34 @@ def test_no_norm_goes_into_a_convolution_where_code_may_do_something_between_the
     assert report.fused == ()
 
 
+class AddsFeatures(Norms):
+    """A convolution whose output is read beside the norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.head(self.bn(h) + h)
+
+
+class AsksValues(Norms):
+    """Code that cannot be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bn(self.conv(x if x.sum() > -1e9 else -x)))
+
+
+def test_given_pairs_are_refused_where_the_code_shows_that_they_are_none():
+    given = [["conv", "bn"]]
+    model = conditioned("head", with_norm(AddsFeatures())[0])
+    with pytest.raises(ValueError, match=r"\('conv', 'bn'\): not bn alone reads what conv gives"):
+        fold(model, cond=z(), fuse_norms=given)
+    model, x, cond = conditioned("head", with_norm(AsksValues())[0]), torch.randn(2, 3, 7, 11), z()
+    plain, report = fold(model, cond=cond, fuse_norms=given)
+    assert report.fused == (("conv", "bn"),)
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    with pytest.raises(ValueError, match=r"each module in one pair .*, got 'conv' in several"):
+        fold(model, cond=z(), fuse_norms=[*given, ["conv", "bn"]])
+
+
 def test_a_norm_inside_of_a_constant_goes_into_the_convolution_beside_it():
     inner = with_norm(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())
     model = conditioned("0", nn.Sequential(inner, nn.ReLU()), dim=1, features=5).eval()

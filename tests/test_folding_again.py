@@ -115,3 +115,24 @@ def test_a_network_that_keeps_a_mask_moves_converts_and_folds_again():
     plain, report = tf.fold(model, cond=cond, leftover="constant")
     assert report["0"].target == "constant"
     torch.testing.assert_close(plain(x), model(x, cond=cond))
+
+
+class Words(nn.Module):
+    """An encoder of conditions that shares the table of the network."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table, self.dim = table, 5
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.table(words)
+
+
+def test_a_copy_shares_nothing_with_an_encoder_that_uses_a_part_of_the_network():
+    parts = nn.Sequential(nn.Embedding(11, 5), nn.Linear(5, 5))
+    model, words = tf.condition(parts, "1", Words(parts[0])), torch.tensor([3])
+    randomise(tf.conditioning(model))
+    plain, _ = tf.fold(model, cond=words)
+    torch.testing.assert_close(plain(words), model(words, cond=words))
+    plain.half()
+    assert model[0].weight.dtype == torch.float32

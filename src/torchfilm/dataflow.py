@@ -81,6 +81,18 @@ def code_of(model: nn.Module) -> Code:
     return list(_parts("", model))
 
 
+def shows(code: Code, *names: str) -> bool:
+    """Tell whether the code of a network shows each way in which the modules with these names are called.
+
+    That is, whether some module around all of them could be traced.
+
+    Example:
+        >>> shows(code_of(nn.Sequential(nn.Linear(2, 3), nn.ReLU())), "0", "1")
+        True
+    """
+    return any(part.complete and all(name.startswith(prefix) for name in names) for prefix, part in code)
+
+
 def read_by_code(model: nn.Module, code: Code | None = None) -> set[int]:
     """Return the ids of the tensors that the code of the model reads besides calling their layer.
 

@@ -8,6 +8,8 @@ modulation.
 from __future__ import annotations
 
 import copy
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from torch.nn.modules import batchnorm
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from torchfilm.dataflow import code_of, conv_norm_pairs, fed_in_float32, read_by_code, surroundings
+from torchfilm.dataflow import code_of, conv_norm_pairs, fed_in_float32, read_by_code, shows, surroundings
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_check import difference, rounding
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
@@ -116,7 +118,10 @@ def fold(
         '0.weight, 0.bias'
     """
     film, values = _values(model, cond, modulation, leftover)
-    memo: dict[int, Any] = {id(t): t for t in (*film.parameters(), *film.buffers())}
+    own = {id(t): t for t in (*film.parameters(), *film.buffers())}  # not copied: they go with the generator
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    shared = {id(tensor) for name, tensor in named if not name.startswith("film.")}
+    memo: dict[int, Any] = {key: own[key] for key in own.keys() - shared}
     plain = remove(copy.deepcopy(model, memo))
     for name in film.sites:
         _make_plain(plain.get_submodule(name))
@@ -332,21 +337,29 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[tuple[str, str]]
     """Return the pairs of convolution and norm to merge, checked."""
     if wanted is False:
         return []
-    kept = plan.draft.kept
-    found = conv_norm_pairs(plan.model, kept) if kept or wanted is True else []
+    found = conv_norm_pairs(plan.model, plan.draft.kept)
     if wanted is True:
         return [pair for pair in found if _not_mergeable(plan, *pair) is None]
-    apart = [pair for pair in conv_norm_pairs(plan.model) if pair not in found] if kept else []
-    for pair in wanted:
+    given = [(first, second) for first, second in wanted]
+    if twice := [name for name, count in Counter(itertools.chain(*given)).items() if count > 1]:
+        raise ValueError(
+            f"fold: expected each module in one pair (convolution, BatchNorm), got '{twice[0]}' in several.\n"
+            f"Give each pair once, or fuse_norms=True to find them."
+        )
+    apart = conv_norm_pairs(plan.model) if plan.draft.kept else []
+    code = code_of(plan.model)
+    for pair in given:
         reason = _not_mergeable(plan, *pair)
-        if reason is None and pair in apart:
+        if reason is None and pair not in found and pair in apart:
             reason = "a constant is kept between them"
+        elif reason is None and pair not in found and shows(code, *pair):
+            reason = f"not {pair[1]} alone reads what {pair[0]} gives, as the network's code shows"
         if reason is not None:
             raise ValueError(
                 f"fold: expected pairs (convolution, BatchNorm) that merge exactly, got {pair}: {reason}.\n"
                 f"Leave this pair out, or give fuse_norms=True to find those that do."
             )
-    return list(wanted)
+    return given
 
 
 def _not_mergeable(plan: _Plan, first: str, second: str) -> str | None:
