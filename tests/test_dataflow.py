@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm.dataflow import first_layer, last_layer
+from torchfilm.dataflow import first_layer, last_layer, read_by_code
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_rules import fold_output
 from torchfilm.folding import fold, folded
@@ -376,3 +376,25 @@ def test_reading_code_changes_no_buffer_and_draws_no_random_number():
     with folded(model, cond=cond):
         assert torch.equal(torch.get_rng_state(), state)
     assert model[0].steps == plain[0].steps == 0
+
+
+class AsksDtype(Branch):
+    """Code that asks of what kind a weight is, as T5 of transformers does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.last.weight, Tensor) and self.last.weight.numel() == 0:
+            return x
+        return self.last(self.first(x).to(self.last.weight.dtype)) * self.last.weight.shape[0]
+
+
+class KeepsWeight(Branch):
+    """Code that keeps a weight where somebody may read its numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.last.weight
+        return self.last(self.first(x))
+
+
+@pytest.mark.parametrize(("build", "count"), [(AsksDtype, 0), (KeepsWeight, 1)])
+def test_code_reads_a_weight_where_its_numbers_count(build, count):
+    assert len(read_by_code(build())) == count

@@ -21,6 +21,7 @@ Code = Sequence[tuple[str, Ways]]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _CASTS = ("float", "half", "bfloat16", "double", "to", "type", "type_as")
+_NO_NUMBERS = ("dtype", "device", "shape", "ndim")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -94,10 +95,10 @@ def shows(code: Code, *names: str) -> bool:
 
 
 def read_by_code(model: nn.Module, code: Code | None = None) -> set[int]:
-    """Return the ids of the tensors that the code of the model reads besides calling their layer.
+    """Return the ids of the tensors whose numbers the code of the model reads besides calling their layer.
 
-    As a network that multiplies by the weights of its embedding does. Of code that cannot be traced nothing
-    is known.
+    As a network that multiplies by the weights of its embedding does. To ask for the dtype, device or shape
+    is to read no number. Of code that cannot be traced nothing is known.
 
     Example:
         >>> len(read_by_code(nn.Sequential(nn.Linear(2, 3), nn.ReLU())))
@@ -106,7 +107,7 @@ def read_by_code(model: nn.Module, code: Code | None = None) -> set[int]:
     found = set()
     for prefix, part in code or code_of(model):
         nodes = [node for graph in part.graphs for node in graph.nodes]
-        for target in {str(node.target) for node in nodes if node.op == "get_attr"}:
+        for target in {str(node.target) for node in nodes if node.op == "get_attr" and _numbers_read(node)}:
             owner, _, name = (prefix + target).rpartition(".")
             found.add(id(getattr(_inside(model, owner), name, None)))
     return found - {id(None)}
@@ -163,6 +164,13 @@ def _gives_float32(node: fx.Node, inner: nn.Module | None, *, inputs_wide: bool)
     own = () if inner is None else (*inner.parameters(), *inner.buffers())
     dtype = next((tensor.dtype for tensor in own if tensor.is_floating_point()), None)
     return inputs_wide if dtype is None else dtype == torch.float32
+
+
+def _numbers_read(node: fx.Node) -> bool:
+    """Whether anything but attributes that hold no numbers is read of a tensor, or may be later."""
+    return "stored" in node.meta or not all(
+        user.target is getattr and user.args[1] in _NO_NUMBERS for user in node.users
+    )
 
 
 def passes(module: nn.Module) -> bool:
