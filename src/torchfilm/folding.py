@@ -73,8 +73,9 @@ def fold(
 ) -> tuple[nn.Module, FoldReport]:
     """Return a plain copy of a conditioned network that computes what it computes under one condition.
 
-    The copy has the original classes and keys, no generator, and no code of this library where nothing is
-    left over. The conditioned network stays as it is. Weights are computed in float64 and rounded once.
+    The copy has the original classes and keys, plus biases and affines that were missing (the report says
+    which), no generator, and no code of this library where nothing is left over. The conditioned network
+    stays as it is. Weights are computed in float64 and rounded once.
 
     Where a modulation goes: behind a convolution (also grouped or transposed), a linear layer, an embedding,
     an affine norm (which gets its affine where it has none), attention, a branch that ends with one of
@@ -274,12 +275,9 @@ def _plan_site(plan: _Plan, site: Site, module: nn.Module, affine: Affine, *, bo
         if site.where == "output" or not borders:
             raise
         plan.borders[site.name] = fold_border(plan.draft, module, affine, site.dim)
-        plan.notes[site.name] = "its padding became a border of -beta / gamma"
         target = module
     plan.targets[site.name] = target
-    ties = [plan.ties.get(id(target._parameters[name]), []) for name in plan.draft.tensors(target)]
-    if any(len(tied) > 1 for tied in ties):
-        plan.notes[site.name] = f"was tied: {' = '.join(next(tied for tied in ties if len(tied) > 1))}"
+    plan.notes[site.name] = "; ".join(_notes(plan, site, target))
     if target not in plan.references:
         plan.references[target] = Reference.of(target)
     reference = plan.references[target]
@@ -287,6 +285,18 @@ def _plan_site(plan: _Plan, site: Site, module: nn.Module, affine: Affine, *, bo
         reference.outputs.append((affine, site.dim))
     else:
         reference.inputs.insert(0, (affine, site.dim))
+
+
+def _notes(plan: _Plan, site: Site, target: nn.Module) -> Iterator[str]:
+    """Say what else changes where a layer takes the modulation of a site."""
+    if site.name in plan.borders:
+        yield "its padding became a border of -beta / gamma"
+    names = plan.draft.tensors(target)
+    if new := [name for name in names if target._parameters[name] is None]:
+        yield f"new: {', '.join(new)}"
+    ties = [plan.ties.get(id(target._parameters[name]), []) for name in names]
+    if tied := next((tied for tied in ties if len(tied) > 1), None):
+        yield f"was tied: {' = '.join(tied)}"
 
 
 def _make_plain(site: nn.Module) -> None:
