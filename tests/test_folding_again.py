@@ -136,3 +136,13 @@ def test_a_copy_shares_nothing_with_an_encoder_that_uses_a_part_of_the_network()
     torch.testing.assert_close(plain(words), model(words, cond=words))
     plain.half()
     assert model[0].weight.dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Embedding])
+def test_a_network_on_a_gpu_is_folded_and_measured(kind):
+    model = conditioned(nn.Sequential(kind(5, 5)), "0").cuda()
+    x = torch.arange(5) if kind is nn.Embedding else torch.randn(2, 5)
+    plain, report = tf.fold(model, cond=z().cuda(), inputs=x.cuda())
+    assert plain[0].weight.is_cuda
+    assert report["0"].error < 1e-5
