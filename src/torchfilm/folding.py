@@ -91,8 +91,8 @@ def fold(
         leftover: what is not exact is an "error", or kept as a "constant" (or as the border of a
             convolution), for which the module's class stays swapped.
         fuse_norms: True to merge each BatchNorm in evaluation into the convolution whose output it alone
-            reads, as the model's code says; or the pairs of names (convolution, norm). The norm becomes an
-            Identity.
+            reads, as the model's code says; or the pairs of names (convolution, norm), which are refused
+            where that code shows something else. The norm becomes an Identity.
         inputs: arguments of the model, by position or by name, or its only one, to measure how far the
             outputs differ, and to refuse a copy that computes something else: a network whose code reads
             weights, or branches by isinstance, in ways that cannot be seen from here.
