@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm.dataflow import first_layer, last_layer
+from torchfilm.dataflow import first_layer, last_layer, read_by_code
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_rules import fold_output
 from torchfilm.folding import fold, folded
@@ -104,6 +104,18 @@ class Fails(Branch):
         return self.last(self.first(x) * scale + temb[:, None])
 
 
+class KeepsWhatItGives(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.last(self.first(x))
+        return self.features
+
+
+class KeepsWhatItGets(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = {"all": [x]}
+        return self.last(self.first(x))
+
+
 ASKING = [
     (AddsOnlyAlone, "first", None),
     (ReadsTwiceAlone, None, "last"),
@@ -117,6 +129,8 @@ ASKING = [
     (AddsWithGradients, None, None),
     (RefusesNone, None, None),
     (Fails, "first", "last"),
+    (KeepsWhatItGives, "first", None),
+    (KeepsWhatItGets, None, "last"),
 ]
 
 
@@ -192,6 +206,14 @@ class Norms(nn.Module):
         return self.head(self.bn(h.relu() if temb is None else h))
 
 
+class KeepsFeatures(Norms):
+    """A convolution whose output somebody may read beside the norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.conv(x)
+        return self.head(self.bn(self.features))
+
+
 class Passes(nn.Module):
     """Code that is a site and nothing else."""
 
@@ -228,11 +250,40 @@ def test_no_norm_goes_into_a_convolution_across_a_constant(name, site, where, co
         fold(model, fuse_norms=[(conv, norm)], **options)
 
 
-def test_no_norm_goes_into_a_convolution_where_code_may_do_something_between_them():
-    model, x, cond = conditioned("head", with_norm(Norms())[0]), torch.randn(2, 3, 7, 11), z()
+@pytest.mark.parametrize("build", [Norms, KeepsFeatures])
+def test_no_norm_goes_into_a_convolution_where_code_may_do_something_between_them(build):
+    model, x, cond = conditioned("head", with_norm(build())[0]), torch.randn(2, 3, 7, 11), z()
     plain, report = fold(model, cond=cond, fuse_norms=True)
     torch.testing.assert_close(plain(x), model(x, cond=cond))
     assert report.fused == ()
+
+
+class AddsFeatures(Norms):
+    """A convolution whose output is read beside the norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.head(self.bn(h) + h)
+
+
+class AsksValues(Norms):
+    """Code that cannot be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bn(self.conv(x if x.sum() > -1e9 else -x)))
+
+
+def test_given_pairs_are_refused_where_the_code_shows_that_they_are_none():
+    given = [["conv", "bn"]]
+    model = conditioned("head", with_norm(AddsFeatures())[0])
+    with pytest.raises(ValueError, match=r"\('conv', 'bn'\): not bn alone reads what conv gives"):
+        fold(model, cond=z(), fuse_norms=given)
+    model, x, cond = conditioned("head", with_norm(AsksValues())[0]), torch.randn(2, 3, 7, 11), z()
+    plain, report = fold(model, cond=cond, fuse_norms=given)
+    assert report.fused == (("conv", "bn"),)
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+    with pytest.raises(ValueError, match=r"each module in one pair .*, got 'conv' in several"):
+        fold(model, cond=z(), fuse_norms=[*given, ["conv", "bn"]])
 
 
 def test_a_norm_inside_of_a_constant_goes_into_the_convolution_beside_it():
@@ -304,3 +355,46 @@ def test_a_layer_of_a_block_that_is_called_without_the_block_takes_nothing_of_it
             ValueError, match=r"block  its (Linear|Sequential) is called from outside of it too"
         ):
             fold(model, cond=cond)
+
+
+class Counts(Branch):
+    """Code that changes a buffer in place and draws a random number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return self.last(self.first(x) * torch.rand(()))
+
+
+def test_reading_code_changes_no_buffer_and_draws_no_random_number():
+    model, cond = conditioned("0", nn.Sequential(Counts()), dim=-1, features=6), z()
+    state = torch.get_rng_state()
+    plain, _ = fold(model, cond=cond)
+    with folded(model, cond=cond):
+        assert torch.equal(torch.get_rng_state(), state)
+    assert model[0].steps == plain[0].steps == 0
+
+
+class AsksDtype(Branch):
+    """Code that asks of what kind a weight is, as T5 of transformers does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.last.weight, Tensor) and self.last.weight.numel() == 0:
+            return x
+        return self.last(self.first(x).to(self.last.weight.dtype)) * self.last.weight.shape[0]
+
+
+class KeepsWeight(Branch):
+    """Code that keeps a weight where somebody may read its numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.last.weight
+        return self.last(self.first(x))
+
+
+@pytest.mark.parametrize(("build", "count"), [(AsksDtype, 0), (KeepsWeight, 1)])
+def test_code_reads_a_weight_where_its_numbers_count(build, count):
+    assert len(read_by_code(build())) == count

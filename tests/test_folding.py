@@ -288,9 +288,9 @@ def test_tied_weights_are_untied_where_they_are_folded(sites):
     assert model.head.weight is model.table.weight
 
 
-def test_layers_without_a_bias_are_not_tied():
+def test_layers_without_a_bias_are_not_tied_and_get_one_each():
     model = conditioned("0|1", nn.Sequential(nn.Linear(3, 5, bias=False), nn.Linear(5, 2, bias=False)))
-    assert [entry.note for entry in fold(model, cond=z())[1]] == ["", ""]
+    assert [entry.note for entry in fold(model, cond=z())[1]] == ["new: bias", "new: bias"]
 
 
 @pytest.mark.parametrize("name", ["film", "scale", "bias", "gate", "concat", "low_rank"])

@@ -45,6 +45,14 @@ def llama() -> Network:
     return transformers.LlamaForCausalLM(config), lambda model, **given: model(words, **given).logits
 
 
+def t5() -> Network:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(d_model=24, d_kv=12, d_ff=40, num_layers=2, num_heads=2, vocab_size=50)
+    words, answer = torch.randint(50, (2, 7)), torch.randint(50, (2, 3))
+    model = transformers.T5ForConditionalGeneration(config)
+    return model, lambda net, **given: net(words, decoder_input_ids=answer, **given).logits
+
+
 def resnet() -> Network:
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(
@@ -73,6 +81,7 @@ CASES = [
     (vit, r".*\.mlp", {"dim": -1, "features": 24}, "mlp.fc2.weight"),
     (bert, tf.preset("bert"), {}, "output.LayerNorm.weight"),
     (llama, r".*\.mlp", {"dim": -1, "features": 24}, "mlp.down_proj.weight"),
+    (t5, r".*DenseReluDense\.wo", {}, "wo.weight"),
     (resnet, tf.preset("resnet"), {}, "convolution.weight"),
     (unet, tf.preset("unet"), {}, "norm2.weight"),
 ]

@@ -176,7 +176,7 @@ LIBRARY = (
     ("draft", "quantised", "tracing"),
     ("dataflow",),
     ("fold_rules", "kept"),
-    ("fold_report",),
+    ("fold_check", "fold_report"),
     ("concatenation", "folding", "tabulation"),
     ("presets",),
     ("counterfactual", "hearing", "inspection", "pulses", "sensitivity", "summary"),

@@ -21,6 +21,7 @@ Code = Sequence[tuple[str, Ways]]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _CASTS = ("float", "half", "bfloat16", "double", "to", "type", "type_as")
+_NO_NUMBERS = ("dtype", "device", "shape", "ndim")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -81,11 +82,23 @@ def code_of(model: nn.Module) -> Code:
     return list(_parts("", model))
 
 
-def read_by_code(model: nn.Module, code: Code | None = None) -> set[int]:
-    """Return the ids of the tensors that the code of the model reads besides calling their layer.
+def shows(code: Code, *names: str) -> bool:
+    """Tell whether the code of a network shows each way in which the modules with these names are called.
 
-    As a network that multiplies by the weights of its embedding does. Of code that cannot be traced nothing
-    is known.
+    That is, whether some module around all of them could be traced.
+
+    Example:
+        >>> shows(code_of(nn.Sequential(nn.Linear(2, 3), nn.ReLU())), "0", "1")
+        True
+    """
+    return any(part.complete and all(name.startswith(prefix) for name in names) for prefix, part in code)
+
+
+def read_by_code(model: nn.Module, code: Code | None = None) -> set[int]:
+    """Return the ids of the tensors whose numbers the code of the model reads besides calling their layer.
+
+    As a network that multiplies by the weights of its embedding does. To ask for the dtype, device or shape
+    is to read no number. Of code that cannot be traced nothing is known.
 
     Example:
         >>> len(read_by_code(nn.Sequential(nn.Linear(2, 3), nn.ReLU())))
@@ -94,7 +107,7 @@ def read_by_code(model: nn.Module, code: Code | None = None) -> set[int]:
     found = set()
     for prefix, part in code or code_of(model):
         nodes = [node for graph in part.graphs for node in graph.nodes]
-        for target in {str(node.target) for node in nodes if node.op == "get_attr"}:
+        for target in {str(node.target) for node in nodes if node.op == "get_attr" and _numbers_read(node)}:
             owner, _, name = (prefix + target).rpartition(".")
             found.add(id(getattr(_inside(model, owner), name, None)))
     return found - {id(None)}
@@ -153,6 +166,13 @@ def _gives_float32(node: fx.Node, inner: nn.Module | None, *, inputs_wide: bool)
     return inputs_wide if dtype is None else dtype == torch.float32
 
 
+def _numbers_read(node: fx.Node) -> bool:
+    """Whether anything but attributes that hold no numbers is read of a tensor, or may be later."""
+    return "stored" in node.meta or not all(
+        user.target is getattr and user.args[1] in _NO_NUMBERS for user in node.users
+    )
+
+
 def passes(module: nn.Module) -> bool:
     """Whether a layer of torch's, watched by no hook, hands its input on: Identity, Dropout in evaluation."""
     if not type(module).__module__.startswith("torch.") or module._forward_hooks or module._forward_pre_hooks:
@@ -171,7 +191,7 @@ def _agreed(module: nn.Module, found: Ways, read: Callable[[nn.Module, fx.Graph]
 def _last(module: nn.Module, graph: fx.Graph) -> str | None:
     (output,) = (node for node in graph.nodes if node.op == "output")
     node = output.args[0]
-    while isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1:
+    while isinstance(node, fx.Node) and node.op == "call_module" and _read_once(node):
         if not passes(module.get_submodule(str(node.target))):
             return str(node.target) if _calls(graph)[node.target] == 1 else None
         node = node.args[0]
@@ -180,7 +200,7 @@ def _last(module: nn.Module, graph: fx.Graph) -> str | None:
 
 def _first(module: nn.Module, graph: fx.Graph) -> str | None:
     node = next((node for node in graph.nodes if node.op == "placeholder"), None)
-    while node is not None and len(node.users) == 1:
+    while node is not None and _read_once(node):
         (reader,) = node.users
         if reader.op != "call_module" or reader.args[:1] != (node,) or _calls(graph)[reader.target] > 1:
             return None
@@ -190,12 +210,17 @@ def _first(module: nn.Module, graph: fx.Graph) -> str | None:
     return None
 
 
+def _read_once(node: fx.Node) -> bool:
+    """Whether one node alone reads a value, which is not kept on a module either."""
+    return len(node.users) == 1 and "stored" not in node.meta
+
+
 def _pairs(model: nn.Module, names: Counter[int], prefix: str, graph: fx.Graph) -> list[tuple[str, str]]:
     """Return the pairs in a graph of the model's part at the prefix; `names` counts those of a module."""
     calls, pairs = _calls(graph), []
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and len(node.args) == 1 else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+        if not isinstance(before, fx.Node) or before.op != "call_module" or not _read_once(before):
             continue
         first, second = (prefix + str(n.target) for n in (before, node))
         conv, norm = model.get_submodule(first), model.get_submodule(second)

@@ -53,6 +53,9 @@ class Draft:
         fixed: the ids of tensors that the model's own code reads, which have to stay as they are.
         float32: modules whose first tensors are made in float32, not in the precision of the model.
         around: the modules whose code runs around each call of a layer, as far as that is known.
+
+    Attributes:
+        kept: the modules that go on applying a constant of their own.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Draft:
         floats = [tensor for tensor in root.parameters() if tensor.is_floating_point()]
         self._first = floats[0] if floats else torch.empty(0)
         self._values: dict[nn.Module, dict[str, Any]] = {}
-        self._kept: set[nn.Module] = set()
+        self.kept: set[nn.Module] = set()
 
     def read(self, module: nn.Module, name: str) -> Tensor | None:
         """Return a tensor of the module as it will be, in float64; None where it has none.
@@ -127,7 +130,7 @@ class Draft:
 
     def keep(self, module: nn.Module) -> None:
         """Remember that a module goes on applying a constant of its own."""
-        self._kept.add(module)
+        self.kept.add(module)
 
     def without_constants(self, module: nn.Module) -> None:
         """Make sure that no module inside applies a constant, between which nothing can be folded.
@@ -135,7 +138,7 @@ class Draft:
         Raises:
             NotExactError: where one does.
         """
-        if any(inner in self._kept for inner in module.modules()):
+        if any(inner in self.kept for inner in module.modules()):
             raise NotExactError("a module inside of it keeps a constant")
 
     def alone(self, child: nn.Module, module: nn.Module | None = None) -> None:

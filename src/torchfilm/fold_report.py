@@ -42,7 +42,7 @@ class FoldReport:
         sites: one entry for each site, in the order of the network.
         parameters: how many numbers the network has now, and how many it had.
         error: the largest difference between the outputs of the folded and the conditioned network on the
-            inputs that were given, relative to the largest output; None without inputs.
+            inputs that were given, relative to the largest number of each; None without inputs.
         fused: each convolution that took a BatchNorm, with its name.
     """
 
@@ -93,9 +93,9 @@ class Reference:
 
     @classmethod
     def of(cls, layer: nn.Module) -> Reference:
-        """Copy a layer as it is."""
+        """Copy a layer as it is; on the CPU, which has float64, but where its kernels may be elsewhere."""
         before = copy.deepcopy(layer).requires_grad_(requires_grad=False)
-        return cls(before if is_quantised(layer) else before.double())
+        return cls(before if is_quantised(layer) else before.cpu().double())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return what was computed before."""
@@ -108,13 +108,15 @@ class Reference:
 
     def error(self, folded: nn.Module) -> float:
         """Return the largest relative difference that folding made, on random features."""
-        now = copy.deepcopy(folded)
-        dtype = next((t.dtype for t in now.parameters() if t.is_floating_point()), torch.float32)
-        x = probe(self.layer)
+        now = copy.deepcopy(folded) if is_quantised(folded) else copy.deepcopy(folded).cpu()
+        like = next(
+            (t for t in now.parameters() if t.is_floating_point()), torch.empty(0, dtype=torch.float32)
+        )
+        dtype, x = like.dtype, probe(self.layer).to(like.device)
         with torch.no_grad():
             expected = self(x.float() if is_quantised(self.layer) and x.is_floating_point() else x)
             y = now(x.to(dtype) if x.is_floating_point() else x)
-        scale = expected.abs().max().double().clamp(min=torch.finfo(torch.float64).tiny)
+        scale = expected.abs().max().double().clamp(min=torch.finfo(dtype).tiny)
         return float((y.double() - expected.double()).abs().max() / scale)
 
 

@@ -8,8 +8,9 @@ modulation.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,20 +21,20 @@ from torch.nn.modules import batchnorm
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from torchfilm.dataflow import code_of, conv_norm_pairs, fed_in_float32, read_by_code, surroundings
+from torchfilm.dataflow import code_of, conv_norm_pairs, fed_in_float32, read_by_code, shows, surroundings
 from torchfilm.draft import Affine, Draft, NotExactError
+from torchfilm.fold_check import difference, rounding
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import fold_border, fold_input, fold_output
 from torchfilm.freezing import Frozen
 from torchfilm.injection import Conditioning, conditioning, remove
-from torchfilm.kept import Border, Margin, keep
+from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
 from torchfilm.sites import Site, is_root
-from torchfilm.slots import PLAIN
+from torchfilm.slots import PLAIN, rebased
 
 Leftover = Literal["error", "constant"]
-_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass
@@ -68,12 +69,13 @@ def fold(
     modulation: dict[str, Any] | None = None,
     leftover: Leftover = "error",
     fuse_norms: bool | Sequence[tuple[str, str]] = False,
-    inputs: Sequence[Any] | Tensor | None = None,
+    inputs: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
 ) -> tuple[nn.Module, FoldReport]:
     """Return a plain copy of a conditioned network that computes what it computes under one condition.
 
-    The copy has the original classes and keys, no generator, and no code of this library where nothing is
-    left over. The conditioned network stays as it is. Weights are computed in float64 and rounded once.
+    The copy has the original classes and keys, plus biases and affines that were missing (the report says
+    which), no generator, and no code of this library where nothing is left over. The conditioned network
+    stays as it is. Weights are computed in float64 and rounded once.
 
     Where a modulation goes: behind a convolution (also grouped or transposed), a linear layer, an embedding,
     an affine norm (which gets its affine where it has none), attention, a branch that ends with one of
@@ -89,19 +91,19 @@ def fold(
         leftover: what is not exact is an "error", or kept as a "constant" (or as the border of a
             convolution), for which the module's class stays swapped.
         fuse_norms: True to merge each BatchNorm in evaluation into the convolution whose output it alone
-            reads, as the model's code says; or the pairs of names (convolution, norm). The norm becomes an
-            Identity.
-        inputs: arguments of the model, or its only one, to measure how far the outputs differ, and to refuse
-            a copy that computes something else: a network whose code reads weights, or branches by
-            isinstance, in ways that cannot be seen from here.
+            reads, as the model's code says; or the pairs of names (convolution, norm), which are refused
+            where that code shows something else. The norm becomes an Identity.
+        inputs: arguments of the model, by position or by name, or its only one, to measure how far the
+            outputs differ, and to refuse a copy that computes something else: a network whose code reads
+            weights, or branches by isinstance, in ways that cannot be seen from here.
 
     Returns:
         The copy, and a report of each site: where it went, and the measured error.
 
     Raises:
         ValueError: for several conditions at once, for values that are not finite, and for sites that cannot
-            be folded exactly (with leftover="error"), all of them with the reasons; for outputs on the inputs
-            that differ by more than rounding.
+            be folded exactly (with leftover="error"), all of them with the reasons; for a layer, or outputs
+            on the inputs, that differ by more than rounding.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -117,7 +119,10 @@ def fold(
         '0.weight, 0.bias'
     """
     film, values = _values(model, cond, modulation, leftover)
-    memo: dict[int, Any] = {id(t): t for t in (*film.parameters(), *film.buffers())}
+    own = {id(t): t for t in (*film.parameters(), *film.buffers())}  # not copied: they go with the generator
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    shared = {id(tensor) for name, tensor in named if not name.startswith("film.")}
+    memo: dict[int, Any] = {key: own[key] for key in own.keys() - shared}
     plain = remove(copy.deepcopy(model, memo))
     for name in film.sites:
         _make_plain(plain.get_submodule(name))
@@ -133,12 +138,12 @@ def fold(
     for _, norm in pairs:
         parent, _, child = norm.rpartition(".")
         setattr(plain.get_submodule(parent), child, nn.Identity())
-    error = None if inputs is None else _difference(film, model, plain, values, inputs)
+    error = None if inputs is None else difference(film, model, plain, values, inputs)
     report = _report(plan, film, pairs, (_count(plain), _count(model)), error)
-    if error is not None and not error <= (rounding := _rounding(plain)):
+    if error is not None and not error <= (allowed := rounding(plain)):
         raise ValueError(
             f"fold: expected a network that computes the same, but its outputs differ by {error:.1e} of the "
-            f"largest, and rounding by {rounding:.1e} at most.\n{report}\n"
+            f"largest, and rounding by {allowed:.1e} at most.\n{report}\n"
             f"Its code reads a weight without calling the layer, or watches a layer by hooks: condition "
             f"another site, or use leftover='constant'."
         )
@@ -236,6 +241,8 @@ def _planned(
     fixed, float32, around = read_by_code(plain, code), fed_in_float32(plain, code), surroundings(plain, code)
     plan = _Plan(plain, Draft(plain, fixed, float32, around))
     for name, module in plain.named_modules():
+        if keeps(module):  # from an earlier fold
+            plan.draft.keep(module)
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 plan.ties.setdefault(id(parameter), []).append(f"{name}.{key}")
@@ -268,12 +275,9 @@ def _plan_site(plan: _Plan, site: Site, module: nn.Module, affine: Affine, *, bo
         if site.where == "output" or not borders:
             raise
         plan.borders[site.name] = fold_border(plan.draft, module, affine, site.dim)
-        plan.notes[site.name] = "its padding became a border of -beta / gamma"
         target = module
     plan.targets[site.name] = target
-    ties = [plan.ties.get(id(target._parameters[name]), []) for name in plan.draft.tensors(target)]
-    if any(len(tied) > 1 for tied in ties):
-        plan.notes[site.name] = f"was tied: {' = '.join(next(tied for tied in ties if len(tied) > 1))}"
+    plan.notes[site.name] = "; ".join(_notes(plan, site, target))
     if target not in plan.references:
         plan.references[target] = Reference.of(target)
     reference = plan.references[target]
@@ -283,10 +287,26 @@ def _plan_site(plan: _Plan, site: Site, module: nn.Module, affine: Affine, *, bo
         reference.inputs.insert(0, (affine, site.dim))
 
 
+def _notes(plan: _Plan, site: Site, target: nn.Module) -> Iterator[str]:
+    """Say what else changes where a layer takes the modulation of a site."""
+    if site.name in plan.borders:
+        yield "its padding became a border of -beta / gamma"
+    names = plan.draft.tensors(target)
+    if new := [name for name in names if target._parameters[name] is None]:
+        yield f"new: {', '.join(new)}"
+    ties = [plan.ties.get(id(target._parameters[name]), []) for name in names]
+    if tied := next((tied for tied in ties if len(tied) > 1), None):
+        yield f"was tied: {' = '.join(tied)}"
+
+
 def _make_plain(site: nn.Module) -> None:
-    """Replace parametrized tensors by what they are now; weights that are computed cannot be folded into."""
+    """Replace parametrized tensors by what they are now; weights that are computed cannot be folded into.
+
+    Torch removes a tensor from the class, which copies share: the copy gets one of its own first.
+    """
     for module in site.modules():
         if parametrize.is_parametrized(module):
+            module.__class__ = rebased(type(module), type(module).__bases__)
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
@@ -327,29 +347,37 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[tuple[str, str]]
     """Return the pairs of convolution and norm to merge, checked."""
     if wanted is False:
         return []
-    kept = {plan.model.get_submodule(name) for name in plan.kept}
-    found = conv_norm_pairs(plan.model, kept) if kept or wanted is True else []
+    found = conv_norm_pairs(plan.model, plan.draft.kept)
     if wanted is True:
         return [pair for pair in found if _not_mergeable(plan, *pair) is None]
-    apart = [pair for pair in conv_norm_pairs(plan.model) if pair not in found] if kept else []
-    for pair in wanted:
+    given = [(first, second) for first, second in wanted]
+    if twice := [name for name, count in Counter(itertools.chain(*given)).items() if count > 1]:
+        raise ValueError(
+            f"fold: expected each module in one pair (convolution, BatchNorm), got '{twice[0]}' in several.\n"
+            f"Give each pair once, or fuse_norms=True to find them."
+        )
+    apart = conv_norm_pairs(plan.model) if plan.draft.kept else []
+    code = code_of(plan.model)
+    for pair in given:
         reason = _not_mergeable(plan, *pair)
-        if reason is None and pair in apart:
+        if reason is None and pair not in found and pair in apart:
             reason = "a constant is kept between them"
+        elif reason is None and pair not in found and shows(code, *pair):
+            reason = f"not {pair[1]} alone reads what {pair[0]} gives, as the network's code shows"
         if reason is not None:
             raise ValueError(
                 f"fold: expected pairs (convolution, BatchNorm) that merge exactly, got {pair}: {reason}.\n"
                 f"Leave this pair out, or give fuse_norms=True to find those that do."
             )
-    return list(wanted)
+    return given
 
 
 def _not_mergeable(plan: _Plan, first: str, second: str) -> str | None:
     layer, norm = plan.model.get_submodule(first), plan.model.get_submodule(second)
     if not isinstance(norm, batchnorm._BatchNorm) or norm.training or norm.running_mean is None:
         return f"{second} is no BatchNorm in evaluation with running statistics"
-    kept = [list(plan.model.get_submodule(name).modules()) for name in plan.kept]
-    if any((layer in inside) != (norm in inside) for inside in kept):
+    inside = [set(module.modules()) for module in plan.draft.kept]
+    if any((layer in modules) != (norm in modules) for modules in inside):
         return "a constant is kept between them"
     try:
         plan.draft.alone(layer)
@@ -386,48 +414,6 @@ def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
     keep(plain, site, Border(list(module._reversed_padding_repeated_twice)), Margin(border.to(module.weight)))
 
 
-def _difference(
-    film: Conditioning,
-    model: nn.Module,
-    plain: nn.Module,
-    values: dict[str, Any],
-    inputs: Sequence[Any] | Tensor,
-) -> float:
-    if model.training:
-        raise ValueError(
-            "fold: expected a network in evaluation to compare outputs on inputs, got one in training.\n"
-            "Call model.eval() first, or leave inputs out."
-        )
-    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    with torch.no_grad():
-        with film.fixed(values):
-            expected = pytree.tree_leaves(model(*given))
-        actual = pytree.tree_leaves(plain(*given))
-    pairs = [
-        (one.double(), other.double())
-        for one, other in zip(actual, expected, strict=True)
-        if isinstance(one, Tensor) and one.is_floating_point()
-    ]
-    if not pairs:
-        got = ", ".join(
-            str(leaf.dtype) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in expected
-        )
-        raise ValueError(
-            f"fold: expected outputs with floating-point tensors, to compare them on the inputs, got {got}.\n"
-            f"Leave inputs out, or fold the part of the network that gives such an output."
-        )
-    largest = max(float(other.abs().max()) for _, other in pairs)
-    return max(float((one - other).abs().max()) for one, other in pairs) / max(largest, _TINY)
-
-
-def _rounding(model: nn.Module) -> float:
-    """Return how far rounding may move outputs: 2e-3 in float32, 0.14 in bfloat16; depth makes it grow."""
-    precisions = [
-        torch.finfo(tensor.dtype).eps for tensor in model.parameters() if tensor.is_floating_point()
-    ]
-    return max(precisions, default=torch.finfo(torch.float32).eps) ** 0.4
-
-
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -447,10 +433,10 @@ def _report(
             sites.append(FoldedSite(name, "constant", 0.0, plan.kept[name]))
             continue
         target = plan.targets[name]
-        if not math.isfinite(errors[target]):
+        if not errors[target] <= (allowed := rounding(target)):
             raise ValueError(
-                f"fold, site '{name}': expected folded weights that compute finite numbers, got an error of "
-                f"{errors[target]} on random features.\n"
+                f"fold, site '{name}': expected folded weights that compute the same, got an error of "
+                f"{errors[target]:.1e} on random features, where rounding makes {allowed:.1e} at most.\n"
                 f"These are beyond its precision: fold in float32, then convert the result."
             )
         where = ", ".join(f"{names[target]}.{tensor}" for tensor in plan.draft.tensors(target) or ["scales"])

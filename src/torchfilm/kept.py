@@ -88,6 +88,11 @@ class Border:
         return padded
 
 
+def keeps(module: nn.Module) -> bool:
+    """Tell whether a module applies a constant that a fold kept."""
+    return isinstance(getattr(module, "_film_slot", None), Kept)
+
+
 def keep(model: nn.Module, site: Site, fusion: Fusion, value: Any) -> None:
     """Let the module of a site apply a constant from now on; its class is swapped for that.
 

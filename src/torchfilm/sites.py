@@ -114,7 +114,8 @@ def preset(name: str) -> Preset:
     """Return the usual sites of a family of networks: `condition(model, preset("resnet"), ...)`.
 
     Those of "llama" are norms of a class of their own, of which `fold` knows no weights: it keeps a constant
-    there (leftover="constant"). For weights alone condition r".*mlp\\.down_proj".
+    there (leftover="constant"). For weights alone condition r".*mlp\\.down_proj". It gets a bias then, which
+    `from_pretrained` drops: a network of that configuration has none there.
 
     Raises:
         ValueError: for a name that is not in `PRESETS`.
@@ -384,6 +385,9 @@ def _check_module(name: str, module: nn.Module, parent: nn.Module) -> None:
     elif is_patched(module):
         fact = f"expected the forward of its class, got a {kind} whose forward was replaced on the instance"
         remedy = "Condition the network first, and let accelerate, or whoever patches it, come after."
+    elif is_site(module) and any(name.startswith("kept_") for name in module._buffers):
+        fact = f"expected a plain module, got a {kind} that applies a constant which a fold kept"
+        remedy = "Condition the module around it, or all sites of the original network, and fold that once."
     elif is_site(module) or is_root(module):
         fact = f"expected a plain module, got a {kind} that is conditioned already"
         remedy = "Give all sites to one condition() (find(...) + find(...) joins them), or remove() first."

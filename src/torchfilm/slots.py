@@ -156,7 +156,7 @@ def swap(module: nn.Module, forward: Callable[..., Any]) -> None:
     kind = type(module)
     vars(module).pop("forward", None)  # the old class's own, where somebody put it back on the instance
     if parametrize.is_parametrized(module):
-        module.__class__ = _rebased(kind, (subclass(kind.__bases__[0], forward),))
+        module.__class__ = rebased(kind, (subclass(kind.__bases__[0], forward),))
     else:
         module.__class__ = subclass(kind, forward)
 
@@ -410,7 +410,9 @@ def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> A
     self._film_base._apply(self, fn, recurse)
     for name, before in kept.items():
         now = self._buffers[name]
-        if before is not None and torch.finfo(now.dtype).eps > torch.finfo(torch.float32).eps:
+        if before is None or not now.is_floating_point():  # a mask
+            continue
+        if torch.finfo(now.dtype).eps > torch.finfo(torch.float32).eps:
             self._buffers[name] = before.to(now.device)
     return self
 
@@ -487,10 +489,10 @@ def _original(kind: type) -> type:
         return kind._film_base
     if not hasattr(kind, "_film_base"):
         return kind
-    return _rebased(kind, tuple(_original(base) for base in kind.__bases__))
+    return rebased(kind, tuple(_original(base) for base in kind.__bases__))
 
 
-def _rebased(kind: type, bases: tuple[type, ...]) -> type:
+def rebased(kind: type, bases: tuple[type, ...]) -> type:
     """Return the same class, one made on the fly by others, upon other bases."""
     own = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
     return type(kind.__name__, bases, own)

@@ -16,8 +16,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
+from torch.utils import _pytree as pytree
 
 # What tracing runs into where code looks at values; what else a model's own code raises is its own fault.
 _UNTRACEABLE = (
@@ -35,6 +37,7 @@ _UNTRACEABLE = (
 # Each way costs a copy of the module's structure and a trace of it: milliseconds for a block.
 _MOST_WAYS = 64
 _GIVEN = object()
+_OF_MODULES = {"_parameters", "_buffers", "_modules"}
 _ASKS = {"isinstance", "issubclass", "is_grad_enabled", "is_inference_mode_enabled"}
 
 
@@ -141,10 +144,22 @@ def _choices(parameter: inspect.Parameter, *, always: bool) -> tuple[Any, ...]:
 
 
 def _trace(module: nn.Module, leaves: Collection[nn.Module], constants: dict[str, Any]) -> fx.Graph:
-    """Trace a copy that shares the tensors: code that keeps what it computes would keep stand-ins."""
-    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    """Trace a copy that shares the parameters: code that keeps what it computes would keep stand-ins.
+
+    A node that it keeps on a module, where others may read it, has `meta["stored"]`. Running the code changes
+    neither buffers nor the state of the random numbers.
+    """
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+    memo |= {id(buffer): buffer.detach().clone() for buffer in module.buffers()}
     copied = copy.deepcopy(module, memo)
-    return _Tracer({memo[id(leaf)] for leaf in leaves if id(leaf) in memo}, constants).trace(copied)
+    tracer = _Tracer({memo[id(leaf)] for leaf in leaves if id(leaf) in memo}, constants)
+    with torch.random.fork_rng(devices=[]):
+        graph = tracer.trace(copied)
+    for own in map(vars, copied.modules()):
+        for stored in pytree.tree_leaves({key: own[key] for key in own if key not in _OF_MODULES}):
+            if isinstance(stored, fx.Proxy):
+                stored.node.meta["stored"] = True
+    return graph
 
 
 def _branches_unseen(module: nn.Module) -> bool:

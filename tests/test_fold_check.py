@@ -1,0 +1,58 @@
+"""Outputs on given inputs tell whether a folded network computes what the conditioned one does."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchfilm as tf
+from catalogue import randomise
+
+End = Callable[[Tensor, Tensor], object]
+X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Ends(nn.Module):
+    """Outputs made of what a layer gives and of whether its weight changed; tracing it fails."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__()
+        self.linear, self.end = nn.Linear(3, 5), end
+        self.before = self.linear.weight.detach().clone()
+
+    def forward(self, x: Tensor) -> object:
+        y = self.linear(x) if x.sum() > -1e9 else x
+        return self.end(y, (self.linear.weight != self.before).any())
+
+
+def report_of(end: End, inputs: object) -> tf.FoldReport:
+    model = tf.condition(Ends(end).eval(), "linear", tf.Vector(7))
+    randomise(tf.conditioning(model))
+    return tf.fold(model, cond=torch.randn(1, 7), inputs=inputs)[1]
+
+
+RIGHT = {
+    "masked": lambda y, _: y.masked_fill(torch.tensor([0, 1, 0, 0, 1]).bool(), -torch.inf),
+    "undefined": lambda y, _: (y, y.new_full((2,), torch.nan)),
+    "empty": lambda y, _: (y[:0], y),
+    "zero": lambda y, _: {"zero": 0 * y, "y": y},
+}
+WRONG = {
+    "small": lambda y, changed: (1e6 * y, 1 + changed.float()),
+    "undefined": lambda y, changed: (y, torch.where(changed, torch.nan, 1.0)),
+    "infinite": lambda y, changed: (torch.where(changed, torch.inf, 1.0), y),
+    "finite": lambda y, changed: (torch.where(changed, 1.0, torch.inf), y),
+}
+
+
+@pytest.mark.parametrize("end", RIGHT)
+@pytest.mark.parametrize("inputs", [X, [X], {"x": X}], ids=["one", "by position", "by name"])
+def test_a_right_copy_passes_whatever_its_outputs_are(end, inputs):
+    assert 0 < report_of(RIGHT[end], inputs).error < 1e-5
+
+
+@pytest.mark.parametrize("end", WRONG)
+def test_a_wrong_copy_is_refused_whichever_output_tells(end):
+    with pytest.raises(ValueError, match=r"computes the same, but its outputs differ by (\d|nan|inf)"):
+        report_of(WRONG[end], X)
