@@ -17,7 +17,7 @@ from torch import Tensor
 from torchfilm.generator import Generator
 from torchfilm.heads import TableHead
 from torchfilm.lookup import row
-from torchfilm.modulation import Modulation
+from torchfilm.modulation import Modulation, paired
 from torchfilm.several import Maybe, Several
 from torchfilm.snapshot import Snapshot
 
@@ -140,9 +140,8 @@ class SeparableTable:
 
 def _added(one: Tensor, other: Tensor) -> Tensor:
     """Return the sum of rows [*batch, rows], their batches aligned from the left."""
-    rank = max(one.ndim, other.ndim)
-    one, other = (x.view(*x.shape[:-1], *[1] * (rank - x.ndim), x.shape[-1]) for x in (one, other))
-    return one + other
+    fits = one.ndim == other.ndim or 1 in (one.ndim, other.ndim)
+    return one + other if fits else paired(torch.add, one, other)
 
 
 def _check_mode(conditions: Several) -> None:
