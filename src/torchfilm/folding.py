@@ -68,7 +68,7 @@ def fold(
     *,
     modulation: dict[str, Any] | None = None,
     leftover: Leftover = "error",
-    fuse_norms: bool | Sequence[tuple[str, str]] = False,
+    fuse_norms: bool | Sequence[Sequence[str]] = False,
     inputs: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
 ) -> tuple[nn.Module, FoldReport]:
     """Return a plain copy of a conditioned network that computes what it computes under one condition.
@@ -343,7 +343,7 @@ def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
     return Affine(factor.detach().reshape(channels).to(wide), shift.detach().reshape(-1).to(wide))
 
 
-def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[Sequence[str]]) -> list[tuple[str, str]]:
     """Return the pairs of convolution and norm to merge, checked."""
     if wanted is False:
         return []
