@@ -111,13 +111,11 @@ def absorbed_eagerly(
             start, rounds otherwise than alone.
     """
     way = _WAYS.get(kind)
-    if way is None:
-        return None
-    gamma, beta = modulation.gated()
-    if not isinstance(x, Tensor) or (axes := x.ndim) not in way.axes or not way.takes(norm):
+    if way is None or not isinstance(x, Tensor) or (axes := x.ndim) not in way.axes or not way.takes(norm):
         return None
     if torch._C._is_tracing() or (dim is not None and (dim - way.channel_axis) % axes):
         return None
+    gamma, beta = modulation.gated()
     if native.kernels is not None and way.in_one_pass is not None:
         y = way.in_one_pass(norm, x, gamma, beta)
         if y is not None:
@@ -136,9 +134,8 @@ def ahead() -> bool:
 
     These take a norm's affine and a modulation as they are.
     """
-    return not (
-        native.kernels is not None or is_compiling() or torch._C._is_tracing() or torch.is_grad_enabled()
-    )
+    watched = is_compiling() or torch._C._is_tracing()
+    return native.kernels is None and not watched and not torch.is_grad_enabled()
 
 
 def prepared(kind: type[nn.Module], norm: Any, modulation: Modulation, dim: int) -> Ready | None:

@@ -29,6 +29,7 @@ from torchfilm.injection import Conditioning, condition, conditioning, remove, u
 from torchfilm.lookup import Row, Table
 from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
+from torchfilm.writing import whole
 
 TENSORS, DESCRIPTION, FORMAT = "film.safetensors", "film.json", 1
 _DESCRIBED = "sha256 of the description"
@@ -150,11 +151,9 @@ def save(model: nn.Module, folder: str | Path) -> None:
     if sharded and distributed.get_rank():
         return
     text = json.dumps(description, indent=1, default=_number)
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / f"{TENSORS}.part", {_DESCRIBED: _hashed(text)})
-    (path / f"{DESCRIPTION}.part").write_text(text, encoding="utf-8")
-    for name in (TENSORS, DESCRIPTION):
-        (path / f"{name}.part").replace(path / name)
+    with whole(path / DESCRIPTION) as described, whole(path / TENSORS) as numbers:
+        save_file(tensors, numbers, {_DESCRIBED: _hashed(text)})
+        described.write_text(text, encoding="utf-8")
 
 
 def load(

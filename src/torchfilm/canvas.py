@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from torchfilm.presets import whole
 from torchfilm.summary import Labels
+from torchfilm.writing import whole
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's colours, which people with any kind of colour vision can tell apart; yellow is left out."""

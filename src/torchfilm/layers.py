@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from torchfilm.functional import film
 from torchfilm.heads import AffineHead
-from torchfilm.modulation import Modulation, aligned
+from torchfilm.modulation import Modulation
 
 GateStart = Literal["zero", "one"]
 
@@ -161,8 +161,7 @@ def _picked(modulation: Modulation, rows: Tensor) -> Modulation:
     m = modulation
     if max(m.gamma.ndim, m.beta.ndim) < 2:
         return m[rows]  # an error, which says why
-    fields = [field for field in (m.gamma, m.beta, m.gate) if field is not None]
-    return Modulation(*(one.index_select(0, rows) for one in torch.broadcast_tensors(*aligned(*fields))))
+    return Modulation(*(field.index_select(0, rows) for field in m.spread()))
 
 
 class DenseFiLM(nn.Module):

@@ -150,8 +150,11 @@ class Modulation:
                 f"got gamma {tuple(self.gamma.shape)} and beta {tuple(self.beta.shape)}.\n"
                 f"This modulation is the same for every sample: there are no rows to pick."
             )
-        together = torch.broadcast_tensors(*aligned(*self._present()))
-        return Modulation(*(field[rows] for field in together))
+        return Modulation(*(field[rows] for field in self.spread()))
+
+    def spread(self) -> tuple[Tensor, ...]:
+        """Return gamma, beta and the gate where there is one, aligned and expanded to one shape."""
+        return torch.broadcast_tensors(*aligned(*self._present()))
 
     def _present(self) -> list[Tensor]:
         return [self.gamma, self.beta] if self.gate is None else [self.gamma, self.beta, self.gate]

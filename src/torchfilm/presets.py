@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from torchfilm.modulation import Modulation, aligned, check_modulations
+from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.sites import entry, nearest
+from torchfilm.writing import whole
 
 SitePattern = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Callable[[str], bool]
 
@@ -198,21 +197,6 @@ def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) ->
     return path
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield a name of its own beside the path to write to: it takes the path's place, or is gone on an error.
-
-    Folders above are made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") -> Modulations:
     """Read what `save_modulations` wrote.
 
@@ -246,10 +230,9 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
 
 def fields_of(modulation: Modulation) -> dict[str, Tensor]:
     """Return the fields that are there, with one shape and a batch axis."""
-    found = {field: value for field, value in vars(modulation).items() if value is not None}
-    together = torch.broadcast_tensors(*aligned(*found.values()))
     return {
-        field: value[None] if value.ndim == 1 else value for field, value in zip(found, together, strict=True)
+        field: value[None] if value.ndim == 1 else value
+        for field, value in zip(_FIELDS, modulation.spread(), strict=False)
     }
 
 

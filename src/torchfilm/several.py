@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchfilm.conditions import Classes, Tokens
+from torchfilm.modulation import aligned
 
 Null = Literal["learned", "zero"]
 Combine = Literal["sum", "concat", "compose"]
@@ -281,15 +282,14 @@ class Several(nn.Module):
 
     def join(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Return the sum or the concatenation of the vectors, [*batch, d] each, aligned from the left."""
-        rank = max(z.ndim for z in vectors.values())
-        aligned = [z.view(*z.shape[:-1], *[1] * (rank - z.ndim), z.shape[-1]) for z in vectors.values()]
+        each = aligned(*vectors.values())
         try:
-            batch = torch.broadcast_shapes(*(z.shape[:-1] for z in aligned))
+            batch = torch.broadcast_shapes(*(z.shape[:-1] for z in each))
         except RuntimeError as error:
             raise ValueError(_unequal(vectors)) from error
         if self.combine != "sum":
-            return torch.cat([z.expand(*batch, -1) for z in aligned], dim=-1)
-        return sum(aligned[1:], start=aligned[0])
+            return torch.cat([z.expand(*batch, -1) for z in each], dim=-1)
+        return sum(each[1:], start=each[0])
 
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
