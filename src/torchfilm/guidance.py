@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchfilm.injection import Conditioning, conditioning, film_of
-from torchfilm.modulation import Modulation
+from torchfilm.modulation import Modulation, aligned
 from torchfilm.several import Masked, Maybe, Several
 
 Scale = float | Tensor
@@ -336,16 +336,10 @@ def _mixed_modulations(
 
 def _mixed(modulations: Sequence[Modulation], weights: Sequence[Scale]) -> Modulation:
     gammas, betas, gates = zip(*((m.gamma, m.beta, m.gate) for m in modulations), strict=True)
-    gate = None if gates[0] is None else _weighted(_aligned(gates, weights), weights)
-    gamma, beta = (_weighted(_aligned(parts, weights), weights) for parts in (gammas, betas))
+    axes = max((1 + weight.ndim for weight in weights if isinstance(weight, Tensor)), default=0)
+    gate = None if gates[0] is None else _weighted(aligned(*gates, axes=axes), weights)
+    gamma, beta = (_weighted(aligned(*parts, axes=axes), weights) for parts in (gammas, betas))
     return Modulation(gamma, beta, gate)
-
-
-def _aligned(parts: Sequence[Tensor], weights: Sequence[Scale]) -> list[Tensor]:
-    """Return parts [*batch, C] with as many axes each as the longest and the weights need, from the left."""
-    needed = [weight.ndim + 1 for weight in weights if isinstance(weight, Tensor)]
-    rank = max(*(part.ndim for part in parts), *needed)
-    return [part.view(*part.shape[:-1], *[1] * (rank - part.ndim), part.shape[-1]) for part in parts]
 
 
 def _check_missing(model: Callable[..., Any], dropped: Sequence[str | None], null: Any) -> None:

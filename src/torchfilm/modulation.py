@@ -175,18 +175,18 @@ class Modulation:
         return Modulation(gamma, paired(function, self.beta, other.beta), gate)
 
 
-def aligned(*fields: T) -> list[T]:
+def aligned(*fields: T, axes: int = 0) -> list[T]:
     """Return tensors or arrays with equally many axes, by axes of size 1 in front of the channels.
 
     So broadcasting, which aligns from the right, puts them together as `film` does, from the left: beside
-    [B, T, C], [B, C] becomes [B, 1, C] and [C] becomes [1, 1, C].
+    [B, T, C], [B, C] becomes [B, 1, C] and [C] becomes [1, 1, C]. `axes` is how many there are at least.
 
     Example:
         >>> [tuple(field.shape) for field in aligned(torch.rand(2, 3, 5), torch.rand(2, 5), torch.rand(5))]
         [(2, 3, 5), (2, 1, 5), (1, 1, 5)]
     """
     found: Any = fields
-    axes = max(field.ndim for field in found)
+    axes = max(axes, *(field.ndim for field in found))
     return [
         field
         if field.ndim in (0, axes)
