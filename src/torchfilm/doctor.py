@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from torchfilm.counterfactual import columns, keys
 from torchfilm.filling import Active
-from torchfilm.injection import Conditioning, conditioning
+from torchfilm.hearing import START
+from torchfilm.injection import Conditioning, conditioning, unwrapped
 from torchfilm.modulation import Modulation
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
-from torchfilm.sensitivity import Leaves, leaves, moved, parts, probe, recordable, shaken, undisturbed
+from torchfilm.sensitivity import Leaves, leaves, moved, parts, probe, recordable, shaken
 from torchfilm.sites import Site, aliases
+from torchfilm.undisturbed import undisturbed
 
 WEAK = 1e-3
 """A site is weak whose share in the output is this far below the median of the others,"""
@@ -55,12 +57,6 @@ PROBLEMS: tuple[Kind, ...] = (
     "frozen",
 )
 """Findings that keep a condition from being heard; the others are worth knowing."""
-
-START = (
-    "The generator is at its start, the same for every condition: has training not begun, or was the "
-    "optimiser built before condition()?"
-)
-"""No problem before training; afterwards one that no site shows."""
 
 CALLED = (
     "The norm is a function call in a forward, so it is no site: make it a module and condition that, or "
@@ -179,8 +175,8 @@ def doctor(
         A report: `print` it, or read `findings` and `pulses`; it is true where every site can be heard.
 
     Raises:
-        ValueError: for an output or a score without a gradient; for at="identity" with a fusion other than
-            FiLM; inside of `unconditioned`.
+        ValueError: for an output or a score without a gradient; for another `at`, and for at="identity" with
+            a fusion other than FiLM; inside of `unconditioned`.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -190,8 +186,13 @@ def doctor(
         >>> doctor(model, torch.rand(2, 3, 5, 5), cond=torch.rand(2, 7)).of("0")
         ['cancelled']
     """
+    if at not in ("present", "identity"):
+        raise ValueError(
+            f"doctor: expected at='present' or at='identity', got at={at!r}.\n"
+            f"Leave it out to ask at what the generator gives."
+        )
     film = conditioning(model)
-    root = _root(model, film)
+    root = unwrapped(model)
     start = _identity if at == "identity" else lambda name, value: value
 
     def run(start: Callable[[str, Any], Any]) -> _Pass:
@@ -433,8 +434,3 @@ def _identity(name: str, value: Any) -> Modulation:
         )
     gate = None if value.gate is None else torch.ones_like(value.gate)
     return Modulation(torch.ones_like(value.gamma), torch.zeros_like(value.beta), gate)
-
-
-def _root(model: nn.Module, film: Conditioning) -> nn.Module:
-    """Return the network itself, inside of what compiles or distributes it."""
-    return next(module for module in model.modules() if module._modules.get("film") is film)

@@ -25,6 +25,7 @@ from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
 from torchfilm.slots import PLAIN, Slot, make_ready, no_condition
 from torchfilm.snapshot import Snapshot
+from torchfilm.undisturbed import in_mode
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -125,13 +126,8 @@ class Conditioning(nn.Module):
     @contextmanager
     def predicting(self) -> Iterator[None]:
         """Make values without dropout of conditions in the block: encoder and generator in evaluation."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
+        with in_mode(self, training=False):
             yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
 
     @contextmanager
     def transformed(self, transform: Transform) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,11 @@ from torchfilm.counterfactual import (
 )
 from torchfilm.generator import Generator
 from torchfilm.heads import AffineHead, SharedHead, TableHead
-from torchfilm.hearing import Effect, Estimate, Hearing
+from torchfilm.hearing import START, Effect, Estimate, Hearing
 from torchfilm.injection import film_of
 from torchfilm.mixing import Attentions, Concatenations
 from torchfilm.several import Masked, Maybe, Several
+from torchfilm.undisturbed import in_mode, same_chance
 
 Score = Callable[[Any, Any], Any]
 Numbers = NDArray[np.float64]
@@ -72,9 +73,9 @@ def heard(
     Args:
         model: called as `model(x, cond=condition)`; any function may stand here, also one that rolls out
             episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
-        batches: of (x, condition) or (x, condition, target). A condition is a tensor, a list of strings, or
-            any structure of them (tokens and mask, a dict), with one row per sample; a batch of none is left
-            out.
+        batches: of (x, condition) or (x, condition, target). Several inputs are a tuple: ((x, t), condition)
+            calls `model(x, t, cond=condition)`. A condition is a tensor, a list of strings, or any structure
+            of them (tokens and mask, a dict), with one row per sample; a batch of none is left out.
         loss: loss(output, target) -> [B], one number per sample (reduction="none").
         success: success(output, target) -> [B], true or false or 0..1.
         blank: condition -> an empty one. Without it, a network whose condition may be missing (`Maybe`,
@@ -102,7 +103,8 @@ def heard(
         )
     rng = np.random.default_rng(seed)
     tally = _Tally(loss, success)
-    with _predicting(model), torch.no_grad():
+    predicting = in_mode(model, training=False) if isinstance(model, nn.Module) else nullcontext()
+    with predicting, torch.no_grad():
         for number, batch in enumerate(batches):
             if is_empty(_parts(batch)[1]):
                 continue
@@ -143,8 +145,10 @@ def _changes(
     everyone = np.ones(len(said), dtype=bool)
 
     def run(with_condition: Any) -> Any:
-        with _seeded(seed):
-            return model(x, cond=with_condition)
+        inputs = x if type(x) is tuple else (x,)
+        with same_chance():
+            torch.manual_seed(seed)
+            return model(*inputs, cond=with_condition)
 
     right = run(condition)
     yield "repeat", right, run(condition), target, everyone
@@ -167,10 +171,7 @@ def _remedy(model: Callable[..., Any]) -> str:
     if film is None:
         return ""
     if _at_start(film.generator):
-        return (
-            "The generator is still at its start: has training not begun, or was the optimiser built before "
-            "condition()?"
-        )
+        return START
     return "Run tf.doctor(model, x, cond=z), which names the sites that cannot be heard."
 
 
@@ -270,27 +271,6 @@ def _nothing_to_swap(found: Mapping[str, object]) -> str:
         "heard: expected a batch with two different conditions, got none.\n"
         "Shuffle the samples, or make the batches larger: conditions are exchanged within a batch."
     )
-
-
-@contextmanager
-def _predicting(model: Callable[..., Any]) -> Iterator[None]:
-    """Put a module and all below into eval mode, and give each its own mode back."""
-    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
-    try:
-        for module in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def _columns(output: Any, count: int) -> list[Any]:
