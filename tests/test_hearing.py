@@ -10,8 +10,8 @@ from torch import nn
 import torchfilm as tf
 from catalogue import randomise
 from torchfilm.heard import heard
-from torchfilm.hearing import START
 from torchfilm.mixing import Concat
+from torchfilm.telling import START
 
 BATCHES = [(torch.randn(11, 5), torch.randn(11, 7)) for _ in range(3)]
 CHOICES = [(torch.rand(64, 3), torch.eye(4).repeat(16, 1), torch.arange(64) % 4)]

@@ -180,6 +180,7 @@ LIBRARY = (
     ("concatenation", "folding", "tabulation"),
     ("presets",),
     ("counterfactual", "hearing", "inspection", "pulses", "sensitivity", "summary"),
+    ("telling",),
     ("comparison", "converters", "doctor", "guidance", "heard"),
     ("canvas",),
     ("plot",),

@@ -28,12 +28,10 @@ from torchfilm.counterfactual import (
     reworded,
     take,
 )
-from torchfilm.generator import Generator
-from torchfilm.heads import AffineHead, SharedHead, TableHead
-from torchfilm.hearing import START, Effect, Estimate, Hearing
+from torchfilm.hearing import Effect, Estimate, Hearing
 from torchfilm.injection import film_of
-from torchfilm.mixing import Attentions, Concatenations
 from torchfilm.several import Masked, Maybe, Several
+from torchfilm.telling import START, untouched
 from torchfilm.undisturbed import in_mode, same_chance
 
 Score = Callable[[Any, Any], Any]
@@ -170,24 +168,9 @@ def _remedy(model: Callable[..., Any]) -> str:
     film = film_of(model)
     if film is None:
         return ""
-    if _at_start(film.generator):
+    if untouched(film.generator):
         return START
     return "Run tf.doctor(model, x, cond=z), which names the sites that cannot be heard."
-
-
-def _at_start(generator: nn.Module) -> bool:
-    """Whether all that starts at zero in the generator is there still, so that no condition gets through."""
-    zeros: list[Tensor] = []
-    for part in generator.modules():
-        if isinstance(part, AffineHead | SharedHead | TableHead) and part.start == "zero":
-            zeros += part.parameters()
-        elif isinstance(part, Generator) and part.scale is not None:
-            zeros.append(part.scale)
-        elif isinstance(part, Attentions):
-            zeros += part.outputs
-        elif isinstance(part, Concatenations) and part.ups is not None:
-            zeros += part.ups
-    return bool(zeros) and not any(bool(tensor.any()) for tensor in zeros)
 
 
 def _nothing(model: Callable[..., Any]) -> Callable[[Any], Any] | None:

@@ -9,12 +9,6 @@ from typing import Any, Literal
 HARDLY = 0.01
 """An output that changes by less than this share of the difference between samples counts as the same."""
 
-START = (
-    "The generator is at its start, the same for every condition: has training not begun, or was the "
-    "optimiser built before condition()?"
-)
-"""No problem before training; afterwards one that no site shows."""
-
 Verdict = Literal["ignored", "unused", "heard"]
 
 
