@@ -73,7 +73,9 @@ def heard(
             episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
         batches: of (x, condition) or (x, condition, target). Several inputs are a tuple: ((x, t), condition)
             calls `model(x, t, cond=condition)`. A condition is a tensor, a list of strings, or any structure
-            of them (tokens and mask, a dict), with one row per sample; a batch of none is left out.
+            of them (tokens and mask, a dict), with one row per sample; a batch of none is left out. Of a dict
+            of several, each is exchanged by itself too, as "swap NAME", and one of a single row, such as a
+            time step, stays as it is.
         loss: loss(output, target) -> [B], one number per sample (reduction="none").
         success: success(output, target) -> [B], true or false or 0..1.
         blank: condition -> an empty one. Without it, a network whose condition may be missing (`Maybe`,
@@ -137,8 +139,9 @@ def _changes(
 ) -> Iterator[tuple[str, Any, Any, Any, Flags]]:
     """Yield (name, output, changed output, target, which samples count) for each change of a batch."""
     x, condition, target = _parts(batch)
+    own = _own(condition)
     blank, paraphrase = given
-    said = keys(condition)
+    said = keys(own)
     blank = blank or _nothing(model)
     everyone = np.ones(len(said), dtype=bool)
 
@@ -148,19 +151,40 @@ def _changes(
             torch.manual_seed(seed)
             return model(*inputs, cond=with_condition)
 
+    def run_with(changed: Any) -> Any:
+        return run({**condition, **changed} if isinstance(condition, Mapping) else changed)
+
     right = run(condition)
     yield "repeat", right, run(condition), target, everyone
-    order = derange(said, rng)
-    moved = order != np.arange(len(said))
-    if moved.any():
-        yield "swap", right, run(take(condition, order)), target, moved
-    empty = blank(condition) if blank else blanked(condition)
-    if blank or empty is not None:
-        yield "blank", right, run(empty), target, everyone
+    for name, part in _alone(own).items():
+        order = derange(keys(part), rng)
+        moved = order != np.arange(len(order))
+        if moved.any():
+            yield name, right, run_with(take(part, order)), target, moved
+    if blank:
+        yield "blank", right, run(blank(condition)), target, everyone
+    elif (empty := blanked(own)) is not None:
+        yield "blank", right, run_with(empty), target, everyone
     if paraphrase is not None:
-        other, known = reworded(condition, paraphrase)
+        other, known = reworded(own, paraphrase)
         if known.any():
-            yield "paraphrase", right, run(other), target, known
+            yield "paraphrase", right, run_with(other), target, known
+
+
+def _own(condition: Any) -> Any:
+    """Return the condition, of several by name those that are not one for all samples."""
+    if not isinstance(condition, Mapping):
+        return condition
+    rows = {name: {len(column) for column in columns(value)} for name, value in condition.items()}
+    if max(map(max, filter(None, rows.values())), default=0) < 2:
+        return condition
+    return {name: value for name, value in condition.items() if not rows[name] <= {1}}
+
+
+def _alone(own: Any) -> dict[str, Any]:
+    """Return what is exchanged, by the name of the change: all, and of several by name each by itself."""
+    several = isinstance(own, Mapping) and len(own) > 1
+    return {"swap": own} | ({f"swap {name}": {name: part} for name, part in own.items()} if several else {})
 
 
 def _remedy(model: Callable[..., Any]) -> str:
