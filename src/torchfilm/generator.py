@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 from torch.nn.parameter import is_lazy
 
-from torchfilm import native, onepass
+from torchfilm import onepass
 from torchfilm.generator_options import ACTIVATIONS, read_options
 from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
 from torchfilm.modulation import Modulation
@@ -122,7 +122,7 @@ class Generator(nn.Module):
     def _in_one_call(self, condition: Tensor) -> tuple[Tensor, ...] | None:
         """Return every field of every site by the kernels, where a head and offsets make them; or None."""
         offsets = self.offsets
-        if native.kernels is None or offsets is None or not self._is_affine or _overridden(self):
+        if onepass.kernels() is None or offsets is None or not self._is_affine or _overridden(self):
             return None
         head: Any = self._modules["head"]  # a third of the time that the attributes take, here and below
         if type(head) is not AffineHead or _watched(head):
