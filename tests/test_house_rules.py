@@ -178,7 +178,7 @@ LIBRARY = (
     ("fold_rules", "kept"),
     ("fold_check", "fold_report"),
     ("concatenation", "folding", "tabulation"),
-    ("presets",),
+    ("modulations",),
     ("counterfactual", "hearing", "inspection", "pulses", "sensitivity", "summary"),
     ("comparison", "converters", "doctor", "guidance", "heard"),
     ("canvas",),

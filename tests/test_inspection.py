@@ -12,7 +12,7 @@ import torchfilm as tf
 from catalogue import randomise
 from torchfilm.injection import condition, using
 from torchfilm.inspection import edit, modulations, record, strength, sweep
-from torchfilm.presets import matching, save_modulations
+from torchfilm.modulations import matching, save_modulations
 
 
 class Net(nn.Module):
