@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchfilm.injection import conditioning, unconditioned
-from torchfilm.sites import entry
+from torchfilm.naming import entry
 
 Batch = Sequence[Any] | Mapping[str, Any]
 Score = Callable[[nn.Module], float | Sequence[float] | Tensor]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
 from torchfilm.draft import Affine
-from torchfilm.sites import entry
+from torchfilm.naming import entry
 
 
 @dataclass(frozen=True)

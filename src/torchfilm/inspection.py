@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.modulations import Modulations, SitePattern, fields_of, matching
-from torchfilm.sites import entry
+from torchfilm.naming import entry
 
 Change = Callable[[Modulation], Modulation] | Modulation
 T = TypeVar("T")

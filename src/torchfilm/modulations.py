@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from torchfilm.modulation import Modulation, check_modulations
-from torchfilm.sites import entry, nearest
+from torchfilm.naming import entry, nearest
 from torchfilm.writing import whole
 
 SitePattern = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Callable[[str], bool]

@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, get_args
 
 from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
 from torchfilm.channels import Where, batch_axis, channels, lineage
+from torchfilm.naming import check_choice, nearest
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,6 @@ PRESETS: dict[str, Preset] = {
     "dit": Preset((r"(.*\.)?transformer_blocks\.\d+\.norm3",)),
 }
 
-T = TypeVar("T")
 Name = str | re.Pattern[str]
 Pattern = Name | Sequence[Name] | Callable[[str, nn.Module], bool] | Preset | Sites
 
@@ -124,11 +123,8 @@ def preset(name: str) -> Preset:
         >>> preset("llama").dim
         -1
     """
-    if name not in PRESETS:
-        raise ValueError(
-            f"preset: expected one of {', '.join(PRESETS)}, got {name!r}.\n"
-            f"For other networks give a regular expression that matches the names of their modules."
-        )
+    other = "For other networks give a regular expression that matches the names of their modules."
+    check_choice("preset:", name, [*PRESETS], remedy=other)
     return PRESETS[name]
 
 
@@ -204,22 +200,6 @@ def _check_unsaid(options: Mapping[str, Any]) -> None:
             f"find: expected no options beside sites that were found with theirs, got {', '.join(given)}.\n"
             f"Give them where the sites are found: condition(model, find(model, pattern, repeat=3), ...)."
         )
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """Return the three names most like one, for messages."""
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.0)
-    return ", ".join(repr(one) for one in near) or "none, for there are no names"
-
-
-def entry(what: str, entries: Mapping[str, T], name: str) -> T:
-    """Return the entry of that name; ValueError with the nearest names for one that there is not."""
-    if name not in entries:
-        raise ValueError(
-            f"{what}: expected one of {len(entries)} names, got {name!r}.\n"
-            f"The nearest are {nearest(name, list(entries))}."
-        )
-    return entries[name]
 
 
 def aliases(model: nn.Module) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchfilm.modulation import Modulation, aligned, check_finite, check_modulations
-from torchfilm.sites import entry
+from torchfilm.naming import entry
 
 CLOSED = 0.01
 """A channel whose |gamma| is below this is closed: what it holds does not pass."""
