@@ -467,14 +467,6 @@ def test_removing_and_folding_leave_no_slot_behind():
         assert not any(isinstance(value, Slot) for value in vars(module).values())
 
 
-def test_a_site_that_is_not_in_the_report_is_refused():
-    _, report = fold(conditioned("4"), cond=z())
-    with pytest.raises(
-        ValueError, match=r"FoldReport: expected one of 1 names, got '5'.\nThe nearest are '4'"
-    ):
-        report["5"]
-
-
 @pytest.mark.parametrize(
     ("sites", "options"),
     [("1", {"dim": -1, "features": 3}), ("2", {"where": "input"})],

@@ -96,6 +96,16 @@ class Comparison:
     rounds: int
     device: str
 
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a row of that name."""
+        return any(row.name == name for row in self.rows)
+
     def __getitem__(self, name: str) -> Row:
         """Return the row of that name; ValueError for one that there is not."""
         return entry("Comparison", {row.name: row for row in self.rows}, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -57,8 +57,16 @@ class FoldReport:
     def __len__(self) -> int:
         return len(self.sites)
 
+    def __contains__(self, site: object) -> bool:
+        """Whether there is an entry of that site."""
+        return any(one.site == site for one in self.sites)
+
     def __getitem__(self, site: str) -> FoldedSite:
         return entry("FoldReport", {one.site: one for one in self.sites}, site)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
 
     def __repr__(self) -> str:
         rows = [("site", "went into", "error", "note")]

@@ -7,7 +7,7 @@ condition was about, the share of the spread between labels tells what a site ha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,6 +64,16 @@ class Summary:
     """A line for each site; `print` shows the table."""
 
     sites: tuple[SiteSummary, ...]
+
+    def __iter__(self) -> Iterator[SiteSummary]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __contains__(self, site: object) -> bool:
+        """Whether there is a line of that site."""
+        return any(line.site == site for line in self.sites)
 
     def __getitem__(self, site: str) -> SiteSummary:
         """Return the line of a site; ValueError for one that there is not."""
