@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchfilm.injection import conditioning, unconditioned
 from torchfilm.naming import entry
+from torchfilm.writing import in_columns
 
 Batch = Sequence[Any] | Mapping[str, Any]
 Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
@@ -127,11 +128,7 @@ class Comparison:
         for row in self.rows:
             scores = ["-" if one is None else str(one) for one in (row.score, row.gain)]
             lines.append([*self._costs(row), *(scores if scored else [])])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
-        ]
-        return "\n".join([*table, "", self._legend(scored)])
+        return "\n".join([in_columns(lines, right=True), "", self._legend(scored)])
 
     def _legend(self, scored: bool) -> str:  # noqa: FBT001
         base = self.rows[0].name

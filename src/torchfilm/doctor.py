@@ -22,6 +22,7 @@ from torchfilm.modulation import Modulation
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
 from torchfilm.sensitivity import Leaves, leaves, moved, parts, probe, recordable, shaken, undisturbed
 from torchfilm.sites import Site, aliases
+from torchfilm.writing import in_columns
 
 WEAK = 1e-3
 """A site is weak whose share in the output is this far below the median of the others,"""
@@ -128,10 +129,6 @@ class Diagnosis:
         for pulse in self.pulses.values():
             cells = [pulse.cell(name) for name in names]
             rows.append((pulse.site, str(pulse.calls), *cells, ", ".join(self.of(pulse.site)) or "ok"))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
         count = len(self.pulses)
         heard = count - len({finding.site for finding in self.problems if finding.site})
         numbers = ", ".join(f"|dy/d{name}| {'rms(x) ' if name in SHIFTS else ''}/ |y|" for name in names)
@@ -140,7 +137,7 @@ class Diagnosis:
             "; in brackets what the condition does not move." if constant else "."
         )
         start = [START] if self.at_start else []
-        return "\n".join([*lines, "", verdict, *start, *(f"\n{text}" for text in self._grouped())])
+        return "\n".join([in_columns(rows), "", verdict, *start, *(f"\n{text}" for text in self._grouped())])
 
     def _grouped(self) -> Iterator[str]:
         """Yield the text of each finding once, with all sites that it is about."""

@@ -13,6 +13,7 @@ from torch.nn.modules import batchnorm, conv, instancenorm
 
 from torchfilm.draft import Affine
 from torchfilm.naming import entry
+from torchfilm.writing import in_columns
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,7 @@ class FoldReport:
     def __repr__(self) -> str:
         rows = [("site", "went into", "error", "note")]
         rows += [(s.site, s.target, f"{s.error:.1e}", s.note) for s in self.sites]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = [in_columns(rows)]
         lines += [f"{conv} took the BatchNorm {norm}" for conv, norm in self.fused]
         lines.append(f"{self.parameters[1]:,} parameters became {self.parameters[0]:,}")
         if self.error is not None:

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from torchfilm.channels import Where, batch_axis, channels, lineage
 from torchfilm.naming import check_choice, nearest
+from torchfilm.writing import in_columns
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,7 @@ class Sites(tuple[Site, ...]):
     def __repr__(self) -> str:
         rows = [("name", "type", "features", "dim", "where", "note")]
         rows += [(s.name, s.type, str(s.features), str(s.dim), s.where, s.note) for s in self]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        return in_columns(rows)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchfilm.modulation import Modulation, aligned, check_finite, check_modulations
 from torchfilm.naming import entry
+from torchfilm.writing import in_columns
 
 CLOSED = 0.01
 """A channel whose |gamma| is below this is closed: what it holds does not pass."""
@@ -108,14 +109,7 @@ class Summary:
             row += [f"{line.closed:.1%}", str(line.closed_always), f"{line.flipped:.1%}"]
             row += [str(line.rank), f"{line.directions:.1f}"]
             rows.append(row + [f"{line.between:.1%}" for _ in range(labelled) if line.between is not None])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(
-                [row[0].ljust(widths[0])]
-                + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
-            )
-            for row in rows
-        )
+        return in_columns(rows, right=True)
 
 
 def summarise(
