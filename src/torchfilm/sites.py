@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, get_args
 
@@ -140,9 +140,9 @@ def find(
 
     Args:
         model: any network.
-        sites: a regular expression, compiled or not, that matches whole names (`re.fullmatch`); a list of
-            such, each of which must match something; a function of name and module that returns True or
-            False; a `preset`; or what `find` returned, which has its own options and takes no others.
+        sites: a name, or a regular expression, compiled or not, that matches whole names (`re.fullmatch`); a
+            list of such, each of which must match something; a function of name and module that returns True
+            or False; a `preset`; or what `find` returned, which has its own options and takes no others.
         where: modulate what each module returns ("output") or what it is given ("input").
         dim: the axis of the channels; needed where the type of a module does not tell.
         features: how many channels there are; needed where neither type nor a one-dimensional weight tells.
@@ -197,6 +197,30 @@ def _check_unsaid(options: Mapping[str, Any]) -> None:
             f"find: expected no options beside sites that were found with theirs, got {', '.join(given)}.\n"
             f"Give them where the sites are found: condition(model, find(model, pattern, repeat=3), ...)."
         )
+
+
+def hits(names: Collection[str], pattern: Name) -> list[str]:
+    """Return the names that a regular expression matches from start to end, and the one that is its text.
+
+    Raises:
+        ValueError: for what is neither a name nor a regular expression.
+
+    Example:
+        >>> hits(["block1", "block2", "stem", "block[0]"], "block.")
+        ['block1', 'block2']
+        >>> hits(["block1", "block2", "stem", "block[0]"], "block[0]")
+        ['block[0]']
+    """
+    try:
+        matches = re.compile(pattern).fullmatch
+    except re.error as error:
+        if pattern in names:
+            return [str(pattern)]
+        raise ValueError(
+            f"Sites: expected a name, or a regular expression, got {pattern!r}: {error}.\n"
+            f"A dot stands for any character; put a backslash before brackets and stars of a name."
+        ) from error
+    return [name for name in names if matches(name) or name == pattern]
 
 
 def aliases(model: nn.Module) -> dict[str, list[str]]:
@@ -266,14 +290,8 @@ def _hits(names: dict[str, list[str]], pattern: str | re.Pattern[str]) -> list[s
             f"find: expected patterns for names, got a {type(pattern).__name__} among them.\n"
             f"Give the names of modules; or a function: lambda name, module: module in mine."
         )
-    try:
-        matches = re.compile(pattern).fullmatch
-    except re.error as error:
-        raise ValueError(
-            f"find: expected a regular expression, got {pattern!r}: {error}.\n"
-            f"A dot stands for any character; put a backslash before brackets and stars of a name."
-        ) from error
-    return [name for name, others in names.items() if any(matches(one) for one in (name, *others))]
+    called = {one: name for name, others in names.items() for one in (name, *others)}
+    return list(dict.fromkeys(called[one] for one in hits(called, pattern)))
 
 
 def _nothing(names: dict[str, list[str]], *given: str | re.Pattern[str]) -> NoReturn:
