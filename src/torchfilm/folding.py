@@ -27,6 +27,7 @@ from torchfilm.fold_check import difference, rounding
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import fold_border, fold_input, fold_output
 from torchfilm.freezing import Frozen
+from torchfilm.generator import num_parameters
 from torchfilm.injection import Conditioning, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.mixing import Mixing
@@ -139,7 +140,7 @@ def fold(
         parent, _, child = norm.rpartition(".")
         setattr(plain.get_submodule(parent), child, nn.Identity())
     error = None if inputs is None else difference(film, model, plain, values, inputs)
-    report = _report(plan, film, pairs, (_count(plain), _count(model)), error)
+    report = _report(plan, film, pairs, (num_parameters(plain), num_parameters(model)), error)
     if error is not None and not error <= (allowed := rounding(plain)):
         raise ValueError(
             f"fold: expected a network that computes the same, but its outputs differ by {error:.1e} of the "
@@ -412,10 +413,6 @@ def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
     """Pad the input of a convolution with the border; its own padding is zero by now."""
     module: Any = plain.get_submodule(site.name)
     keep(plain, site, Border(list(module._reversed_padding_repeated_twice)), Margin(border.to(module.weight)))
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _report(

@@ -255,6 +255,11 @@ def is_site(module: nn.Module) -> bool:
     return "_film_slot" in module.__dict__
 
 
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module had before it was conditioned."""
+    return getattr(type(module), "_film_base", type(module))
+
+
 def is_patched(module: nn.Module) -> bool:
     """Tell whether another forward was put on the instance; its class's own, put back there, is none."""
     own = vars(module).get("forward")
