@@ -16,7 +16,7 @@ from torch.nn.modules import batchnorm, conv, instancenorm
 from torchfilm.dataflow import first_layer, last_layer, passes
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.quantised import is_packed, repacked, rescaled
-from torchfilm.sites import kind_of
+from torchfilm.sites import is_patched, kind_of
 
 
 def fold_output(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.Module:
@@ -107,9 +107,7 @@ def _check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
     own = kind_of(module)
     methods = ("forward", "_conv_forward") if issubclass(kind, conv._ConvNd) else ("forward",)
     torchs = next(c for c in own.__mro__ if c.__module__.startswith("torch."))
-    if "forward" in vars(module) or any(
-        getattr(own, m, None) is not getattr(torchs, m, None) for m in methods
-    ):
+    if is_patched(module) or any(getattr(own, m, None) is not getattr(torchs, m, None) for m in methods):
         raise NotExactError(f"{own.__name__} computes something of its own on top of {torchs.__name__}")
 
 
