@@ -32,6 +32,7 @@ from torchfilm.injection import Conditioning, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
+from torchfilm.naming import entry
 from torchfilm.sites import Site, is_root
 from torchfilm.slots import PLAIN, rebased
 
@@ -351,12 +352,20 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[Sequence[str]]) 
     found = conv_norm_pairs(plan.model, plan.draft.kept)
     if wanted is True:
         return [pair for pair in found if _not_mergeable(plan, *pair) is None]
+    if wrong := [pair for pair in wanted if isinstance(pair, str) or len(pair) != 2]:
+        raise ValueError(
+            f"fold: expected pairs of names (convolution, BatchNorm), got {wrong[0]!r} among fuse_norms.\n"
+            f"Give a list of pairs: fuse_norms=[('conv1', 'bn1')]; or fuse_norms=True to find them."
+        )
     given = [(first, second) for first, second in wanted]
     if twice := [name for name, count in Counter(itertools.chain(*given)).items() if count > 1]:
         raise ValueError(
             f"fold: expected each module in one pair (convolution, BatchNorm), got '{twice[0]}' in several.\n"
             f"Give each pair once, or fuse_norms=True to find them."
         )
+    modules = dict(plan.model.named_modules(remove_duplicate=False))
+    for name in itertools.chain(*given):
+        entry("fold, fuse_norms", modules, name)
     apart = conv_norm_pairs(plan.model) if plan.draft.kept else []
     code = code_of(plan.model)
     for pair in given:
