@@ -119,7 +119,7 @@ def test_labels_of_any_kind_are_told_apart_by_what_they_say(given):
     points = {"s": np.zeros((4, 2))}
     for figure in (plot.planes(m, m, given, styles, ["map"]), plot.embeddings(points, given, styles)):
         assert [text.get_text() for text in figure.legends[0].get_texts()] == [str(name) for name in styles]
-        assert [len(points.get_offsets()) for points in figure.axes[0].collections] == [2, 1, 1]
+        assert [len(drawn.get_offsets()) for drawn in figure.axes[0].collections] == [2, 1, 1]
     ax = plot.heat({"s": m}, given, neutral=1, unit="γ").axes[0]
     rows = ax.images[0].get_array()[:, 0].tolist()
     assert abs(rows.index(1.0) - rows.index(3.0)) == 1, "equal labels stand together"

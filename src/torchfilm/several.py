@@ -330,7 +330,7 @@ class Several(nn.Module):
                 f"Give {{{', '.join(f'{name!r}: ...' for name in expected)}}}."
             )
         for name in conditions:
-            check_choice("Several:", name, self.parts, remedy="Leave it out.")
+            check_choice("Several:", name, expected, remedy="Leave it out.")
 
 
 def _unequal(vectors: Mapping[str, Tensor]) -> str:
