@@ -333,6 +333,16 @@ def test_names_and_rounds_that_mean_nothing_are_refused():
 
 
 @pytest.mark.plain
+def test_a_comparison_is_its_rows():
+    row = Row("film", 1100, 100, 3_000_000_000, 2.5, (2.0, 3.5), 1.25, 4_000_000)
+    found = Comparison((row,), 3, "cpu")
+    assert [*found] == [row]
+    assert len(found) == 1
+    assert "film" in found
+    assert "flim" not in found
+
+
+@pytest.mark.plain
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -188,8 +188,12 @@ def test_packed_numbers_in_low_precision_are_read_in_float32():
 
 
 def test_wrong_layouts_say_what_is_wrong():
-    with pytest.raises(ValueError, match=r"got 'openpie'.\nThe nearest are openpi"):
+    with pytest.raises(
+        ValueError, match=r"layout: expected one of \['.* got 'openpie'.\nDid you mean 'openpi"
+    ):
         read(torch.randn(2, 6), "openpie")
+    with pytest.raises(ValueError, match=r"got '000'.\nFor another order give Layout"):
+        read(torch.randn(2, 6), "000")
     with pytest.raises(ValueError, match="expected words of gamma, scale, shift, gate, got 'scale bias'"):
         Layout("scale bias")
     with pytest.raises(ValueError, match="expected gamma or scale, got both"):

@@ -464,7 +464,7 @@ def test_what_cannot_be_asked_is_refused():
     model = condition(chain(), "0", tf.Vector(11), fusion="low_rank")
     with pytest.raises(ValueError, match=r"expected modulations for at='identity', got Bilinear"):
         doctor(model, X, cond=z(), at="identity")
-    with pytest.raises(ValueError, match="expected at='present' or at='identity', got at='identiy'"):
+    with pytest.raises(ValueError, match=r"doctor: at expected one of .*, got 'identiy'"):
         doctor(model, X, cond=z(), at="identiy")
 
     class Last(nn.Sequential):

@@ -12,7 +12,7 @@ import torchfilm as tf
 from catalogue import randomise
 from torchfilm.injection import condition, using
 from torchfilm.inspection import edit, modulations, record, strength, sweep
-from torchfilm.presets import matching, save_modulations
+from torchfilm.modulations import matching, save_modulations
 
 
 class Net(nn.Module):
@@ -369,8 +369,14 @@ def test_what_was_not_recorded_is_said_in_words():
     assert len(rec) == 0
     with pytest.raises(ValueError, match="expected calls of the network, got none"):
         rec["first"]
+    assert "first" not in rec
+    assert rec.get("first") is None
     with record(model) as rec:
         model(X, cond=z())
+    assert "first" in rec
+    assert "frist" not in rec
+    assert rec.get("frist") is None
+    assert equal(rec.get("first"), rec["first"])
     with pytest.raises(ValueError, match=r"one of 2 names, got 'frist'.\nThe nearest are 'first'"):
         rec["frist"]
 

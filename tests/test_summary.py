@@ -45,6 +45,10 @@ def test_what_is_no_modulation_or_no_site_is_refused():
         ValueError, match=r"Summary: expected one of 1 names, got 'her'.\nThe nearest are 'here'"
     ):
         found["her"]
+    assert [line.site for line in found] == ["here"]
+    assert len(found) == 1
+    assert "here" in found
+    assert "her" not in found
     with pytest.raises(
         ValueError, match=r"summarise: expected a Modulation for each site, got Tensor at 'a'"
     ):

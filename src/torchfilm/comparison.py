@@ -22,8 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchfilm.injection import conditioning, film_of, unconditioned
-from torchfilm.sites import entry
+from torchfilm.naming import entry
 from torchfilm.undisturbed import in_mode, unchanged
+from torchfilm.writing import in_columns
 
 Batch = Sequence[Any] | Mapping[str, Any]
 Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
@@ -97,6 +98,16 @@ class Comparison:
     rounds: int
     device: str
 
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a row of that name."""
+        return any(row.name == name for row in self.rows)
+
     def __getitem__(self, name: str) -> Row:
         """Return the row of that name; ValueError for one that there is not."""
         return entry("Comparison", {row.name: row for row in self.rows}, name)
@@ -128,11 +139,7 @@ class Comparison:
         for row in self.rows:
             scores = ["-" if one is None else str(one) for one in (row.score, row.gain)]
             lines.append([*self._costs(row), *(scores if scored else [])])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
-        ]
-        return "\n".join([*table, "", self._legend(scored)])
+        return "\n".join([in_columns(lines, right=True), "", self._legend(scored)])
 
     def _legend(self, scored: bool) -> str:  # noqa: FBT001
         base = self.rows[0].name

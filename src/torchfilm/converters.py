@@ -18,7 +18,6 @@ The numbers of a wrong order fit without an error. So orders are named here, and
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torchfilm.generator import Generator
 from torchfilm.heads import wide
 from torchfilm.modulation import Modulation
+from torchfilm.naming import check_choice
 
 WORDS = ("gamma", "scale", "shift", "gate")
 
@@ -261,12 +261,7 @@ _THEIRS = {"gamma": {"gamma", "scale"}, "beta": {"shift"}, "gate": {"gate"}}
 def _layout(layout: str | Layout) -> Layout:
     if isinstance(layout, Layout):
         return layout
-    if layout not in LAYOUTS:
-        near = difflib.get_close_matches(layout, list(LAYOUTS), n=3, cutoff=0.3)
-        raise ValueError(
-            f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}.\n"
-            f"The nearest are {', '.join(near) or 'none'}; for another order give Layout('shift scale')."
-        )
+    check_choice("layout:", layout, [*LAYOUTS], remedy="For another order give Layout('shift scale').")
     return LAYOUTS[layout]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from torchfilm.injection import Conditioning, conditioning, unwrapped
 from torchfilm.modulation import Modulation
+from torchfilm.naming import check_choice
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
 from torchfilm.sensitivity import Leaves, leaves, moved, parts, probe, recordable, shaken
 from torchfilm.sites import Site, aliases
@@ -30,6 +31,7 @@ from torchfilm.telling import (
     untouched,
 )
 from torchfilm.undisturbed import undisturbed
+from torchfilm.writing import in_columns
 
 WEAK = 1e-3
 """A site is weak whose share in the output is this far below the median of the others,"""
@@ -133,10 +135,6 @@ class Diagnosis:
         for pulse in self.pulses.values():
             cells = [pulse.cell(name) for name in names]
             rows.append((pulse.site, str(pulse.calls), *cells, ", ".join(self.of(pulse.site)) or "ok"))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
         count = len(self.pulses)
         heard = count - len({finding.site for finding in self.problems if finding.site})
         numbers = ", ".join(f"|dy/d{name}| {'rms(x) ' if name in SHIFTS else ''}/ |y|" for name in names)
@@ -145,7 +143,7 @@ class Diagnosis:
             "; in brackets what the condition does not move." if constant else "."
         )
         start = [START] if self.at_start else []
-        return "\n".join([*lines, "", verdict, *start, *(f"\n{text}" for text in self._grouped())])
+        return "\n".join([in_columns(rows), "", verdict, *start, *(f"\n{text}" for text in self._grouped())])
 
     def _grouped(self) -> Iterator[str]:
         """Yield the text of each finding once, with all sites that it is about."""
@@ -196,11 +194,7 @@ def doctor(
         >>> doctor(model, torch.rand(2, 3, 5, 5), cond=torch.rand(2, 7)).of("0")
         ['cancelled']
     """
-    if at not in ("present", "identity"):
-        raise ValueError(
-            f"doctor: expected at='present' or at='identity', got at={at!r}.\n"
-            f"Leave it out to ask at what the generator gives."
-        )
+    check_choice("doctor: at", at, ("present", "identity"))
     film = conditioning(model)
     root = unwrapped(model)
     start = _identity if at == "identity" else lambda name, value: value

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import bisect
 import copy
-import difflib
 import inspect
 import math
 import re
@@ -39,6 +38,7 @@ from torchfilm.generator import ComposedGenerator, Counted, Generator, build_gen
 from torchfilm.heads import TableHead
 from torchfilm.mixing import Attentions, Bilinears, Concat, Concatenations, CrossAttention, LowRank
 from torchfilm.modulation import Modulation
+from torchfilm.naming import check_choice
 from torchfilm.several import Maybe, Several
 
 
@@ -208,12 +208,7 @@ def resolve(
                 f"got {_listed(options)}.\nGive them to the object when it is made."
             )
         return fusion
-    if fusion not in FUSIONS:
-        near = difflib.get_close_matches(fusion, list(FUSIONS), n=3, cutoff=0.4)
-        hint = (
-            f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Choose one of {_listed(FUSIONS)}."
-        )
-        raise ValueError(f"fusion: expected one of {_listed(FUSIONS)}, got {fusion!r}.\n{hint}")
+    check_choice("fusion:", fusion, FUSIONS)
     _check_options(fusion, options)
     return FUSIONS[fusion](**options)
 

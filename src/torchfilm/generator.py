@@ -24,6 +24,7 @@ from torchfilm.generator_options import ACTIVATIONS, read_options
 from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
 from torchfilm.modulation import Modulation
 from torchfilm.several import Sizes
+from torchfilm.writing import in_columns
 
 _SMALL = 32_768
 _SCALE_STD = 1e-3  # the learned scale's with init="default", as in CNAPs
@@ -336,10 +337,7 @@ def describe(generator: nn.Module, sites: Mapping[str, int]) -> str:
     lines.append(("total", str(sum(sites.values())), total))
     rows = [("site", "channels", "parameters", "share")]
     rows += [(name, size, f"{n:,}", f"{n / max(total, 1):.1%}") for name, size, n in lines]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0])] + [row[i].rjust(widths[i]) for i in range(1, 4)]) for row in rows
-    )
+    return in_columns(rows, right=True)
 
 
 def _distances(modulations: Mapping[str, Modulation], gate_start: float) -> Tensor:

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from torchfilm.writing import in_columns
+
 HARDLY = 0.01
 """An output that changes by less than this share of the difference between samples counts as the same."""
 
@@ -130,10 +132,9 @@ class Hearing:
             cells = (str(effect.output), _shown(effect.loss, "+"), _shown(effect.success, "+"))
             rows.append((name, *cells, str(effect.output.n)))
         kept = [i for i in range(5) if any(row[i] for row in rows[1:])]
-        widths = {i: max(len(row[i]) for row in rows) for i in kept}
-        lines = ["  ".join(row[i].ljust(widths[i]) for i in kept).rstrip() for row in rows]
+        table = in_columns([[row[i] for i in kept] for row in rows])
         legend = "output: 1 is the difference between two samples; loss, success: change; [95 % intervals]"
-        return "\n".join([self.words, "", *lines, "", legend, *self.notes])
+        return "\n".join([self.words, "", table, "", legend, *self.notes])
 
     def _no_worse(self) -> str:
         swap = self.effects["swap"]

@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
-from torchfilm.presets import Modulations, SitePattern, fields_of, matching
-from torchfilm.sites import entry
+from torchfilm.modulations import Modulations, SitePattern, fields_of, matching
+from torchfilm.naming import UnknownNameError, entry
 
 Change = Callable[[Modulation], Modulation] | Modulation
 T = TypeVar("T")
@@ -101,6 +101,10 @@ class Recording(Mapping[str, Modulation]):
                 f"Their values are in rec.calls, one by one."
             ) from error
 
+    def __contains__(self, site: object) -> bool:
+        """Whether that site was recorded."""
+        return bool(self.calls) and site in self.calls[0]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.calls[0] if self.calls else ())
 
@@ -117,7 +121,7 @@ class Recording(Mapping[str, Modulation]):
 
     def _known(self, site: str) -> list[dict[str, Any]]:
         if not self.calls:
-            raise ValueError(
+            raise UnknownNameError(
                 "Recording: expected calls of the network, got none.\n"
                 "Call it inside the block, with a condition: with record(model) as rec: model(x, cond=z)."
             )

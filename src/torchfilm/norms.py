@@ -186,9 +186,8 @@ class _ConditionalNorm(ListeningNorm):
         gamma and beta act on the trained output, gamma * norm(x) + beta, so that it is kept at the start.
 
         Raises:
-            ValueError: for anything but torch's norm of this kind. A subclass may compute something else
-            (some
-            normalise channels-first): put a FiLM behind it.
+            ValueError: for anything but torch's norm of this kind. A subclass may compute something else, as
+                those that normalise channels-first: put a FiLM behind it.
         """
         return cls.around(norm, cond_dim, cls._dim, None)
 

@@ -6,7 +6,6 @@ so every sample of a batch may miss something else, every process of a DDP group
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from torchfilm.conditions import Classes, Tokens
 from torchfilm.modulation import aligned
+from torchfilm.naming import check_choice
 
 Null = Literal["learned", "zero"]
 Combine = Literal["sum", "concat", "compose"]
@@ -111,7 +111,7 @@ class Maybe(nn.Module):
                 f"Classes({condition.num_classes + 1})."
             )
         _check_probability("Maybe: dropout", dropout)
-        _check_choice("Maybe: null", null, get_args(Null))
+        check_choice("Maybe: null", null, get_args(Null))
         self.condition = condition
         self._has_several = _num_required(condition) > 1
         self.dim = _size(condition)
@@ -229,7 +229,7 @@ class Several(nn.Module):
         self, conditions: Mapping[str, nn.Module], combine: Combine = "concat", *, joint_dropout: float = 0.0
     ) -> None:
         super().__init__()
-        _check_choice("Several: combine", combine, get_args(Combine))
+        check_choice("Several: combine", combine, get_args(Combine))
         _check_probability("Several: joint_dropout", joint_dropout)
         parts = {name: c if isinstance(c, Maybe) else Maybe(c) for name, c in conditions.items()}
         _check_parts(parts, combine)
@@ -330,10 +330,7 @@ class Several(nn.Module):
                 f"Give {{{', '.join(f'{name!r}: ...' for name in expected)}}}."
             )
         for name in conditions:
-            if name not in self.parts:
-                near = difflib.get_close_matches(str(name), expected, n=3, cutoff=0.4)
-                hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Leave it out."
-                raise ValueError(f"Several: expected conditions among {expected}, got {name!r}.\n{hint}")
+            check_choice("Several:", name, expected, remedy="Leave it out.")
 
 
 def _unequal(vectors: Mapping[str, Tensor]) -> str:
@@ -442,10 +439,3 @@ def _check_probability(option: str, value: float) -> None:
         raise ValueError(
             f"{option} expected a probability from 0 to 1, got {value}.\nFor 10 % of the samples give 0.1."
         )
-
-
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Choose one of {list(choices)}."
-        raise ValueError(f"{option} expected one of {list(choices)}, got {value!r}.\n{hint}")

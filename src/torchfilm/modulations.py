@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from torchfilm.modulation import Modulation, check_modulations
-from torchfilm.sites import entry, nearest
+from torchfilm.naming import entry, nearest
+from torchfilm.sites import hits
 from torchfilm.writing import whole
 
 SitePattern = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Callable[[str], bool]
@@ -149,23 +150,14 @@ def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
 
 
 def _hits(names: Sequence[str], pattern: str | re.Pattern[str]) -> list[str]:
-    text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
-    try:
-        matches = re.compile(pattern).fullmatch
-    except re.error as error:
-        if text in names:
-            return [text]
-        raise ValueError(
-            f"Sites: expected a name, or a regular expression, got {pattern!r}: {error}.\n"
-            f"A dot stands for any character; put a backslash before brackets and stars of a name."
-        ) from error
-    hits = [name for name in names if matches(name) or pattern == name]
-    if not hits:
+    found = hits(names, pattern)
+    if not found:
+        text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
         raise ValueError(
             f"Sites: expected a name, or an expression for whole names, got {text!r}.\n"
             f"The nearest are {nearest(text, list(names))}."
         )
-    return hits
+    return found
 
 
 def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) -> Path:

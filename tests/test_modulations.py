@@ -11,7 +11,7 @@ from torch import nn
 import torchfilm as tf
 from catalogue import randomise
 from torchfilm.inspection import modulations, record
-from torchfilm.presets import Modulations, load_modulations, save_modulations, whole
+from torchfilm.modulations import Modulations, load_modulations, save_modulations, whole
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 
