@@ -66,6 +66,9 @@ def _generators(found: Result) -> Iterator[tuple[str, str, str, float]]:
     for one in found["policy"]:
         case = f"12 sites of a policy's U-Net, batch {one['batch']}"
         yield "tabulated generator / one Linear per layer", case, "0.02", one["ratio"]["separable"]
+        for steps, loop in one["encoded_anew"].items():
+            what = f"tabulated, observation encoded anew, {steps} steps / one Linear per layer"
+            yield what, case, "–", loop["ratio"]
 
 
 def _fusion(found: Result) -> Iterator[tuple[str, str, str, float]]:
