@@ -218,6 +218,13 @@ def test_modulations_without_names_of_sites_are_refused():
         model(torch.randn(2, 3), modulation=tf.Modulation.identity(2, 5))
 
 
+def test_values_that_cannot_be_fixed_are_not_fixed():
+    model, x, z = small()
+    with pytest.raises(KeyError), model.film.fixed({"another": None}):
+        pass
+    model(x, cond=z)
+
+
 def test_a_fresh_layer_of_the_class_of_a_site_is_plain_and_can_be_conditioned():
     model, x, z = small()
     fresh = type(model[1])(8).eval()

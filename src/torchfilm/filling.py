@@ -149,9 +149,9 @@ class Conditioning(nn.Module):
     def fixed(self, values: Any) -> Iterator[None]:
         """Let the slots hold these values or PLAIN in the block, as they are, whatever else is active."""
         before, held = self.local.fixed, self.held()
-        self.local.fixed = values
-        self.fill(values)
         try:
+            self.local.fixed = values
+            self.fill(values)
             yield
         finally:
             self.local.fixed = before
