@@ -135,15 +135,26 @@ class Conditioning(nn.Module):
 
     @contextmanager
     def transformed(self, transform: Transform) -> Iterator[None]:
-        """Apply a function to the values of all sites between generator and sites, in this thread."""
+        """Apply a function to the values of all sites between generator and sites, in this thread.
+
+        To those that are lent to the sites at once: parts that are called by themselves hear them.
+        """
         self.check_open("edit or record")
-        transforms = self.transforms  # of this thread, in whichever the block ends
+        transforms, before = self.transforms, self.lent()  # of this thread, in whichever the block ends
+        lent = before
         transforms.append(transform)
         try:
+            if self._lends():
+                values = {name: value for name, (value, _) in zip(self.slots, before, strict=True)}
+                changed = self._checked(transform(values))
+                lent = [(changed[name], pass_) for name, (_, pass_) in zip(self.slots, before, strict=True)]
+                self.relend(lent)
             yield
         finally:
             mine = (i for i, one in enumerate(transforms) if one is transform)
             del transforms[max(mine)]
+            if all(one is other for (one, _), (other, _) in zip(self.lent(), lent, strict=True)):
+                self.relend(before)
 
     @contextmanager
     def fixed(self, values: Any) -> Iterator[None]:
@@ -206,6 +217,11 @@ class Conditioning(nn.Module):
         for name, slot in self.slots.items():
             slot.fill(None)
             slot.lend(values[name])
+
+    def _lends(self) -> bool:
+        """Tell whether a site that is called now hears what is lent to it: no call of the network runs."""
+        slot = next(iter(self.slots.values()))
+        return slot.value is None and slot.lent is not None
 
     def lent(self) -> list[tuple[Any, int]]:
         """Return what is lent to the sites now, to be put back by `relend`."""

@@ -148,7 +148,8 @@ def modulations(model: nn.Module, cond: Any) -> Modulations:
 def record(model: nn.Module) -> Iterator[Recording]:
     """Record what goes to the sites in the block, in this thread; also edits made outside of this block.
 
-    The values are detached and stay on their device. Entering `using` inside the block counts as a call.
+    The values are detached and stay on their device. Where `using` is active, what it lends to the parts of
+    the network counts as a call: once, whichever of the two blocks is entered first.
 
     Example:
         >>> from torchfilm.conditions import Vector
