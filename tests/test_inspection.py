@@ -466,4 +466,5 @@ def test_looking_at_modulations_draws_no_dropout():
     given = z(7)
     expected = modulations(model.eval(), given)["first"]
     assert equal(modulations(model.train(), given)["first"], expected)
+    assert equal(model.film.modulations(given)["first"], expected)
     assert model.film.cond.training

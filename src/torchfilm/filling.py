@@ -115,12 +115,15 @@ class Conditioning(nn.Module):
         return self.generator(self.cond(*cond) if type(cond) is tuple else self.cond(cond))
 
     def modulations(self, cond: Any) -> dict[str, Any]:
-        """Return the value of each site for a condition, a `Modulation` for FiLM; the network is not run.
+        """Return the value of each site for a condition, a `Modulation` for FiLM; without dropout of it.
+
+        The network is not run. In training a call of this module gives what a call of the network hears.
 
         Args:
             cond: what the encoder takes; a tuple holds several arguments, as (tokens, mask).
         """
-        return self(cond)
+        with self.predicting():
+            return self(cond)
 
     @contextmanager
     def predicting(self) -> Iterator[None]:

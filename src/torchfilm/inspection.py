@@ -139,9 +139,7 @@ def modulations(model: nn.Module, cond: Any) -> Modulations:
         >>> a, b, c = (modulations(model, torch.rand(2, 7)) for _ in range(3))
         >>> y = model(torch.rand(2, 3), modulation=a + (b - c))
     """
-    film = conditioning(model)
-    with film.predicting():
-        return Modulations(film.modulations(cond))
+    return Modulations(conditioning(model).modulations(cond))
 
 
 @contextmanager
