@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm import draft
 from torchfilm.folding import fold, folded
 from torchfilm.fusion import FUSIONS
 from torchfilm.injection import condition, conditioning, remove
@@ -124,24 +123,6 @@ def test_after_an_exception_in_the_block_everything_is_back(sites):
     assert torch.equal(model(x, cond=cond), expected)
     with pytest.raises(ValueError, match="expected an active condition"):
         model(x)
-
-
-def test_after_a_write_that_fails_everything_is_back(monkeypatch: pytest.MonkeyPatch):
-    model, x, cond = conditioned(r"1\.bn1|4"), torch.randn(2, 3, 7, 11), z()
-    expected, before, written = model(x, cond=cond), dict(model.named_parameters()), []
-    write = draft._parameter
-
-    def full(*args) -> nn.Parameter:
-        written.append(args)
-        if len(written) == 3:
-            raise RuntimeError("out of memory")
-        return write(*args)
-
-    monkeypatch.setattr(draft, "_parameter", full)
-    with pytest.raises(RuntimeError, match="out of memory"), folded(model, cond=cond):
-        pass
-    assert all(parameter is before[name] for name, parameter in model.named_parameters())
-    assert torch.equal(model(x, cond=cond), expected)
 
 
 def test_what_cannot_be_folded_is_an_error_that_names_each_site_with_its_reason():

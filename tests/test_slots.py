@@ -119,7 +119,6 @@ def test_one_of_several_inputs_is_modulated(field: int | str | None, by_name: bo
         (lambda h, r: h, "output", "rest", "expected an output with the field 'rest', got a Tensor"),
         (Record, "output", "first", "got a Record with hidden, rest"),
         (Record, "output", -3, "expected an output with the field -3, got a Record with hidden, rest"),
-        (lambda h, r: None, "output", -1, "expected an output with the field -1, got a NoneType"),
         (lambda h, r: (None, h), "output", None, "expected a tensor at its output, got NoneType"),
         (lambda h, r: None, "output", None, "expected an output with the field None, got a NoneType"),
         (lambda h, r: pack_sequence([h]), "output", None, "got a PackedSequence"),
