@@ -182,8 +182,8 @@ def test_the_blocks_of_diffusers_are_read_in_their_order():
 
 def test_packed_numbers_in_low_precision_are_read_in_float32():
     packed = torch.full((2, 6), 1e-3, dtype=torch.bfloat16)
-    (m,) = read(packed, "torchfilm")
-    assert m.gamma.dtype == torch.float32
+    (m,) = read(packed, "openpi")
+    assert {m.gamma.dtype, m.beta.dtype, m.gate.dtype} == {torch.float32}
     assert (m.gamma > 1).all()
 
 

@@ -126,13 +126,13 @@ def read(packed: Float[Tensor, "*batch packed"], layout: str | Layout) -> tuple[
     gammas = found["gamma"] or [1 + wide(scale) for scale in found["scale"]]
     modulations = []
     for i in range(layout.sites):
-        gamma, shift = _at(gammas, i), _at(found["shift"], i)
-        known = next(block for block in (gamma, shift, _at(found["gate"], i)) if block is not None)
+        gamma, shift, gate = _at(gammas, i), _at(found["shift"], i), _at(found["gate"], i)
+        known = next(block for block in (gamma, shift, gate) if block is not None)
         modulations.append(
             Modulation(
                 torch.ones_like(wide(known)) if gamma is None else wide(gamma),
                 torch.zeros_like(wide(known)) if shift is None else wide(shift),
-                _at(found["gate"], i),
+                None if gate is None else wide(gate),
             )
         )
     return tuple(modulations)

@@ -116,12 +116,15 @@ class Conditioning(nn.Module):
         return self.generator(self.cond(*cond) if type(cond) is tuple else self.cond(cond))
 
     def modulations(self, cond: Any) -> dict[str, Any]:
-        """Return the value of each site for a condition, a `Modulation` for FiLM; the network is not run.
+        """Return the value of each site for a condition, a `Modulation` for FiLM; without dropout of it.
+
+        The network is not run. In training a call of this module gives what a call of the network hears.
 
         Args:
             cond: what the encoder takes; a tuple holds several arguments, as (tokens, mask).
         """
-        return self(cond)
+        with self.predicting():
+            return self(cond)
 
     @contextmanager
     def predicting(self) -> Iterator[None]:
@@ -131,23 +134,34 @@ class Conditioning(nn.Module):
 
     @contextmanager
     def transformed(self, transform: Transform) -> Iterator[None]:
-        """Apply a function to the values of all sites between generator and sites, in this thread."""
+        """Apply a function to the values of all sites between generator and sites, in this thread.
+
+        To those that are lent to the sites at once: parts that are called by themselves hear them.
+        """
         self.check_open("edit or record")
-        transforms = self.transforms  # of this thread, in whichever the block ends
+        transforms, before = self.transforms, self.lent()  # of this thread, in whichever the block ends
+        lent = before
         transforms.append(transform)
         try:
+            if self._lends():
+                values = {name: value for name, (value, _) in zip(self.slots, before, strict=True)}
+                changed = self._checked(transform(values))
+                lent = [(changed[name], pass_) for name, (_, pass_) in zip(self.slots, before, strict=True)]
+                self.relend(lent)
             yield
         finally:
             mine = (i for i, one in enumerate(transforms) if one is transform)
             del transforms[max(mine)]
+            if all(one is other for (one, _), (other, _) in zip(self.lent(), lent, strict=True)):
+                self.relend(before)
 
     @contextmanager
     def fixed(self, values: Any) -> Iterator[None]:
         """Let the slots hold these values or PLAIN in the block, as they are, whatever else is active."""
         before, held = self.local.fixed, self.held()
-        self.local.fixed = values
-        self.fill(values)
         try:
+            self.local.fixed = values
+            self.fill(values)
             yield
         finally:
             self.local.fixed = before
@@ -202,6 +216,11 @@ class Conditioning(nn.Module):
         for name, slot in self.slots.items():
             slot.fill(None)
             slot.lend(values[name])
+
+    def _lends(self) -> bool:
+        """Tell whether a site that is called now hears what is lent to it: no call of the network runs."""
+        slot = next(iter(self.slots.values()))
+        return slot.value is None and slot.lent is not None
 
     def lent(self) -> list[tuple[Any, int]]:
         """Return what is lent to the sites now, to be put back by `relend`."""

@@ -313,8 +313,8 @@ def num_parameters(module: nn.Module) -> int:
     for name, parameter in module.named_parameters():
         if is_lazy(parameter):
             raise ValueError(
-                f"describe: expected parameters with sizes, got '{name}' of a {type(module).__name__}, which "
-                f"is lazy.\nRun the network once, with a condition."
+                f"{type(module).__name__}: expected parameters with sizes, got '{name}', which is lazy.\n"
+                f"Run the network once, with a condition."
             )
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -342,6 +342,11 @@ def describe(generator: nn.Module, sites: Mapping[str, int]) -> str:
 
 def _distances(modulations: Mapping[str, Modulation], gate_start: float) -> Tensor:
     """Return the squared distance from the identity: of all sites and channels, in the mean of samples."""
+    if not modulations:
+        raise ValueError(
+            "Generator.penalty: expected modulations of at least one site, got none.\n"
+            "Give those of the batch: generator.penalty(generator(z))."
+        )
     found = []
     for m in modulations.values():
         squares = (m.gamma - 1).square() + m.beta.square()

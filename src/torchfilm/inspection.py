@@ -143,16 +143,15 @@ def modulations(model: nn.Module, cond: Any) -> Modulations:
         >>> a, b, c = (modulations(model, torch.rand(2, 7)) for _ in range(3))
         >>> y = model(torch.rand(2, 3), modulation=a + (b - c))
     """
-    film = conditioning(model)
-    with film.predicting():
-        return Modulations(film.modulations(cond))
+    return Modulations(conditioning(model).modulations(cond))
 
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
     """Record what goes to the sites in the block, in this thread; also edits made outside of this block.
 
-    The values are detached and stay on their device. Entering `using` inside the block counts as a call.
+    The values are detached and stay on their device. Where `using` is active, what it lends to the parts of
+    the network counts as a call: once, whichever of the two blocks is entered first.
 
     Example:
         >>> from torchfilm.conditions import Vector

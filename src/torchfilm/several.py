@@ -113,8 +113,8 @@ class Maybe(nn.Module):
         _check_probability("Maybe: dropout", dropout)
         check_choice("Maybe: null", null, get_args(Null))
         self.condition = condition
-        self._has_several = _num_required(condition) > 1
-        self.dim = _size(condition)
+        self._has_several = _num_positional(condition) > 1
+        self.dim = encoded_size(condition)
         self.dropout = dropout
         self.null = nn.Parameter(torch.zeros(self.dim, device=device)) if null == "learned" else None
 
@@ -144,7 +144,7 @@ class Maybe(nn.Module):
     ) -> tuple[Encoded | None, Tensor | None]:
         """Return c(v), or None where it is missing for the batch, and the mask that was given, if any.
 
-        A tuple holds several arguments where the condition cannot be called with one.
+        A tuple holds several arguments where the condition takes several by position.
         """
         value, present = (value.value, value.present) if isinstance(value, Masked) else (value, None)
         if value is None:
@@ -413,25 +413,26 @@ def _joined_size(sizes: tuple[int, ...], combine: str) -> int:
     return sizes[0] if combine == "sum" else sum(sizes)
 
 
-def _size(condition: nn.Module) -> int:
+def encoded_size(condition: nn.Module) -> int:
+    """Return the size of what an encoder gives; ValueError for what is no module with an integer `dim`."""
     dim = getattr(condition, "dim", None)
-    if not isinstance(dim, Integral):
+    if not isinstance(condition, nn.Module) or not isinstance(dim, Integral):
         raise ValueError(
             f"condition: expected a module with an integer `dim`, the size of what it gives, "
             f"got {type(condition).__name__} with dim={dim!r}.\n"
-            f"Set self.dim in its __init__."
+            f"Use Vector, Classes, Scalars or Tokens, or set self.dim in the __init__ of your own."
         )
     return dim if isinstance(dim, int) else int(dim)
 
 
-def _num_required(condition: nn.Module) -> int:
-    """Return how many positional arguments a condition cannot do without; 0 where nobody knows."""
+def _num_positional(condition: nn.Module) -> int:
+    """Return how many arguments a condition takes by position; 0 where nobody knows."""
     try:
         parameters = inspect.signature(condition.forward).parameters.values()
     except (TypeError, ValueError):
         return 0
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(one.kind in positional and one.default is one.empty for one in parameters)
+    return sum(one.kind in positional for one in parameters)
 
 
 def _check_probability(option: str, value: float) -> None:
