@@ -238,8 +238,7 @@ def test_an_edit_is_heard_by_parts_whether_it_is_inside_of_using_or_around_it():
         with tf.edit(model, DOUBLED), tf.using(model, cond=-z):
             pass
         assert torch.equal(model.features(x), plain)
-    assert len(calls.calls) == 1
-    assert torch.equal(calls["blocks.1.bn"].gamma, 2 * model.film.modulations(z)["blocks.1.bn"].gamma)
+    assert calls.calls == [], "a part that is called by itself is no call of the network"
     with pytest.raises(ValueError, match="expected an active condition"):
         model.features(x)
 

@@ -30,6 +30,10 @@ from torchfilm.undisturbed import in_mode
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+class Onlooker:
+    """A transform that looks at what calls of the network give to the sites, and hands it on as it is."""
+
+
 class Active:
     """What a block made active: a condition, with the values made of it at the start, or a modulation.
 
@@ -136,14 +140,15 @@ class Conditioning(nn.Module):
     def transformed(self, transform: Transform) -> Iterator[None]:
         """Apply a function to the values of all sites between generator and sites, in this thread.
 
-        To those that are lent to the sites at once: parts that are called by themselves hear them.
+        Also to those that are lent to the sites, for parts that are called by themselves; an `Onlooker` sees
+        none of these, for they are no call.
         """
         self.check_open("edit or record")
         transforms, before = self.transforms, self.lent()  # of this thread, in whichever the block ends
         lent = before
         transforms.append(transform)
         try:
-            if self._lends():
+            if self._lends() and not isinstance(transform, Onlooker):
                 values = {name: value for name, (value, _) in zip(self.slots, before, strict=True)}
                 changed = self._checked(transform(values))
                 lent = [(changed[name], pass_) for name, (_, pass_) in zip(self.slots, before, strict=True)]
@@ -177,8 +182,8 @@ class Conditioning(nn.Module):
                 f"folded(...)."
             )
 
-    def values(self, cond: Any, modulation: Any) -> Any:
-        """Return what the slots get for these arguments: a value for each site, or PLAIN."""
+    def values(self, cond: Any, modulation: Any, *, lent: bool = False) -> Any:
+        """Return what the slots get for these arguments, or are lent: a value for each site, or PLAIN."""
         if self.local.fixed is not None:
             if cond is not None or modulation is not None:
                 self.check_open("a condition of a call's own")
@@ -198,12 +203,13 @@ class Conditioning(nn.Module):
                 modulation = active.ready
         elif cond is not None and modulation is not None:
             raise ValueError(not_both("got both"))
-        return self._transformed(self(cond) if modulation is None else modulation)
+        return self._transformed(self(cond) if modulation is None else modulation, lent=lent)
 
-    def _transformed(self, values: Any, start: int = 0) -> dict[str, Any]:
-        """Return the values after this thread's transforms from `start` on."""
+    def _transformed(self, values: Any, start: int = 0, *, lent: bool = False) -> dict[str, Any]:
+        """Return the values after this thread's transforms from `start` on; what is lent has no onlookers."""
         for transform in self.transforms[start:]:
-            values = transform(values)
+            if not (lent and isinstance(transform, Onlooker)):
+                values = transform(values)
         return self._checked(values)
 
     def fill(self, values: Any) -> None:

@@ -155,7 +155,7 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     with active(film, entry):
         film.fill(None)
         ready = None if film.transforms else entry.ready
-        film.lend(film.values(None, None) if ready is None else ready)
+        film.lend(film.values(None, None, lent=True) if ready is None else ready)
         yield
 
 

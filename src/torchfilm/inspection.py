@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchfilm.filling import Onlooker
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.modulations import Modulations, SitePattern, fields_of, matching
@@ -27,7 +28,7 @@ Change = Callable[[Modulation], Modulation] | Modulation
 T = TypeVar("T")
 
 
-class Recording(Mapping[str, Modulation]):
+class Recording(Mapping[str, Modulation], Onlooker):
     """What went to the sites while `record` was active: `rec[site].gamma` is [N, C] over all calls.
 
     Where some calls have a gate and others none, that of the others is one.
@@ -150,8 +151,8 @@ def modulations(model: nn.Module, cond: Any) -> Modulations:
 def record(model: nn.Module) -> Iterator[Recording]:
     """Record what goes to the sites in the block, in this thread; also edits made outside of this block.
 
-    The values are detached and stay on their device. Where `using` is active, what it lends to the parts of
-    the network counts as a call: once, whichever of the two blocks is entered first.
+    The values are detached and stay on their device. Each call of the network is one entry; parts of it that
+    are called by themselves, under `using`, are none.
 
     Example:
         >>> from torchfilm.conditions import Vector
