@@ -29,7 +29,7 @@ class Modulations(dict[str, Modulation]):
     """The modulation of every site by name, as one value: `a + (b - c)`, `a.interpolate(b, 0.5)`.
 
     Arithmetic acts site by site and field by field, as in `Modulation`; a network takes the result:
-    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.6).
+    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.5).
 
     Raises:
         ValueError: for values of another fusion; in arithmetic, where the two do not have the same sites.

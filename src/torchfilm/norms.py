@@ -94,7 +94,7 @@ class _ConditionalBatchNorm(nn.Module):
 class ConditionalBatchNorm2d(_ConditionalBatchNorm):
     """Normalise each channel of images over the batch, then modulate it: y = gamma(z) * BN(x) + beta(z).
 
-    The paper's place for FiLM (Perez et al. 2018, section 3.2, with affine=False) and, with the trained
+    The paper's place for FiLM (Perez et al. 2018, section 2.2, with affine=False) and, with the trained
     affine of a pretrained norm kept inside BN, conditional batch normalisation (de Vries et al. 2017, arXiv
     1707.00683), whose change of the affine is read here as a factor on it: at the start the output is BN's
     own, to the bit.
