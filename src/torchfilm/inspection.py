@@ -136,6 +136,9 @@ def modulations(model: nn.Module, cond: Any) -> Modulations:
         model: a conditioned network.
         cond: as in `model(x, cond=cond)`.
 
+    Raises:
+        ValueError: for a network that is not conditioned.
+
     Example:
         >>> from torchfilm.conditions import Vector
         >>> from torchfilm.injection import condition
@@ -152,6 +155,9 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
     The values are detached and stay on their device. Where `using` is active, what it lends to the parts of
     the network counts as a call: once, whichever of the two blocks is entered first.
+
+    Raises:
+        ValueError: for a network that is not conditioned.
 
     Example:
         >>> from torchfilm.conditions import Vector

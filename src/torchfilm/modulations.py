@@ -89,6 +89,9 @@ class Modulations(dict[str, Modulation]):
 
         Its columns are site, row, step (for modulations [N, T, C]; else 0), channel, gamma, beta and, where
         a site has one, gate (NaN elsewhere).
+
+        Raises:
+            ValueError: for no site.
         """
         if not self:
             raise ValueError(
@@ -194,6 +197,7 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
 
     Raises:
         ValueError: for a file that holds something else.
+        FileNotFoundError: for none.
     """
     try:
         opened = safe_open(path, framework="pt", device=str(device))

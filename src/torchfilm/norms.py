@@ -151,7 +151,11 @@ class ListeningNorm(nn.Module):
 
     @classmethod
     def around(cls: type[_Norm], norm: nn.Module, cond_dim: int, dim: int, gate: GateStart | None) -> _Norm:
-        """Build around the parameters and buffers of a trained norm, with its options and its mode."""
+        """Build around the parameters and buffers of a trained norm, with its options and its mode.
+
+        Raises:
+            ValueError: for another kind of norm.
+        """
         if type(norm) is not cls._base:
             raise ValueError(_wrong_norm(cls.__name__, cls._base, norm))
         tensors = [*norm.parameters(), *norm.buffers()]
@@ -287,6 +291,9 @@ class ConditionalGroupNorm(_ConditionalNorm, nn.GroupNorm):
         affine: give the norm learned factors and shifts of its own, which gamma and beta do not need.
         device: where the parameters live.
         dtype: their precision.
+
+    Raises:
+        ValueError: torch's own, for channels that the groups do not share evenly.
 
     Example:
         >>> layer = ConditionalGroupNorm(8, 64, cond_dim=512)
