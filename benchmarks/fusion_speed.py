@@ -4,8 +4,9 @@ A residual network of the size of ResNet-18 at 224 pixels; its condition is 16 t
 are the 4 stages or the 8 blocks. Each fusion as it is, and each with as many parameters as FiLM has.
 
 Two answers: whole passes, and the time inside of them that goes into the condition (its encoder, the
-generator and the sites), by a stopwatch around these. Where neighbours disturb the machine, whole passes
-differ by more than what is added, and the stopwatch says it better.
+generator and the sites), by a stopwatch around these. The stopwatch leaves out what the root does with a
+condition, and what sites change in the layers beside them. Where neighbours disturb the machine, whole passes
+differ by more than what is added: their ratio wants many rounds.
 
     python benchmarks/fusion_speed.py        (`--device cuda` where there is one)
 """
@@ -211,7 +212,7 @@ def row_numbers(row: Row) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = arguments(__doc__, rounds=20).parse_args()
+    given = arguments(__doc__, rounds=60).parse_args()
     torch.set_num_threads(1)
     numbers: dict[str, object] = {}
     for number in (4, 8):

@@ -64,6 +64,11 @@ def test_the_channels_of_known_layers_are_where_the_layer_puts_them(name: str):
         assert x.shape[dim] == features
 
 
+def test_the_input_of_a_bilinear_layer_is_its_first():
+    layer = nn.Bilinear(3, 5, 7)
+    assert (channels(layer, "output"), channels(layer, "input")) == ((7, -1), (3, -1))
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("where", ["output", "input"])

@@ -69,6 +69,9 @@ def checkpoint_context(model: nn.Module) -> CheckpointContext:
     raises, inside of `using` too (but for a block that is compiled by itself, which does not ask); the
     reentrant kind cannot work, for it loses the gradient of the generator.
 
+    Raises:
+        ValueError: for a network that is not conditioned.
+
     Example:
         >>> from torch.utils.checkpoint import checkpoint
         >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))

@@ -163,6 +163,9 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
 def unconditioned(model: nn.Module) -> Iterator[None]:
     """Run the original network in the block, whatever conditions its calls are given.
 
+    Raises:
+        ValueError: for a network that is not conditioned.
+
     Example:
         >>> from torchfilm.conditions import Vector
         >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))

@@ -29,7 +29,7 @@ class Modulations(dict[str, Modulation]):
     """The modulation of every site by name, as one value: `a + (b - c)`, `a.interpolate(b, 0.5)`.
 
     Arithmetic acts site by site and field by field, as in `Modulation`; a network takes the result:
-    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.6).
+    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.5).
 
     Raises:
         ValueError: for values of another fusion; in arithmetic, where the two do not have the same sites.
@@ -89,6 +89,9 @@ class Modulations(dict[str, Modulation]):
 
         Its columns are site, row, step (for modulations [N, T, C]; else 0), channel, gamma, beta and, where
         a site has one, gate (NaN elsewhere).
+
+        Raises:
+            ValueError: for no site.
         """
         if not self:
             raise ValueError(
@@ -194,6 +197,7 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
 
     Raises:
         ValueError: for a file that holds something else.
+        FileNotFoundError: for none.
     """
     try:
         opened = safe_open(path, framework="pt", device=str(device))

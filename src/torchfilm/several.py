@@ -158,7 +158,11 @@ class Maybe(nn.Module):
         return z, present
 
     def choose(self, z: Encoded | None, present: Tensor | None) -> Encoded:
-        """Return z where it is present and the null elsewhere."""
+        """Return z where it is present and the null elsewhere.
+
+        Raises:
+            ValueError: for a mask that is no boolean for each sample.
+        """
         if z is None:
             return self._missing()
         tokens = z[0] if isinstance(z, tuple) else z
@@ -281,7 +285,11 @@ class Several(nn.Module):
         return chosen
 
     def join(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """Return the sum or the concatenation of the vectors, [*batch, d] each, aligned from the left."""
+        """Return the sum or the concatenation of the vectors, [*batch, d] each, aligned from the left.
+
+        Raises:
+            ValueError: for vectors whose axes do not align.
+        """
         each = aligned(*vectors.values())
         try:
             batch = torch.broadcast_shapes(*(z.shape[:-1] for z in each))
