@@ -154,6 +154,17 @@ def inputs(batch: int, device: str) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     )
 
 
+class ByKernels(nn.Module):
+    """The network with the kernels on."""
+
+    def __init__(self, model: nn.Module, kernels: Any) -> None:
+        super().__init__()
+        self.module, self.kernels = model, kernels
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return by_kernels(functools.partial(self.module, *args, **kwargs), self.kernels)()
+
+
 def compared(target: int | None) -> list[str]:
     """All, or one of each kind where the number of parameters is given."""
     return [name for name, (_, options) in FUSIONS.items() if target is None or not options]
@@ -186,10 +197,16 @@ def inside(number: int, batch: int, rounds: int, target: int | None, device: str
 
 def whole(number: int, rounds: int, target: int | None, device: str) -> dict[str, Any]:
     """All fusions at 4 or 8 sites, batch 1."""
+    kernels = kernels_for(device)
     models = {name: listening(name, number, None, target, device) for name in compared(target)}
-    found = tf.compare(models, inputs(1, device), rounds=rounds, clock=clock_of(device))
-    added = found.added_time("film", "cross_attention")
-    return {row.name: row_numbers(row) for row in found.rows} | {"film_to_cross_attention": round(added, 3)}
+    by = {} if kernels is None else {BY_KERNELS: ByKernels(listening("film", number, device=device), kernels)}
+    found = tf.compare(models | by, inputs(1, device), rounds=rounds, clock=clock_of(device))
+    added = {
+        f"{name}_to_cross_attention": found.added_time(name, "cross_attention") for name in ("film", *by)
+    }
+    return {row.name: row_numbers(row) for row in found.rows} | {
+        name: round(ratio, 3) for name, ratio in added.items()
+    }
 
 
 def film_parameters(number: int) -> int:

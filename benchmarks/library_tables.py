@@ -6,6 +6,8 @@ from table_form import PENDING, Result, Results, measured_on, table
 
 WITHIN = "medians of the ratios within a round"
 OF_MEDIANS = "ratios of medians"
+KERNELS = ", kernels"
+"""How the name of a row ends that is measured with those of `torchfilm.native`."""
 Row = tuple[str, str, float | None, float]
 """What against what, the case, the limit, and the ratio."""
 
@@ -25,14 +27,42 @@ def library_speed(results: Results) -> str:
     return table(["what / against", "case", "at most", "measured", "held"], rows, texts=2) + "\n" + notes
 
 
+def library_limits(results: Results) -> str:
+    """What has a limit: least and most over its cases, and how many hold it, without and with kernels."""
+    found: dict[tuple[str, float], dict[bool, list[float]]] = {}
+    for name, (make, _) in FILES.items():
+        for what, _, limit, ratio in make(results[name]) if name in results else ():
+            if limit is not None:
+                ways = found.setdefault((what.removesuffix(KERNELS), limit), {False: [], True: []})
+                ways[what.endswith(KERNELS)].append(ratio)
+    if not found:
+        return PENDING
+    rows = [
+        [what, f"{limit:.2f}", _span(ways[False], limit), _span(ways[True], limit)]
+        for (what, limit), ways in found.items()
+    ]
+    return table(["what / against", "at most", "without kernels", "with kernels"], rows)
+
+
+def _span(ratios: list[float], limit: float) -> str:
+    if not ratios:
+        return "–"
+    low, high = (_shown(ratio, limit) for ratio in (min(ratios), max(ratios)))
+    held = sum(ratio <= limit for ratio in ratios)
+    share = f"**{held} of {len(ratios)}**" if held < len(ratios) else "all"
+    return f"{low} to {high} ({share})"
+
+
 def _cells(what: str, case: str, limit: float | None, ratio: float) -> list[str]:
-    """One more digit where three would hide that the limit is passed."""
     if limit is None:
         return [what, case, "–", f"{ratio:.3g}", "–"]
+    return [what, case, f"{limit:.2f}", _shown(ratio, limit), "yes" if ratio <= limit else "**no**"]
+
+
+def _shown(ratio: float, limit: float) -> str:
+    """Three digits, or one more where these would hide that the limit is passed."""
     shown = f"{ratio:.3g}"
-    if ratio > limit >= float(shown):
-        shown = f"{ratio:.4f}"
-    return [what, case, f"{limit:.2f}", shown, "yes" if ratio <= limit else "**no**"]
+    return shown if ratio <= limit or float(shown) > limit else f"{ratio:.4f}"
 
 
 def _folding(found: Result) -> Iterator[Row]:
@@ -48,9 +78,9 @@ def _layers(found: Result) -> Iterator[Row]:
             ("film + ReLU / ReLU, compiled", forward, "compiled", 1.35),
             ("(the ReLU alone, compiled)", forward, "relu_compiled", None),
             ("film + ReLU / ReLU, eager, kernels", forward, "kernels", 1.35),
-            ("forward and backward, compiled", backward, "compiled", 1.35),
-            ("forward and backward, eager", backward, "fused", 1.35),
-            ("forward and backward, eager, kernels", backward, "kernels", 1.35),
+            ("film + ReLU / ReLU, forward and backward, compiled", backward, "compiled", 1.35),
+            ("film + ReLU / ReLU, forward and backward, eager", backward, "fused", 1.35),
+            ("film + ReLU / ReLU, forward and backward, eager, kernels", backward, "kernels", 1.35),
         ):
             if f"{way}_over_relu" in ratios:
                 yield what, case, limit, ratios[f"{way}_over_relu"]["median"]
@@ -81,21 +111,25 @@ def _generators(found: Result) -> Iterator[Row]:
             yield f"{what}, encoded anew every {steps} steps", case, None, loop["ratio"]
 
 
+WAYS = {"film": "", "film_by_kernels": KERNELS}
+
+
 def _fusion(found: Result) -> Iterator[Row]:
     what = "added time, FiLM / cross-attention"
     for case, one in found.items():
         if not isinstance(one, dict) or "inside_batch_1" not in one:
             continue
         for batch in (1, 8):
-            for way, name in (("film", ""), ("film_by_kernels", ", kernels")):
+            for way, name in WAYS.items():
                 ratio = one[f"inside_batch_{batch}"].get(f"{way}_to_cross_attention")
                 if ratio is not None:
                     yield f"{what}, by a stopwatch{name}", f"{case}, batch {batch}", 0.2, ratio
-            if batch == 1:
-                yield f"{what}, whole passes", f"{case}, batch 1", 0.2, one["whole_batch_1"][TO_ATTENTION]
+        for way, name in WAYS.items():
+            ratio = one["whole_batch_1"].get(f"{way}_to_cross_attention")
+            if ratio is not None:
+                yield f"{what}, whole passes{name}", f"{case}, batch 1", 0.2, ratio
 
 
-TO_ATTENTION = "film_to_cross_attention"
 FILES: dict[str, tuple[Callable[[Result], Iterator[Row]], str]] = {
     "folding_speed": (_folding, f"{WITHIN}, quartiles in the file"),
     "layer_speed": (_layers, f"{WITHIN}, fastest calls in the file"),

@@ -71,7 +71,7 @@ def test_rows_over_their_limit_are_marked():
     }
     table = library_tables.library_speed({"layer_speed": found})
     assert "| film + ReLU / ReLU, compiled | a shape | 1.35 | 9 | **no** |" in table
-    assert "| forward and backward, eager | a shape | 1.35 | 9 | **no** |" in table
+    assert "| film + ReLU / ReLU, forward and backward, eager | a shape | 1.35 | 9 | **no** |" in table
     assert "| norm + FiLM / norm, forward and backward | GroupNorm (64, 2) | 1.10 | 9 | **no** |" in table
 
 
@@ -98,6 +98,20 @@ def test_added_time_is_shown_by_the_stopwatch_and_by_whole_passes():
     assert f"| {what}, by a stopwatch | 4 sites, batch 1 | 0.20 | 0.1 | yes |" in table
     assert f"| {what}, whole passes | 4 sites, batch 1 | 0.20 | 0.3 | **no** |" in table
     assert "fusion_speed.py, ratios of medians" in table
+
+
+def test_limits_are_shown_with_least_and_most_and_how_many_hold():
+    inside = {"film_to_cross_attention": 0.1, "film_by_kernels_to_cross_attention": 0.05}
+    one = {
+        "inside_batch_1": inside,
+        "inside_batch_8": inside | {"film_to_cross_attention": 0.2004},
+        "whole_batch_1": {"film_by_kernels_to_cross_attention": 0.3},
+    }
+    table = library_tables.library_limits({"fusion_speed": ABOUT | {"4 sites": one}})
+    what = "| added time, FiLM / cross-attention"
+    assert f"{what}, by a stopwatch | 0.20 | 0.1 to 0.2004 (**1 of 2**) | 0.05 to 0.05 (all) |" in table
+    assert f"{what}, whole passes | 0.20 | – | 0.3 to 0.3 (**0 of 1**) |" in table
+    assert library_tables.library_limits({}) == library_tables.PENDING
 
 
 def test_a_tabulated_generator_is_shown_with_and_without_the_encoding_of_its_observation():
