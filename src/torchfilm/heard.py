@@ -73,7 +73,7 @@ def heard(
             episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
         batches: of (x, condition) or (x, condition, target). Several inputs are a tuple: ((x, t), condition)
             calls `model(x, t, cond=condition)`. A condition is a tensor, a list of strings, or any structure
-            of them (tokens and mask, a dict), with one row per sample; a batch of none is left out. What has a
+            of them (tokens and mask, a dict), one row per sample; a batch of none is left out. What has a
             single row in a dict, such as a time step, stays as it is. Where the network's encoder is
             `Several`, each condition is exchanged by itself too, as "swap NAME".
         loss: loss(output, target) -> [B], one number per sample (reduction="none").
