@@ -16,7 +16,7 @@ from torchfilm.app.options import OptionalPath
 class Ask:
     """Ask a picture a question: the answer, its probability, and the runner-up.
 
-    Example: torchfilm ask data-clevr/images/val/CLEVR_val_000000.png
+    Example: torchfilm ask data-clevr/images/train/CLEVR_train_000000.png
     "How many red cubes are left of the sphere?"
     """
 
