@@ -38,6 +38,8 @@ _DESCRIBED = "sha256 of the description"
 _SAME = 2.0**-7
 _SAMPLED_TENSORS, _SAMPLED_VALUES = 16, 8
 
+_TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
+
 
 def freeze_base(model: nn.Module) -> nn.Module:
     """Make only the conditioning trainable, and keep the running statistics of the base's norms as they are.
@@ -140,18 +142,20 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         ValueError: for a model that is not conditioned, and for state of an encoder or a generator that is no
             tensor.
     """
-    film, path = conditioning(model), Path(folder)
+    film, root, path = conditioning(model), unwrapped(model), Path(folder)
+    film.check(root)
+    names = {name: _unwrapped_name(paths[0]) for name, paths in film.paths(root).items()}
     state = film.state_dict()
     _check_tensors(state)
     sharded = any(map(_is_sharded, state.values()))
     tensors = {key: _whole(value).detach().cpu().clone().contiguous() for key, value in state.items()}
     description = {
         "format": FORMAT,
-        "sites": [dataclasses.asdict(site) for site in film.sites.values()],
+        "sites": [dataclasses.asdict(site) | {"name": names[site.name]} for site in film.sites.values()],
         "cond": _describe(film.cond),
         "fusion": film.recipe,
-        "table": film.generator.layout if type(film.generator) is Table else None,
-        "base": _fingerprint(unwrapped(model)),
+        "table": _renamed(film.generator.layout, names) if type(film.generator) is Table else None,
+        "base": _fingerprint(root),
     }
     if sharded and distributed.get_rank():
         return path
@@ -189,7 +193,7 @@ def load(
             does not fit; the base is then as it was.
     """
     path = Path(folder)
-    description = _read(path)
+    description = _here(_read(path), base)
     if not any_base:
         _check_base(base, description["base"], path)
     if cond is None:
@@ -280,6 +284,23 @@ def _read(path: Path) -> dict[str, Any]:
             f"Save again: one of the two was changed, or is of an earlier save and this one was interrupted."
         )
     return description
+
+
+def _here(description: dict[str, Any], base: nn.Module) -> dict[str, Any]:
+    """Return the description with the names of the sites in this base, where blocks may be wrapped."""
+    names = {_unwrapped_name(name): name for name, _ in base.named_modules()}
+    sites = [site | {"name": names.get(site["name"], site["name"])} for site in description["sites"]]
+    table = description.get("table")
+    return description | {"sites": sites, "table": _renamed(table, names) if table else None}
+
+
+def _renamed(layout: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in layout.items()}
+
+
+def _unwrapped_name(name: str) -> str:
+    """Return a name without those of wrappers that compute the same: compiled and checkpointed modules."""
+    return ".".join(part for part in name.split(".") if part not in _TRANSPARENT)
 
 
 def _hashed(text: str) -> str:
@@ -424,7 +445,8 @@ def _tupled(value: Any) -> Any:
 
 def _fingerprint(root: nn.Module) -> dict[str, Any]:
     """Tell one base from another: a hash of all names and shapes, and some values of some of its tensors."""
-    state = {key: value for key, value in root.state_dict().items() if not key.startswith("film.")}
+    state = root.state_dict()
+    state = {_unwrapped_name(key): value for key, value in state.items() if not key.startswith("film.")}
     shapes = "\n".join(f"{key} {tuple(value.shape)}" for key, value in state.items() if _plain(value))
     floats = [key for key, value in state.items() if _plain(value) and value.is_floating_point()]
     step = max(1, len(floats) // _SAMPLED_TENSORS)

@@ -255,17 +255,23 @@ class Conditioning(nn.Module):
         """
         if self._in_place(root):
             return
-        slots = {id(slot): slot for slot in self.slots.values()}
-        found = [
-            (tuple(path.split(".")), slot)
-            for path, module in root.named_modules(remove_duplicate=False)
-            if (slot := slots.get(id(vars(module).get("_film_slot")))) is not None
-        ]
-        before, now = (Counter(slot.site.name for _, slot in places) for places in (self.places, found))
-        for name in self.slots:
-            if now[name] < max(before[name], 1):
-                raise ValueError(self._replaced(root, name, [path for path, _ in found]))
-        self.places = found
+        now, before = self.paths(root), Counter(slot.site.name for _, slot in self.places)
+        for name, paths in now.items():
+            if len(paths) < max(before[name], 1):
+                raise ValueError(self._replaced(root, name, paths))
+        self.places = [(tuple(path.split(".")), self.slots[name]) for name in now for path in now[name]]
+
+    def paths(self, root: nn.Module) -> dict[str, list[str]]:
+        """Return where the module of each site is now, under each name that it has; the first is its own.
+
+        A site is the module that holds its slot: others may have put wrappers around it or its block.
+        """
+        slots = {id(slot): name for name, slot in self.slots.items()}
+        found: dict[str, list[str]] = {name: [] for name in self.slots}
+        for path, module in root.named_modules(remove_duplicate=False):
+            if (name := slots.get(id(vars(module).get("_film_slot")))) is not None:
+                found[name].append(path)
+        return found
 
     def make_ready(self, root: nn.Module) -> None:
         """Make the affines of norms that take one modulation for all rows, of all sites in a row.
@@ -294,10 +300,10 @@ class Conditioning(nn.Module):
             return False
         return bool(self.places)
 
-    def _replaced(self, root: nn.Module, name: str, found: list[tuple[str, ...]]) -> str:
+    def _replaced(self, root: nn.Module, name: str, found: list[str]) -> str:
         """Say what is where a site was: at its name, or at the first of its places that lost it."""
-        lost = [path for path, slot in self.places if slot.site.name == name and path not in found]
-        path = ".".join(lost[0]) if lost else name
+        places = [".".join(path) for path, slot in self.places if slot.site.name == name]
+        path = next((path for path in places if path not in found), name)
         module = dict(root.named_modules(remove_duplicate=False)).get(path)
         now = "nothing" if module is None else f"another {type(module).__name__}"
         return (

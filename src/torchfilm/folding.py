@@ -12,7 +12,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -125,18 +125,19 @@ def fold(
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     shared = {id(tensor) for name, tensor in named if not name.startswith("film.")}
     memo: dict[int, Any] = {key: own[key] for key in own.keys() - shared}
-    plain = remove(copy.deepcopy(model, memo))
-    for name in film.sites:
-        _make_plain(plain.get_submodule(name))
-    plan = _planned(plain, film, values, leftover)
+    plain, places = _plain_copy(model, memo)
+    for path in places.values():
+        _make_plain(plain.get_submodule(path))
+    plan = _planned(plain, places, film, values, leftover)
     pairs = _pairs(plan, fuse_norms)
     for pair in pairs:
         _fuse(plan, *pair)
     plan.draft.apply()
+    here = {name: replace(site, name=places[name]) for name, site in film.sites.items()}
     for name in plan.kept:
-        keep(plain, film.sites[name], film.fusion, values[name])
+        keep(plain, here[name], film.fusion, values[name])
     for name, value in plan.borders.items():
-        _pad(plain, film.sites[name], value)
+        _pad(plain, here[name], value)
     for _, norm in pairs:
         parent, _, child = norm.rpartition(".")
         setattr(plain.get_submodule(parent), child, nn.Identity())
@@ -186,8 +187,8 @@ def folded(
     film, values = _values(model, cond, modulation, leftover)
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     memo[id(film.frozen)] = Frozen()  # the copy shares the parameters, which stay frozen
-    plain = remove(copy.deepcopy(model, memo))
-    plan = _planned(plain, film, values, leftover, borders=False)
+    plain, places = _plain_copy(model, memo)
+    plan = _planned(plain, places, film, values, leftover, borders=False)
     names = {module: name for name, module in plain.named_modules()}
     undo = plan.draft.apply(lambda module: model.get_submodule(names[module]))
     try:
@@ -208,6 +209,7 @@ def _values(
             f"fold: expected the conditioned network itself, got it inside of {type(model).__name__}.\n"
             f"Fold the network, then compile or wrap the result."
         )
+    film.check(model)
     if leftover not in ("error", "constant"):
         raise ValueError(f"fold: leftover expected 'error' or 'constant', got {leftover!r}.")
     if (cond is None) == (modulation is None):
@@ -232,8 +234,21 @@ def _values(
     return film, values
 
 
+def _plain_copy(model: nn.Module, memo: dict[int, Any]) -> tuple[nn.Module, dict[str, str]]:
+    """Return a copy without the conditioning, and the path of each site's module in it."""
+    copied = copy.deepcopy(model, memo)
+    paths = conditioning(copied).paths(copied)
+    return remove(copied), {name: found[0] for name, found in paths.items()}
+
+
 def _planned(
-    plain: nn.Module, film: Conditioning, values: dict[str, Any], leftover: str, *, borders: bool = True
+    plain: nn.Module,
+    places: Mapping[str, str],
+    film: Conditioning,
+    values: dict[str, Any],
+    leftover: str,
+    *,
+    borders: bool = True,
 ) -> _Plan:
     """Plan each site, inner modules first: what they add happens before what is around them adds its own.
 
@@ -248,7 +263,7 @@ def _planned(
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 plan.ties.setdefault(id(parameter), []).append(f"{name}.{key}")
-    modules = {name: plain.get_submodule(name) for name in film.sites}
+    modules = {name: plain.get_submodule(path) for name, path in places.items()}
     for site in sorted(film.sites.values(), key=lambda site: len(list(modules[site.name].modules()))):
         module = modules[site.name]
         try:
