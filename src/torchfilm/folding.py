@@ -25,7 +25,7 @@ from torchfilm.dataflow import code_of, conv_norm_pairs, fed_in_float32, read_by
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_check import difference, rounding
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
-from torchfilm.fold_rules import fold_border, fold_input, fold_output
+from torchfilm.fold_rules import check_forward, fold_border, fold_input, fold_output
 from torchfilm.freezing import Frozen
 from torchfilm.generator import num_parameters
 from torchfilm.injection import Conditioning, conditioning, remove
@@ -235,8 +235,16 @@ def _values(
 
 
 def _plain_copy(model: nn.Module, memo: dict[int, Any]) -> tuple[nn.Module, dict[str, str]]:
-    """Return a copy without the conditioning, and the path of each site's module in it."""
+    """Return a copy without the conditioning, and the path of each site's module in it.
+
+    In the modes of the network: copies of others lose theirs, as that of a torchvision feature extractor,
+    which has another graph in each.
+    """
     copied = copy.deepcopy(model, memo)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in copied.named_modules():
+        if module.training is not modes[name]:
+            module.train(modes[name])
     paths = conditioning(copied).paths(copied)
     return remove(copied), {name: found[0] for name, found in paths.items()}
 
@@ -405,6 +413,7 @@ def _not_mergeable(plan: _Plan, first: str, second: str) -> str | None:
     if any((layer in modules) != (norm in modules) for modules in inside):
         return "a constant is kept between them"
     try:
+        check_forward(norm, batchnorm._BatchNorm)
         plan.draft.alone(layer)
         plan.draft.alone(norm)
         fold_output(plan.draft.trial(), layer, _affine_of_norm(plan.draft, norm), 1)
@@ -447,19 +456,23 @@ def _report(
     error: float | None,
 ) -> FoldReport:
     names = {module: name for name, module in plan.model.named_modules()}
-    errors = {target: reference.error(target) for target, reference in plan.references.items()}
+    named = {target: f"site '{name}'" for name, target in plan.targets.items()}
+    errors: dict[nn.Module, float] = {}
+    for target, reference in plan.references.items():
+        errors[target] = error_here = reference.error(target)
+        if not error_here <= (allowed := rounding(target)):
+            raise ValueError(
+                f"fold, {named.get(target, repr(names[target]))}: expected folded weights that compute the "
+                f"same, got an error of {error_here:.1e} on random features, where rounding makes "
+                f"{allowed:.1e} at most.\n"
+                f"These are beyond its precision: fold in float32, then convert the result."
+            )
     sites = []
     for name in film.sites:
         if name in plan.kept:
             sites.append(FoldedSite(name, "constant", 0.0, plan.kept[name]))
             continue
         target = plan.targets[name]
-        if not errors[target] <= (allowed := rounding(target)):
-            raise ValueError(
-                f"fold, site '{name}': expected folded weights that compute the same, got an error of "
-                f"{errors[target]:.1e} on random features, where rounding makes {allowed:.1e} at most.\n"
-                f"These are beyond its precision: fold in float32, then convert the result."
-            )
         where = ", ".join(f"{names[target]}.{tensor}" for tensor in plan.draft.tensors(target) or ["scales"])
         sites.append(FoldedSite(name, where, errors[target], plan.notes.get(name, "")))
     return FoldReport(tuple(sites), counts, error, tuple(pairs))
