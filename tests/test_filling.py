@@ -285,7 +285,15 @@ def test_a_fresh_layer_of_the_class_of_a_site_is_plain_and_can_be_conditioned():
     assert type(tf.remove(other)[1]) is nn.BatchNorm2d
     model, (x, z) = conditioned(), inputs()
     with pytest.raises(ValueError, match=r"got a fresh one of its class(.|\n)*copy.deepcopy"):
-        type(model)()(x, cond=z)
+        type(model)().train().eval()(x, cond=z)
+
+
+def test_tracing_is_to_come_before_or_after():
+    model, z = conditioned(), inputs()[1]
+    with pytest.raises(ValueError, match=r"got torch.fx tracing it.\nFold it first"):
+        torch.fx.symbolic_trace(model)
+    with tf.using(model, cond=z), pytest.raises(ValueError, match=r"got torch.fx tracing it"):
+        torch.fx.symbolic_trace(model)
 
 
 CHANGES = {

@@ -1,7 +1,9 @@
 """What was wrapped after `condition`: a site is the module that holds its slot, wherever that is now."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,3 +156,60 @@ def test_a_site_that_is_no_longer_there_is_missed_by_all(tmp_path: Path):
     for do in (lambda: tf.fold(model, cond=Z), lambda: tf.save(model, tmp_path)):
         with pytest.raises(ValueError, match=r"Site 'block.lin': expected the module .* another Linear"):
             do()
+
+
+class Saved(nn.Module):
+    """As PEFT wraps what is to be saved with an adapter: the copy is called, and answers for the module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.original_module = module
+        self.modules_to_save = nn.ModuleDict({"default": copy.deepcopy(module)})
+
+    def forward(self, *args: Any) -> Any:
+        return self.modules_to_save["default"](*args)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.modules_to_save["default"], name)
+
+
+def test_encoder_and_generator_may_be_wrapped_but_not_the_whole_conditioning():
+    model = network(lambda net: None)
+    expected = model(X, cond=Z)
+    model.film.cond, model.film.generator = Saved(model.film.cond), Saved(model.film.generator)
+    assert torch.equal(model(X, cond=Z), expected)
+    model.film = Saved(model.film)
+    for do in (lambda: model(X, cond=Z), model.train):
+        with pytest.raises(ValueError, match=r"film: .* inside of a Saved(.|\n)*\['film.cond', 'film.gener"):
+            do()
+
+
+class Holding(nn.Module):
+    def __init__(self, **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return next(self.children())(*args, **kwargs)
+
+
+def test_who_holds_a_conditioned_network_is_told_where_it_is():
+    model = network(lambda net: None)
+    assert tf.conditioning(Holding(_forward_module=model, _original_module=model)) is model.film
+    held = Holding(base_model=Holding(model=model))
+    expected = (
+        r"Holding: expected a conditioned network, got one that holds one.\nGive its 'base_model.model'"
+    )
+    for do in (
+        lambda: tf.conditioning(held),
+        lambda: tf.fold(held, cond=Z),
+        lambda: tf.doctor(held, X, cond=Z),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            do()
+    with pytest.raises(ValueError, match=expected), tf.using(held, cond=Z):
+        pass

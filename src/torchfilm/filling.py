@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
 from torchfilm.absorption import ahead
 from torchfilm.freezing import Frozen
@@ -202,7 +203,7 @@ class Conditioning(nn.Module):
             if active.is_ready(self):
                 modulation = active.ready
         elif cond is not None and modulation is not None:
-            raise ValueError(not_both("got both"))
+            raise ValueError(_TRACED if isinstance(cond, Proxy) else not_both("got both"))
         return self._transformed(self(cond) if modulation is None else modulation, lent=lent)
 
     def _transformed(self, values: Any, start: int = 0, *, lent: bool = False) -> dict[str, Any]:
@@ -302,6 +303,12 @@ class Conditioning(nn.Module):
 
     def _replaced(self, root: nn.Module, name: str, found: list[str]) -> str:
         """Say what is where a site was: at its name, or at the first of its places that lost it."""
+        if (here := root._modules["film"]) is not self:
+            return (
+                f"film: expected what condition() added, got a copy inside of a {type(here).__name__}, which "
+                f"no site hears.\n"
+                f"Wrap its parts instead (PEFT: modules_to_save=['film.cond', 'film.generator'])."
+            )
         places = [".".join(path) for path, slot in self.places if slot.site.name == name]
         path = next((path for path in places if path not in found), name)
         module = dict(root.named_modules(remove_duplicate=False)).get(path)
@@ -443,6 +450,13 @@ def _runs_later(root: nn.Module, output: Any) -> str:
         f"{type(output).__name__}, which would run without the condition of this call.\n"
         f"Wrap the call and all of its steps in `with using(model, cond=...):`."
     )
+
+
+_TRACED = (
+    "Conditioned network: expected a call with a condition, got torch.fx tracing it.\n"
+    "Fold it first, fold(model, cond=z), and trace what that gives; or trace the network before it is "
+    "conditioned, and condition a module that holds the graph."
+)
 
 
 def not_both(got: str) -> str:

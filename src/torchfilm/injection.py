@@ -106,10 +106,12 @@ def conditioning(model: nn.Module) -> Conditioning:
     """
     film = film_of(model)
     if film is None:
-        raise ValueError(
-            f"{type(unwrapped(model)).__name__}: expected a conditioned network, got a plain one.\n"
-            f"Condition it first: condition(model, sites, cond=...)."
-        )
+        root = unwrapped(model)
+        inner = next((name for name, module in root.named_modules() if is_root(module)), None)
+        got = "a plain one.\nCondition it first: condition(model, sites, cond=...)."
+        if inner is not None:
+            got = f"one that holds one.\nGive its '{inner}', which is conditioned."
+        raise ValueError(f"{type(root).__name__}: expected a conditioned network, got {got}")
     return film
 
 
@@ -238,14 +240,13 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the conditioned network inside of torch.compile, DistributedDataParallel, AveragedModel."""
+    """Return the conditioned network inside of torch.compile, DistributedDataParallel, Lightning Fabric's."""
     while not is_root(model):
-        inner = model._modules.get("_orig_mod")
-        if inner is None:
-            inner = model._modules.get("module")
-        if inner is None:
+        inner = (model._modules.get(name) for name in ("_orig_mod", "module", "_forward_module"))
+        found = next((one for one in inner if one is not None), None)
+        if found is None:
             break
-        model = inner
+        model = found
     return model
 
 

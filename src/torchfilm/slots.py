@@ -400,8 +400,9 @@ def _with_input_modulated(
 def _train(self: Any, mode: bool = True, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002
     """Set the mode as the original class does, but for frozen norms; check that the sites are in place."""
     self._film_base.train(self, mode, *args, **kwargs)
-    self._modules["film"].check(self)
-    self._modules["film"].frozen.rest(self)
+    if (film := self._modules.get("film")) is not None:  # a fresh network of this class has none
+        film.check(self)
+        film.frozen.rest(self)
     return self
 
 
