@@ -323,6 +323,12 @@ def _check_tensors(state: Mapping[str, Any]) -> None:
                 f"Keep it in a buffer, or give it to the encoder or generator when it is made, and load by "
                 f"cond= or generator=."
             )
+        if value.is_meta:
+            raise ValueError(
+                f"save: expected a state with numbers, got '{key}' on the meta device, where it has none.\n"
+                f"Let whoever keeps it elsewhere put it back first (accelerate: "
+                f"remove_hook_from_module(model, recurse=True))."
+            )
 
 
 def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:

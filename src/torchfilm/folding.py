@@ -28,7 +28,7 @@ from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import check_forward, fold_border, fold_input, fold_output
 from torchfilm.freezing import Frozen
 from torchfilm.generator import num_parameters
-from torchfilm.injection import Conditioning, conditioning, remove
+from torchfilm.injection import Conditioning, check_forwards, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
@@ -210,6 +210,7 @@ def _values(
             f"Fold the network, then compile or wrap the result."
         )
     film.check(model)
+    check_forwards("fold", model)
     if leftover not in ("error", "constant"):
         raise ValueError(f"fold: leftover expected 'error' or 'constant', got {leftover!r}.")
     if (cond is None) == (modulation is None):

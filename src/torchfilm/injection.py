@@ -187,14 +187,20 @@ def remove(model: nn.Module) -> nn.Module:
         ValueError: for a model that is not conditioned, or whose modules were patched since.
     """
     film, root = conditioning(model), unwrapped(model)
-    for name, module in [("", root), *root.named_modules()]:
-        if is_patched(module) and (module is root or is_site(module)):
-            raise ValueError(
-                f"remove: expected the class's own forward at '{name}', but another was put on it.\n"
-                f"Let whoever did that take it off first (accelerate: remove_hook_from_module)."
-            )
+    check_forwards("remove", root)
     _undo(root, film)
     return model
+
+
+def check_forwards(what: str, root: nn.Module) -> None:
+    """Refuse a network with another forward put on it or on a site, which cannot be taken off here."""
+    for name, module in root.named_modules():
+        if is_patched(module) and (module is root or is_site(module)):
+            raise ValueError(
+                f"{what}: expected the class's own forward at '{name}', but another was put on it.\n"
+                f"Let whoever did that take it off first (accelerate: remove_hook_from_module for hooks, and "
+                f"accelerator.unwrap_model(model, keep_fp32_wrapper=False) for mixed precision)."
+            )
 
 
 def marker(module: nn.Module, args: Any) -> None:
