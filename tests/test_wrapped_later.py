@@ -187,6 +187,12 @@ def test_encoder_and_generator_may_be_wrapped_but_not_the_whole_conditioning():
             do()
 
 
+def test_where_others_froze_the_conditioning_the_base_may_train_too():
+    found = tf.doctor(network(lambda net: None).requires_grad_(False), X, cond=torch.randn(7, 11))
+    (remedy,) = [finding.remedy for finding in found.findings if finding.kind == "frozen"]
+    assert "conditioning(model).requires_grad_(True)" in remedy
+
+
 class Holding(nn.Module):
     def __init__(self, **children: nn.Module) -> None:
         super().__init__()

@@ -305,7 +305,8 @@ class _Case:
                 "",
                 "frozen",
                 "no parameter of the generator is trained (requires_grad is False).",
-                "Freeze the base with freeze_base(model), which leaves the conditioning trainable.",
+                "Freeze the base with freeze_base(model), which leaves the conditioning trainable; where "
+                "adapters in the base train as well, call conditioning(model).requires_grad_(True) instead.",
             )
 
     def _weak(self, pulse: Pulse) -> bool:
