@@ -185,7 +185,9 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
             "_film_keywords": keywords,
             "_film_inputs": tuple(signature.parameters)[1:],
             "__reduce_ex__": _reduce_ex,
-            "__module__": base.__module__,
+            # Dynamo takes the sizes of all that it reaches through a class of torch.nn.modules for constants,
+            # so of what a slot holds; by the shorter name, torch's layers still are leaves to fx.
+            "__module__": "torch.nn" if base.__module__.startswith("torch.nn.modules.") else base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
         }
