@@ -18,6 +18,23 @@ from networks import SITES, Net, inputs
 pytestmark = pytest.mark.plain
 
 
+LABELS = torch.tensor([3, 0, 4, 1])
+
+
+def of_classes() -> nn.Module:
+    """Return a network in evaluation, in every process the same, whose condition has parameters."""
+    torch.manual_seed(3)
+    model = tf.condition(Net(), SITES, tf.Maybe(tf.Classes(5, 4)))
+    randomise(model.film)
+    return model.eval()
+
+
+def missing_in_the_first(model: nn.Module, x: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return the loss of a process's half, of which the first has no condition."""
+    half = slice(2 * rank, 2 * rank + 2)
+    return model(x[half], cond=tf.Masked(None) if rank == 0 else LABELS[half]).square().mean()
+
+
 def built() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """Return the same trained network and batch in every process; the condition may be missing."""
     torch.manual_seed(3)
@@ -59,6 +76,9 @@ def run(rank: int, folder: str) -> None:
     results["DDP"] = [p.grad for p in wrapped.module.parameters()]
     with torch.no_grad(), tf.using(wrapped, cond=tf.Masked(z, PRESENT)):
         results["DDP using"] = wrapped(x)
+    without = DistributedDataParallel(of_classes())
+    missing_in_the_first(without, x, rank).backward()
+    results["DDP missing"] = [p.grad for p in without.module.parameters()]
     results["DDP refused"] = refusal(
         lambda: tf.condition(DistributedDataParallel(Net()), "module.head", tf.Vector(13))
     )
@@ -89,7 +109,8 @@ def run(rank: int, folder: str) -> None:
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
     distributed.barrier()
-    del wrapped  # before its group: else freeing it may wait for a thread that waits for the interpreter
+    # Before their group: else freeing them may wait for a thread that waits for the interpreter.
+    del wrapped, without
     distributed.destroy_process_group()
     os._exit(0)  # FSDP keeps the group's threads, and one that wants the interpreter while it ends aborts
 
@@ -106,6 +127,13 @@ def test_two_processes_have_the_gradients_of_one(results: dict, kind: str):
     model, x, z = built()
     loss(model, x, z, PRESENT).backward()
     for (name, p), grad in zip(model.named_parameters(), results[kind], strict=True):
+        torch.testing.assert_close(grad, p.grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_condition_that_is_missing_in_one_process_has_gradients_in_evaluation_too(results: dict):
+    model, (_, x, _) = of_classes(), built()
+    (sum(missing_in_the_first(model, x, rank) for rank in (0, 1)) / 2).backward()
+    for (name, p), grad in zip(model.named_parameters(), results["DDP missing"], strict=True):
         torch.testing.assert_close(grad, p.grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
