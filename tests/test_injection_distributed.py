@@ -17,7 +17,7 @@ from networks import SITES, Net, inputs
 
 pytestmark = pytest.mark.plain
 
-
+SITE = "blocks.0.bn"
 LABELS = torch.tensor([3, 0, 4, 1])
 
 
@@ -63,6 +63,30 @@ def refusal(call) -> str:
     return "nothing was refused"
 
 
+def sharded_and_used(model: nn.Module, x: torch.Tensor, z: torch.Tensor, half: slice) -> dict[str, object]:
+    """Return what sharded networks give in `using`, `film` sharded apart or not, before a step or after."""
+    mesh, given, results = init_device_mesh("cpu", (2,)), tf.Masked(z, PRESENT), {}
+    for apart in (True, False):
+        for trained in (True, False):
+            used = copy.deepcopy(model)
+            for part in (*used.blocks, *([tf.conditioning(used)] if apart else [])):
+                fully_shard(part, mesh=mesh)
+            fully_shard(used, mesh=mesh)
+            if trained:
+                loss(used, x[half], z[half], PRESENT[half]).backward()
+            with torch.no_grad(), tf.using(used, cond=given):
+                results[f"FSDP2 using {apart} {trained}"] = (used(x), used(x))
+            results[f"FSDP2 after {apart} {trained}"] = used(x, cond=given)
+    used = fully_shard(copy.deepcopy(model), mesh=mesh)
+    results["FSDP2 modulations refused"] = refusal(lambda: tf.modulations(used, given))
+    values = tf.modulations(model, given)
+    with tf.using(used, modulation=values), tf.using(used, cond=given):
+        results["FSDP2 part refused"] = refusal(lambda: used.blocks[0].bn(torch.ones(2, 3, 5, 7)))
+    used.unshard()
+    results["FSDP2 modulations"] = tf.modulations(used, given)[SITE].gamma
+    return results
+
+
 def run(rank: int, folder: str) -> None:
     """Train one step by halves in two processes; rank 0 writes the gradients and what was refused."""
     torch.set_num_threads(1)
@@ -104,6 +128,7 @@ def run(rank: int, folder: str) -> None:
     with tf.unconditioned(plain):
         base = plain(x)
     results["FSDP2 blocks first"] = (base, plain(x, cond=z))
+    results |= sharded_and_used(model, x, z, half)
     refused = fully_shard(Net(), mesh=mesh)
     results["FSDP2 refused"] = refusal(lambda: tf.condition(refused, "head", tf.Vector(13)))
     if rank == 0:
@@ -140,6 +165,25 @@ def test_a_condition_that_is_missing_in_one_process_has_gradients_in_evaluation_
 def test_using_looks_through_the_wrapper(results: dict):
     model, x, z = built()
     torch.testing.assert_close(results["DDP using"], model(x, cond=tf.Masked(z, PRESENT)))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_sharded_network_is_used(results: dict, apart: bool, trained: bool):
+    model, x, z = built()
+    expected = model(x, cond=tf.Masked(z, PRESENT))
+    every = *results[f"FSDP2 using {apart} {trained}"], results[f"FSDP2 after {apart} {trained}"]
+    for found in every:
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_sharded_network_makes_values_in_its_calls_alone(results: dict):
+    assert "expected an active condition, got none" in results["FSDP2 part refused"]
+    assert "expected parameters that are whole" in results["FSDP2 modulations refused"]
+    assert "Call model.unshard() first" in results["FSDP2 modulations refused"]
+    model, _, z = built()
+    expected = tf.modulations(model, tf.Masked(z, PRESENT))[SITE].gamma
+    torch.testing.assert_close(results["FSDP2 modulations"], expected)
 
 
 def test_sharding_puts_its_class_on_top_of_ours(results: dict):
