@@ -170,6 +170,19 @@ def test_an_exported_network_takes_other_batches_and_conditions(strict: bool):
     assert set(tf.conditioning(model).held()) == {(None, None)}
 
 
+@pytest.mark.parametrize("kind", ["modulations", "masked"])
+def test_an_exported_network_is_read_back_without_a_word(kind: str, tmp_path: Path, capfd):
+    model, (x, z) = tf.condition(Net(), SITES, tf.Maybe(tf.Vector(13))).eval(), inputs()
+    randomise(model.film)
+    masked = {"cond": tf.Masked(z, torch.tensor([True, False]))}
+    given = masked if kind == "masked" else {"modulation": tf.modulations(model, z)}
+    torch.export.save(torch.export.export(model, (x,), given), tmp_path / "model.pt2")
+    capfd.readouterr()
+    program = torch.export.load(tmp_path / "model.pt2")
+    assert capfd.readouterr() == ("", "")
+    torch.testing.assert_close(program.module()(x, **given), model(x, **given))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_onnx_runtime_hears_a_second_condition(tmp_path: Path):
     pytest.importorskip("onnxscript")

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.sites import entry, nearest
@@ -28,7 +29,7 @@ class Modulations(dict[str, Modulation]):
     """The modulation of every site by name, as one value: `a + (b - c)`, `a.interpolate(b, 0.5)`.
 
     Arithmetic acts site by site and field by field, as in `Modulation`; a network takes the result:
-    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.6).
+    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.6). A pytree, as `Modulation`.
 
     Raises:
         ValueError: for values of another fusion; in arithmetic, where the two do not have the same sites.
@@ -71,6 +72,10 @@ class Modulations(dict[str, Modulation]):
     def copy(self) -> Modulations:
         """Return the same sites in a mapping of their own."""
         return Modulations(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as torch.load reads it, which fills no mappings of others."""
+        return type(self), (dict(self),)
 
     def __or__(self, other: Mapping[str, Any]) -> Any:
         return Modulations({**self, **other})
@@ -121,6 +126,26 @@ class Modulations(dict[str, Modulation]):
                 f"Both have to come from the same network, or be completed: Modulations({{**a, **b}})."
             )
         return Modulations({name: function(m, other[name]) for name, m in self.items()})
+
+
+def _of_leaves(values: Iterable[Any], names: Sequence[str]) -> Modulations:
+    """Put them together again, whatever stands for the modulations."""
+    made = Modulations()
+    made.update(zip(names, values, strict=True))
+    return made
+
+
+pytree.register_pytree_node(
+    Modulations,
+    lambda values: (list(values.values()), list(values)),
+    _of_leaves,
+    serialized_type_name="torchfilm.Modulations",
+    flatten_with_keys_fn=lambda values: (
+        [(pytree.MappingKey(k), v) for k, v in values.items()],
+        list(values),
+    ),
+)
+torch.serialization.add_safe_globals([Modulations])  # exported programs hold the inputs of their making
 
 
 def matching(names: Sequence[str], sites: SitePattern) -> list[str]:

@@ -46,6 +46,7 @@ class Masked:
 
 
 torch.export.register_dataclass(Masked, serialized_type_name="torchfilm.Masked")
+torch.serialization.add_safe_globals([Masked])  # exported programs hold the inputs of their making
 
 
 class Sizes(int):
