@@ -22,6 +22,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, Generic, Protocol, runtime_checkable
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -225,7 +226,10 @@ def _copied(function: Any) -> types.FunctionType:
     return copied
 
 
-_SUBCLASSES: dict[tuple[type[nn.Module], Callable[..., Any]], type[nn.Module]] = {}
+# A subclass lives as long as one of its modules, and keeps its base alive.
+_SUBCLASSES: WeakValueDictionary[tuple[type[nn.Module], Callable[..., Any]], type[nn.Module]] = (
+    WeakValueDictionary()
+)
 
 ROOT_KEYWORDS = ("cond", "modulation")
 
