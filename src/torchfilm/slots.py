@@ -140,9 +140,7 @@ def is_plain_film(site: Site, fusion: Fusion) -> bool:
 
 def listen(module: nn.Module, slot: Holding) -> None:
     """Make a module a site; from now on it applies what the slot holds."""
-    if hasattr(
-        type(module), "_film_slot"
-    ):  # made by the class of another site, whose forward is ours already
+    if hasattr(type(module), "_film_slot"):  # made by the class of another site: its forward is ours already
         swap_back(module)
     swap(module, site_forward)
     module.__dict__["_film_slot"] = slot
@@ -186,8 +184,7 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
             "_film_keywords": keywords,
             "_film_inputs": tuple(signature.parameters)[1:],
             "__reduce_ex__": _reduce_ex,
-            # Dynamo takes the sizes of all that it reaches through a class of torch.nn.modules for constants,
-            # so of what a slot holds; by the shorter name, torch's layers still are leaves to fx.
+            # Dynamo takes sizes behind torch.nn.modules for constants; fx takes torch.nn for leaves.
             "__module__": "torch.nn" if base.__module__.startswith("torch.nn.modules.") else base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
@@ -226,10 +223,7 @@ def _copied(function: Any) -> types.FunctionType:
     return copied
 
 
-# A subclass lives as long as one of its modules, and keeps its base alive.
-_SUBCLASSES: WeakValueDictionary[tuple[type[nn.Module], Callable[..., Any]], type[nn.Module]] = (
-    WeakValueDictionary()
-)
+_SUBCLASSES: MutableMapping[Any, type[nn.Module]] = WeakValueDictionary()  # each as long as its modules
 
 ROOT_KEYWORDS = ("cond", "modulation")
 
