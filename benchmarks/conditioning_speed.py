@@ -30,7 +30,7 @@ def measured(name: str, batch: int, rounds: int, cond_dim: int, device: str) -> 
         "unconditioned": lambda: plain(x),
         "conditioned": lambda: live(x, cond=cond),
         "modulations given": lambda: given(x, modulation=modulations),
-        "generator alone": lambda: film.modulations(cond),
+        "generator alone": lambda: film(cond),
         "conditioned, switched off": unconditioned,
         "unconditioned again": lambda: again(x),
     }

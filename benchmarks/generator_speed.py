@@ -9,10 +9,12 @@ Ratios are to one Mish and one Linear per site, which is checked to compute the 
 - classes: head="table", a row for each class.
 - separable: the time step from a table, plus the observation, encoded once per observation; exact.
 - all_steps: all 100 steps made at once for an observation; per step.
+- encoded_anew: a whole loop, an observation encoded and then 10 or 100 steps, to one Linear per site at each.
 
-    python benchmarks/generator_speed.py        (a minute of one core; `--device cuda` where there is one)
+    python benchmarks/generator_speed.py        (two minutes of one core; `--device cuda` where there is one)
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import torchfilm as tf
-from measuring import arguments, clock_of, in_turn, repeated, save
+from measuring import against, arguments, clock_of, in_turn, repeated, save
 
 POLICY = (256, 256, 512, 512, 1024, 1024, 1024, 1024, 512, 512, 256, 256)
 SMALL = (64,) * 24
@@ -63,6 +65,23 @@ def often(calls: Calls, device: str, rounds: int, repeats: int = 20) -> dict[str
     several = {name: repeated(call, repeats) for name, call in calls.items()}
     seconds = in_turn(several, rounds, clock_of(device))
     return {name: s / repeats for name, s in seconds.items()}
+
+
+def encoded_anew(
+    separable: tf.SeparableTable, seen: Tensor, separate: Callable[[], object], device: str, rounds: int
+) -> dict[str, dict[str, float]]:
+    """The ratio of whole loops by their number of steps, the observation encoded in each."""
+
+    def loop(steps: int) -> None:
+        rest = separable.encode({"seen": seen})
+        for step in range(steps):
+            separable(step, rest)
+
+    found = {}
+    for n in (10, STEPS):
+        ways = {"separate": repeated(separate, n), "separable": functools.partial(loop, n)}
+        found[str(n)] = against("separate", ways, rounds, clock=clock_of(device))["separable"]
+    return found
 
 
 @torch.inference_mode()
@@ -115,6 +134,7 @@ def policy(batch: int, device: str, rounds: int) -> dict[str, object]:
         "microseconds": {name: 1e6 * s for name, s in (seconds | once).items()},
         "ratio": {name: s / seconds["separate"] for name, s in seconds.items()}
         | {"all_steps_per_step": once["all_steps"] / STEPS / seconds["separate"]},
+        "encoded_anew": encoded_anew(separable, seen, lambda: separate(z), device, max(3, rounds // 2)),
         "parameters": {
             "separate": sum(p.numel() for p in separate.parameters()),
             **{name: sum(p.numel() for p in g.parameters()) for name, g in generators.items()},

@@ -1,5 +1,8 @@
 """A norm of somebody else's network that is a site takes the modulation into its own affine."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -284,3 +287,28 @@ def test_an_output_that_may_be_the_input_itself_is_left_alone(kind: type[nn.Modu
         model(x, cond=torch.randn(2, 5))
     assert torch.equal(x, kept)
     assert calls == []
+
+
+CRASHING = """
+import torch, torchfilm as tf
+from torch import nn
+torch.manual_seed(0)
+for batch in (1, 4):
+    x, z = torch.randn(batch, 3, 9, 9), torch.randn(1, 7)
+    net = nn.Sequential(nn.Conv2d(3, 20, 3), nn.GroupNorm(5, 20), nn.ReLU())
+    net = tf.freeze_base(tf.condition(net, "1", tf.Vector(7), init="default"))
+    layer = tf.ConditionalGroupNorm(3, 3, 7)
+    found = []
+    for format in (torch.channels_last, torch.contiguous_format):
+        net.to(memory_format=format).zero_grad()
+        layer.zero_grad()
+        given = x.to(memory_format=format)
+        (net(given, cond=z).exp().mean() + layer(given, z).exp().mean()).backward()
+        found.append([p.grad.clone() for p in (*net.film.parameters(), *layer.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_a_frozen_group_norm_of_channels_last_features_is_trained_through():
+    done = subprocess.run([sys.executable, "-c", CRASHING], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

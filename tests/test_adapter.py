@@ -307,6 +307,15 @@ def test_a_folder_without_a_conditioning_is_refused(tmp_path: Path):
         tf.load(Net(), tmp_path)
 
 
+@pytest.mark.plain
+@pytest.mark.parametrize("name", ["film.json", "film.safetensors"])
+def test_a_file_that_is_broken_is_refused(name: str, tmp_path: Path):
+    path = tf.save(conditioned(), str(tmp_path)) / name
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"load: expected film.saf.* got a broken one in .*\nSave again, or"):
+        tf.load(Net(), tmp_path)
+
+
 def test_what_was_saved_is_built_again_also_where_the_fusion_is_named(tmp_path: Path):
     model, (x, z) = conditioned(bound="tanh:0.5"), inputs()
     base = tf.remove(copy.deepcopy(model))
@@ -404,13 +413,14 @@ def test_a_table_of_a_generator_of_ones_own_asks_for_the_fusion(tmp_path: Path):
 
 def test_a_tabulated_network_is_saved_and_loaded(tmp_path: Path):
     model, x = conditioned(emit=("gamma", "beta", "gate")), inputs()[0]
-    base = copy.deepcopy(model)
+    base = tf.remove(copy.deepcopy(model))
     tf.tabulate(model, conds=torch.randn(11, 13))
-    tf.save(model, tmp_path)
-    loaded = tf.load(tf.remove(base), tmp_path)
+    loaded, again = model, copy.deepcopy(base)
+    for copied in (base, again):  # what was loaded is saved and loaded too
+        loaded = tf.load(copied, tf.save(loaded, tmp_path))
     index = torch.tensor([10, 3])
-    assert torch.equal(loaded(x, cond=index), model(x, cond=index))
-    assert torch.equal(loaded(x, cond=2), model(x, cond=2))
+    assert torch.equal(again(x, cond=index), model(x, cond=index))
+    assert torch.equal(again(x, cond=2), model(x, cond=2))
 
 
 def test_a_conditioning_that_was_sized_by_another_is_saved_with_its_number(tmp_path: Path):

@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,7 +12,7 @@ from matplotlib.transforms import Bbox
 
 import torchfilm as tf
 from torchfilm import plot
-from torchfilm.canvas import shortened
+from torchfilm.canvas import as_values, shortened
 
 SITES = [f"model.layers.{i}.post_attention_layernorm" for i in range(4)]
 FUSIONS = ["cross_attention", "low_rank", "concat", "film", "scale", "bias", "gate", "unconditioned"]
@@ -98,6 +99,31 @@ def test_nine_bars_of_a_group_can_be_told_apart():
 def test_labels_of_a_tensor_are_named(given):
     figure = plot.planes(rows(4), rows(4), given, plot.marks(range(4)), SITES)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [("red", "cube"), ("blue", "cube"), ("red", "cube"), ("red", "ball")],
+        [1, "a", 1, None],
+        [torch.tensor(2), torch.tensor(0), torch.tensor(2), torch.tensor(1)],
+        [np.int64(2), np.int64(0), np.int64(2), np.int64(1)],
+        "abac",
+    ],
+    ids=["tuples", "mixed", "tensors", "numbers", "letters"],
+)
+def test_labels_of_any_kind_are_told_apart_by_what_they_say(given):
+    m = tf.Modulation(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.zeros(1))
+    said = as_values(given)
+    styles = plot.marks(list(dict.fromkeys(said)))
+    points = {"s": np.zeros((4, 2))}
+    for figure in (plot.planes(m, m, given, styles, ["map"]), plot.embeddings(points, given, styles)):
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [str(name) for name in styles]
+        assert [len(drawn.get_offsets()) for drawn in figure.axes[0].collections] == [2, 1, 1]
+    ax = plot.heat({"s": m}, given, neutral=1, unit="γ").axes[0]
+    rows = ax.images[0].get_array()[:, 0].tolist()
+    assert abs(rows.index(1.0) - rows.index(3.0)) == 1, "equal labels stand together"
+    assert len(ax.get_yticklabels()) == 3
 
 
 def test_of_a_long_name_the_end_is_kept():

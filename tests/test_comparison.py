@@ -146,17 +146,18 @@ def test_what_is_kept_is_what_training_keeps_and_nothing_of_it_remains():
     net = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.Dropout(0.5)).eval()
     x, shared = torch.randn(2, 3, 7, 7), nn.BatchNorm2d(5)
     net.append(shared).append(nn.Sequential(shared))
-    held = [(buffer, buffer.clone(), buffer._version) for buffer in net.buffers()]
+    waiting = net(x).sum()
+    held = [(buffer, buffer.clone()) for buffer in net.buffers()]
     state = torch.get_rng_state()
     found = compare({"net": Plain(net)}, (x, torch.zeros(2, COND)), rounds=1)
     features, statistics = 4 * 2 * 5 * 49, 4 * 2 * 5  # each norm keeps what it reads, mean and deviation
     mask = features  # the dropout's
     assert found["net"].kept == 4 * x.numel() + 3 * features + 3 * statistics + mask
     assert torch.equal(torch.get_rng_state(), state)
-    for buffer, (same, value, version) in zip(net.buffers(), held, strict=True):
+    for buffer, (same, value) in zip(net.buffers(), held, strict=True):
         assert buffer is same
         assert torch.equal(buffer, value)
-        assert buffer._version == version
+    waiting.backward()
     assert net.training is net[1].training is False
 
 
@@ -223,6 +224,26 @@ class Hand(nn.Module):
         return self.layer(x) + cond
 
 
+class Late(nn.Module):
+    """A layer that registers a buffer when it runs in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.register_buffer("late", torch.zeros(3))
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_buffers_that_come_late_and_those_of_torchscript_are_left_as_they_were():
+    net = nn.Sequential(nn.Linear(3, 5), torch.jit.script(nn.BatchNorm1d(5)), Late())
+    model = condition(net, "0", Vector(COND))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    compare({"film": model}, (torch.randn(2, 3), torch.randn(2, COND)), rounds=1)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
 def test_networks_that_others_conditioned_are_compared_with_the_first():
     inputs = {"x": torch.randn(2, 3), "cond": torch.randn(2, 5)}
     found = compare({"one": Hand(), "two": Hand()}, inputs, rounds=1)
@@ -286,6 +307,14 @@ def test_a_comparison_is_drawn_with_a_panel_for_each_number():
 
 
 @pytest.mark.plain
+def test_a_network_that_adds_no_time_is_nothing_to_compare_with():
+    rows = tuple(Row(name, 1, 1, 1, ms, (ms, ms), ms, 1) for name, ms in (("plain", 1.0), ("film", 3.0)))
+    found = Comparison(rows, 1, "cpu")
+    assert (found.added_time("film", "film"), found.added_time("plain", "film")) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="a network that adds time to the reference 'plain', got 'plain'"):
+        found.added_time("film", "plain")
+
+
 def test_names_and_rounds_that_mean_nothing_are_refused():
     model, batch = (
         condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7)),
@@ -301,6 +330,16 @@ def test_names_and_rounds_that_mean_nothing_are_refused():
         ValueError, match=r"Comparison: expected one of 2 names, got 'flim'.\nThe nearest are 'film'"
     ):
         compare({"film": model}, batch, rounds=1)["flim"]
+
+
+@pytest.mark.plain
+def test_a_comparison_is_its_rows():
+    row = Row("film", 1100, 100, 3_000_000_000, 2.5, (2.0, 3.5), 1.25, 4_000_000)
+    found = Comparison((row,), 3, "cpu")
+    assert [*found] == [row]
+    assert len(found) == 1
+    assert "film" in found
+    assert "flim" not in found
 
 
 @pytest.mark.plain

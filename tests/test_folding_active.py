@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 from catalogue import randomise
+from torchfilm import draft
 
 
 def network(sites: str = "0|1|2") -> nn.Module:
@@ -64,6 +65,24 @@ def test_inside_of_folded_nothing_else_is_silently_ignored(sites, got, act):
         ):
             act(model)
         torch.testing.assert_close(model(X), expected)
+    assert torch.equal(model(X, cond=cond), expected)
+
+
+def test_after_a_write_that_fails_everything_is_back(monkeypatch: pytest.MonkeyPatch):
+    model, cond = network("0|2"), z()
+    expected, before, written = model(X, cond=cond), dict(model.named_parameters()), []
+    write = draft._parameter
+
+    def full(*args) -> nn.Parameter:
+        written.append(args)
+        if len(written) == 3:
+            raise RuntimeError("out of memory")
+        return write(*args)
+
+    monkeypatch.setattr(draft, "_parameter", full)
+    with pytest.raises(RuntimeError, match="out of memory"), tf.folded(model, cond=cond):
+        pass
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
     assert torch.equal(model(X, cond=cond), expected)
 
 

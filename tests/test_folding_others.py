@@ -9,6 +9,7 @@ from torch import nn
 
 import torchfilm as tf
 from catalogue import randomise
+from torchfilm.dataflow import last_layer
 
 Network = tuple[nn.Module, Callable[..., Any]]
 
@@ -115,3 +116,38 @@ def test_a_norm_that_torch_does_not_know_keeps_its_constant():
         tf.fold(model, cond=cond)
     plain, _ = tf.fold(model, cond=cond, leftover="constant")
     assert torch.equal(call(plain), call(model, cond=cond))
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 5), nn.Linear(5, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu())
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def test_the_classes_own_forwards_put_back_on_the_instances_are_no_code_of_their_own():
+    base = nn.Sequential(Outer(), nn.ReLU()).eval()
+    for module in base.modules():  # what accelerate's remove_hook_from_module leaves
+        module.forward = module.forward
+    assert last_layer(base[0].inner) == "last"
+    model = randomise(tf.condition(base, "0", tf.Vector(11), dim=-1, features=7))
+    x, cond = torch.randn(2, 3), torch.randn(1, 11)
+    expected = model(x, cond=cond)
+    plain, report = tf.fold(model, cond=cond, inputs=(x,))
+    assert report["0"].target == "0.inner.last.weight, 0.inner.last.bias"
+    torch.testing.assert_close(plain(x), expected)
+    assert plain[0].inner.forward.__self__ is plain[0].inner
+    with tf.folded(model, cond=cond):
+        torch.testing.assert_close(model(x), expected)
+    assert torch.equal(model(x, cond=cond), expected)

@@ -345,7 +345,9 @@ def test_a_fusion_of_a_user_needs_build_and_apply_only():
 def test_an_unknown_fusion_gives_the_nearest_names():
     with pytest.raises(ValueError, match=r"got 'cross-attention'.\nDid you mean 'cross_attention'\?"):
         resolve("cross-attention")
-    with pytest.raises(ValueError, match=r"got 'zzz'.\nChoose one of film, scale"):
+    with pytest.raises(
+        ValueError, match=r"fusion: expected one of \['film', .* got 'zzz'.\nChoose one of these"
+    ):
         resolve("zzz")
 
 

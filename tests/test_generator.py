@@ -247,6 +247,8 @@ def test_the_penalty_is_the_distance_from_the_identity():
     fresh = tf.Generator(7, SITES)
     assert fresh.penalty(fresh(torch.randn(2, 7))).item() == 0
     assert generator.penalty(generator(torch.randn(0, 7))).item() == 0
+    with pytest.raises(ValueError, match=r"modulations of at least one site, got none.\nGive those of the b"):
+        generator.penalty({})
 
 
 def test_the_penalty_of_a_learned_scale_is_its_size():
@@ -386,7 +388,9 @@ class Lazy(torch.nn.Module):
 def test_an_encoder_without_sizes_is_asked_to_run_once():
     model = tf.condition(torch.nn.Sequential(torch.nn.Linear(3, 5)), "0", tf.Maybe(Lazy()))
     x = torch.randn(2, 3)
-    with pytest.raises(ValueError, match=r"parameters with sizes, got 'condition.linear.weight' of a Maybe"):
+    with pytest.raises(
+        ValueError, match=r"Maybe: expected parameters with sizes, got 'condition.linear.weight'"
+    ):
         model.film.describe()
     with pytest.raises(
         ValueError, match=r"Maybe: expected a condition whose parameters .* got 'linear.weight'"

@@ -11,6 +11,7 @@ import torchfilm as tf
 from catalogue import randomise
 from torchfilm.heard import heard
 from torchfilm.mixing import Concat
+from torchfilm.telling import START
 
 BATCHES = [(torch.randn(11, 5), torch.randn(11, 7)) for _ in range(3)]
 CHOICES = [(torch.rand(64, 3), torch.eye(4).repeat(16, 1), torch.arange(64) % 4)]
@@ -83,9 +84,6 @@ def test_words_that_are_no_whole_condition_are_no_paraphrase_and_are_counted():
     found = heard(length, [(x, texts)], paraphrase={"open": "open it"})
     assert "paraphrase: 1 of 3 samples have a condition among its keys; a key is the whole" in str(found)
     assert heard(length, [(x, texts)], paraphrase=lambda words: words).notes == ()
-
-
-START = "still at its start: has training not begun, or was the optimiser built before condition"
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_an_unread_field_is_found():
 # 4. Imports point one way.
 
 LIBRARY = (
-    ("freezing", "modulation", "native", "snapshot", "writing"),
+    ("freezing", "modulation", "naming", "native", "snapshot", "undisturbed", "writing"),
     ("affine",),
     ("onepass",),
     ("functional", "heads"),
@@ -178,8 +178,9 @@ LIBRARY = (
     ("fold_rules", "kept"),
     ("fold_check", "fold_report"),
     ("concatenation", "folding", "tabulation"),
-    ("presets",),
+    ("modulations",),
     ("counterfactual", "hearing", "inspection", "pulses", "sensitivity", "summary"),
+    ("telling",),
     ("comparison", "converters", "doctor", "guidance", "heard"),
     ("canvas",),
     ("plot",),

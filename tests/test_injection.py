@@ -297,8 +297,11 @@ def test_a_batch_that_is_a_multiple_is_told_how_to_share_conditions():
 
 @pytest.mark.plain
 def test_what_encodes_the_condition_has_a_size():
-    with pytest.raises(ValueError, match=r"expected cond to be a module with the size .* got Linear"):
-        tf.condition(Net(), "head", nn.Linear(3, 5))
+    pair = tf.Vector(13)
+    pair.dim = (6, 7)
+    for cond, got in ((nn.Linear(3, 5), "Linear with dim=None"), (pair, r"Vector with dim=\(6, 7\)")):
+        with pytest.raises(ValueError, match=rf"expected a module with an integer `dim`.* got {got}"):
+            tf.condition(Net(), "head", cond)
 
 
 def test_a_generator_of_ones_own_replaces_that_of_the_fusion():

@@ -12,7 +12,7 @@ import torchfilm as tf
 from catalogue import randomise
 from torchfilm.injection import condition, using
 from torchfilm.inspection import edit, modulations, record, strength, sweep
-from torchfilm.presets import matching, save_modulations
+from torchfilm.modulations import matching, save_modulations
 
 
 class Net(nn.Module):
@@ -88,6 +88,10 @@ def test_calls_that_others_make_are_recorded():
         model(X)
     assert [call["first"].gamma.shape for call in rec.calls] == [(2, 5)] * 2
     assert torch.equal(rec["first"].gamma[:2], modulations(model, condition_)["first"].gamma)
+    with record(model) as around, using(model, cond=condition_):
+        model(X)
+        model(X)
+    assert len(around.calls) == 2
 
 
 def test_edits_follow_one_another_and_a_recording_sees_those_outside_of_it():
@@ -369,8 +373,14 @@ def test_what_was_not_recorded_is_said_in_words():
     assert len(rec) == 0
     with pytest.raises(ValueError, match="expected calls of the network, got none"):
         rec["first"]
+    assert "first" not in rec
+    assert rec.get("first") is None
     with record(model) as rec:
         model(X, cond=z())
+    assert "first" in rec
+    assert "frist" not in rec
+    assert rec.get("frist") is None
+    assert equal(rec.get("first"), rec["first"])
     with pytest.raises(ValueError, match=r"one of 2 names, got 'frist'.\nThe nearest are 'first'"):
         rec["frist"]
 
@@ -462,4 +472,5 @@ def test_looking_at_modulations_draws_no_dropout():
     given = z(7)
     expected = modulations(model.eval(), given)["first"]
     assert equal(modulations(model.train(), given)["first"], expected)
+    assert equal(model.film.modulations(given)["first"], expected)
     assert model.film.cond.training

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -301,6 +301,25 @@ def test_a_compiled_network_compiles_the_plain_way(calls: list[str]):
     for one, other in zip(results(compiled, *leaves), results(way, *leaves), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-5)
     assert calls == ["film", "film_gradients"]  # of the eager one
+
+
+@needs_compiler
+@pytest.mark.plain
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_conditioned_network_is_compiled_and_exported_as_ever(calls: list[str], graph: bool):
+    net = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))
+    net = tf.condition(net, "0|1", tf.Vector(7), init="default").requires_grad_(graph)
+    x, z = torch.randn(2, 3), torch.randn(1, 7)
+    expected = net(x, cond=z)
+    called = list(calls)
+    torch.compiler.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, cond=z), expected)
+    exported = torch.export.export(net, (x,), {"cond": z}, strict=True).module()
+    torch.testing.assert_close(exported(x, cond=z), expected)
+    assert called
+    assert calls == called
 
 
 @needs_compiler

@@ -142,3 +142,10 @@ def test_both_halves_of_the_head_receive_gradients_at_the_identity():
     layer(torch.randn(2, 3, 5), torch.randn(2, 7)).square().sum().backward()
     assert layer.head.weight.grad.abs().min() > 0
     assert layer.head.bias.grad.abs().min() > 0
+
+
+def test_rows_pick_gates_also_where_gamma_and_beta_are_one_for_all():
+    m = tf.Modulation(torch.rand(3), torch.rand(3), gate=torch.rand(2, 3))
+    x, rows = torch.randn(5, 3), torch.tensor([0, 0, 1, 1, 1])
+    y = tf.FiLM(3, 7)(x, modulation=m, rows=rows)
+    torch.testing.assert_close(y, m.gate[rows] * (m.gamma * x + m.beta))

@@ -101,6 +101,39 @@ class Plain:
         return x
 
 
+class Fixed(Plain):
+    """A fusion whose width is no width."""
+
+    def sized(self, width: int) -> "Fixed":
+        return self
+
+
+class Lazy(Plain):
+    """A fusion whose generator has no sizes before it runs."""
+
+    def build(self, cond_dim: int, sites: dict[str, int]) -> nn.Module:
+        return nn.LazyLinear(sum(sites.values()))
+
+    def sized(self, width: int) -> "Lazy":
+        return self
+
+
+def test_a_fusion_that_does_not_grow_with_its_width_matches_nothing():
+    with pytest.raises(
+        ValueError, match=r"expected 100 parameters within 5%.*\n  Fixed: width \d+, 24 param"
+    ):
+        Matched(Fixed(), 100).build(7, {"a": 3})
+
+
+@pytest.mark.plain
+def test_a_fusion_without_sizes_matches_nothing():
+    with pytest.raises(ValueError, match=r"LazyLinear: expected parameters with sizes, got 'weight'"):
+        Matched(Lazy(), 100).build(7, {"a": 3})
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7), generator=nn.LazyLinear(5))
+    with pytest.raises(ValueError, match=r"LazyLinear: expected parameters with sizes, got 'weight'"):
+        Matched("film", model)
+
+
 def test_a_fusion_that_cannot_be_sized_is_refused():
     with pytest.raises(ValueError, match=r"expected a fusion with sized\(width\), got Plain"):
         resolve(Plain(), match_params=100)

@@ -225,3 +225,10 @@ def test_a_compiled_function_takes_makes_and_returns_modulations():
 
     a, b, c = modulation(), modulation(), modulation()
     assert_equal_fields(torch.compile(moved, fullgraph=True, backend="eager")(a, b, c), moved(a, b, c))
+
+
+def test_a_batch_of_gates_alone_has_rows_too():
+    m = Modulation(torch.rand(3), torch.rand(3), gate=torch.rand(2, 3))
+    picked = m[1]
+    assert torch.equal(picked.gamma, m.gamma)
+    assert torch.equal(picked.gate, m.gate[1])

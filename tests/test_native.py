@@ -18,7 +18,7 @@ def test_a_library_is_built_once_and_found_again(tmp_path: Path):
     (built,) = tmp_path.iterdir()
     written = built.stat().st_mtime_ns
     native._library.cache_clear()
-    native.enable(tmp_path)
+    native.enable(str(tmp_path))
     native.disable()
     assert not native.enabled()
     assert [(place, place.stat().st_mtime_ns) for place in tmp_path.iterdir()] == [(built, written)]

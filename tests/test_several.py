@@ -87,6 +87,22 @@ def test_a_tuple_holds_several_arguments_also_where_they_may_be_missing():
     assert torch.equal(masked[PRESENT], expected[PRESENT])
 
 
+class Optional(Sum):
+    """An encoder of two arguments, one of which may be left out."""
+
+    def forward(self, one, other=None):
+        return one if other is None else super().forward(one, other)
+
+
+def test_a_tuple_holds_several_arguments_also_where_the_encoder_can_do_without():
+    one, other = torch.randn(5, 7), torch.randn(5, 7)
+    expected = one + 2 * other
+    assert torch.equal(tf.Maybe(Optional())(one, other), expected)
+    assert torch.equal(tf.Maybe(Optional())((one, other)), expected)
+    assert torch.equal(tf.Maybe(Optional())(one), one)
+    assert torch.equal(tf.Several({"both": Optional()})({"both": (one, other)}), expected)
+
+
 def test_missing_for_the_batch_is_missing_for_every_sample():
     maybe = randomise(tf.Maybe(tf.Classes(11, 7)))
     nobody = maybe(tf.Masked(labels(), torch.tensor([False])[0]))

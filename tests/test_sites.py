@@ -64,6 +64,11 @@ def test_the_channels_of_known_layers_are_where_the_layer_puts_them(name: str):
         assert x.shape[dim] == features
 
 
+def test_the_input_of_a_bilinear_layer_is_its_first():
+    layer = nn.Bilinear(3, 5, 7)
+    assert (channels(layer, "output"), channels(layer, "input")) == ((7, -1), (3, -1))
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("where", ["output", "input"])
@@ -162,8 +167,16 @@ def test_what_is_no_regular_expression_is_refused():
     model = Net()
     with pytest.raises(ValueError, match=r"expected patterns for names, got a Conv2d among them"):
         tf.find(model, [model.stem])
-    with pytest.raises(ValueError, match=r"expected a regular expression, got 'blocks.\['"):
+    with pytest.raises(ValueError, match=r"expected a name, or a regular expression, got 'blocks.\['"):
         tf.find(Net(), "blocks.[")
+
+
+@pytest.mark.parametrize("name", ["c++", "a[0]", "(x", "*"])
+def test_a_name_stands_for_itself_whatever_it_is_as_an_expression(name: str):
+    model = nn.ModuleDict({name: nn.Linear(3, 5), "b": nn.Linear(3, 7)})
+    assert [site.name for site in tf.find(model, name)] == [name]
+    model["again"] = model[name]
+    assert [site.name for site in tf.find(model, ["again", name])] == [name]
 
 
 @pytest.mark.plain
@@ -279,7 +292,9 @@ def test_presets_pick_the_usual_sites_of_a_family(name: str):
 
 @pytest.mark.plain
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="expected one of resnet, vit, bert, llama, unet, dit, got 'vgg'"):
+    with pytest.raises(
+        ValueError, match=r"preset: expected one of \['resnet', 'vit', .*, got 'vgg'.\nFor other"
+    ):
         tf.preset("vgg")
 
 

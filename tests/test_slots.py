@@ -94,7 +94,7 @@ class Many2(nn.Module):
         return self.block(hidden, rest)
 
 
-@pytest.mark.parametrize("field", [None, 0, 1, "hidden", "rest"])
+@pytest.mark.parametrize("field", [None, 0, 1, -2, -1, "hidden", "rest"])
 @pytest.mark.parametrize("by_name", [False, True])
 def test_one_of_several_inputs_is_modulated(field: int | str | None, by_name: bool):
     class Caller(Many2):
@@ -104,7 +104,7 @@ def test_one_of_several_inputs_is_modulated(field: int | str | None, by_name: bo
     model = Caller(Many(lambda h, r: (h, r)))
     hidden, rest, m = torch.randn(2, 3), torch.randn(2, 3), tf.Modulation(torch.rand(2, 3), torch.rand(2, 3))
     tf.condition(model, "block", tf.Vector(7), where="input", dim=-1, features=3, field=field)
-    first = field in (None, 0, "hidden")
+    first = field in (None, 0, -2, "hidden")
     got = model(hidden, rest, modulation={"block": m})
     torch.testing.assert_close(got[0], m.gamma * hidden + m.beta if first else hidden)
     torch.testing.assert_close(got[1], rest if first else m.gamma * rest + m.beta)
@@ -118,11 +118,13 @@ def test_one_of_several_inputs_is_modulated(field: int | str | None, by_name: bo
         (lambda h, r: (h, r), "output", "rest", "expected an output with the field 'rest', got a tuple"),
         (lambda h, r: h, "output", "rest", "expected an output with the field 'rest', got a Tensor"),
         (Record, "output", "first", "got a Record with hidden, rest"),
+        (Record, "output", -3, "expected an output with the field -3, got a Record with hidden, rest"),
         (lambda h, r: (None, h), "output", None, "expected a tensor at its output, got NoneType"),
         (lambda h, r: None, "output", None, "expected an output with the field None, got a NoneType"),
         (lambda h, r: pack_sequence([h]), "output", None, "got a PackedSequence"),
         (lambda h, r: (pack_sequence([h]), r), "output", None, "expected a tensor .* got PackedSequence"),
         (lambda h, r: h, "input", 2, "expected the input 2, got 2 by position"),
+        (lambda h, r: h, "input", -3, "expected the input -3, got 2 by position"),
         (lambda h, r: h, "input", "x", r"expected the input 'x', got 2 by position and \[\] by name"),
     ],
 )

@@ -10,7 +10,7 @@ from torchfilm.summary import explained, summarise
 
 
 def test_closed_and_flipped_channels_are_counted():
-    gamma = torch.tensor([[0.0, -1.0, 2.0], [0.005, 1.0, 0.0], [0.0, 1.0, 3.0], [0.001, -2.0, 1.0]])
+    gamma = torch.tensor([[0.0, -1.0, 2.0], [0.009, 0.02, 0.0], [0.0, 1.0, 3.0], [0.001, -2.0, 1.0]])
     found = summarise({"here": tf.Modulation(gamma, torch.zeros(4, 3))})["here"]
     assert (found.samples, found.channels) == (4, 3)
     assert found.closed == 5 / 12
@@ -45,6 +45,10 @@ def test_what_is_no_modulation_or_no_site_is_refused():
         ValueError, match=r"Summary: expected one of 1 names, got 'her'.\nThe nearest are 'here'"
     ):
         found["her"]
+    assert [line.site for line in found] == ["here"]
+    assert len(found) == 1
+    assert "here" in found
+    assert "her" not in found
     with pytest.raises(
         ValueError, match=r"summarise: expected a Modulation for each site, got Tensor at 'a'"
     ):

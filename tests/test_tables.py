@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import torchfilm as tf
 from catalogue import randomise
@@ -32,6 +33,15 @@ def conditions(combine: str = "concat") -> tf.Several:
     task = tf.Maybe(tf.Classes(7, 8))
     parts = {"seen": tf.Vector(8), "time": tf.Scalars(1, 8, **periods), "task": task}
     return randomise(tf.Several(parts, combine)).eval()
+
+
+def unequal() -> tf.Several:
+    """Return conditions of 3, 8 and 5 numbers, of which one may be missing."""
+    parts = {"seen": tf.Vector(3), "time": tf.Scalars(1, 8), "task": tf.Maybe(tf.Classes(7, 5))}
+    return randomise(tf.Several(parts)).eval()
+
+
+VALUES = {"seen": torch.rand(5, 3), "time": STEPS, "task": torch.arange(7)}
 
 
 def observed(batch: int = 2) -> dict[str, torch.Tensor]:
@@ -66,6 +76,50 @@ def test_a_sum_without_a_trunk_is_separable():
     table = tf.SeparableTable(both, generator, "time", STEPS)
     expected = generator(both({**rest, "time": torch.full((2, 1), 4)}))
     assert_same(table(4, table.encode(rest)), expected)
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("options", [{}, {"head": "shared"}, {"head": "lowrank:2", "learned_scale": True}])
+def test_any_condition_can_be_the_one_in_the_table(name: str, options: dict[str, object]):
+    both, given = unequal(), {each: values[:2] for each, values in VALUES.items()}
+    generator = randomise(tf.Generator(both.dim, SITES, trunk=("silu",), **options))
+    table = tf.SeparableTable(both, generator, name, VALUES[name])
+    encoded = table.encode({each: values for each, values in given.items() if each != name})
+    assert_same(table(torch.arange(2), encoded), generator(both(given)))
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("head", ["linear", "shared", "lowrank:2"])
+def test_the_rest_is_multiplied_by_its_own_columns_alone(name: str, head: str):
+    both, given = unequal(), {each: values[:2] for each, values in VALUES.items()}
+    table = tf.SeparableTable(both, tf.Generator(both.dim, SITES, head=head), name, VALUES[name])
+    with FlopCounterMode(display=False) as counted:
+        table.encode({each: values for each, values in given.items() if each != name})
+    columns, rows = both.dim - both.sizes[name], 2 * (3 + 5)
+    products = columns * 2 + 2 * rows if head == "lowrank:2" else columns * rows
+    assert counted.get_total_flops() == 2 * 2 * products
+
+
+def test_a_table_of_a_network_in_bfloat16_is_that_of_its_weights_in_float32():
+    both, rest = conditions().bfloat16(), observed()
+    generator = randomise(tf.Generator(both.dim, SITES, trunk=("mish",))).bfloat16()
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    wider = copy.deepcopy(generator).float()
+    expected = wider(both({**rest, "time": torch.full((2, 1), 4)}).float())
+    for site, found in table(4, table.encode(rest)).items():
+        assert found.gamma.dtype == found.beta.dtype == torch.float32
+        torch.testing.assert_close(found.gamma, expected[site].gamma, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(found.beta, expected[site].beta, rtol=0.02, atol=0.02)
+
+
+def test_autocast_leaves_what_is_encoded_in_float32():
+    both, rest = conditions(), observed()
+    generator = tf.Generator(both.dim, SITES, trunk=("mish",), gamma_offset=1.001, init="default", init_std=0)
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = table(4, table.encode(rest))
+    torch.testing.assert_close(made["block1"].gamma, torch.full((2, 3), 1.001), rtol=0, atol=0)
 
 
 def test_every_sample_may_be_at_a_step_of_its_own():
@@ -183,6 +237,13 @@ def test_what_is_no_row_is_refused(index):
     table = tf.SeparableTable(both, tf.Generator(both.dim, {"here": 5}), "time", torch.arange(4.0)[:, None])
     with pytest.raises(IndexError, match=r"Table: expected an index from 0 to 3, got (-1|4): out of range"):
         table(index, table.encode({"seen": torch.randn(2, 3)}))
+
+
+@pytest.mark.plain
+def test_a_condition_without_others_is_refused():
+    alone = tf.Several({"time": tf.Scalars(1, 8)}).eval()
+    with pytest.raises(ValueError, match=r"other conditions besides 'time', got none(.|\n)*tabulate"):
+        tf.SeparableTable(alone, tf.Generator(8, SITES), "time", STEPS)
 
 
 def test_wrong_names_are_refused():

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -111,6 +112,12 @@ def test_a_tabulated_condition_folds():
     model, x = tabulate(conditioned(), conds=torch.randn(11, 7)), torch.randn(2, 3)
     plain, _ = fold(model, cond=4)
     torch.testing.assert_close(plain(x), model(x, cond=4))
+
+
+def test_a_number_of_numpy_is_a_row():
+    model, x = tabulate(conditioned(), conds=torch.randn(11, 7)), torch.randn(2, 3)
+    assert torch.equal(model(x, cond=np.int64(4)), model(x, cond=4))
+    assert tf.modulations(model, np.int32(4))["0"].gamma.shape == (5,)
 
 
 @pytest.mark.plain

@@ -34,6 +34,9 @@ from .inspection import sweep as sweep
 from .layers import DenseFiLM as DenseFiLM
 from .layers import FiLM as FiLM
 from .modulation import Modulation as Modulation
+from .modulations import Modulations as Modulations
+from .modulations import load_modulations as load_modulations
+from .modulations import save_modulations as save_modulations
 from .norms import ConditionalBatchNorm1d as ConditionalBatchNorm1d
 from .norms import ConditionalBatchNorm2d as ConditionalBatchNorm2d
 from .norms import ConditionalBatchNorm3d as ConditionalBatchNorm3d
@@ -43,9 +46,6 @@ from .norms import ConditionalInstanceNorm2d as ConditionalInstanceNorm2d
 from .norms import ConditionalInstanceNorm3d as ConditionalInstanceNorm3d
 from .norms import ConditionalLayerNorm as ConditionalLayerNorm
 from .norms import ConditionalRMSNorm as ConditionalRMSNorm
-from .presets import Modulations as Modulations
-from .presets import load_modulations as load_modulations
-from .presets import save_modulations as save_modulations
 from .sensitivity import sensitivity as sensitivity
 from .several import Masked as Masked
 from .several import Maybe as Maybe

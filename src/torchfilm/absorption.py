@@ -125,6 +125,8 @@ def absorbed_eagerly(
     if reach is None or not (bare if weight is None else weight.shape == (channels,)):
         return None
     if reach == "all":
+        if kind is nn.GroupNorm and torch.is_grad_enabled() and not (x.requires_grad or x.is_contiguous()):
+            return None  # torch's backward pass writes a gradient of x that nobody asked for, and crashes
         return way.whole(norm, _affine(norm, gamma, beta))(x)
     return way.per_sample(norm, x, gamma, beta) if way.per_sample else None
 

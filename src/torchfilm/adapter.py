@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
@@ -67,6 +67,9 @@ def checkpoint_context(model: nn.Module) -> CheckpointContext:
     {"use_reentrant": False, "context_fn": checkpoint_context(model)})`. Without it a conditioned block
     raises, inside of `using` too (but for a block that is compiled by itself, which does not ask); the
     reentrant kind cannot work, for it loses the gradient of the generator.
+
+    Raises:
+        ValueError: for a network that is not conditioned.
 
     Example:
         >>> from torch.utils.checkpoint import checkpoint
@@ -120,8 +123,10 @@ class _Again(AbstractContextManager["_Again"]):
         self.entered.pop().__exit__(kind, error, trace)
 
 
-def save(model: nn.Module, folder: str | Path) -> None:
-    """Write the conditioning of a network, and how to add it again, into a folder; the base is not written.
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Write the conditioning of a network, and how to add it again, into a folder; return the folder.
+
+    The base is not written.
 
     Of a network that FSDP2 has sharded, whole tensors are written: all processes have to call this, and the
     first one writes.
@@ -148,11 +153,12 @@ def save(model: nn.Module, folder: str | Path) -> None:
         "base": _fingerprint(unwrapped(model)),
     }
     if sharded and distributed.get_rank():
-        return
+        return path
     text = json.dumps(description, indent=1, default=_number)
     with whole(path / DESCRIPTION) as described, whole(path / TENSORS) as numbers:
         save_file(tensors, numbers, {_DESCRIBED: _hashed(text)})
         described.write_text(text, encoding="utf-8")
+    return path
 
 
 def load(
@@ -178,8 +184,8 @@ def load(
         The base itself, now conditioned.
 
     Raises:
-        ValueError: where the folder lacks something, the base is another one, or something does not fit; the
-            base is then as it was.
+        ValueError: where the folder lacks something, a file is broken, the base is another one, or something
+            does not fit; the base is then as it was.
     """
     path = Path(folder)
     description = _read(path)
@@ -193,8 +199,11 @@ def load(
     how = _how(description, tensors, path, fusion, generator)
     sites = Sites(Site(**site) for site in description["sites"])
     condition(base, sites, cond, **how)
+    film = conditioning(base)
+    if description.get("table"):
+        film.recipe = description["fusion"]
     try:
-        _fill(conditioning(base), tensors, path)
+        _fill(film, tensors, path)
     except BaseException:
         remove(base)
         raise
@@ -249,15 +258,21 @@ def _read(path: Path) -> dict[str, Any]:
                 f"load: expected a folder with {TENSORS} and {DESCRIPTION}, got {path} without {name}.\n"
                 f"Give the folder that save(model, folder) wrote."
             )
-    text = (path / DESCRIPTION).read_text(encoding="utf-8")
-    description = json.loads(text)
+    try:
+        text = (path / DESCRIPTION).read_text(encoding="utf-8")
+        description = json.loads(text)
+        with safe_open(path / TENSORS, "pt") as file:
+            described = (file.metadata() or {}).get(_DESCRIBED)
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"load: expected {TENSORS} and {DESCRIPTION} as save wrote them, got a broken one in {path}: "
+            f"{error}.\nSave again, or copy the folder again."
+        ) from error
     if description.get("format") != FORMAT:
         raise ValueError(
             f"load: expected format {FORMAT}, got {description.get('format')!r} in {path / DESCRIPTION}.\n"
             f"Load it with the version of torchfilm that wrote it."
         )
-    with safe_open(path / TENSORS, "pt") as file:
-        described = (file.metadata() or {}).get(_DESCRIBED)
     if described not in (None, _hashed(text)):
         raise ValueError(
             f"load: expected the {DESCRIPTION} that was saved with {TENSORS}, got another one in {path}.\n"

@@ -71,7 +71,8 @@ def shortened(name: Any, most: int = 30) -> str:
 
 def as_values(labels: Labels) -> list[Any]:
     """Return labels as plain values, which are equal where they say the same: those of a tensor are not."""
-    return labels.tolist() if isinstance(labels, Tensor | np.ndarray) else np.asarray(labels).tolist()
+    told = (Tensor, np.ndarray, np.generic)
+    return [label.tolist() if isinstance(label, told) else label for label in labels]
 
 
 def legend(figure: Figure, labels: Labels, styles: Mapping[Any, Mark]) -> None:

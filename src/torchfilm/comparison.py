@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchfilm.injection import conditioning, unconditioned
-from torchfilm.sites import entry
+from torchfilm.injection import conditioning, film_of, unconditioned
+from torchfilm.naming import entry
+from torchfilm.undisturbed import in_mode, unchanged
+from torchfilm.writing import in_columns
 
 Batch = Sequence[Any] | Mapping[str, Any]
 Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
@@ -96,14 +98,34 @@ class Comparison:
     rounds: int
     device: str
 
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a row of that name."""
+        return any(row.name == name for row in self.rows)
+
     def __getitem__(self, name: str) -> Row:
         """Return the row of that name; ValueError for one that there is not."""
         return entry("Comparison", {row.name: row for row in self.rows}, name)
 
     def added_time(self, name: str, other: str) -> float:
-        """Return the time that one adds to the reference as a part of what the other adds."""
-        base = self.rows[0].milliseconds
-        return (self[name].milliseconds - base) / (self[other].milliseconds - base)
+        """Return the time that one adds to the reference as a part of what the other adds.
+
+        Raises:
+            ValueError: for names that there are not, and where the other adds nothing, as the reference.
+        """
+        base = self.rows[0]
+        one, added = self[name].milliseconds - base.milliseconds, self[other].milliseconds - base.milliseconds
+        if not added:
+            raise ValueError(
+                f"Comparison.added_time: expected a network that adds time to the reference '{base.name}', "
+                f"got '{other}'.\nGive the name of one that is conditioned."
+            )
+        return one / added
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -117,11 +139,7 @@ class Comparison:
         for row in self.rows:
             scores = ["-" if one is None else str(one) for one in (row.score, row.gain)]
             lines.append([*self._costs(row), *(scores if scored else [])])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
-        ]
-        return "\n".join([*table, "", self._legend(scored)])
+        return "\n".join([in_columns(lines, right=True), "", self._legend(scored)])
 
     def _legend(self, scored: bool) -> str:  # noqa: FBT001
         base = self.rows[0].name
@@ -208,7 +226,7 @@ def compare(
                 "That network without its conditioning is measured in any case; leave this one out."
             )
         candidates.insert(0, dataclasses.replace(candidates[0], name="unconditioned", plain=True))
-    with _mode([model for trained in seeds.values() for model in trained], training=False):
+    with in_mode(*(model for trained in seeds.values() for model in trained), training=False):
         times = _in_turn(candidates, rounds, clock)
         scores = {name: _scores(name, trained, score) for name, trained in seeds.items()} if score else {}
         _check_sizes(scores)
@@ -235,11 +253,7 @@ class _Candidate:
 
     @property
     def conditioned(self) -> bool:
-        try:
-            conditioning(self.model)
-        except ValueError:
-            return False
-        return True
+        return film_of(self.model) is not None
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -291,19 +305,6 @@ def _row(candidate: _Candidate, times: Sequence[float], base: float, scored: Map
             kept=_kept(candidate),
             **scored,
         )
-
-
-@contextmanager
-def _mode(models: Sequence[nn.Module], *, training: bool) -> Iterator[None]:
-    """Put all modules into a mode, and each back into its own afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.train(training)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _in_turn(
@@ -358,29 +359,12 @@ def _product_by_product() -> Iterator[None]:
 
 def _kept(candidate: _Candidate) -> int:
     """Return the bytes that training keeps; in eval mode where a batch norm finds too few to train on."""
-    with _training(candidate.model):
+    with unchanged(candidate.model), in_mode(candidate.model, training=True):
         try:
             return _held(candidate)
         except ValueError:
             candidate.model.eval()
             return _held(candidate)
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Train in the block, on copies of the buffers, and with random numbers that are drawn again after it."""
-    places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
-    buffers = [place[name] for place, name in places]
-    copies = {id(buffer): None if buffer is None else buffer.detach().clone() for buffer in buffers}
-    devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
-    with torch.random.fork_rng(devices), _mode([model], training=True):
-        try:
-            for (place, name), buffer in zip(places, buffers, strict=True):
-                place[name] = copies[id(buffer)]
-            yield
-        finally:
-            for (place, name), buffer in zip(places, buffers, strict=True):
-                place[name] = buffer
 
 
 def _held(candidate: _Candidate) -> int:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchfilm.draft import Draft, NotExactError
+from torchfilm.fold_rules import pads_with_zeros
 from torchfilm.sites import is_patched, is_site
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -141,7 +142,6 @@ def _not_a_shift(layer: Any, features: int) -> str | None:
         return None
     if layer.groups > 1:
         return f"it has {layer.groups} groups"
-    padded = layer.padding not in ("valid", (0,) * len(layer.kernel_size))
-    if padded and layer.padding_mode == "zeros" and (layer.padding != "same" or max(layer.kernel_size) > 1):
+    if pads_with_zeros(layer):
         return "it pads with zeros, where the condition is missing"
     return None

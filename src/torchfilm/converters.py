@@ -18,7 +18,6 @@ The numbers of a wrong order fit without an error. So orders are named here, and
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torchfilm.generator import Generator
 from torchfilm.heads import wide
 from torchfilm.modulation import Modulation
+from torchfilm.naming import check_choice
 
 WORDS = ("gamma", "scale", "shift", "gate")
 
@@ -42,6 +42,9 @@ class Layout:
         order: the words, in order.
         trunk: what stands between the condition and the projection, as `Generator` takes it.
         where: which modules have it.
+
+    Raises:
+        ValueError: for unknown words, none, and gamma beside scale.
     """
 
     order: str
@@ -49,7 +52,7 @@ class Layout:
     where: str = ""
 
     def __post_init__(self) -> None:
-        """Check the words; ValueError for unknown ones, and for gamma beside scale."""
+        """Check the words."""
         words = self.order.split()
         unknown = [word for word in words if word not in WORDS]
         if unknown or not words:
@@ -126,13 +129,13 @@ def read(packed: Float[Tensor, "*batch packed"], layout: str | Layout) -> tuple[
     gammas = found["gamma"] or [1 + wide(scale) for scale in found["scale"]]
     modulations = []
     for i in range(layout.sites):
-        gamma, shift = _at(gammas, i), _at(found["shift"], i)
-        known = next(block for block in (gamma, shift, _at(found["gate"], i)) if block is not None)
+        gamma, shift, gate = _at(gammas, i), _at(found["shift"], i), _at(found["gate"], i)
+        known = next(block for block in (gamma, shift, gate) if block is not None)
         modulations.append(
             Modulation(
                 torch.ones_like(wide(known)) if gamma is None else wide(gamma),
                 torch.zeros_like(wide(known)) if shift is None else wide(shift),
-                _at(found["gate"], i),
+                None if gate is None else wide(gate),
             )
         )
     return tuple(modulations)
@@ -261,12 +264,7 @@ _THEIRS = {"gamma": {"gamma", "scale"}, "beta": {"shift"}, "gate": {"gate"}}
 def _layout(layout: str | Layout) -> Layout:
     if isinstance(layout, Layout):
         return layout
-    if layout not in LAYOUTS:
-        near = difflib.get_close_matches(layout, list(LAYOUTS), n=3, cutoff=0.3)
-        raise ValueError(
-            f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}.\n"
-            f"The nearest are {', '.join(near) or 'none'}; for another order give Layout('shift scale')."
-        )
+    check_choice("layout:", layout, [*LAYOUTS], remedy="For another order give Layout('shift scale').")
     return LAYOUTS[layout]
 
 

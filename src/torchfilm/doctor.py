@@ -7,7 +7,7 @@ this; the gradient with respect to gamma and beta does (4e-6 in front of an Inst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,13 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchfilm.counterfactual import columns, keys
-from torchfilm.filling import Active
-from torchfilm.injection import Conditioning, conditioning
+from torchfilm.injection import Conditioning, conditioning, unwrapped
 from torchfilm.modulation import Modulation
+from torchfilm.naming import check_choice
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
-from torchfilm.sensitivity import Leaves, leaves, moved, parts, probe, recordable, shaken, undisturbed
+from torchfilm.sensitivity import Leaves, leaves, moved, parts, probe, recordable, shaken
 from torchfilm.sites import Site, aliases
+from torchfilm.telling import (
+    START,
+    active_condition,
+    is_cut_off,
+    reads_once,
+    said_once,
+    tells_one_thing,
+    untouched,
+)
+from torchfilm.undisturbed import undisturbed
+from torchfilm.writing import in_columns
 
 WEAK = 1e-3
 """A site is weak whose share in the output is this far below the median of the others,"""
@@ -42,6 +52,8 @@ Kind = Literal[
     "weak",
     "nonfinite",
     "frozen",
+    "same",
+    "cut_off",
     "tied",
     "repeated",
 ]
@@ -53,14 +65,9 @@ PROBLEMS: tuple[Kind, ...] = (
     "weak",
     "nonfinite",
     "frozen",
+    "same",
 )
 """Findings that keep a condition from being heard; the others are worth knowing."""
-
-START = (
-    "The generator is at its start, the same for every condition: has training not begun, or was the "
-    "optimiser built before condition()?"
-)
-"""No problem before training; afterwards one that no site shows."""
 
 CALLED = (
     "The norm is a function call in a forward, so it is no site: make it a module and condition that, or "
@@ -128,10 +135,6 @@ class Diagnosis:
         for pulse in self.pulses.values():
             cells = [pulse.cell(name) for name in names]
             rows.append((pulse.site, str(pulse.calls), *cells, ", ".join(self.of(pulse.site)) or "ok"))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
         count = len(self.pulses)
         heard = count - len({finding.site for finding in self.problems if finding.site})
         numbers = ", ".join(f"|dy/d{name}| {'rms(x) ' if name in SHIFTS else ''}/ |y|" for name in names)
@@ -140,7 +143,7 @@ class Diagnosis:
             "; in brackets what the condition does not move." if constant else "."
         )
         start = [START] if self.at_start else []
-        return "\n".join([*lines, "", verdict, *start, *(f"\n{text}" for text in self._grouped())])
+        return "\n".join([in_columns(rows), "", verdict, *start, *(f"\n{text}" for text in self._grouped())])
 
     def _grouped(self) -> Iterator[str]:
         """Yield the text of each finding once, with all sites that it is about."""
@@ -164,8 +167,9 @@ def doctor(
 
     The network runs once as it is called in its present mode, gamma and beta standing in as leaves, and the
     gradient of its output is taken. Where constants of a fusion may hide what the condition does, as the zero
-    start of `cross_attention`, it runs once more, with those moved at random. It is left as it was:
-    statistics of norms, gradients, random state.
+    start of `cross_attention`, it runs once more, with those moved at random. Encoder and generator are asked
+    besides whether they tell different conditions apart. It is left as it was: statistics of norms,
+    gradients, random state.
 
     Args:
         model: a conditioned network, compiled or not.
@@ -179,8 +183,8 @@ def doctor(
         A report: `print` it, or read `findings` and `pulses`; it is true where every site can be heard.
 
     Raises:
-        ValueError: for an output or a score without a gradient; for at="identity" with a fusion other than
-            FiLM; inside of `unconditioned`.
+        ValueError: for an output or a score without a gradient; for another `at`, and for at="identity" with
+            a fusion other than FiLM; inside of `unconditioned`.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -190,8 +194,9 @@ def doctor(
         >>> doctor(model, torch.rand(2, 3, 5, 5), cond=torch.rand(2, 7)).of("0")
         ['cancelled']
     """
+    check_choice("doctor: at", at, ("present", "identity"))
     film = conditioning(model)
-    root = _root(model, film)
+    root = unwrapped(model)
     start = _identity if at == "identity" else lambda name, value: value
 
     def run(start: Callable[[str, Any], Any]) -> _Pass:
@@ -206,8 +211,8 @@ def doctor(
         args, kwargs, cond = recordable((args, kwargs, cond))
         one = run(start)
         told = moved(film, one.seen.condition, one.leaves.values)
-        once = modulation is None and _said_once(film, cond)
-        same = once or _same(one.seen.condition, one.leaves.given, told.fields)
+        said = None if modulation is not None else active_condition(film, cond)
+        same = said_once(said) or reads_once(one.seen.condition, one.leaves.given, told.fields)
         pulses = one.pulses(film, told.fields, same=same)
         hidden = {name for name, pulse in pulses.items() if pulse.strength < HIDDEN * pulse.constant}
         closed = {name for name in hidden if pulses[name].strength == 0}
@@ -215,13 +220,15 @@ def doctor(
             other = run(lambda name, value: shaken(start(name, value), told.fields.get(name, ())))
             more = other.pulses(film, told.fields, same=same)
             pulses |= {name: pulses[name].or_more(more[name]) for name in hidden}
+        at_start = closed == set(film.sites) or (told.at_start and untouched(film.generator) is not False)
+        sources = [] if at_start else list(_about_sources(film, said))
     named = [(name, leaf) for name, _, leaf in one.fields]
     norms = readers(one.total, named, one.seen), readers(one.total, named, one.seen, mixed=True)
-    case = _Case(root, film, pulses, *norms, FAINT if score is None else 0.0, same=same)
+    case = _Case(root, film, pulses, *norms, FAINT if score is None else 0.0, one.leaves.given, same=same)
     findings = [finding for site in film.sites.values() for finding in case.about(site)]
-    findings += case.overall()
+    findings += [*case.overall(), *sources]
     findings.sort(key=lambda finding: finding.kind not in PROBLEMS)
-    return Diagnosis(pulses, tuple(findings), told.at_start or closed == set(film.sites))
+    return Diagnosis(pulses, tuple(findings), at_start)
 
 
 @dataclass(frozen=True)
@@ -250,6 +257,7 @@ class _Case:
     readers: dict[str, str]
     behind: dict[str, str]
     faint: float
+    given: Mapping[str, Any]
     same: bool = field(kw_only=True)
 
     def about(self, site: Site) -> Iterator[Finding]:
@@ -259,12 +267,7 @@ class _Case:
         if not present:
             yield _silent(site, pulse)
         elif any(value != value or value == float("inf") for value in present.values()):
-            yield Finding(
-                site.name,
-                "nonfinite",
-                "the gradient is NaN or infinite.",
-                "Look for NaN in the output first.",
-            )
+            yield self._nonfinite(site)
         elif self._weak(pulse):
             yield self._quiet(site, pulse)
         elif pulse.together is not None and not self.same and pulse.together < WEAK * pulse.strength:
@@ -309,6 +312,18 @@ class _Case:
         others = [one.strength for one in self.pulses.values() if one is not pulse and one.strength > 0]
         floor = max(self.faint, WEAK * float(np.median(others))) if others else self.faint
         return not pulse.strength > floor * (NORMED if self.readers[pulse.site] else 1)
+
+    def _nonfinite(self, site: Site) -> Finding:
+        """Say whether what the site hears is finite, or what it reads is not."""
+        wrong = [part for part, value in parts(self.given[site.name]) if not bool(value.isfinite().all())]
+        fact, remedy = (
+            "the gradient is NaN or infinite.",
+            "Look for NaN in the input and in the output first.",
+        )
+        if wrong:
+            fact = f"its {' and '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} NaN or infinite."
+            remedy = "Look for NaN in the condition, then in the weights of encoder and generator."
+        return Finding(site.name, "nonfinite", fact, remedy)
 
     def _quiet(self, site: Site, pulse: Pulse) -> Finding:
         """Say why a site is hardly heard: something is zero, a norm reads it, or no reason is known."""
@@ -373,6 +388,29 @@ class _Case:
         return reader or "a BatchNorm"
 
 
+def _about_sources(film: Conditioning, cond: Any) -> Iterator[Finding]:
+    """Yield what is the matter in front of the sites, with a condition and a generator that has moved."""
+    if cond is None:
+        return
+    with film.predicting():
+        values = film(cond)
+    if tells_one_thing(values, cond):
+        yield Finding(
+            "",
+            "same",
+            "what the sites are told is the same for all conditions of the batch, though these differ.",
+            "Look at what the encoder gives, conditioning(model).cond(cond): if its rows differ, the weights "
+            "of the generator are zero. Is the condition always dropped, is weight decay too strong?",
+        )
+    if is_cut_off(film.cond, values):
+        yield Finding(
+            "",
+            "cut_off",
+            "the encoder of the condition has parameters to be trained, but no gradient reaches them.",
+            "Look for detach() or no_grad() in it; if it is not to be trained, set requires_grad to False.",
+        )
+
+
 def _silent(site: Site, pulse: Pulse) -> Finding:
     if pulse.calls == 0:
         return Finding(
@@ -390,41 +428,6 @@ def _silent(site: Site, pulse: Pulse) -> Finding:
     )
 
 
-def _said_once(film: Conditioning, cond: Any) -> bool:
-    """Whether the condition of a call, or of the block around it, has equal rows, whatever dropout does."""
-    active = film.local.active
-    if cond is None and isinstance(active, Active):
-        cond = active.cond
-    try:
-        return len(set(keys(cond))) == 1
-    except ValueError:  # none, or one of a kind of its own: nothing is known about its rows
-        return False
-
-
-def _same(read: Any, values: dict[str, Any], told: dict[str, tuple[str, ...]]) -> bool:
-    """Whether all samples have one condition: by what the generator read, since at its start it makes the
-    same of every condition; by the values where those were given.
-    """
-    if read is None:
-        fields = [(name, *field) for name, value in values.items() for field in parts(value)]
-        found = [tensor for name, part, tensor in fields if part in told.get(name, ())]
-    else:
-        found = columns(read) or [read] * isinstance(read, Tensor)
-    return bool(found) and all(map(_one_row, found))
-
-
-def _one_row(column: Any) -> bool:
-    """Whether all rows say the same, but for rounding; a single vector [C] is one row."""
-    if not isinstance(column, Tensor):
-        return len(set(map(str, column))) == 1
-    if column.ndim < 1 + column.is_floating_point():
-        return True
-    if not column.is_floating_point():
-        return bool((column == column[:1]).all())
-    wide = column.detach().double()
-    return bool((wide - wide[:1]).abs().max() <= 1e-6 * wide.abs().max())
-
-
 def _identity(name: str, value: Any) -> Modulation:
     if not isinstance(value, Modulation):
         raise ValueError(
@@ -433,8 +436,3 @@ def _identity(name: str, value: Any) -> Modulation:
         )
     gate = None if value.gate is None else torch.ones_like(value.gate)
     return Modulation(torch.ones_like(value.gamma), torch.zeros_like(value.beta), gate)
-
-
-def _root(model: nn.Module, film: Conditioning) -> nn.Module:
-    """Return the network itself, inside of what compiles or distributes it."""
-    return next(module for module in model.modules() if module._modules.get("film") is film)

@@ -169,15 +169,20 @@ class Draft:
             place: from a module that was read to the one to write into, its equal in another copy.
         """
         undo: list[tuple[nn.Module, str, bool, Any]] = []
-        for source, values in self._values.items():
-            module = place(source)
-            for name, value in values.items():
-                parameter = name in module._parameters
-                undo.append((module, name, parameter, module._parameters.get(name, getattr(module, name))))
-                if parameter and isinstance(value, Tensor):
-                    module._parameters[name] = _parameter(value, self._like(source, name))
-                else:
-                    setattr(module, name, value)
+        try:
+            for source, values in self._values.items():
+                module = place(source)
+                for name, value in values.items():
+                    parameter = name in module._parameters
+                    old = module._parameters.get(name, getattr(module, name))
+                    undo.append((module, name, parameter, old))
+                    if parameter and isinstance(value, Tensor):
+                        module._parameters[name] = _parameter(value, self._like(source, name))
+                    else:
+                        setattr(module, name, value)
+        except BaseException:
+            _restore(undo)
+            raise
         return lambda: _restore(undo)
 
     def _like(self, module: nn.Module, name: str) -> Tensor:

@@ -25,8 +25,13 @@ from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
 from torchfilm.slots import PLAIN, Slot, make_ready, no_condition
 from torchfilm.snapshot import Snapshot
+from torchfilm.undisturbed import in_mode
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Onlooker:
+    """A transform that looks at what calls of the network give to the sites, and hands it on as it is."""
 
 
 class Active:
@@ -130,7 +135,9 @@ class Conditioning(nn.Module):
         return self.generator(self.cond(*cond) if type(cond) is tuple else self.cond(cond))
 
     def modulations(self, cond: Any) -> dict[str, Any]:
-        """Return the value of each site for a condition, a `Modulation` for FiLM; the network is not run.
+        """Return the value of each site for a condition, a `Modulation` for FiLM; without dropout of it.
+
+        The network is not run. In training a call of this module gives what a call of the network hears.
 
         Args:
             cond: what the encoder takes; a tuple holds several arguments, as (tokens, mask).
@@ -143,38 +150,46 @@ class Conditioning(nn.Module):
                 "Modulations: expected parameters that are whole, got those of a network that FSDP2 has "
                 "sharded.\nCall model.unshard() first, or look at a call of the network: record(model)."
             )
-        return self(cond)
+        with self.predicting():
+            return self(cond)
 
     @contextmanager
     def predicting(self) -> Iterator[None]:
         """Make values without dropout of conditions in the block: encoder and generator in evaluation."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
+        with in_mode(self, training=False):
             yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
 
     @contextmanager
     def transformed(self, transform: Transform) -> Iterator[None]:
-        """Apply a function to the values of all sites between generator and sites, in this thread."""
+        """Apply a function to the values of all sites between generator and sites, in this thread.
+
+        Also to those that are lent to the sites, for parts that are called by themselves; an `Onlooker` sees
+        none of these, for they are no call.
+        """
         self.check_open("edit or record")
-        transforms = self.transforms  # of this thread, in whichever the block ends
+        transforms, before = self.transforms, self.lent()  # of this thread, in whichever the block ends
+        lent = before
         transforms.append(transform)
         try:
+            if self._lends() and not isinstance(transform, Onlooker):
+                values = {name: value for name, (value, _) in zip(self.slots, before, strict=True)}
+                changed = self._checked(transform(values))
+                lent = [(changed[name], pass_) for name, (_, pass_) in zip(self.slots, before, strict=True)]
+                self.relend(lent)
             yield
         finally:
             mine = (i for i, one in enumerate(transforms) if one is transform)
             del transforms[max(mine)]
+            if all(one is other for (one, _), (other, _) in zip(self.lent(), lent, strict=True)):
+                self.relend(before)
 
     @contextmanager
     def fixed(self, values: Any) -> Iterator[None]:
         """Let the slots hold these values or PLAIN in the block, as they are, whatever else is active."""
         before, held = self.local.fixed, self.held()
-        self.local.fixed = values
-        self.fill(values)
         try:
+            self.local.fixed = values
+            self.fill(values)
             yield
         finally:
             self.local.fixed = before
@@ -190,8 +205,8 @@ class Conditioning(nn.Module):
                 f"folded(...)."
             )
 
-    def values(self, cond: Any, modulation: Any) -> Any:
-        """Return what the slots get for these arguments: a value for each site, or PLAIN."""
+    def values(self, cond: Any, modulation: Any, *, lent: bool = False) -> Any:
+        """Return what the slots get for these arguments, or are lent: a value for each site, or PLAIN."""
         if self.local.fixed is not None:
             if cond is not None or modulation is not None:
                 self.check_open("a condition of a call's own")
@@ -211,12 +226,13 @@ class Conditioning(nn.Module):
                 modulation = active.ready
         elif cond is not None and modulation is not None:
             raise ValueError(not_both("got both"))
-        return self._transformed(self(cond) if modulation is None else modulation)
+        return self._transformed(self(cond) if modulation is None else modulation, lent=lent)
 
-    def _transformed(self, values: Any, start: int = 0) -> dict[str, Any]:
-        """Return the values after this thread's transforms from `start` on."""
+    def _transformed(self, values: Any, start: int = 0, *, lent: bool = False) -> dict[str, Any]:
+        """Return the values after this thread's transforms from `start` on; what is lent has no onlookers."""
         for transform in self.transforms[start:]:
-            values = transform(values)
+            if not (lent and isinstance(transform, Onlooker)):
+                values = transform(values)
         return self._checked(values)
 
     def fill(self, values: Any) -> None:
@@ -229,6 +245,11 @@ class Conditioning(nn.Module):
         for name, slot in self.slots.items():
             slot.fill(None)
             slot.lend(values[name])
+
+    def _lends(self) -> bool:
+        """Tell whether a site that is called now hears what is lent to it: no call of the network runs."""
+        slot = next(iter(self.slots.values()))
+        return slot.value is None and slot.lent is not None
 
     def lent(self) -> list[tuple[Any, int]]:
         """Return what is lent to the sites now, to be put back by `relend`."""

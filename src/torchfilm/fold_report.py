@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
 from torchfilm.draft import Affine
-from torchfilm.sites import entry
+from torchfilm.naming import entry
+from torchfilm.writing import in_columns
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,21 @@ class FoldReport:
     def __len__(self) -> int:
         return len(self.sites)
 
+    def __contains__(self, site: object) -> bool:
+        """Whether there is an entry of that site."""
+        return any(one.site == site for one in self.sites)
+
     def __getitem__(self, site: str) -> FoldedSite:
         return entry("FoldReport", {one.site: one for one in self.sites}, site)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
 
     def __repr__(self) -> str:
         rows = [("site", "went into", "error", "note")]
         rows += [(s.site, s.target, f"{s.error:.1e}", s.note) for s in self.sites]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = [in_columns(rows)]
         lines += [f"{conv} took the BatchNorm {norm}" for conv, norm in self.fused]
         lines.append(f"{self.parameters[1]:,} parameters became {self.parameters[0]:,}")
         if self.error is not None:

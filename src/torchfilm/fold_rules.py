@@ -16,6 +16,7 @@ from torch.nn.modules import batchnorm, conv, instancenorm
 from torchfilm.dataflow import first_layer, last_layer, passes
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.quantised import is_packed, repacked, rescaled
+from torchfilm.sites import is_patched, kind_of
 
 
 def fold_output(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.Module:
@@ -72,7 +73,7 @@ def fold_border(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> Te
         What x is to be padded with, one number per channel.
     """
     draft.without_constants(module)
-    if not isinstance(module, _CONVS) or not _pads_with_zeros(module):
+    if not isinstance(module, _CONVS) or not pads_with_zeros(module):
         raise NotExactError("no convolution that pads with zeros")
     _check_forward(module, next(kind for kind in _CONVS if isinstance(module, kind)))
     _check_apart(module, affine)
@@ -85,11 +86,6 @@ def fold_border(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> Te
     _conv_columns(draft, module, affine)
     draft.write(module, padding=(0,) * len(module.kernel_size))
     return border
-
-
-def kind_of(module: nn.Module) -> type[nn.Module]:
-    """Return the class that the module had before it was conditioned."""
-    return getattr(type(module), "_film_base", type(module))
 
 
 def _inside(draft: Draft, module: nn.Module, name: str | None) -> nn.Module | None:
@@ -111,9 +107,7 @@ def _check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
     own = kind_of(module)
     methods = ("forward", "_conv_forward") if issubclass(kind, conv._ConvNd) else ("forward",)
     torchs = next(c for c in own.__mro__ if c.__module__.startswith("torch."))
-    if "forward" in vars(module) or any(
-        getattr(own, m, None) is not getattr(torchs, m, None) for m in methods
-    ):
+    if is_patched(module) or any(getattr(own, m, None) is not getattr(torchs, m, None) for m in methods):
         raise NotExactError(f"{own.__name__} computes something of its own on top of {torchs.__name__}")
 
 
@@ -261,7 +255,7 @@ def _conv_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Modul
     _check_axis(module, dim, -1 - len(module.kernel_size), 1)
     if draft.latest(module, "padding") != module.padding:
         raise NotExactError("its border is a constant of another site")
-    if affine.shift.any() and _pads_with_zeros(module):
+    if affine.shift.any() and pads_with_zeros(module):
         raise NotExactError("beta is missing from the zeros of the padding, so the border would differ")
     return _conv_columns(draft, module, affine)
 
@@ -318,7 +312,8 @@ def _batch_norm_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
     return module
 
 
-def _pads_with_zeros(module: Any) -> bool:
+def pads_with_zeros(module: Any) -> bool:
+    """Whether a convolution puts zeros around what it reads."""
     padding = module.padding
     amounts = (padding,) if isinstance(padding, str) else padding
     padded = any(amount not in (0, "valid") for amount in amounts)

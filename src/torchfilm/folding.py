@@ -27,10 +27,12 @@ from torchfilm.fold_check import difference, rounding
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import fold_border, fold_input, fold_output
 from torchfilm.freezing import Frozen
+from torchfilm.generator import num_parameters
 from torchfilm.injection import Conditioning, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
+from torchfilm.naming import entry
 from torchfilm.sites import Site, is_root
 from torchfilm.slots import PLAIN, rebased
 
@@ -139,7 +141,7 @@ def fold(
         parent, _, child = norm.rpartition(".")
         setattr(plain.get_submodule(parent), child, nn.Identity())
     error = None if inputs is None else difference(film, model, plain, values, inputs)
-    report = _report(plan, film, pairs, (_count(plain), _count(model)), error)
+    report = _report(plan, film, pairs, (num_parameters(plain), num_parameters(model)), error)
     if error is not None and not error <= (allowed := rounding(plain)):
         raise ValueError(
             f"fold: expected a network that computes the same, but its outputs differ by {error:.1e} of the "
@@ -350,12 +352,20 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[Sequence[str]]) 
     found = conv_norm_pairs(plan.model, plan.draft.kept)
     if wanted is True:
         return [pair for pair in found if _not_mergeable(plan, *pair) is None]
+    if wrong := [pair for pair in wanted if isinstance(pair, str) or len(pair) != 2]:
+        raise ValueError(
+            f"fold: expected pairs of names (convolution, BatchNorm), got {wrong[0]!r} among fuse_norms.\n"
+            f"Give a list of pairs: fuse_norms=[('conv1', 'bn1')]; or fuse_norms=True to find them."
+        )
     given = [(first, second) for first, second in wanted]
     if twice := [name for name, count in Counter(itertools.chain(*given)).items() if count > 1]:
         raise ValueError(
             f"fold: expected each module in one pair (convolution, BatchNorm), got '{twice[0]}' in several.\n"
             f"Give each pair once, or fuse_norms=True to find them."
         )
+    modules = dict(plan.model.named_modules(remove_duplicate=False))
+    for name in itertools.chain(*given):
+        entry("fold, fuse_norms", modules, name)
     apart = conv_norm_pairs(plan.model) if plan.draft.kept else []
     code = code_of(plan.model)
     for pair in given:
@@ -412,10 +422,6 @@ def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
     """Pad the input of a convolution with the border; its own padding is zero by now."""
     module: Any = plain.get_submodule(site.name)
     keep(plain, site, Border(list(module._reversed_padding_repeated_twice)), Margin(border.to(module.weight)))
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _report(

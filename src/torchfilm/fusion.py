@@ -6,7 +6,7 @@ A fusion says what is generated from the condition for each site and how that me
 | name | y | paper |
 | --- | --- | --- |
 | film | gamma(z) x + beta(z) | Perez et al. 2018, arXiv 1709.07871 |
-| scale | gamma(z) x | FiLM's ablation beta = 0 (section 5.2 there) |
+| scale | gamma(z) x | FiLM's ablation beta = 0 (section 4.3 there) |
 | bias | x + beta(z) | its ablation gamma = 1: what concatenating z to the features does |
 | gate | 2 sigmoid(a(z)) x | channel gates, as Hu et al. 2018, arXiv 1709.01507 |
 | concat | x + W [x; tile(z)] + c | concatenation and a 1x1 convolution |
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import bisect
 import copy
-import difflib
 import inspect
 import math
 import re
@@ -35,10 +34,11 @@ from torch import Tensor, nn
 
 from torchfilm.conditions import Classes, Tokens
 from torchfilm.functional import film
-from torchfilm.generator import ComposedGenerator, Counted, Generator, build_generator
+from torchfilm.generator import ComposedGenerator, Generator, build_generator, num_parameters
 from torchfilm.heads import TableHead
 from torchfilm.mixing import Attentions, Bilinears, Concat, Concatenations, CrossAttention, LowRank
 from torchfilm.modulation import Modulation
+from torchfilm.naming import check_choice
 from torchfilm.several import Maybe, Several
 
 
@@ -139,13 +139,13 @@ class Gate(Film):
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
         """Return a generator whose Modulations have gamma = 2 sigmoid(a(z)) and beta = 0."""
-        return Gates(super().build(cond_dim, sites))
+        return Gates(build_generator(cond_dim, sites, **self.options))
 
 
 class Gates(nn.Module):
     """Read a generator's beta as the logits of gates: gamma = 2 sigmoid(beta), beta = 0."""
 
-    def __init__(self, logits: nn.Module) -> None:
+    def __init__(self, logits: Generator | ComposedGenerator) -> None:
         super().__init__()
         self.logits = logits
 
@@ -161,7 +161,7 @@ class Gates(nn.Module):
 
     def own_parameters(self) -> dict[str, int]:
         """Return how many parameters belong to each site alone."""
-        return self.logits.own_parameters() if isinstance(self.logits, Counted) else {}
+        return self.logits.own_parameters()
 
 
 FUSIONS: dict[str, type[Fusion]] = {
@@ -208,12 +208,7 @@ def resolve(
                 f"got {_listed(options)}.\nGive them to the object when it is made."
             )
         return fusion
-    if fusion not in FUSIONS:
-        near = difflib.get_close_matches(fusion, list(FUSIONS), n=3, cutoff=0.4)
-        hint = (
-            f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Choose one of {_listed(FUSIONS)}."
-        )
-        raise ValueError(f"fusion: expected one of {_listed(FUSIONS)}, got {fusion!r}.\n{hint}")
+    check_choice("fusion:", fusion, FUSIONS)
     _check_options(fusion, options)
     return FUSIONS[fusion](**options)
 
@@ -340,10 +335,10 @@ class Matched:
         def built(width: int | None) -> Match:
             fusion = self.fusion if width is None else self.fusion.sized(width)
             with torch.device("meta"):
-                return Match(fusion, width, _count(fusion.build(cond_dim, sites)), self.target)
+                return Match(fusion, width, num_parameters(fusion.build(cond_dim, sites)), self.target)
 
         high = 1
-        while built(high).parameters < self.target:
+        while high < self.target and built(high).parameters < self.target:  # each width adds one at least
             high *= 2
         widths = range(max(high // 2, 1), high + 1)
         above = bisect.bisect_left(widths, self.target, key=lambda width: built(width).parameters)
@@ -381,11 +376,7 @@ def _generator_parameters(model: nn.Module) -> int:
             f"match_params: expected a number or a conditioned model, got {type(model).__name__} without a "
             f"film.generator.\nCondition it first, or give the number of parameters."
         )
-    return _count(generators[0])
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return num_parameters(generators[0])
 
 
 def _listed(names: Iterable[str]) -> str:

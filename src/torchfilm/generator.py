@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 from torch.nn.parameter import is_lazy
 
-from torchfilm import native, onepass
+from torchfilm import onepass
 from torchfilm.generator_options import ACTIVATIONS, read_options
 from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
 from torchfilm.modulation import Modulation
 from torchfilm.several import Sizes
+from torchfilm.writing import in_columns
 
 _SMALL = 32_768
 _SCALE_STD = 1e-3  # the learned scale's with init="default", as in CNAPs
@@ -106,7 +107,11 @@ class Generator(nn.Module):
     def raw(
         self, condition: Float[Tensor, "*batch cond"] | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch rows"]:
-        """Return what the head predicts, all rows of all sites, before bounds and offsets."""
+        """Return what the head predicts, all rows of all sites, before bounds and offsets.
+
+        Raises:
+            ValueError: for a condition of another size.
+        """
         trunk = self.trunk
         if len(trunk) > 0:
             if condition.ndim == 0 or condition.shape[-1] != self.cond_dim:
@@ -122,7 +127,7 @@ class Generator(nn.Module):
     def _in_one_call(self, condition: Tensor) -> tuple[Tensor, ...] | None:
         """Return every field of every site by the kernels, where a head and offsets make them; or None."""
         offsets = self.offsets
-        if native.kernels is None or offsets is None or not self._is_affine or _overridden(self):
+        if onepass.kernels() is None or offsets is None or not self._is_affine or _overridden(self):
             return None
         head: Any = self._modules["head"]  # a third of the time that the attributes take, here and below
         if type(head) is not AffineHead or _watched(head):
@@ -312,8 +317,8 @@ def num_parameters(module: nn.Module) -> int:
     for name, parameter in module.named_parameters():
         if is_lazy(parameter):
             raise ValueError(
-                f"describe: expected parameters with sizes, got '{name}' of a {type(module).__name__}, which "
-                f"is lazy.\nRun the network once, with a condition."
+                f"{type(module).__name__}: expected parameters with sizes, got '{name}', which is lazy.\n"
+                f"Run the network once, with a condition."
             )
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -336,14 +341,16 @@ def describe(generator: nn.Module, sites: Mapping[str, int]) -> str:
     lines.append(("total", str(sum(sites.values())), total))
     rows = [("site", "channels", "parameters", "share")]
     rows += [(name, size, f"{n:,}", f"{n / max(total, 1):.1%}") for name, size, n in lines]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0])] + [row[i].rjust(widths[i]) for i in range(1, 4)]) for row in rows
-    )
+    return in_columns(rows, right=True)
 
 
 def _distances(modulations: Mapping[str, Modulation], gate_start: float) -> Tensor:
     """Return the squared distance from the identity: of all sites and channels, in the mean of samples."""
+    if not modulations:
+        raise ValueError(
+            "Generator.penalty: expected modulations of at least one site, got none.\n"
+            "Give those of the batch: generator.penalty(generator(z))."
+        )
     found = []
     for m in modulations.values():
         squares = (m.gamma - 1).square() + m.beta.square()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchfilm.heads import Start
+from torchfilm.naming import check_choice
 
 Bound = Literal["sigmoid", "tanh", "exp"]
 Emitted = Literal["gamma", "beta", "gate"]
@@ -62,9 +62,9 @@ class GeneratorOptions:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the sizes; ValueError for what cannot be meant."""
-        _check_choice("init", self.init, get_args(Init))
+        check_choice("Generator: init", self.init, get_args(Init))
         for name in self.emit:
-            _check_choice("emit", name, get_args(Emitted))
+            check_choice("Generator: emit", name, get_args(Emitted))
         if not self.emit or list(self.emit) != [name for name in get_args(Emitted) if name in self.emit]:
             raise ValueError(
                 f"Generator: expected emit some of ('gamma', 'beta', 'gate'), each once, "
@@ -72,7 +72,7 @@ class GeneratorOptions:
                 f"The order is always gamma, beta, gate."
             )
         if self.spread is None:
-            _check_choice("bound", self.bound, (None, *get_args(Bound)), ("tanh:R",))
+            check_choice("Generator: bound", self.bound, (None, *get_args(Bound)), patterns=["tanh:R"])
         if isinstance(self.trunk, str) or not isinstance(self.trunk, Sequence):
             raise ValueError(
                 f"Generator: trunk expected a tuple of sizes and activations, got {self.trunk!r}.\n"
@@ -83,7 +83,7 @@ class GeneratorOptions:
             if isinstance(layer, Integral) and layer < 1:
                 raise ValueError(f"Generator: trunk expected sizes from 1 on, got {layer} in {self.trunk}.")
             if not isinstance(layer, Integral):
-                _check_choice("trunk", layer, get_args(Activation))
+                check_choice("Generator: trunk", layer, get_args(Activation))
         self._check_start()
 
     @property
@@ -141,16 +141,5 @@ def read_options(options: Mapping[str, Any]) -> GeneratorOptions:
     """Return the options of these names; ValueError for an unknown one, with the nearest names."""
     known = [field.name for field in dataclasses.fields(GeneratorOptions)]
     for name in options:
-        _check_choice("options", name, known)
+        check_choice("Generator: options", name, known)
     return GeneratorOptions(**options)
-
-
-def _check_choice(
-    option: str, value: str | None, choices: Sequence[str | None], patterns: Sequence[str] = ()
-) -> None:
-    """Refuse what is not among the choices; patterns are named with them, and checked elsewhere."""
-    if value in choices:
-        return
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=3, cutoff=0.4)
-    hint = f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else "Choose one of these."
-    raise ValueError(f"Generator: {option} expected one of {[*choices, *patterns]}, got {value!r}.\n{hint}")

@@ -22,6 +22,7 @@ from torchfilm.modulation import Modulation, aligned
 from torchfilm.several import Masked, Maybe, Several
 
 Scale = float | Tensor
+Scales = Scale | Sequence[float]
 Space = Literal["output", "modulation"]
 
 # What has no rows: one is for all samples.
@@ -33,7 +34,7 @@ def guide(
     model: Callable[..., Any],
     *inputs: Any,
     cond: Any,
-    scale: Scale | Mapping[str, Scale],
+    scale: Scales | Mapping[str, Scales],
     null: Any = None,
     space: Space = "output",
     **keywords: Any,
@@ -63,8 +64,8 @@ def guide(
             many samples there are is read off the first tensor; where that has one row, off the next with as
             many axes that has more, or the condition.
         cond: the condition; a number is for all samples, a list of numbers or texts has one for each.
-        scale: a number, or a tensor with one per sample; for conditions by name, a mapping from names to
-            those.
+        scale: a number, or a tensor or list with one per sample; for conditions by name, a mapping from names
+            to those.
         null: what stands for a missing condition, in the form of `cond` (a mapping from names, for conditions
             by name). None for models that know what is missing themselves, by `Maybe` or `Several`.
         space: as above.
@@ -134,8 +135,8 @@ def _without_dropout(model: Callable[..., Any]) -> AbstractContextManager[Any]:
 
 
 def _read_scale(
-    cond: Any, scale: Scale | Mapping[str, Scale]
-) -> tuple[Sequence[str | None], Sequence[Scale]]:
+    cond: Any, scale: Scales | Mapping[str, Scales]
+) -> tuple[Sequence[str | None], Sequence[Scales]]:
     """Return the names of the guided conditions, None for the only one, and their scales."""
     if not isinstance(cond, Mapping):
         if isinstance(scale, Mapping):
@@ -159,8 +160,10 @@ def _read_scale(
     return list(scale), list(scale.values())
 
 
-def _per_sample(scale: Scale) -> Scale:
-    """Return a tensor of scales without axes of size one behind the batch's."""
+def _per_sample(scale: Scales) -> Scale:
+    """Return a number, or a tensor of scales without axes of size one behind the batch's."""
+    if not isinstance(scale, Tensor | numbers.Real):
+        scale = torch.as_tensor(scale)
     while isinstance(scale, Tensor) and scale.ndim > 1 and scale.shape[-1] == 1:
         scale = scale.squeeze(-1)
     return scale
@@ -315,14 +318,14 @@ def _like(weight: Scale, part: Tensor) -> Scale:
             f"a tensor {tuple(part.shape)}.\n"
             f"Give a number, or a tensor [{len(part)}]."
         )
-    return weight.reshape(*weight.shape, *[1] * (part.ndim - weight.ndim))
+    return weight.to(part.device).reshape(*weight.shape, *[1] * (part.ndim - weight.ndim))
 
 
 def _mixed_modulations(
     film: Conditioning, copies: Sequence[Any], weights: Sequence[Scale]
 ) -> dict[str, Modulation]:
     """Return the weighted sum of the modulations of all copies, site by site."""
-    each = [film.modulations(copy) for copy in copies]
+    each = [film(copy) for copy in copies]
     for name, value in each[0].items():
         if not isinstance(value, Modulation):
             raise ValueError(

@@ -151,8 +151,11 @@ class SharedHead(nn.Module):
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
         _check_size(condition, self.cond_dim)
-        raw = wide(functional.linear(like_weights(condition, self.weight), self.weight))
-        parts = dict(zip(self.groups, raw.split(self.groups, dim=-1), strict=True))
+        return self.spread(functional.linear(like_weights(condition, self.weight), self.weight))
+
+    def spread(self, projected: Float[Tensor, "*batch groups"]) -> Float[Tensor, "*batch rows"]:
+        """Return the rows of all sites for the projection W z, one set of rows for each width."""
+        parts = dict(zip(self.groups, wide(projected).split(self.groups, dim=-1), strict=True))
         return torch.cat([parts[width] for width in self.widths], dim=-1) + self.bias
 
     def own_parameters(self, rows: int) -> int:

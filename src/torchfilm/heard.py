@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,11 @@ from torchfilm.counterfactual import (
     reworded,
     take,
 )
-from torchfilm.generator import Generator
-from torchfilm.heads import AffineHead, SharedHead, TableHead
 from torchfilm.hearing import Effect, Estimate, Hearing
 from torchfilm.injection import film_of
-from torchfilm.mixing import Attentions, Concatenations
 from torchfilm.several import Masked, Maybe, Several
+from torchfilm.telling import START, untouched
+from torchfilm.undisturbed import in_mode, same_chance
 
 Score = Callable[[Any, Any], Any]
 Numbers = NDArray[np.float64]
@@ -72,9 +71,11 @@ def heard(
     Args:
         model: called as `model(x, cond=condition)`; any function may stand here, also one that rolls out
             episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
-        batches: of (x, condition) or (x, condition, target). A condition is a tensor, a list of strings, or
-            any structure of them (tokens and mask, a dict), with one row per sample; a batch of none is left
-            out.
+        batches: of (x, condition) or (x, condition, target). Several inputs are a tuple: ((x, t), condition)
+            calls `model(x, t, cond=condition)`. A condition is a tensor, a list of strings, or any structure
+            of them (tokens and mask, a dict), one row per sample; a batch of none is left out. What has a
+            single row in a dict, such as a time step, stays as it is. Where the network's encoder is
+            `Several`, each condition is exchanged by itself too, as "swap NAME".
         loss: loss(output, target) -> [B], one number per sample (reduction="none").
         success: success(output, target) -> [B], true or false or 0..1.
         blank: condition -> an empty one. Without it, a network whose condition may be missing (`Maybe`,
@@ -102,7 +103,8 @@ def heard(
         )
     rng = np.random.default_rng(seed)
     tally = _Tally(loss, success)
-    with _predicting(model), torch.no_grad():
+    predicting = in_mode(model, training=False) if isinstance(model, nn.Module) else nullcontext()
+    with predicting, torch.no_grad():
         for number, batch in enumerate(batches):
             if is_empty(_parts(batch)[1]):
                 continue
@@ -137,28 +139,56 @@ def _changes(
 ) -> Iterator[tuple[str, Any, Any, Any, Flags]]:
     """Yield (name, output, changed output, target, which samples count) for each change of a batch."""
     x, condition, target = _parts(batch)
+    own = _own(condition)
     blank, paraphrase = given
-    said = keys(condition)
+    said = keys(own)
     blank = blank or _nothing(model)
     everyone = np.ones(len(said), dtype=bool)
 
     def run(with_condition: Any) -> Any:
-        with _seeded(seed):
-            return model(x, cond=with_condition)
+        inputs = x if type(x) is tuple else (x,)
+        with same_chance():
+            torch.manual_seed(seed)
+            return model(*inputs, cond=with_condition)
+
+    def run_with(changed: Any) -> Any:
+        return run({**condition, **changed} if isinstance(condition, Mapping) else changed)
 
     right = run(condition)
     yield "repeat", right, run(condition), target, everyone
-    order = derange(said, rng)
-    moved = order != np.arange(len(said))
-    if moved.any():
-        yield "swap", right, run(take(condition, order)), target, moved
-    empty = blank(condition) if blank else blanked(condition)
-    if blank or empty is not None:
-        yield "blank", right, run(empty), target, everyone
+    for name, part in _exchanged(model, own).items():
+        order = derange(keys(part), rng)
+        moved = order != np.arange(len(order))
+        if moved.any():
+            yield name, right, run_with(take(part, order)), target, moved
+    if blank:
+        yield "blank", right, run(blank(condition)), target, everyone
+    elif (empty := blanked(own)) is not None:
+        yield "blank", right, run_with(empty), target, everyone
     if paraphrase is not None:
-        other, known = reworded(condition, paraphrase)
+        other, known = reworded(own, paraphrase)
         if known.any():
-            yield "paraphrase", right, run(other), target, known
+            yield "paraphrase", right, run_with(other), target, known
+
+
+def _own(condition: Any) -> Any:
+    """Return the condition, of several by name those that are not one for all samples."""
+    if not isinstance(condition, Mapping):
+        return condition
+    rows = {name: {len(column) for column in columns(value)} for name, value in condition.items()}
+    if max(map(max, filter(None, rows.values())), default=0) < 2:
+        return condition
+    return {name: value for name, value in condition.items() if not rows[name] <= {1}}
+
+
+def _exchanged(model: Callable[..., Any], own: Any) -> dict[str, Any]:
+    """Return what is exchanged, by the name of the change: all, and of `Several` each by itself.
+
+    Not of other structures: tokens and their mask belong together.
+    """
+    film = film_of(model)
+    alone = film is not None and isinstance(film.cond, Several) and len(own) > 1
+    return {"swap": own} | ({f"swap {name}": {name: part} for name, part in own.items()} if alone else {})
 
 
 def _remedy(model: Callable[..., Any]) -> str:
@@ -166,27 +196,9 @@ def _remedy(model: Callable[..., Any]) -> str:
     film = film_of(model)
     if film is None:
         return ""
-    if _at_start(film.generator):
-        return (
-            "The generator is still at its start: has training not begun, or was the optimiser built before "
-            "condition()?"
-        )
+    if untouched(film.generator):
+        return START
     return "Run tf.doctor(model, x, cond=z), which names the sites that cannot be heard."
-
-
-def _at_start(generator: nn.Module) -> bool:
-    """Whether all that starts at zero in the generator is there still, so that no condition gets through."""
-    zeros: list[Tensor] = []
-    for part in generator.modules():
-        if isinstance(part, AffineHead | SharedHead | TableHead) and part.start == "zero":
-            zeros += part.parameters()
-        elif isinstance(part, Generator) and part.scale is not None:
-            zeros.append(part.scale)
-        elif isinstance(part, Attentions):
-            zeros += part.outputs
-        elif isinstance(part, Concatenations) and part.ups is not None:
-            zeros += part.ups
-    return bool(zeros) and not any(bool(tensor.any()) for tensor in zeros)
 
 
 def _nothing(model: Callable[..., Any]) -> Callable[[Any], Any] | None:
@@ -270,27 +282,6 @@ def _nothing_to_swap(found: Mapping[str, object]) -> str:
         "heard: expected a batch with two different conditions, got none.\n"
         "Shuffle the samples, or make the batches larger: conditions are exchanged within a batch."
     )
-
-
-@contextmanager
-def _predicting(model: Callable[..., Any]) -> Iterator[None]:
-    """Put a module and all below into eval mode, and give each its own mode back."""
-    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
-    try:
-        for module in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def _columns(output: Any, count: int) -> list[Any]:

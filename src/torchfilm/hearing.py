@@ -6,8 +6,12 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from torchfilm.writing import in_columns
+
 HARDLY = 0.01
 """An output that changes by less than this share of the difference between samples counts as the same."""
+
+_ALONE = "swap "  # in front of the name of one of several conditions
 
 Verdict = Literal["ignored", "unused", "heard"]
 
@@ -56,7 +60,7 @@ class Hearing:
 
     Args:
         effects: by name: "repeat" (the same conditions once more: what chance alone does), "swap", "blank",
-            "paraphrase", those that were measured.
+            "paraphrase", those that were measured; and of several conditions "swap NAME", this one alone.
         loss: the loss with the right conditions.
         success: the success with the right conditions, 0..1.
         left_out: how many samples had no different condition to swap with in their batch.
@@ -74,7 +78,18 @@ class Hearing:
     @property
     def verdict(self) -> Verdict:
         """Return "ignored", "unused" or "heard"; `words` states the criterion."""
-        swap, repeat = self.effects["swap"], self.effects["repeat"]
+        return self._verdict(self.effects["swap"])
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Return which of several conditions are ignored, each exchanged by itself."""
+        alone = [(name, effect) for name, effect in self.effects.items() if name.startswith(_ALONE)]
+        return tuple(
+            name.removeprefix(_ALONE) for name, effect in alone if self._verdict(effect) == "ignored"
+        )
+
+    def _verdict(self, swap: Effect) -> Verdict:
+        repeat = self.effects["repeat"]
         if swap.output.value <= HARDLY:
             return "ignored"
         if _above(swap.loss, repeat.loss, 1) or _above(swap.success, repeat.success, -1):
@@ -98,8 +113,11 @@ class Hearing:
             )
             return f"The condition is ignored: {change}, {floor}. {self.remedy}".rstrip()
         if self.verdict == "unused":
-            return f"The condition changes the output, but to no advantage: {change}, yet {self._no_worse()}."
-        return f"The condition is heard: {change}{self._harm()}.{self._wording()}"
+            return (
+                f"The condition changes the output, but to no advantage: {change}, yet {self._no_worse()}."
+                f"{self._deaf()}"
+            )
+        return f"The condition is heard: {change}{self._harm()}.{self._deaf()}{self._wording()}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: all numbers and the verdict."""
@@ -114,10 +132,9 @@ class Hearing:
             cells = (str(effect.output), _shown(effect.loss, "+"), _shown(effect.success, "+"))
             rows.append((name, *cells, str(effect.output.n)))
         kept = [i for i in range(5) if any(row[i] for row in rows[1:])]
-        widths = {i: max(len(row[i]) for row in rows) for i in kept}
-        lines = ["  ".join(row[i].ljust(widths[i]) for i in kept).rstrip() for row in rows]
+        table = in_columns([[row[i] for i in kept] for row in rows])
         legend = "output: 1 is the difference between two samples; loss, success: change; [95 % intervals]"
-        return "\n".join([self.words, "", *lines, "", legend, *self.notes])
+        return "\n".join([self.words, "", table, "", legend, *self.notes])
 
     def _no_worse(self) -> str:
         swap = self.effects["swap"]
@@ -151,6 +168,13 @@ class Hearing:
                 surely = "" if found.low == found.high == 0 else " clearly"
                 rest.append(f"but the {name} does not{surely} change ({_shown(found, '+')})")
         return "".join(f", {part}" for part in (" and ".join(harm), *rest) if part)
+
+    def _deaf(self) -> str:
+        """Return a sentence on those of several conditions that are ignored."""
+        if not self.ignored:
+            return ""
+        found = (f"{name} ({self.effects[_ALONE + name].output.value:.3f})" for name in self.ignored)
+        return f" Swapped alone, ignored: {', '.join(found)}."
 
     def _wording(self) -> str:
         if "paraphrase" not in self.effects:

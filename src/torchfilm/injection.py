@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchfilm.channels import Where, lineage
 from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
 from torchfilm.fusion import Fusion, Matched, check_reads, resolve
+from torchfilm.several import encoded_size
 from torchfilm.sites import Pattern, Sites, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, listen, swap, swap_back
 
@@ -73,7 +73,7 @@ def condition(
     search = {key: options.pop(key) for key in ("field", "repeat", "batch") if key in options}
     found = find(model, sites, where=where, dim=dim, features=features, **search)
     _check_unique(found)
-    dimension = _dimension(cond)
+    dimension = encoded_size(cond)
     given = generator is not None
     resolved = resolve(fusion, **({} if given else options))
     widths = {site.name: site.features for site in found}
@@ -159,13 +159,16 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
             film.lend(dict.fromkeys(film.slots))
         else:
             ready = None if film.transforms else entry.ready
-            film.lend(film.values(None, None) if ready is None else ready)
+            film.lend(film.values(None, None, lent=True) if ready is None else ready)
         yield
 
 
 @contextmanager
 def unconditioned(model: nn.Module) -> Iterator[None]:
     """Run the original network in the block, whatever conditions its calls are given.
+
+    Raises:
+        ValueError: for a network that is not conditioned.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -285,18 +288,6 @@ def _check_unique(sites: Sites) -> None:
             f"condition: expected each module once, got {', '.join(map(repr, double))} more often.\n"
             f"One module is one site: condition its input or its output."
         )
-
-
-def _dimension(cond: nn.Module) -> Any:
-    """Return the size of the encoded condition; several sizes for a composition."""
-    dim = getattr(cond, "dim", None)
-    if not isinstance(cond, nn.Module) or not isinstance(dim, Integral | tuple):
-        raise ValueError(
-            f"condition: expected cond to be a module with the size of what it gives as `dim`, got "
-            f"{type(cond).__name__}.\n"
-            f"Use Vector, Classes, Scalars or Tokens, or give your encoder the attribute."
-        )
-    return dim if isinstance(dim, int | tuple) else int(dim)
 
 
 def _device(model: nn.Module, sites: Sites) -> torch.device:

@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchfilm.filling import Onlooker
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
-from torchfilm.presets import Modulations, SitePattern, fields_of, matching
-from torchfilm.sites import entry
+from torchfilm.modulations import Modulations, SitePattern, fields_of, matching
+from torchfilm.naming import UnknownNameError, entry
 
 Change = Callable[[Modulation], Modulation] | Modulation
 T = TypeVar("T")
 
 
-class Recording(Mapping[str, Modulation]):
+class Recording(Mapping[str, Modulation], Onlooker):
     """What went to the sites while `record` was active: `rec[site].gamma` is [N, C] over all calls.
 
     Where some calls have a gate and others none, that of the others is one.
@@ -101,6 +102,10 @@ class Recording(Mapping[str, Modulation]):
                 f"Their values are in rec.calls, one by one."
             ) from error
 
+    def __contains__(self, site: object) -> bool:
+        """Whether that site was recorded."""
+        return bool(self.calls) and site in self.calls[0]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.calls[0] if self.calls else ())
 
@@ -117,7 +122,7 @@ class Recording(Mapping[str, Modulation]):
 
     def _known(self, site: str) -> list[dict[str, Any]]:
         if not self.calls:
-            raise ValueError(
+            raise UnknownNameError(
                 "Recording: expected calls of the network, got none.\n"
                 "Call it inside the block, with a condition: with record(model) as rec: model(x, cond=z)."
             )
@@ -132,6 +137,9 @@ def modulations(model: nn.Module, cond: Any) -> Modulations:
         model: a conditioned network.
         cond: as in `model(x, cond=cond)`.
 
+    Raises:
+        ValueError: for a network that is not conditioned.
+
     Example:
         >>> from torchfilm.conditions import Vector
         >>> from torchfilm.injection import condition
@@ -139,16 +147,18 @@ def modulations(model: nn.Module, cond: Any) -> Modulations:
         >>> a, b, c = (modulations(model, torch.rand(2, 7)) for _ in range(3))
         >>> y = model(torch.rand(2, 3), modulation=a + (b - c))
     """
-    film = conditioning(model)
-    with film.predicting():
-        return Modulations(film.modulations(cond))
+    return Modulations(conditioning(model).modulations(cond))
 
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
     """Record what goes to the sites in the block, in this thread; also edits made outside of this block.
 
-    The values are detached and stay on their device. Entering `using` inside the block counts as a call.
+    The values are detached and stay on their device. Each call of the network is one entry; parts of it that
+    are called by themselves, under `using`, are none.
+
+    Raises:
+        ValueError: for a network that is not conditioned.
 
     Example:
         >>> from torchfilm.conditions import Vector

@@ -158,10 +158,7 @@ def _checked_rows(rows: Tensor, x: Tensor) -> Tensor:
 
 def _picked(modulation: Modulation, rows: Tensor) -> Modulation:
     """Return the modulation of each row: as by indexing, but a row counted from the end is none."""
-    m = modulation
-    if max(m.gamma.ndim, m.beta.ndim) < 2:
-        return m[rows]  # an error, which says why
-    return Modulation(*(field.index_select(0, rows) for field in m.spread()))
+    return Modulation(*(field.index_select(0, rows) for field in modulation.of_rows()))
 
 
 class DenseFiLM(nn.Module):

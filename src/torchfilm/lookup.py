@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -57,12 +58,15 @@ class Row(nn.Module):
                     f"Table of {self.dim} conditions: expected indices, int64 or int32, got {index.dtype} "
                     f"{tuple(index.shape)}.\nGive the number of the condition, in the order of tabulate."
                 )
-        elif isinstance(index, bool) or not isinstance(index, int):
+            return index
+        if not isinstance(index, int) and isinstance(index, Integral):  # of numpy
+            index = int(index)
+        if isinstance(index, bool) or not isinstance(index, int):
             raise ValueError(
                 f"Table of {self.dim} conditions: expected the index of one, or a tensor of them, got "
                 f"{type(index).__name__}.\nGive the number of the condition, in the order of tabulate."
             )
-        elif not 0 <= index < self.dim:
+        if not 0 <= index < self.dim:
             raise no_row(f"Table of {self.dim} conditions", self.dim, index)
         return index
 

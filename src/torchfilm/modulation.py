@@ -144,13 +144,18 @@ class Modulation:
         Raises:
             ValueError: for a modulation without a batch axis.
         """
-        if max(self.gamma.ndim, self.beta.ndim) < 2:
+        return Modulation(*(field[rows] for field in self.of_rows()))
+
+    def of_rows(self) -> tuple[Tensor, ...]:
+        """Return the fields as `spread` does; ValueError where none has a batch axis, and so no rows."""
+        fields = self.spread()
+        if fields[0].ndim < 2:
             raise ValueError(
                 f"Modulation[rows]: expected a batch axis in front of the channels, "
                 f"got gamma {tuple(self.gamma.shape)} and beta {tuple(self.beta.shape)}.\n"
                 f"This modulation is the same for every sample: there are no rows to pick."
             )
-        return Modulation(*(field[rows] for field in self.spread()))
+        return fields
 
     def spread(self) -> tuple[Tensor, ...]:
         """Return gamma, beta and the gate where there is one, aligned and expanded to one shape."""

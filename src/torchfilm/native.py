@@ -37,7 +37,7 @@ class NativeError(RuntimeError):
     """The kernels cannot be built or loaded here; everything goes the plain way."""
 
 
-def enable(folder: Path | None = None) -> None:
+def enable(folder: str | Path | None = None) -> None:
     """Use the kernels from here on, in all threads of this process; build them if this machine has not yet.
 
     They round otherwise than torch does: a conditional norm then starts as torch's norm but for the last
@@ -55,7 +55,7 @@ def enable(folder: Path | None = None) -> None:
     """
     global kernels
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchfilm"
-    kernels = _library(folder or cache, os.environ.get("CXX"))
+    kernels = _library(Path(folder or cache), os.environ.get("CXX"))
 
 
 def disable() -> None:

@@ -2,12 +2,13 @@
 
 Every function takes arrays, those of gamma and beta also modulations as `record` has them, and returns a
 matplotlib Figure of its own, without pyplot and its global state; `save` writes it. Categories get a colour
-and a marker each, so that they can be told apart without seeing colours well.
+and a marker each, so that they can be told apart without seeing colours well. All raise ValueError: for no
+site, labels or titles that are not one for each, and numbers that are not finite.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torchfilm.canvas import marks as marks
 from torchfilm.canvas import save as save
 from torchfilm.comparison import Comparison
 from torchfilm.modulation import Modulation, aligned
+from torchfilm.naming import check_choice
 from torchfilm.summary import Labels
 
 Values = Mapping[str, Array] | Mapping[str, Modulation]
@@ -155,6 +157,7 @@ def embed(values: Array | Tensor, *, method: Method = "tsne", seed: int = 0) -> 
             f"embed: expected at least 4 points, got {len(values)}.\n"
             f"Record more samples: their places tell nothing otherwise."
         )
+    check_choice("embed: method", method, get_args(Method))
     values = np.asarray(_array(values))
     if wrong := int((~np.isfinite(values)).any(axis=1).sum()):
         raise ValueError(
@@ -202,13 +205,15 @@ def heat(values: Values, labels: Labels, *, neutral: float, unit: str, spread: f
     away = np.concatenate([np.ravel(rows) for _, rows in found.values()]) - neutral
     far = spread or float(np.percentile(np.abs(away), 99))
     norm = Normalize(neutral - max(far, 1e-9), neutral + max(far, 1e-9))
-    texts = [shortened(name) for name in np.unique(next(iter(found.values()))[0])]
+    groups = _in_order(next(iter(found.values()))[0])
+    texts = [shortened(name) for name in groups]
     every_nth = -(-len(texts) // 40)
     figure, axes = grid(1, len(found), 2.8, max(3.8, 1 + 0.12 * len(texts[::every_nth])))
     figure.set_figwidth(figure.get_figwidth() + 0.05 * max(0, max(map(len, texts)) - 6))
     for ax, (site, (names, rows)) in zip(axes.flat, found.items(), strict=True):
-        order = np.argsort(names, kind="stable")
-        starts = np.unique(names[order], return_index=True)[1]
+        places = np.array([groups.index(name) for name in names])
+        order = np.argsort(places, kind="stable")
+        starts = np.unique(places[order], return_index=True)[1]
         weights = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2][0]
         shown = rows[np.ix_(order, np.argsort(weights, kind="stable"))]
         ax.imshow(shown, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
@@ -230,13 +235,13 @@ def heat(values: Values, labels: Labels, *, neutral: float, unit: str, spread: f
 
 def _scatter(ax: Axes, x: Array, y: Array, labels: Labels, styles: Mapping[Any, Mark], size: float) -> None:
     names, _ = _by_step(labels, x[:, None])
-    if unknown := sorted({str(name) for name in names.tolist() if name not in styles}):
+    if unknown := sorted({str(name) for name in names if name not in styles}):
         raise ValueError(
             f"plot: expected a style for each label, got none for {', '.join(unknown)}.\n"
             f"Its points would not be drawn: styles=marks(sorted(set(labels)))."
         )
     for name, mark in styles.items():
-        here = names == name
+        here = np.array([one == name for one in names], bool)
         look: dict[str, Any] = {"s": size, "c": mark.color, "marker": mark.marker, "alpha": 0.65}
         ax.scatter(x[here], y[here], linewidths=0, rasterized=True, **look)
 
@@ -461,7 +466,7 @@ def _some(who: str, values: Mapping[str, Any]) -> None:
         raise ValueError(f"{who}: expected at least one site, got none.\nRecord a call: record(model).")
 
 
-def _by_step(labels: Labels, values: Array) -> tuple[Array, Array]:
+def _by_step(labels: Labels, values: Array) -> tuple[list[Any], Array]:
     """Return [n, C] or [n, T, C] as rows of channels, and each row's label, which is its sample's."""
     if len(labels) != len(values):
         raise ValueError(
@@ -469,7 +474,17 @@ def _by_step(labels: Labels, values: Array) -> tuple[Array, Array]:
             f"Labels stand in the order of the samples."
         )
     steps = math.prod(values.shape[1:-1])
-    return np.repeat(np.asarray(as_values(labels)), steps), values.reshape(-1, values.shape[-1])
+    names = [name for name in as_values(labels) for _ in range(steps)]
+    return names, values.reshape(-1, values.shape[-1])
+
+
+def _in_order(names: Sequence[Any]) -> list[Any]:
+    """Return each name once, sorted; as they come where they have no order, as words beside numbers."""
+    once = list(dict.fromkeys(names))
+    try:
+        return sorted(once)
+    except TypeError:
+        return once
 
 
 def _array(values: Array | Tensor) -> Array:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchfilm.fusion import Fusion
-from torchfilm.sites import Site
+from torchfilm.sites import Site, kind_of
 from torchfilm.slots import Slot
 
 SHIFTS = ("beta", "shift")
@@ -128,8 +128,7 @@ def watched(root: nn.Module, slots: Mapping[str, Slot]) -> Iterator[Seen]:
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             if args and isinstance(args[0], Tensor) and args[0].grad_fn is not None:
-                kind = getattr(type(module), "_film_base", type(module))
-                seen.norms[args[0].grad_fn] = f"{kind.__name__} '{name}'"
+                seen.norms[args[0].grad_fn] = f"{kind_of(module).__name__} '{name}'"
 
         return hook
 

@@ -6,9 +6,8 @@ respect to gamma and beta is not. So it tells a site that works from one that ne
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.filling import Conditioning, Off
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
+from torchfilm.undisturbed import undisturbed
 
 Measure = Callable[[Any], Any]
 
@@ -66,60 +66,6 @@ def leaves(
         )
     with film.transformed(found):
         yield found
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run eagerly, with gradients; give buffers (statistics of norms) and random state back as they were.
-
-    Also inside of `torch.inference_mode`, for tensors that `recordable` returns. Graphs that wait for their
-    backward pass do not notice: buffers get their numbers back as `.data`, without a new version.
-    """
-    owners = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with (
-            _eagerly(),
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-            torch.random.fork_rng(devices),
-        ):
-            yield
-    finally:
-        for buffers, before in owners:
-            if isinstance(buffers, dict):  # those of TorchScript are no dict, and nobody rebinds them
-                buffers.clear()
-                buffers.update(before)
-        with torch.no_grad():
-            for buffer, values in kept:
-                buffer.data.copy_(values)
-
-
-class _Stance:
-    """How many blocks run compiled networks eagerly now, and what gives the stance from before back."""
-
-    def __init__(self) -> None:
-        self.lock, self.blocks, self.before = threading.Lock(), 0, ExitStack()
-
-
-_STANCE = _Stance()
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    """Run compiled networks eagerly; the stance is that of all threads, so the last to leave ends it."""
-    with _STANCE.lock:
-        if not _STANCE.blocks:
-            _STANCE.before.enter_context(torch.compiler.set_stance("force_eager"))
-        _STANCE.blocks += 1
-    try:
-        yield
-    finally:
-        with _STANCE.lock:
-            _STANCE.blocks -= 1
-            if not _STANCE.blocks:
-                _STANCE.before.close()
 
 
 def recordable(value: Any) -> Any:

@@ -6,7 +6,6 @@ so every sample of a batch may miss something else, every process of a DDP group
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from torchfilm.conditions import Classes, Tokens
 from torchfilm.modulation import aligned
+from torchfilm.naming import check_choice
 
 Null = Literal["learned", "zero"]
 Combine = Literal["sum", "concat", "compose"]
@@ -112,10 +112,10 @@ class Maybe(nn.Module):
                 f"Classes({condition.num_classes + 1})."
             )
         _check_probability("Maybe: dropout", dropout)
-        _check_choice("Maybe: null", null, get_args(Null))
+        check_choice("Maybe: null", null, get_args(Null))
         self.condition = condition
-        self._has_several = _num_required(condition) > 1
-        self.dim = _size(condition)
+        self._has_several = _num_positional(condition) > 1
+        self.dim = encoded_size(condition)
         self.dropout = dropout
         self.null = nn.Parameter(torch.zeros(self.dim, device=device)) if null == "learned" else None
 
@@ -145,7 +145,7 @@ class Maybe(nn.Module):
     ) -> tuple[Encoded | None, Tensor | None]:
         """Return c(v), or None where it is missing for the batch, and the mask that was given, if any.
 
-        A tuple holds several arguments where the condition cannot be called with one.
+        A tuple holds several arguments where the condition takes several by position.
         """
         value, present = (value.value, value.present) if isinstance(value, Masked) else (value, None)
         if value is None:
@@ -159,7 +159,11 @@ class Maybe(nn.Module):
         return z, present
 
     def choose(self, z: Encoded | None, present: Tensor | None) -> Encoded:
-        """Return z where it is present and the null elsewhere."""
+        """Return z where it is present and the null elsewhere.
+
+        Raises:
+            ValueError: for a mask that is no boolean for each sample.
+        """
         if z is None:
             return self._missing()
         tokens = z[0] if isinstance(z, tuple) else z
@@ -232,7 +236,7 @@ class Several(nn.Module):
         self, conditions: Mapping[str, nn.Module], combine: Combine = "concat", *, joint_dropout: float = 0.0
     ) -> None:
         super().__init__()
-        _check_choice("Several: combine", combine, get_args(Combine))
+        check_choice("Several: combine", combine, get_args(Combine))
         _check_probability("Several: joint_dropout", joint_dropout)
         parts = {name: c if isinstance(c, Maybe) else Maybe(c) for name, c in conditions.items()}
         _check_parts(parts, combine)
@@ -284,7 +288,11 @@ class Several(nn.Module):
         return chosen
 
     def join(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """Return the sum or the concatenation of the vectors, [*batch, d] each, aligned from the left."""
+        """Return the sum or the concatenation of the vectors, [*batch, d] each, aligned from the left.
+
+        Raises:
+            ValueError: for vectors whose axes do not align.
+        """
         each = aligned(*vectors.values())
         try:
             batch = torch.broadcast_shapes(*(z.shape[:-1] for z in each))
@@ -333,10 +341,7 @@ class Several(nn.Module):
                 f"Give {{{', '.join(f'{name!r}: ...' for name in expected)}}}."
             )
         for name in conditions:
-            if name not in self.parts:
-                near = difflib.get_close_matches(str(name), expected, n=3, cutoff=0.4)
-                hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Leave it out."
-                raise ValueError(f"Several: expected conditions among {expected}, got {name!r}.\n{hint}")
+            check_choice("Several:", name, expected, remedy="Leave it out.")
 
 
 def _unequal(vectors: Mapping[str, Tensor]) -> str:
@@ -419,25 +424,26 @@ def _joined_size(sizes: tuple[int, ...], combine: str) -> int:
     return sizes[0] if combine == "sum" else sum(sizes)
 
 
-def _size(condition: nn.Module) -> int:
+def encoded_size(condition: nn.Module) -> int:
+    """Return the size of what an encoder gives; ValueError for what is no module with an integer `dim`."""
     dim = getattr(condition, "dim", None)
-    if not isinstance(dim, Integral):
+    if not isinstance(condition, nn.Module) or not isinstance(dim, Integral):
         raise ValueError(
             f"condition: expected a module with an integer `dim`, the size of what it gives, "
             f"got {type(condition).__name__} with dim={dim!r}.\n"
-            f"Set self.dim in its __init__."
+            f"Use Vector, Classes, Scalars or Tokens, or set self.dim in the __init__ of your own."
         )
     return dim if isinstance(dim, int) else int(dim)
 
 
-def _num_required(condition: nn.Module) -> int:
-    """Return how many positional arguments a condition cannot do without; 0 where nobody knows."""
+def _num_positional(condition: nn.Module) -> int:
+    """Return how many arguments a condition takes by position; 0 where nobody knows."""
     try:
         parameters = inspect.signature(condition.forward).parameters.values()
     except (TypeError, ValueError):
         return 0
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(one.kind in positional and one.default is one.empty for one in parameters)
+    return sum(one.kind in positional for one in parameters)
 
 
 def _check_probability(option: str, value: float) -> None:
@@ -445,10 +451,3 @@ def _check_probability(option: str, value: float) -> None:
         raise ValueError(
             f"{option} expected a probability from 0 to 1, got {value}.\nFor 10 % of the samples give 0.1."
         )
-
-
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Choose one of {list(choices)}."
-        raise ValueError(f"{option} expected one of {list(choices)}, got {value!r}.\n{hint}")

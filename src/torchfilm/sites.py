@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, get_args
 
 from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
 from torchfilm.channels import Where, batch_axis, channels, lineage
+from torchfilm.naming import check_choice, nearest
+from torchfilm.writing import in_columns
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,7 @@ class Sites(tuple[Site, ...]):
     def __repr__(self) -> str:
         rows = [("name", "type", "features", "dim", "where", "note")]
         rows += [(s.name, s.type, str(s.features), str(s.dim), s.where, s.note) for s in self]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        return in_columns(rows)
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,6 @@ PRESETS: dict[str, Preset] = {
     "dit": Preset((r"(.*\.)?transformer_blocks\.\d+\.norm3",)),
 }
 
-T = TypeVar("T")
 Name = str | re.Pattern[str]
 Pattern = Name | Sequence[Name] | Callable[[str, nn.Module], bool] | Preset | Sites
 
@@ -124,11 +120,8 @@ def preset(name: str) -> Preset:
         >>> preset("llama").dim
         -1
     """
-    if name not in PRESETS:
-        raise ValueError(
-            f"preset: expected one of {', '.join(PRESETS)}, got {name!r}.\n"
-            f"For other networks give a regular expression that matches the names of their modules."
-        )
+    other = "For other networks give a regular expression that matches the names of their modules."
+    check_choice("preset:", name, [*PRESETS], remedy=other)
     return PRESETS[name]
 
 
@@ -147,9 +140,9 @@ def find(
 
     Args:
         model: any network.
-        sites: a regular expression, compiled or not, that matches whole names (`re.fullmatch`); a list of
-            such, each of which must match something; a function of name and module that returns True or
-            False; a `preset`; or what `find` returned, which has its own options and takes no others.
+        sites: a name, or a regular expression, compiled or not, that matches whole names (`re.fullmatch`); a
+            list of such, each of which must match something; a function of name and module that returns True
+            or False; a `preset`; or what `find` returned, which has its own options and takes no others.
         where: modulate what each module returns ("output") or what it is given ("input").
         dim: the axis of the channels; needed where the type of a module does not tell.
         features: how many channels there are; needed where neither type nor a one-dimensional weight tells.
@@ -206,20 +199,28 @@ def _check_unsaid(options: Mapping[str, Any]) -> None:
         )
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """Return the three names most like one, for messages."""
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.0)
-    return ", ".join(repr(one) for one in near) or "none, for there are no names"
+def hits(names: Collection[str], pattern: Name) -> list[str]:
+    """Return the names that a regular expression matches from start to end, and the one that is its text.
 
+    Raises:
+        ValueError: for what is neither a name nor a regular expression.
 
-def entry(what: str, entries: Mapping[str, T], name: str) -> T:
-    """Return the entry of that name; ValueError with the nearest names for one that there is not."""
-    if name not in entries:
+    Example:
+        >>> hits(["block1", "block2", "stem", "block[0]"], "block.")
+        ['block1', 'block2']
+        >>> hits(["block1", "block2", "stem", "block[0]"], "block[0]")
+        ['block[0]']
+    """
+    try:
+        matches = re.compile(pattern).fullmatch
+    except re.error as error:
+        if pattern in names:
+            return [str(pattern)]
         raise ValueError(
-            f"{what}: expected one of {len(entries)} names, got {name!r}.\n"
-            f"The nearest are {nearest(name, list(entries))}."
-        )
-    return entries[name]
+            f"Sites: expected a name, or a regular expression, got {pattern!r}: {error}.\n"
+            f"A dot stands for any character; put a backslash before brackets and stars of a name."
+        ) from error
+    return [name for name in names if matches(name) or name == pattern]
 
 
 def aliases(model: nn.Module) -> dict[str, list[str]]:
@@ -252,6 +253,11 @@ def is_root(module: nn.Module) -> bool:
 def is_site(module: nn.Module) -> bool:
     """Tell whether a module is a site of a conditioned network."""
     return "_film_slot" in module.__dict__
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module had before it was conditioned."""
+    return getattr(type(module), "_film_base", type(module))
 
 
 def is_patched(module: nn.Module) -> bool:
@@ -289,14 +295,8 @@ def _hits(names: dict[str, list[str]], pattern: str | re.Pattern[str]) -> list[s
             f"find: expected patterns for names, got a {type(pattern).__name__} among them.\n"
             f"Give the names of modules; or a function: lambda name, module: module in mine."
         )
-    try:
-        matches = re.compile(pattern).fullmatch
-    except re.error as error:
-        raise ValueError(
-            f"find: expected a regular expression, got {pattern!r}: {error}.\n"
-            f"A dot stands for any character; put a backslash before brackets and stars of a name."
-        ) from error
-    return [name for name, others in names.items() if any(matches(one) for one in (name, *others))]
+    called = {one: name for name, others in names.items() for one in (name, *others)}
+    return list(dict.fromkeys(called[one] for one in hits(called, pattern)))
 
 
 def _nothing(names: dict[str, list[str]], *given: str | re.Pattern[str]) -> NoReturn:

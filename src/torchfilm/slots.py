@@ -349,7 +349,8 @@ def _with_element(slot: Holding, output: Sequence[Any], index: int) -> Any:
 def _with_field(slot: Holding, output: Any, field: int | str | None) -> Any:
     """Replace one field of a named tuple, a dataclass (as in transformers and diffusers) or a mapping."""
     names = _field_names(output)
-    wanted = names[field or 0] if isinstance(field, int | None) and (field or 0) < len(names) else field
+    index = 0 if field is None else field
+    wanted = names[index] if isinstance(index, int) and -len(names) <= index < len(names) else field
     name = wanted if isinstance(wanted, str) and wanted in names else None
     if name is None or isinstance(output, PackedSequence):
         raise ValueError(
@@ -382,8 +383,8 @@ def _with_input_modulated(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     field = slot.site.field or 0
     index = names.index(field) if isinstance(field, str) and field in names else field
-    name = names[index] if isinstance(index, int) and index < len(names) else field
-    if isinstance(index, int) and index < len(args):
+    name = names[index] if isinstance(index, int) and -len(names) <= index < len(names) else field
+    if isinstance(index, int) and -len(args) <= index < len(args):
         parts = list(args)
         parts[index] = _modulated(slot, parts[index])
         return tuple(parts), kwargs

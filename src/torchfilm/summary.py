@@ -7,7 +7,7 @@ condition was about, the share of the spread between labels tells what a site ha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchfilm.modulation import Modulation, aligned, check_finite, check_modulations
-from torchfilm.sites import entry
+from torchfilm.naming import entry
+from torchfilm.writing import in_columns
 
 CLOSED = 0.01
 """A channel whose |gamma| is below this is closed: what it holds does not pass."""
@@ -65,6 +66,16 @@ class Summary:
 
     sites: tuple[SiteSummary, ...]
 
+    def __iter__(self) -> Iterator[SiteSummary]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __contains__(self, site: object) -> bool:
+        """Whether there is a line of that site."""
+        return any(line.site == site for line in self.sites)
+
     def __getitem__(self, site: str) -> SiteSummary:
         """Return the line of a site; ValueError for one that there is not."""
         return entry("Summary", {line.site: line for line in self.sites}, site)
@@ -98,14 +109,7 @@ class Summary:
             row += [f"{line.closed:.1%}", str(line.closed_always), f"{line.flipped:.1%}"]
             row += [str(line.rank), f"{line.directions:.1f}"]
             rows.append(row + [f"{line.between:.1%}" for _ in range(labelled) if line.between is not None])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(
-                [row[0].ljust(widths[0])]
-                + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
-            )
-            for row in rows
-        )
+        return in_columns(rows, right=True)
 
 
 def summarise(
@@ -216,7 +220,11 @@ def _said(label: Any) -> Any:
 
 
 def variances(values: NDArray[Any], labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the sums of squares between labels, and all, for each channel."""
+    """Return the sums of squares between labels, and all, for each channel.
+
+    Raises:
+        ValueError: for another number of labels than of samples.
+    """
     if len(labels) != len(values):
         raise ValueError(
             f"explained: expected a label for each of {len(values)} samples, got {len(labels)}.\n"

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from torchfilm.generator import Generator
-from torchfilm.heads import TableHead
+from torchfilm.heads import LowRankHead, SharedHead, TableHead, like_weights, wide
 from torchfilm.lookup import row
 from torchfilm.modulation import Modulation, paired
 from torchfilm.several import Maybe, Several
@@ -37,7 +38,9 @@ class SeparableTable:
     Bounds, learned scales and gates come after the addition and may be there. With a linear layer in the
     trunk, or an activation after a sum, the conditions meet in a nonlinearity: that is refused.
 
-    It holds numbers made from the weights, no parameters. For inference: no gradient flows through it.
+    It holds numbers made from the weights, no parameters, and is no module: make it on the network's device,
+    and again after a move. The rest is multiplied by its own columns alone: views of the generator's weights,
+    no copies. For inference: no gradient flows through it.
 
     Args:
         conditions: `Several`, in evaluation mode: its dropout is not for a table.
@@ -46,7 +49,8 @@ class SeparableTable:
         values: its K values, one per row, as that condition takes them.
 
     Raises:
-        ValueError: where it would not be exact, with the reason, and for a name that there is not.
+        ValueError: where it would not be exact, with the reason, for a name that there is not, and for a
+            condition without others.
 
     Example:
         >>> from torchfilm.conditions import Scalars, Vector
@@ -63,6 +67,7 @@ class SeparableTable:
         self.conditions = conditions
         self.generator = generator
         self.name = name
+        self._columns = _columns(conditions, name)
         self._made_of = Snapshot(conditions, generator, modes=False)
         with torch.no_grad():
             vectors = self._alone({name: conditions.parts[name](values)}).double()
@@ -101,8 +106,8 @@ class SeparableTable:
         self.conditions.check_given({self.name: self.name, **rest})
         vectors = self.conditions.encode(rest)
         del vectors[self.name]
-        raw = self.generator.raw(self._alone(vectors))
-        return raw if self._start is None else raw + self._start
+        raw = raw_of_others(self.generator, self.conditions.join(vectors), *self._columns)
+        return raw if self._start is None else raw.add_(self._start)
 
     @torch.no_grad()
     def __call__(
@@ -138,6 +143,45 @@ class SeparableTable:
         return self.generator.modulations(raw) if self._start is None else self.generator.divided(raw)
 
 
+def raw_of_others(
+    generator: Generator, z: Float[Tensor, "*batch others"], start: int, stop: int
+) -> Float[Tensor, "*batch rows"]:
+    """Return `generator.raw` of a condition with zeros from `start` to `stop`, whose other numbers are z.
+
+    The weights of what is zero are not read; all others are read where they lie. For trunks that are empty
+    or made of activations alone, which keep zero.
+    """
+    head: Any = generator.head
+    z = generator.trunk(z)
+    if isinstance(head, LowRankHead):
+        raw = head.up(_product(z, head.down, None, start, stop))
+    elif isinstance(head, SharedHead):
+        raw = head.spread(_product(z, head.weight, None, start, stop))
+    else:
+        raw = _product(z, head.weight, head.bias, start, stop)
+    return raw if generator.scale is None else raw * generator.scale
+
+
+def _product(z: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: int) -> Tensor:
+    """Return W z + b without the columns of W from `start` to `stop`, one product on each side of them."""
+    before, _, after = weight.tensor_split((start, stop), dim=1)
+    parts = like_weights(z, weight).split([before.shape[1], after.shape[1]], dim=-1)
+    sides = [side for side in zip(parts, (before, after), strict=True) if side[1].shape[1] > 0]
+    first, *other = sides
+    made = wide(functional.linear(*first, bias))
+    for side in other:
+        made += wide(functional.linear(*side))
+    return made
+
+
+def _columns(conditions: Several, name: str) -> tuple[int, int]:
+    """Return from where to where the generator reads a condition alone: nowhere where it reads their sum."""
+    if conditions.combine == "sum":
+        return conditions.dim, conditions.dim
+    sizes, place = list(conditions.sizes.values()), list(conditions.sizes).index(name)
+    return sum(sizes[:place]), sum(sizes[: place + 1])
+
+
 def _added(one: Tensor, other: Tensor) -> Tensor:
     """Return the sum of rows [*batch, rows], their batches aligned from the left."""
     fits = one.ndim == other.ndim or 1 in (one.ndim, other.ndim)
@@ -161,6 +205,11 @@ def _check_exact(conditions: Several, generator: Generator, name: str) -> None:
         raise ValueError(
             f"SeparableTable: expected a condition among {names}, got {name!r}.\n"
             f"Give the one that takes few values."
+        )
+    if len(names) == 1:
+        raise ValueError(
+            f"SeparableTable: expected other conditions besides '{name}', got none.\n"
+            f"Use tabulate(model, conds=...): where there is nothing to add, a row is all."
         )
     if not isinstance(generator, Generator):
         raise ValueError(

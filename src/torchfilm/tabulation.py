@@ -52,7 +52,7 @@ def tabulate(model: nn.Module, conds: Any) -> nn.Module:
 
 def _values(film: Conditioning, conds: Any) -> dict[str, Any]:
     """Return the values of all conditions, [K, ...] each, without dropout."""
-    with torch.no_grad(), film.predicting():
+    with torch.no_grad():
         if not isinstance(conds, list):
             return film.modulations(conds)
         each = [film.modulations(cond) for cond in conds]

@@ -21,6 +21,8 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 
+from torchfilm.sites import is_patched
+
 # What tracing runs into where code looks at values; what else a model's own code raises is its own fault.
 _UNTRACEABLE = (
     TraceError,
@@ -71,7 +73,7 @@ def ways(module: nn.Module, leaves: Collection[nn.Module] = (), *, takes_first: 
         >>> len(ways(nn.Sequential(nn.Linear(2, 3))).graphs)
         1
     """
-    if not list(module.children()) or "forward" in vars(module):
+    if not list(module.children()) or is_patched(module):
         return Ways((), complete=False)
     try:
         parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]

@@ -1,9 +1,9 @@
-"""Files that are written whole or not at all."""
+"""What is written: files whole or not at all, and rows of text in columns."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,3 +21,25 @@ def whole(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def in_columns(rows: Sequence[Sequence[str]], *, right: bool = False) -> str:
+    """Return rows of as many cells as a table, two spaces between columns.
+
+    Args:
+        rows: the names of the columns first.
+        right: align all columns but the first to the right, as numbers are.
+
+    Example:
+        >>> print(in_columns([("site", "gamma"), ("stem", "2")], right=True))
+        site  gamma
+        stem      2
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [str.ljust, *[str.rjust if right else str.ljust] * (len(widths) - 1)]
+    return "\n".join(
+        "  ".join(
+            align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )

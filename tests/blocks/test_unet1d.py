@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchfilm import Modulation
 from torchfilm.blocks.unet1d import ConditionalUnet1d, Convolution, Placement
@@ -43,6 +44,14 @@ def test_step_and_condition_are_separable_exactly(start: str):
     rows = unet.step_rows(step) + unet.condition_rows(condition)
     y = unet.denoise(x, unet.generator.modulations(rows))
     torch.testing.assert_close(y, unet(x, step, condition), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.plain
+def test_a_condition_is_multiplied_by_its_own_columns_alone():
+    unet, (*_, condition) = small(), batch()
+    with FlopCounterMode(display=False) as counted:
+        rows = unet.condition_rows(condition)
+    assert counted.get_total_flops() == 2 * 5 * 7 * rows.shape[-1]
 
 
 def test_row_i_depends_on_condition_and_step_i_alone():

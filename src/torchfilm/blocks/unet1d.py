@@ -17,6 +17,7 @@ from torchfilm.functional import film
 from torchfilm.fusion import Fusion
 from torchfilm.generator import Generator
 from torchfilm.modulation import Modulation
+from torchfilm.tables import raw_of_others
 
 Placement = Literal["after_activation", "before_activation"]
 
@@ -112,6 +113,9 @@ class ConditionalUnet1d(nn.Module):
         emit: what is made from the condition; ("beta",) is the original with cond_predict_scale=False.
         placement: behind norm and activation, as the original, or between the two, as Perez et al. 2018.
         start: as above.
+
+    Raises:
+        ValueError: for widths that the groups do not share evenly, and an even kernel.
 
     Example:
         >>> unet = ConditionalUnet1d(2, 40, widths=(16, 32), step_dim=8)
@@ -230,8 +234,7 @@ class ConditionalUnet1d(nn.Module):
 
     def condition_rows(self, condition: Float[Tensor, "batch cond"]) -> Float[Tensor, "batch rows"]:
         """Return what conditions contribute to all rows, biases included; the rest is `step_rows`."""
-        padded = torch.cat([condition.new_zeros(condition.shape[0], self.step_dim), condition], dim=-1)
-        return self.generator.raw(padded)
+        return raw_of_others(self.generator, condition, 0, self.step_dim)
 
     def _encoded(self, step: Int[Tensor, " batch"]) -> Float[Tensor, "batch d"]:
         """Encode steps in float32 or wider, and go on in the precision of the weights."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchfilm.modulation import Modulation, check_modulations
-from torchfilm.sites import entry, nearest
+from torchfilm.naming import entry, nearest
+from torchfilm.sites import hits
 from torchfilm.writing import whole
 
 SitePattern = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Callable[[str], bool]
@@ -29,7 +30,7 @@ class Modulations(dict[str, Modulation]):
     """The modulation of every site by name, as one value: `a + (b - c)`, `a.interpolate(b, 0.5)`.
 
     Arithmetic acts site by site and field by field, as in `Modulation`; a network takes the result:
-    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.6). A pytree, as `Modulation`.
+    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.5). A pytree, as `Modulation`.
 
     Raises:
         ValueError: for values of another fusion; in arithmetic, where the two do not have the same sites.
@@ -93,6 +94,9 @@ class Modulations(dict[str, Modulation]):
 
         Its columns are site, row, step (for modulations [N, T, C]; else 0), channel, gamma, beta and, where
         a site has one, gate (NaN elsewhere).
+
+        Raises:
+            ValueError: for no site.
         """
         if not self:
             raise ValueError(
@@ -174,23 +178,14 @@ def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
 
 
 def _hits(names: Sequence[str], pattern: str | re.Pattern[str]) -> list[str]:
-    text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
-    try:
-        matches = re.compile(pattern).fullmatch
-    except re.error as error:
-        if text in names:
-            return [text]
-        raise ValueError(
-            f"Sites: expected a name, or a regular expression, got {pattern!r}: {error}.\n"
-            f"A dot stands for any character; put a backslash before brackets and stars of a name."
-        ) from error
-    hits = [name for name in names if matches(name) or pattern == name]
-    if not hits:
+    found = hits(names, pattern)
+    if not found:
+        text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
         raise ValueError(
             f"Sites: expected a name, or an expression for whole names, got {text!r}.\n"
             f"The nearest are {nearest(text, list(names))}."
         )
-    return hits
+    return found
 
 
 def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) -> Path:
@@ -227,6 +222,7 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
 
     Raises:
         ValueError: for a file that holds something else.
+        FileNotFoundError: for none.
     """
     try:
         opened = safe_open(path, framework="pt", device=str(device))

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 import torchfilm as tf
 from catalogue import randomise
 from torchfilm.inspection import modulations, record
-from torchfilm.presets import Modulations, load_modulations, save_modulations, whole
+from torchfilm.modulations import Modulations, load_modulations, save_modulations, whole
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 

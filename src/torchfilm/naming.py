@@ -1,0 +1,55 @@
+"""What to say about a name that there is not: those that there are, or those most like it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class UnknownNameError(ValueError, KeyError):
+    """A name that there is not: a `KeyError` too, so that `in` and `get` of mappings work."""
+
+    __str__ = Exception.__str__  # KeyError shows the repr of its message
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the three names most like one, for messages."""
+    near = difflib.get_close_matches(str(name), list(names), n=3, cutoff=0.0)
+    return ", ".join(map(repr, near)) or "none, for there are no names"
+
+
+def entry(what: str, entries: Mapping[str, T], name: str) -> T:
+    """Return the entry of that name; UnknownNameError with the nearest names for one that there is not."""
+    if name not in entries:
+        raise UnknownNameError(
+            f"{what}: expected one of {len(entries)} names, got {name!r}.\n"
+            f"The nearest are {nearest(name, entries)}."
+        )
+    return entries[name]
+
+
+def check_choice(
+    what: str,
+    value: Any,
+    choices: Collection[Any],
+    *,
+    patterns: Sequence[str] = (),
+    remedy: str = "Choose one of these.",
+) -> None:
+    """Refuse what is none of a few choices; ValueError with all of them, and with what was probably meant.
+
+    Args:
+        what: what was chosen, as the message starts: "Maybe: null".
+        value: what was given.
+        choices: what there is.
+        patterns: what there is besides, as "tanh:R": the caller checks those.
+        remedy: what to do where no choice is like the value.
+    """
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), map(str, choices), n=3, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else remedy
+    raise ValueError(f"{what} expected one of {[*choices, *patterns]}, got {value!r}.\n{hint}")

@@ -1,0 +1,114 @@
+"""What encoder and generator tell the sites: the same for every condition, or nothing that was learned?
+
+A network can hear at every site and still ignore its condition: the encoder has collapsed or was always
+dropped, the generator is at its start, its weights have decayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchfilm.counterfactual import columns, keys
+from torchfilm.filling import Active, Conditioning
+from torchfilm.generator import Generator
+from torchfilm.heads import AffineHead, SharedHead, TableHead
+from torchfilm.mixing import Attentions, Concatenations
+from torchfilm.sensitivity import parts
+from torchfilm.several import Masked, Maybe, Several
+
+START = (
+    "The generator is at its start, the same for every condition: has training not begun, or was the "
+    "optimiser built before condition()?"
+)
+"""No problem before training; afterwards one that no site shows."""
+
+
+def untouched(generator: nn.Module) -> bool | None:
+    """Whether all that starts at zero in a generator is there still; None where nothing is known to."""
+    zeros: list[Tensor] = []
+    for part in generator.modules():
+        if isinstance(part, AffineHead | SharedHead | TableHead) and part.start == "zero":
+            zeros += part.parameters()
+        elif isinstance(part, Generator) and part.scale is not None:
+            zeros.append(part.scale)
+        elif isinstance(part, Attentions):
+            zeros += part.outputs
+        elif isinstance(part, Concatenations) and part.ups is not None:
+            zeros += part.ups
+    return not any(bool(tensor.any()) for tensor in zeros) if zeros else None
+
+
+def active_condition(film: Conditioning, cond: Any) -> Any:
+    """Return the condition of a call, or of the block around it; None where there is none."""
+    active = film.local.active
+    return active.cond if cond is None and isinstance(active, Active) else cond
+
+
+def said_once(cond: Any) -> bool:
+    """Whether a condition has equal rows, whatever dropout does."""
+    try:
+        return len(set(keys(cond))) == 1
+    except ValueError:  # none, or one of a kind of its own: nothing is known about its rows
+        return False
+
+
+def reads_once(read: Any, values: Mapping[str, Any], told: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether all samples have one condition: by what the generator read, since at its start it makes the
+    same of every condition; by the values where those were given.
+    """
+    if read is None:
+        fields = [(name, *field) for name, value in values.items() for field in parts(value)]
+        found = [tensor for name, part, tensor in fields if part in told.get(name, ())]
+    else:
+        found = columns(read) or [read] * isinstance(read, Tensor)
+    return bool(found) and all(map(_one_row, found))
+
+
+def tells_one_thing(values: Mapping[str, Any], cond: Any) -> bool:
+    """Whether the values of all sites are the same for all samples, though their conditions differ."""
+    if said_once(cond) or any(map(_is_missing, _masked(cond))):
+        return False
+    found = [tensor for value in values.values() for _, tensor in parts(value)]
+    rows = [tensor for tensor in found if tensor.ndim > 1 and len(tensor) > 1]
+    return bool(rows) and all(map(_one_row, rows))
+
+
+def is_cut_off(encoder: nn.Module, values: Mapping[str, Any]) -> bool:
+    """Whether an encoder has parameters to be trained, of which none has a part in the graph of the values.
+
+    What stands for missing conditions is left out: it has a part where some are missing alone.
+    """
+    layers = [layer for layer in encoder.modules() if not isinstance(layer, Maybe | Several)]
+    own = [p for layer in layers for p in layer.parameters(recurse=False) if p.requires_grad]
+    found = [tensor for value in values.values() for _, tensor in parts(value) if tensor.requires_grad]
+    if not own or not found:
+        return False
+    total = torch.stack([tensor.sum() for tensor in found]).sum()
+    return all(one is None for one in torch.autograd.grad(total, own, allow_unused=True))
+
+
+def _masked(cond: Any) -> Iterator[Masked]:
+    """Yield what is missing in part, in a condition or in several by name."""
+    for one in cond.values() if isinstance(cond, Mapping) else (cond,):
+        if isinstance(one, Masked):
+            yield one
+
+
+def _is_missing(cond: Masked) -> bool:
+    return cond.value is None or (cond.present is not None and not bool(torch.as_tensor(cond.present).all()))
+
+
+def _one_row(column: Any) -> bool:
+    """Whether all rows say the same, but for rounding; a single vector [C] is one row."""
+    if not isinstance(column, Tensor):
+        return len(set(map(str, column))) == 1
+    if column.ndim < 1 + column.is_floating_point():
+        return True
+    if not column.is_floating_point():
+        return bool((column == column[:1]).all())
+    wide = column.detach().double()
+    return bool((wide - wide[:1]).abs().max() <= 1e-6 * wide.abs().max())

@@ -1,0 +1,86 @@
+"""Give back what a measurement changes: the modes of modules, buffers, and the state of random numbers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
+    """Put networks into training or evaluation in the block, and each module back into its own mode."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.train(training)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def same_chance() -> Iterator[None]:
+    """Give the random numbers back as they were: after the block, those come that would have come without."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Give the buffers of a network (statistics of norms) and the random numbers back as they were.
+
+    Graphs that wait for their backward pass do not notice: buffers get their numbers back as `.data`, without
+    a new version.
+    """
+    owners = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        with same_chance():
+            yield
+    finally:
+        for buffers, before in owners:
+            if isinstance(buffers, dict):  # those of TorchScript are no dict, and nobody rebinds them
+                buffers.clear()
+                buffers.update(before)
+        with torch.no_grad():
+            for buffer, values in kept:
+                buffer.data.copy_(values)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run eagerly and with gradients, also in `torch.inference_mode`, and leave the network unchanged."""
+    with unchanged(model), _eagerly(), torch.inference_mode(mode=False), torch.enable_grad():
+        yield
+
+
+class _Stance:
+    """How many blocks run compiled networks eagerly now, and what gives the stance from before back."""
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.before = threading.Lock(), 0, ExitStack()
+
+
+_STANCE = _Stance()
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Run compiled networks eagerly; the stance is that of all threads, so the last to leave ends it."""
+    with _STANCE.lock:
+        if not _STANCE.blocks:
+            _STANCE.before.enter_context(torch.compiler.set_stance("force_eager"))
+        _STANCE.blocks += 1
+    try:
+        yield
+    finally:
+        with _STANCE.lock:
+            _STANCE.blocks -= 1
+            if not _STANCE.blocks:
+                _STANCE.before.close()

@@ -1,0 +1,62 @@
+"""Of several conditions by name each is exchanged by itself too: one that is heard hides none that is not."""
+
+import torch
+from torch import Tensor, nn
+
+import torchfilm as tf
+from catalogue import randomise
+from torchfilm.heard import heard
+
+X = torch.randn(11, 3)
+GIVEN = {"time": torch.tensor([[7.0]]), "goal": torch.randn(11, 5), "words": torch.randn(11, 2)}
+
+
+def deaf_to_words() -> nn.Module:
+    parts = {"time": tf.Scalars(1, 4), "goal": tf.Vector(5), "words": tf.Vector(2)}
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", tf.Several(parts)))
+    with torch.no_grad():
+        tf.conditioning(model).generator.head.weight[:, -2:] = 0
+    return model
+
+
+def test_one_that_is_ignored_is_told_from_one_that_is_heard():
+    found = heard(deaf_to_words(), [(X, {**GIVEN, "time": torch.rand(11, 1)})])
+    assert list(found.effects) == ["repeat", "swap", "swap time", "swap goal", "swap words", "blank"]
+    assert found.verdict == "heard"
+    assert found.ignored == ("words",)
+    assert found.words.endswith(" Swapped alone, ignored: words (0.000).")
+    assert "swap words" in str(found)
+
+
+def test_one_for_all_samples_stays_as_it_is():
+    found = heard(deaf_to_words(), [(X, GIVEN)])
+    assert list(found.effects) == ["repeat", "swap", "swap goal", "swap words", "blank"]
+    seen = []
+
+    class Seeing(tf.Several):
+        def forward(self, conditions: dict) -> Tensor:
+            seen.append(conditions)
+            return super().forward(conditions)
+
+    encoder = Seeing({"time": tf.Scalars(1, 4), "goal": tf.Vector(5), "words": tf.Vector(2)})
+    heard(tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", encoder), [(X, GIVEN)], resamples=2)
+    assert all(one["time"] is GIVEN["time"] for one in seen)
+    swapped, goal, words = seen[2:5]
+    assert goal["words"] is GIVEN["words"]
+    assert words["goal"] is GIVEN["goal"]
+    assert not any(torch.equal(one["goal"], GIVEN["goal"]) for one in (swapped, goal))
+
+
+def test_what_belongs_together_is_not_taken_apart():
+    given = {
+        "tokens": torch.randn(5, 2, 3),
+        "mask": torch.tensor([[True, True], [True, False]] * 2 + [[True] * 2]),
+    }
+    found = heard(lambda x, cond: x * cond["tokens"].mean(1), [(torch.randn(5, 3), given)])
+    assert list(found.effects) == ["repeat", "swap", "blank"]
+    assert found.ignored == ()
+
+
+def test_one_that_is_the_same_for_all_is_not_exchanged():
+    found = heard(deaf_to_words(), [(X, GIVEN | {"words": torch.ones(11, 2)})])
+    assert list(found.effects) == ["repeat", "swap", "swap goal", "blank"]

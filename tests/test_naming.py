@@ -1,0 +1,35 @@
+"""An unknown name is an error that says which names there are."""
+
+from __future__ import annotations
+
+import pytest
+
+from torchfilm.naming import UnknownNameError, check_choice, entry, nearest
+
+
+def test_an_unknown_name_gives_the_nearest_and_is_an_error_of_values_and_of_keys():
+    assert entry("Here", {"first": 2}, "first") == 2
+    with pytest.raises(
+        ValueError, match=r"^Here: expected one of 1 names, got 'frist'.\nThe nearest are 'fi"
+    ):
+        entry("Here", {"first": 2}, "frist")
+    with pytest.raises(KeyError) as raised:
+        entry("Here", {}, "a")
+    assert (
+        str(raised.value)
+        == "Here: expected one of 0 names, got 'a'.\nThe nearest are none, for there are no names."
+    )
+    assert isinstance(raised.value, UnknownNameError)
+    assert nearest("b", ["stem", "block1", "block2", "block3"]) == "'block3', 'block2', 'block1'"
+
+
+def test_a_choice_is_among_those_that_there_are():
+    check_choice("here: mode", None, (None, "sum"))
+    with pytest.raises(
+        ValueError, match=r"^here: mode expected one of \[None, 'sum'\], got 'smu'.\nDid you mean 'sum'\?$"
+    ):
+        check_choice("here: mode", "smu", (None, "sum"))
+    with pytest.raises(ValueError, match=r"one of \['sum', 'x:R'\], got 5.\nChoose one of these.$"):
+        check_choice("here: mode", 5, {"sum": 2}, patterns=["x:R"])
+    with pytest.raises(ValueError, match=r"got \['x'\].\nLeave it out$"):
+        check_choice("here: mode", ["x"], ("sum",), remedy="Leave it out")

@@ -1,0 +1,79 @@
+"""What encoder and generator tell the sites: found wherever different conditions come out the same."""
+
+import torch
+from torch import nn
+
+import torchfilm as tf
+from catalogue import randomise
+from torchfilm.doctor import Diagnosis, doctor
+
+X, Z = torch.randn(4, 3, 5, 5), torch.randn(4, 11)
+
+
+def chain() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 7, 1), nn.ReLU(), nn.Conv2d(7, 2, 1))
+
+
+class Words(nn.Module):
+    """An encoder with a layer to be trained: "mute" says the same of all, "cut" lets no gradient through."""
+
+    def __init__(self, way: str = "") -> None:
+        super().__init__()
+        self.dim, self.way, self.layer = 7, way, nn.Linear(11, 7)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        if self.way == "mute":
+            z = torch.zeros_like(z)
+        y = self.layer(z)
+        return y.detach() if self.way == "cut" else y
+
+
+def sources(found: Diagnosis) -> list:
+    return [finding.kind for finding in found.findings if not finding.site]
+
+
+def test_an_encoder_that_says_the_same_of_every_condition_is_a_problem():
+    model = randomise(tf.condition(chain(), "0|2", Words("mute")))
+    found = doctor(model, X, cond=Z)
+    assert sources(found) == ["same"]
+    assert not found
+    assert "what the sites are told is the same for all conditions of the batch" in str(found)
+    assert sources(doctor(model, X, cond=Z[:1].expand(4, -1))) == []
+
+
+def test_weights_that_decayed_are_not_taken_for_a_start():
+    model = randomise(tf.condition(chain(), "0|2", tf.Vector(11)))
+    with torch.no_grad():
+        tf.conditioning(model).generator.head.weight.zero_()
+    found = doctor(model, X, cond=Z)
+    assert sources(found) == ["same"]
+    assert not found.at_start
+
+
+def test_an_encoder_without_a_gradient_is_pointed_out():
+    found = doctor(tf.condition(chain(), "0|2", Words("cut"), init="default"), X, cond=Z)
+    assert sources(found) == ["cut_off"]
+    assert found, "a network may listen to an encoder that is not trained"
+    model = tf.condition(chain(), "0|2", tf.Maybe(tf.Vector(11)), init="default")
+    assert sources(doctor(model, X, cond=Z)) == []
+    assert sources(doctor(tf.condition(chain(), "0|2", Words(), init="default"), X, cond=Z)) == []
+    frozen = Words("cut").requires_grad_(requires_grad=False)
+    assert sources(doctor(tf.condition(chain(), "0|2", frozen, init="default"), X, cond=Z)) == []
+
+
+def test_conditions_that_are_missing_may_say_the_same():
+    model = randomise(tf.condition(chain(), "0|2", tf.Maybe(tf.Vector(11))))
+    for cond in (tf.Masked(Z, [False] * 4), tf.Masked(None)):
+        assert sources(doctor(model, X, cond=cond)) == []
+
+
+def test_numbers_that_are_none_are_looked_for_where_they_come_from():
+    model = randomise(tf.condition(chain(), "0|2", tf.Vector(11)))
+    wrong = Z.clone()
+    wrong[1] = float("nan")
+    said = [finding for finding in doctor(model, X, cond=wrong).findings if finding.kind == "nonfinite"]
+    assert [one.message for one in said] == ["its gamma and beta are NaN or infinite."] * 2
+    assert "Look for NaN in the condition, then" in said[0].remedy
+    said = doctor(model, X * float("inf"), cond=Z).findings
+    assert "Look for NaN in the input and in the output first." in [finding.remedy for finding in said]

@@ -1,0 +1,74 @@
+"""What a measurement leaves behind: nothing, also where it fails."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchfilm.undisturbed import in_mode, same_chance, unchanged
+
+
+class Counting(nn.Module):
+    """A layer that registers a buffer when it first runs, and counts its calls in it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "calls" not in self._buffers:
+            self.register_buffer("calls", torch.zeros(()))
+        self.calls += 1
+        return x
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_module_gets_its_own_mode_back(fails: bool):
+    models = nn.Sequential(nn.Dropout(), nn.Linear(2, 3)), nn.Sequential(nn.Dropout())
+    models[0][1].eval()
+    modes = [module.training for model in models for module in model.modules()]
+    with pytest.raises(KeyError) if fails else torch.no_grad(), in_mode(*models, training=False):
+        assert not any(module.training for model in models for module in model.modules())
+        if fails:
+            raise KeyError
+    assert [module.training for model in models for module in model.modules()] == modes
+
+
+def test_a_mode_that_cannot_be_set_leaves_the_modes_before():
+    class Stubborn(nn.Dropout):
+        def train(self, mode: bool = True) -> nn.Module:
+            raise KeyError
+
+    model = nn.Sequential(nn.Dropout(), Stubborn())
+    with pytest.raises(KeyError), in_mode(model, training=False):
+        pass
+    assert all(module.training for module in model.modules())
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been_drawn():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with same_chance():
+        torch.rand(5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_buffers_are_those_of_before_with_the_numbers_of_before():
+    model = nn.Sequential(nn.BatchNorm1d(3), Counting())
+    buffers = dict(model.named_buffers())
+    numbers = {name: buffer.clone() for name, buffer in buffers.items()}
+    versions = [buffer._version for buffer in buffers.values()]
+    with unchanged(model):
+        model(torch.randn(5, 3))
+        written = [buffer._version for buffer in buffers.values()]
+        model[0].running_mean = torch.ones(3)
+    after = dict(model.named_buffers())
+    assert list(after) == list(buffers)
+    assert all(after[name] is buffers[name] for name in buffers)
+    assert all(torch.equal(after[name], numbers[name]) for name in buffers)
+    assert [buffer._version for buffer in buffers.values()] == written != versions
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_a_batch_norm_in_torchscript_is_left_as_it_was_too():
+    model = torch.jit.script(nn.BatchNorm1d(3))
+    with unchanged(model):
+        model(torch.randn(5, 3))
+    assert int(model.num_batches_tracked) == 0
+    assert not model.running_mean.any()
