@@ -139,15 +139,16 @@ def _of_leaves(values: Iterable[Any], names: Sequence[str]) -> Modulations:
     return made
 
 
+def _with_paths(values: Modulations) -> tuple[list[tuple[Any, Any]], list[str]]:
+    return [(pytree.MappingKey(name), m) for name, m in values.items()], list(values)
+
+
 pytree.register_pytree_node(
     Modulations,
     lambda values: (list(values.values()), list(values)),
     _of_leaves,
     serialized_type_name="torchfilm.Modulations",
-    flatten_with_keys_fn=lambda values: (
-        [(pytree.MappingKey(k), v) for k, v in values.items()],
-        list(values),
-    ),
+    flatten_with_keys_fn=_with_paths,
 )
 torch.serialization.add_safe_globals([Modulations])  # exported programs hold the inputs of their making
 
