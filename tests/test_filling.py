@@ -2,7 +2,9 @@
 
 import asyncio
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -474,3 +476,16 @@ def test_steps_of_the_original_network_may_come_after_the_call():
     model = tf.condition(Steps(nn.Linear(3, 5)), "0", tf.Vector(7))
     with tf.unconditioned(model):
         assert len(list(model(torch.randn(2, 3), cond=torch.randn(2, 7)))) == 1
+
+
+def test_classes_of_others_live_no_longer_than_their_networks():
+    def once() -> list[weakref.ref]:
+        site, root = type("Own", (nn.Linear,), {}), type("Root", (nn.Sequential,), {})
+        model = tf.condition(root(site(3, 5)), "0", tf.Vector(7))
+        model(torch.randn(2, 3), cond=torch.randn(2, 7))
+        return [weakref.ref(kind) for kind in (site, root, type(model), type(model[0]))]
+
+    known = once()
+    gc.collect()  # what condition made
+    gc.collect()  # what it was made of
+    assert [ref() for ref in known] == [None] * 4

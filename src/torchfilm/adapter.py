@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
-from torchfilm.filling import again_active
+from torchfilm.filling import again_active, is_sharded
 from torchfilm.fusion import Fusion
 from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
@@ -147,7 +146,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     names = {name: _unwrapped_name(paths[0]) for name, paths in film.paths(root).items()}
     state = film.state_dict()
     _check_tensors(state)
-    sharded = any(map(_is_sharded, state.values()))
+    sharded = any(map(is_sharded, state.values()))
     tensors = {key: _whole(value).detach().cpu().clone().contiguous() for key, value in state.items()}
     description = {
         "format": FORMAT,
@@ -462,18 +461,12 @@ def _fingerprint(root: nn.Module) -> dict[str, Any]:
 
 def _plain(value: Any) -> bool:
     """Leave out what has no values to read: quantised subclasses, the meta device, extra state."""
-    return (type(value) is Tensor or _is_sharded(value)) and value.device.type != "meta"
-
-
-def _is_sharded(value: Any) -> bool:
-    """Tell whether a tensor lies in several processes, without loading what knows such tensors."""
-    known = sys.modules.get("torch.distributed.tensor")
-    return known is not None and isinstance(value, known.DTensor)
+    return (type(value) is Tensor or is_sharded(value)) and value.device.type != "meta"
 
 
 def _whole(value: Any) -> Tensor:
     """Return a tensor whole, which all processes that have a part of it have to ask for."""
-    return value.full_tensor() if _is_sharded(value) else value
+    return value.full_tensor() if is_sharded(value) else value
 
 
 def _check_base(base: nn.Module, saved: dict[str, Any], path: Path) -> None:

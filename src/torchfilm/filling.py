@@ -38,6 +38,9 @@ class Onlooker:
 class Active:
     """What a block made active: a condition, with the values made of it at the start, or a modulation.
 
+    Nothing is made at the start by parameters that FSDP2 holds in parts: only a call of the network makes
+    them whole.
+
     Args:
         film: what makes the values.
         cond: the condition, or None.
@@ -47,7 +50,8 @@ class Active:
     def __init__(self, film: Conditioning, cond: Any, modulation: Any) -> None:
         self.cond, self.modulation = cond, modulation
         self.ended = False
-        self.ready = film(cond) if modulation is None else None
+        self.is_late = modulation is None and any(map(is_sharded, film.parameters()))
+        self.ready = film(cond) if modulation is None and not self.is_late else None
         self.training, self.made_of = film.training, Snapshot(film, cond=cond)
 
     def is_ready(self, film: Conditioning) -> bool:
@@ -58,6 +62,17 @@ class Active:
         if self.ready is None or torch.is_grad_enabled() or film.training is not self.training:
             return False
         return self.made_of.holds()
+
+
+def is_sharded(value: Any) -> bool:
+    """Tell whether a tensor lies in several processes, without loading what knows such tensors."""
+    known = sys.modules.get("torch.distributed.tensor")
+    return known is not None and isinstance(value, known.DTensor)
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    """Tell whether a module joins its own parameters when it is called."""
+    return any(one.__name__ == "FSDPModule" for one in type(module).__mro__)
 
 
 class Off:
@@ -127,7 +142,15 @@ class Conditioning(nn.Module):
 
         Args:
             cond: what the encoder takes; a tuple holds several arguments, as (tokens, mask).
+
+        Raises:
+            ValueError: where FSDP2 holds the parameters in parts that only a call of the network joins.
         """
+        if any(map(is_sharded, self.parameters())) and not any(map(_is_fsdp, self.modules())):
+            raise ValueError(
+                "Modulations: expected parameters that are whole, got those of a network that FSDP2 has "
+                "sharded.\nCall model.unshard() first, or look at a call of the network: record(model)."
+            )
         with self.predicting():
             return self(cond)
 
@@ -219,7 +242,7 @@ class Conditioning(nn.Module):
             slot.fill(values if values is None or values is PLAIN else values[name])
 
     def lend(self, values: Mapping[str, Any]) -> None:
-        """Let each site apply its value where no call of the network runs."""
+        """Let each site apply its value where no call of the network runs; None for none."""
         for name, slot in self.slots.items():
             slot.fill(None)
             slot.lend(values[name])

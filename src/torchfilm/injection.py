@@ -131,8 +131,9 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     What is written through `.data`, or into tensors made in inference mode,
     is not seen, and a compiled network sees nothing that is written into tensors: give a new condition.
     Methods that call parts of the network without the network itself (`vae.encode`) get the values made at
-    the start, but for what a checkpoint runs again in the backward pass: see `checkpoint_context`. A call's
-    own `cond=` wins, also for calls of the network inside of it.
+    the start, but for what a checkpoint runs again in the backward pass: see `checkpoint_context`; in a
+    network that FSDP2 has sharded, in which only calls make values, they raise. A call's own `cond=` wins,
+    also for calls of the network inside of it.
 
     Args:
         model: a conditioned network.
@@ -156,8 +157,11 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     entry = Active(film, cond, modulation)
     with active(film, entry):
         film.fill(None)
-        ready = None if film.transforms else entry.ready
-        film.lend(film.values(None, None, lent=True) if ready is None else ready)
+        if entry.is_late:
+            film.lend(dict.fromkeys(film.slots))
+        else:
+            ready = None if film.transforms else entry.ready
+            film.lend(film.values(None, None, lent=True) if ready is None else ready)
         yield
 
 

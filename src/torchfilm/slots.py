@@ -22,6 +22,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, Generic, Protocol, runtime_checkable
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -139,9 +140,7 @@ def is_plain_film(site: Site, fusion: Fusion) -> bool:
 
 def listen(module: nn.Module, slot: Holding) -> None:
     """Make a module a site; from now on it applies what the slot holds."""
-    if hasattr(
-        type(module), "_film_slot"
-    ):  # made by the class of another site, whose forward is ours already
+    if hasattr(type(module), "_film_slot"):  # made by the class of another site: its forward is ours already
         swap_back(module)
     swap(module, site_forward)
     module.__dict__["_film_slot"] = slot
@@ -185,7 +184,8 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
             "_film_keywords": keywords,
             "_film_inputs": tuple(signature.parameters)[1:],
             "__reduce_ex__": _reduce_ex,
-            "__module__": base.__module__,
+            # Dynamo takes sizes behind torch.nn.modules for constants; fx takes torch.nn for leaves.
+            "__module__": "torch.nn" if base.__module__.startswith("torch.nn.modules.") else base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
         }
@@ -223,7 +223,7 @@ def _copied(function: Any) -> types.FunctionType:
     return copied
 
 
-_SUBCLASSES: dict[tuple[type[nn.Module], Callable[..., Any]], type[nn.Module]] = {}
+_SUBCLASSES: MutableMapping[Any, type[nn.Module]] = WeakValueDictionary()  # each as long as its modules
 
 ROOT_KEYWORDS = ("cond", "modulation")
 
