@@ -1,7 +1,10 @@
 """Of several conditions by name each is exchanged by itself too: one that is heard hides none that is not."""
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import torchfilm as tf
 from catalogue import randomise
@@ -60,3 +63,42 @@ def test_what_belongs_together_is_not_taken_apart():
 def test_one_that_is_the_same_for_all_is_not_exchanged():
     found = heard(deaf_to_words(), [(X, GIVEN | {"words": torch.ones(11, 2)})])
     assert list(found.effects) == ["repeat", "swap", "swap goal", "blank"]
+
+
+class Output(OrderedDict):
+    """A mapping with attributes, as the outputs of transformers."""
+
+    @property
+    def state(self) -> Tensor:
+        return self["state"]
+
+
+def test_a_mapping_stays_of_its_kind():
+    pytree.register_pytree_node(
+        Output, lambda one: (list(one.values()), list(one)), lambda v, k: Output(zip(k, v, strict=True))
+    )
+    found = heard(lambda x, cond: x * cond.state, [(X, Output(state=torch.randn(11, 3)))])
+    assert found.verdict == "heard"
+
+
+def test_paraphrases_see_the_whole_condition_and_pairs_may_share_a_step():
+    given = {"time": torch.tensor([[7.0]]), "say": ["up", "down"]}
+    other = {"time": torch.tensor([[7.0]]), "say": ["above", "below"]}
+    seen = []
+
+    def model(x: Tensor, cond: dict) -> Tensor:
+        seen.append(cond)
+        return x
+
+    for paraphrase in (lambda cond: {**cond, "say": ["above", "below"]}, (given, other)):
+        heard(model, [(X[:2], given)], paraphrase=paraphrase, resamples=2)
+        assert seen[-1]["say"] == ["above", "below"]
+        assert seen[-1]["time"].shape == (1, 1)
+
+
+def test_one_that_is_missing_is_not_exchanged_and_the_ignored_are_among_the_plain_values():
+    parts = {"goal": tf.Vector(5), "words": tf.Maybe(tf.Vector(2))}
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", tf.Several(parts)))
+    given = {"goal": GIVEN["goal"], "words": tf.Masked(None, torch.zeros(11, dtype=torch.bool))}
+    assert "swap words" not in heard(model, [(X, given)]).effects
+    assert heard(deaf_to_words(), [(X, GIVEN)]).to_json()["ignored"] == ["words"]

@@ -1,5 +1,6 @@
 """What encoder and generator tell the sites: found wherever different conditions come out the same."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -77,3 +78,52 @@ def test_numbers_that_are_none_are_looked_for_where_they_come_from():
     assert "Look for NaN in the condition, then" in said[0].remedy
     said = doctor(model, X * float("inf"), cond=Z).findings
     assert "Look for NaN in the input and in the output first." in [finding.remedy for finding in said]
+
+
+@pytest.mark.parametrize("fusion", ["film", "scale", "bias", "gate", "concat", "low_rank", "cross_attention"])
+def test_every_fusion_may_be_told_one_thing(fusion: str):
+    model = randomise(tf.condition(chain(), "0|2", Words("mute"), fusion=fusion))
+    assert sources(doctor(model, X, cond=Z)) == ["same"]
+
+
+def test_an_encoder_that_says_one_thing_is_found_behind_dropout_too():
+    model = randomise(tf.condition(chain(), "0|2", tf.Maybe(Words("mute"), dropout=0.5))).train()
+    assert sources(doctor(model, X, cond=Z)) == ["same"]
+    assert model.training
+    assert model.film.training
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_condition_that_is_left_out_has_a_part_in_no_finding(training: bool):
+    parts = {"text": tf.Maybe(tf.Vector(11)), "label": tf.Maybe(tf.Classes(3, 7), dropout=0.1)}
+    model = randomise(tf.condition(chain(), "0|2", tf.Several(parts))).train(training)
+    assert sources(doctor(model, X, cond={"text": Z})) == []
+    alone = randomise(tf.condition(chain(), "0|2", tf.Maybe(tf.Classes(3, 7)))).train(training)
+    assert sources(doctor(alone, X, cond=tf.Masked(None))) == []
+    nested = tf.Several({"all": tf.Several(parts), "time": tf.Scalars(1, 4)})
+    model = randomise(tf.condition(chain(), "0|2", nested))
+    given = {"all": {"text": tf.Masked(Z, [False] * 4)}, "time": torch.full((1, 1), 0.3)}
+    assert sources(doctor(model, X, cond=given)) == []
+
+
+def test_equal_conditions_beside_one_for_all_are_one_condition():
+    parts = {"time": tf.Scalars(1, 4), "text": tf.Vector(11)}
+    model = randomise(tf.condition(chain(), "0|2", tf.Several(parts)))
+    given = {"time": torch.full((1, 1), 0.3), "text": Z[:1].expand(4, -1)}
+    assert sources(doctor(model, X, cond=given)) == []
+
+
+def test_sources_are_asked_by_calls_of_the_network_itself():
+    model = randomise(tf.condition(chain(), "0|2", Words()))
+
+    def to_numbers(module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        return args, kwargs | {"cond": torch.tensor(kwargs["cond"])}
+
+    model.register_forward_pre_hook(to_numbers, with_kwargs=True)
+    assert sources(doctor(model, X, cond=Z.tolist())) == []
+
+
+def test_a_single_number_may_belong_to_another_loss():
+    encoder = Words().requires_grad_(requires_grad=False)
+    encoder.temperature = nn.Parameter(torch.ones(()))
+    assert sources(doctor(tf.condition(chain(), "0|2", encoder, init="default"), X, cond=Z)) == []

@@ -35,9 +35,46 @@ def test_a_mode_that_cannot_be_set_leaves_the_modes_before():
             raise KeyError
 
     model = nn.Sequential(nn.Dropout(), Stubborn())
-    with pytest.raises(KeyError), in_mode(model, training=False):
+    for module in model.modules():
+        module.training = False
+    with pytest.raises(KeyError), in_mode(model, training=True):
         pass
-    assert all(module.training for module in model.modules())
+    assert not any(module.training for module in model.modules())
+
+
+class Merging(nn.Linear):
+    """A layer whose `train` writes into its weights, as LoRA's does."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if self.merged is mode:
+            self.merged = not mode
+            with torch.no_grad():
+                self.weight += 1 if self.merged else -1
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_a_layer_writes_where_its_mode_is_set_is_undone_in_time(training: bool):
+    model = nn.Sequential(Merging(2, 3))
+    with torch.no_grad():
+        model[0].weight.zero_()
+    model.train(training)
+    with in_mode(model, training=False), in_mode(model, training=True):
+        assert not model[0].merged
+    assert model.training is training
+    model.train()
+    assert not model[0].merged
+    assert not model[0].weight.any()
+
+
+def test_buffers_of_expanded_memory_are_left_alone():
+    model = nn.Module()
+    model.register_buffer("positions", torch.ones(1, 3).expand(2, 3))
+    with unchanged(model):
+        pass
+    assert torch.equal(model.positions, torch.ones(2, 3))
 
 
 def test_random_numbers_go_on_as_if_nothing_had_been_drawn():

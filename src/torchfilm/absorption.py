@@ -126,7 +126,8 @@ def absorbed_eagerly(
         return None
     if reach == "all":
         if kind is nn.GroupNorm and torch.is_grad_enabled() and not (x.requires_grad or x.is_contiguous()):
-            return None  # torch's backward pass writes a gradient of x that nobody asked for, and crashes
+            if gamma.requires_grad or beta.requires_grad:
+                return None  # torch's backward pass writes a gradient of x that nobody asked for, and crashes
         return way.whole(norm, _affine(norm, gamma, beta))(x)
     return way.per_sample(norm, x, gamma, beta) if way.per_sample else None
 

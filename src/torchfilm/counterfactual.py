@@ -43,6 +43,22 @@ def columns(value: Any) -> list[Any]:
     return [leaf for leaf in pytree.tree_leaves(value, is_leaf=is_words) if _is_column(leaf)]
 
 
+def of_samples(condition: Any) -> Any:
+    """Return the condition; of a dict, in which one has a single row for all samples, the others alone.
+
+    Example:
+        >>> of_samples({"time": torch.tensor([[7.0]]), "say": ["up", "down"]})
+        {'say': ['up', 'down']}
+    """
+    if not isinstance(condition, Mapping):
+        return condition
+    rows = {name: {len(column) for column in columns(value)} for name, value in condition.items()}
+    most = max(map(max, filter(None, rows.values())), default=0)
+    if most < 2 or not any(found <= {1} for found in rows.values()):
+        return condition
+    return {name: value for name, value in condition.items() if not rows[name] <= {1}}
+
+
 def take(value: Any, order: Order) -> Any:
     """Return the structure with its rows picked, in this order.
 

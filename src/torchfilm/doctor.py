@@ -167,9 +167,9 @@ def doctor(
 
     The network runs once as it is called in its present mode, gamma and beta standing in as leaves, and the
     gradient of its output is taken. Where constants of a fusion may hide what the condition does, as the zero
-    start of `cross_attention`, it runs once more, with those moved at random. Encoder and generator are asked
-    besides whether they tell different conditions apart. It is left as it was: statistics of norms,
-    gradients, random state.
+    start of `cross_attention`, it runs once more, with those moved at random; in training it runs once
+    more without dropout of conditions, to see whether encoder and generator tell these apart. It is left as
+    it was: statistics of norms, gradients, random state.
 
     Args:
         model: a conditioned network, compiled or not.
@@ -207,6 +207,14 @@ def doctor(
         gradients = torch.autograd.grad(total, [leaf for _, _, leaf in fields], allow_unused=True)
         return _Pass(seen, found, fields, gradients, total, unit)
 
+    def predicted(one: _Pass) -> dict[str, Any]:
+        """Return what the sites are told without dropout of conditions, by a call of the network itself."""
+        if not film.training:
+            return one.leaves.given
+        with torch.no_grad(), film.predicting(), leaves(model) as found:
+            model(*args, cond=cond, **kwargs)
+        return found.given
+
     with undisturbed(model):
         args, kwargs, cond = recordable((args, kwargs, cond))
         one = run(start)
@@ -221,7 +229,12 @@ def doctor(
             more = other.pulses(film, told.fields, same=same)
             pulses |= {name: pulses[name].or_more(more[name]) for name in hidden}
         at_start = closed == set(film.sites) or (told.at_start and untouched(film.generator) is not False)
-        sources = [] if at_start else list(_about_sources(film, said))
+        sources: Iterator[Finding] = iter(())
+        if said is not None and not at_start:
+            sources = _about_sources(
+                same=tells_one_thing(predicted(one), told.fields, said),
+                cut_off=is_cut_off(film.cond, one.leaves.given),
+            )
     named = [(name, leaf) for name, _, leaf in one.fields]
     norms = readers(one.total, named, one.seen), readers(one.total, named, one.seen, mixed=True)
     case = _Case(root, film, pulses, *norms, FAINT if score is None else 0.0, one.leaves.given, same=same)
@@ -389,13 +402,9 @@ class _Case:
         return reader or "a BatchNorm"
 
 
-def _about_sources(film: Conditioning, cond: Any) -> Iterator[Finding]:
-    """Yield what is the matter in front of the sites, with a condition and a generator that has moved."""
-    if cond is None:
-        return
-    with film.predicting():
-        values = film(cond)
-    if tells_one_thing(values, cond):
+def _about_sources(*, same: bool, cut_off: bool) -> Iterator[Finding]:
+    """Yield what is the matter in front of the sites."""
+    if same:
         yield Finding(
             "",
             "same",
@@ -403,11 +412,12 @@ def _about_sources(film: Conditioning, cond: Any) -> Iterator[Finding]:
             "Look at what the encoder gives, conditioning(model).cond(cond): if its rows differ, the weights "
             "of the generator are zero. Is the condition always dropped, is weight decay too strong?",
         )
-    if is_cut_off(film.cond, values):
+    if cut_off:
         yield Finding(
             "",
             "cut_off",
-            "the encoder of the condition has parameters to be trained, but no gradient reaches them.",
+            "the encoder of the condition has parameters to be trained, but no gradient reaches them in this "
+            "call.",
             "Look for detach() or no_grad() in it; if it is not to be trained, set requires_grad to False.",
         )
 

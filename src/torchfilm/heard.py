@@ -25,6 +25,7 @@ from torchfilm.counterfactual import (
     is_empty,
     is_words,
     keys,
+    of_samples,
     reworded,
     take,
 )
@@ -71,11 +72,11 @@ def heard(
     Args:
         model: called as `model(x, cond=condition)`; any function may stand here, also one that rolls out
             episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
-        batches: of (x, condition) or (x, condition, target). Several inputs are a tuple: ((x, t), condition)
-            calls `model(x, t, cond=condition)`. A condition is a tensor, a list of strings, or any structure
-            of them (tokens and mask, a dict), one row per sample; a batch of none is left out. What has a
-            single row in a dict, such as a time step, stays as it is. Where the network's encoder is
-            `Several`, each condition is exchanged by itself too, as "swap NAME".
+        batches: of (x, condition) or (x, condition, target). Several inputs are a tuple (data loaders make
+            lists of them): ((x, t), condition) calls `model(x, t, cond=condition)`. A condition is a tensor,
+            a list of strings, or any structure of them (tokens and mask, a dict), one row per sample; a batch
+            of none is left out. What has a single row in a dict, such as a time step, stays as it is. Where
+            the network's encoder is `Several`, each condition is exchanged by itself too, as "swap NAME".
         loss: loss(output, target) -> [B], one number per sample (reduction="none").
         success: success(output, target) -> [B], true or false or 0..1.
         blank: condition -> an empty one. Without it, a network whose condition may be missing (`Maybe`,
@@ -139,7 +140,7 @@ def _changes(
 ) -> Iterator[tuple[str, Any, Any, Any, Flags]]:
     """Yield (name, output, changed output, target, which samples count) for each change of a batch."""
     x, condition, target = _parts(batch)
-    own = _own(condition)
+    own = of_samples(condition)
     blank, paraphrase = given
     said = keys(own)
     blank = blank or _nothing(model)
@@ -152,7 +153,8 @@ def _changes(
             return model(*inputs, cond=with_condition)
 
     def run_with(changed: Any) -> Any:
-        return run({**condition, **changed} if isinstance(condition, Mapping) else changed)
+        in_part = isinstance(condition, Mapping) and changed.keys() != condition.keys()
+        return run({**condition, **changed} if in_part else changed)
 
     right = run(condition)
     yield "repeat", right, run(condition), target, everyone
@@ -165,20 +167,15 @@ def _changes(
         yield "blank", right, run(blank(condition)), target, everyone
     elif (empty := blanked(own)) is not None:
         yield "blank", right, run_with(empty), target, everyone
-    if paraphrase is not None:
-        other, known = reworded(own, paraphrase)
+    if callable(paraphrase):
+        yield "paraphrase", right, run(paraphrase(condition)), target, everyone
+    elif paraphrase is not None:
+        pair = isinstance(paraphrase, tuple)
+        other, known = reworded(
+            own, (of_samples(paraphrase[0]), of_samples(paraphrase[1])) if pair else paraphrase
+        )
         if known.any():
             yield "paraphrase", right, run_with(other), target, known
-
-
-def _own(condition: Any) -> Any:
-    """Return the condition, of several by name those that are not one for all samples."""
-    if not isinstance(condition, Mapping):
-        return condition
-    rows = {name: {len(column) for column in columns(value)} for name, value in condition.items()}
-    if max(map(max, filter(None, rows.values())), default=0) < 2:
-        return condition
-    return {name: value for name, value in condition.items() if not rows[name] <= {1}}
 
 
 def _exchanged(model: Callable[..., Any], own: Any) -> dict[str, Any]:
@@ -187,8 +184,10 @@ def _exchanged(model: Callable[..., Any], own: Any) -> dict[str, Any]:
     Not of other structures: tokens and their mask belong together.
     """
     film = film_of(model)
-    alone = film is not None and isinstance(film.cond, Several) and len(own) > 1
-    return {"swap": own} | ({f"swap {name}": {name: part} for name, part in own.items()} if alone else {})
+    if film is None or not isinstance(film.cond, Several) or len(own) < 2:
+        return {"swap": own}
+    missing = [name for name, part in own.items() if isinstance(part, Masked) and part.value is None]
+    return {"swap": own} | {f"swap {name}": {name: own[name]} for name in own if name not in missing}
 
 
 def _remedy(model: Callable[..., Any]) -> str:

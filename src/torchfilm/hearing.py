@@ -121,7 +121,7 @@ class Hearing:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: all numbers and the verdict."""
-        return asdict(self) | {"verdict": self.verdict, "words": self.words}
+        return asdict(self) | {"verdict": self.verdict, "ignored": list(self.ignored), "words": self.words}
 
     def __str__(self) -> str:
         """Show the verdict, a table of all numbers with 95 % intervals, and what they mean."""

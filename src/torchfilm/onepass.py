@@ -20,7 +20,8 @@ _CHANNELS_FROM = 16
 
 def kernels() -> Any:
     """Return the kernels; None where they are off, or something is compiled."""
-    return None if torch.compiler.is_compiling() else native.kernels
+    by = native.kernels
+    return None if by is None or torch.compiler.is_compiling() else by
 
 
 def film(

@@ -6,14 +6,15 @@ dropped, the generator is at its start, its weights have decayed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from torchfilm.counterfactual import columns, keys
-from torchfilm.filling import Active, Conditioning
+from torchfilm.counterfactual import columns, keys, of_samples
+from torchfilm.filling import Active, Conditioning, is_sharded
 from torchfilm.generator import Generator
 from torchfilm.heads import AffineHead, SharedHead, TableHead
 from torchfilm.mixing import Attentions, Concatenations
@@ -51,7 +52,7 @@ def active_condition(film: Conditioning, cond: Any) -> Any:
 def said_once(cond: Any) -> bool:
     """Whether a condition has equal rows, whatever dropout does."""
     try:
-        return len(set(keys(cond))) == 1
+        return len(set(keys(of_samples(cond)))) == 1
     except ValueError:  # none, or one of a kind of its own: nothing is known about its rows
         return False
 
@@ -68,11 +69,19 @@ def reads_once(read: Any, values: Mapping[str, Any], told: Mapping[str, tuple[st
     return bool(found) and all(map(_one_row, found))
 
 
-def tells_one_thing(values: Mapping[str, Any], cond: Any) -> bool:
-    """Whether the values of all sites are the same for all samples, though their conditions differ."""
-    if said_once(cond) or any(map(_is_missing, _masked(cond))):
+def tells_one_thing(values: Mapping[str, Any], told: Mapping[str, tuple[str, ...]], cond: Any) -> bool:
+    """Whether what the condition moves is the same at all sites for all samples, though these differ in it.
+
+    Args:
+        values: the value of each site.
+        told: the names of the fields that the condition moves, by site; others are weights of the fusion.
+        cond: the condition.
+    """
+    leaves = pytree.tree_leaves(cond, is_leaf=lambda one: isinstance(one, Masked))
+    if said_once(cond) or any(isinstance(one, Masked) and _is_missing(one) for one in leaves):
         return False
-    found = [tensor for value in values.values() for _, tensor in parts(value)]
+    fields = [(name, *field) for name, value in values.items() for field in parts(value)]
+    found = [tensor for name, part, tensor in fields if part in told.get(name, ())]
     rows = [tensor for tensor in found if tensor.ndim > 1 and len(tensor) > 1]
     return bool(rows) and all(map(_one_row, rows))
 
@@ -80,22 +89,17 @@ def tells_one_thing(values: Mapping[str, Any], cond: Any) -> bool:
 def is_cut_off(encoder: nn.Module, values: Mapping[str, Any]) -> bool:
     """Whether an encoder has parameters to be trained, of which none has a part in the graph of the values.
 
-    What stands for missing conditions is left out: it has a part where some are missing alone.
+    Left out is what stands for missing conditions, which has a part where some are missing alone; single
+    numbers, as a temperature that belongs to another loss; and what is sharded, which is gathered in calls.
     """
     layers = [layer for layer in encoder.modules() if not isinstance(layer, Maybe | Several)]
-    own = [p for layer in layers for p in layer.parameters(recurse=False) if p.requires_grad]
+    all_own = [p for layer in layers for p in layer.parameters(recurse=False)]
+    own = [p for p in all_own if p.requires_grad and p.numel() > 1 and not is_sharded(p)]
     found = [tensor for value in values.values() for _, tensor in parts(value) if tensor.requires_grad]
     if not own or not found:
         return False
     total = torch.stack([tensor.sum() for tensor in found]).sum()
     return all(one is None for one in torch.autograd.grad(total, own, allow_unused=True))
-
-
-def _masked(cond: Any) -> Iterator[Masked]:
-    """Yield what is missing in part, in a condition or in several by name."""
-    for one in cond.values() if isinstance(cond, Mapping) else (cond,):
-        if isinstance(one, Masked):
-            yield one
 
 
 def _is_missing(cond: Masked) -> bool:

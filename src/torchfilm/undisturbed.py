@@ -12,15 +12,25 @@ from torch import nn
 
 @contextmanager
 def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
-    """Put networks into training or evaluation in the block, and each module back into its own mode."""
+    """Put networks into training or evaluation in the block, and each module back into its own mode.
+
+    Into training by `train`, which others may have made to leave some modules out. Into evaluation module by
+    module: `train(False)` of others may write into weights (LoRA merges them) what only `train(True)` undoes.
+    """
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
-        for model in models:
-            model.train(training)
+        if training:
+            for model in models:
+                model.train()
+        else:
+            for module, mode in modes:
+                if mode:
+                    module.training = False
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training is not mode:
+                module.training = mode
 
 
 @contextmanager
@@ -50,7 +60,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 buffers.update(before)
         with torch.no_grad():
             for buffer, values in kept:
-                buffer.data.copy_(values)
+                if not torch.equal(buffer, values):  # nor can those of expanded memory be written into
+                    buffer.data.copy_(values)
 
 
 @contextmanager
