@@ -125,9 +125,9 @@ def absorbed_eagerly(
     if reach is None or not (bare if weight is None else weight.shape == (channels,)):
         return None
     if reach == "all":
-        if kind is nn.GroupNorm and torch.is_grad_enabled() and not (x.requires_grad or x.is_contiguous()):
-            if gamma.requires_grad or beta.requires_grad:
-                return None  # torch's backward pass writes a gradient of x that nobody asked for, and crashes
+        learns = torch.is_grad_enabled() and (gamma.requires_grad or beta.requires_grad)
+        if kind is nn.GroupNorm and learns and not (x.requires_grad or x.is_contiguous()):
+            return None  # torch's backward pass writes a gradient of x that nobody asked for, and crashes
         return way.whole(norm, _affine(norm, gamma, beta))(x)
     return way.per_sample(norm, x, gamma, beta) if way.per_sample else None
 
