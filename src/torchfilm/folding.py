@@ -12,7 +12,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -421,7 +421,8 @@ def _fuse(plan: _Plan, first: str, second: str) -> None:
 def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
     """Pad the input of a convolution with the border; its own padding is zero by now."""
     module: Any = plain.get_submodule(site.name)
-    keep(plain, site, Border(list(module._reversed_padding_repeated_twice)), Margin(border.to(module.weight)))
+    padding = Border(list(module._reversed_padding_repeated_twice))
+    keep(plain, replace(site, repeat=1), padding, Margin(border.to(module.weight)))
 
 
 def _report(
