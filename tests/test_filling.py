@@ -466,3 +466,25 @@ def test_steps_of_the_original_network_may_come_after_the_call():
     model = tf.condition(Steps(nn.Linear(3, 5)), "0", tf.Vector(7))
     with tf.unconditioned(model):
         assert len(list(model(torch.randn(2, 3), cond=torch.randn(2, 7)))) == 1
+
+
+class Unpooled(nn.Module):
+    """An encoder of one's own that gives tokens and their mask."""
+
+    dim = 13
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("wrap", [lambda encoder: encoder, tf.Maybe])
+def test_tokens_of_ones_own_encoder_are_refused_where_vectors_are_read_and_taken_by_attention(wrap):
+    x, z = torch.randn(2, 3), torch.randn(2, 5, 13)
+    for fusion in ("film", "gate", "concat", "low_rank"):
+        model = tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", wrap(Unpooled()), fusion=fusion)
+        with pytest.raises(
+            ValueError, match=r"one vector per sample .* got Unpooled\(\), which gives tokens"
+        ):
+            model(x, cond=z)
+    model = tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", wrap(Unpooled()), fusion="cross_attention")
+    assert model(x, cond=z).shape == (2, 7)

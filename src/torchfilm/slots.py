@@ -132,7 +132,7 @@ _in_its_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def is_plain_film(site: Site, fusion: Fusion) -> bool:
     """Tell whether a site applies FiLM to the whole of its output, each row by its own modulation."""
     whole = (site.where, site.repeat, site.batch, site.field) == ("output", 1, 0, None)
-    return whole and type(fusion) is Film
+    return whole and type(fusion) is Film and fusion.align is None
 
 
 def listen(module: nn.Module, slot: Holding) -> None:
