@@ -43,7 +43,8 @@ def freeze_base(model: nn.Module) -> nn.Module:
     """Make only the conditioning trainable, and keep the running statistics of the base's norms as they are.
 
     The norms that have such statistics stay in evaluation mode, also after `model.train()`. `remove` lets
-    everything train again that did before.
+    everything train again that did before. A conditioned network inside of this one is part of the base: its
+    own conditioning is frozen too, whichever was frozen first.
 
     Raises:
         ValueError: for a model that is not conditioned.

@@ -208,6 +208,7 @@ def _values(
             f"fold: expected the conditioned network itself, got it inside of {type(model).__name__}.\n"
             f"Fold the network, then compile or wrap the result."
         )
+    _check_copied(model)
     if leftover not in ("error", "constant"):
         raise ValueError(f"fold: leftover expected 'error' or 'constant', got {leftover!r}.")
     if (cond is None) == (modulation is None):
@@ -416,6 +417,19 @@ def _fuse(plan: _Plan, first: str, second: str) -> None:
     reference.following = plan.references.pop(norm, None) or Reference.of(norm)
     fold_output(plan.draft, layer, _affine_of_norm(plan.draft, norm), 1)
     plan.targets |= {name: layer for name, target in plan.targets.items() if target is norm}
+
+
+def _check_copied(model: nn.Module) -> None:
+    """Refuse what torch cannot copy: a tensor with a graph among the attributes of a module."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise ValueError(
+                    f"fold: expected a network that can be copied, got '{name}.{key}', which a call "
+                    f"with gradients left there, as by nn.utils.weight_norm.\n"
+                    f"Call nn.utils.remove_weight_norm first, or use nn.utils.parametrizations.weight_norm. "
+                    f"For others call the network once under torch.no_grad()."
+                )
 
 
 def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
