@@ -377,3 +377,26 @@ def test_the_states_of_a_recurrence_have_their_batch_behind_the_layers(name: str
     x, state, z = torch.randn(2, 7, 3), torch.randn(2, 2, 5), torch.randn(2, 13)  # as many layers as samples
     alone = [model(x[i : i + 1], state[:, i : i + 1].contiguous(), cond=z[i : i + 1]) for i in range(2)]
     torch.testing.assert_close(model(x, state, cond=z), torch.cat(alone, dim=1))
+
+
+class Messages(nn.Module):
+    """Nodes that hear their neighbours, along edges from edges[0] to edges[1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node, self.edge = nn.Linear(2, 3), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        h = self.node(x)
+        messages = self.edge(torch.cat([h[edges[0]], h[edges[1]]], dim=1))
+        return x.new_zeros(len(x), 5).index_add(0, edges[1], messages)
+
+
+def test_nodes_and_edges_of_a_batch_of_graphs_hear_what_each_graph_hears_alone():
+    model = randomise(tf.condition(Messages(), "node|edge", tf.Vector(13)))
+    x, z, graph = torch.randn(7, 2), torch.randn(2, 13), torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    edges = torch.tensor([[0, 1, 3, 4, 6], [1, 2, 4, 3, 5]])
+    m, rows = tf.modulations(model, z), {"node": graph, "edge": graph[edges[1]]}
+    y = model(x, edges, modulation={name: m[name][rows[name]] for name in m})
+    torch.testing.assert_close(y[:3], model(x[:3], edges[:, :2], cond=z[:1]))
+    torch.testing.assert_close(y[3:], model(x[3:], edges[:, 2:] - 3, cond=z[1:]))

@@ -362,7 +362,7 @@ def _notes(above: list[nn.Module], others: list[str], wanted: Site) -> list[str]
         notes.append("the first of its outputs")
     elif wanted.field is not None:
         notes.append(f"{wanted.where} {wanted.field!r}")
-    if wanted.where == "input" and wanted.field in (None, 0) and isinstance(module, nn.MultiheadAttention):
+    elif wanted.where == "input" and isinstance(module, nn.MultiheadAttention):
         notes.append("the query alone")
     if wanted.repeat != 1:
         notes.append(f"{wanted.repeat} rows for each condition".replace("any", "any number of"))
