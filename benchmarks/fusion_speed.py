@@ -4,8 +4,9 @@ A residual network of the size of ResNet-18 at 224 pixels; its condition is 16 t
 are the 4 stages or the 8 blocks. Each fusion as it is, and each with as many parameters as FiLM has.
 
 Two answers: whole passes, and the time inside of them that goes into the condition (its encoder, the
-generator and the sites), by a stopwatch around these. Where neighbours disturb the machine, whole passes
-differ by more than what is added, and the stopwatch says it better.
+generator and the sites), by a stopwatch around these. The stopwatch leaves out what the root does with a
+condition, and what sites change in the layers beside them. Where neighbours disturb the machine, whole passes
+differ by more than what is added: their ratio wants many rounds.
 
     python benchmarks/fusion_speed.py        (`--device cuda` where there is one)
 """
@@ -153,6 +154,17 @@ def inputs(batch: int, device: str) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     )
 
 
+class ByKernels(nn.Module):
+    """The network with the kernels on."""
+
+    def __init__(self, model: nn.Module, kernels: Any) -> None:
+        super().__init__()
+        self.module, self.kernels = model, kernels
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return by_kernels(functools.partial(self.module, *args, **kwargs), self.kernels)()
+
+
 def compared(target: int | None) -> list[str]:
     """All, or one of each kind where the number of parameters is given."""
     return [name for name, (_, options) in FUSIONS.items() if target is None or not options]
@@ -185,10 +197,16 @@ def inside(number: int, batch: int, rounds: int, target: int | None, device: str
 
 def whole(number: int, rounds: int, target: int | None, device: str) -> dict[str, Any]:
     """All fusions at 4 or 8 sites, batch 1."""
+    kernels = kernels_for(device)
     models = {name: listening(name, number, None, target, device) for name in compared(target)}
-    found = tf.compare(models, inputs(1, device), rounds=rounds, clock=clock_of(device))
-    added = found.added_time("film", "cross_attention")
-    return {row.name: row_numbers(row) for row in found.rows} | {"film_to_cross_attention": round(added, 3)}
+    by = {} if kernels is None else {BY_KERNELS: ByKernels(listening("film", number, device=device), kernels)}
+    found = tf.compare(models | by, inputs(1, device), rounds=rounds, clock=clock_of(device))
+    added = {
+        f"{name}_to_cross_attention": found.added_time(name, "cross_attention") for name in ("film", *by)
+    }
+    return {row.name: row_numbers(row) for row in found.rows} | {
+        name: round(ratio, 3) for name, ratio in added.items()
+    }
 
 
 def film_parameters(number: int) -> int:
@@ -211,7 +229,7 @@ def row_numbers(row: Row) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = arguments(__doc__, rounds=20).parse_args()
+    given = arguments(__doc__, rounds=60).parse_args()
     torch.set_num_threads(1)
     numbers: dict[str, object] = {}
     for number in (4, 8):

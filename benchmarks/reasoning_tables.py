@@ -124,7 +124,11 @@ def _about(columns: Mapping[str, Sequence[Result]]) -> str:
             if interval and len(members) == 1
             else ""
         )
-        lines.append(f"- {column}: {asked} questions{scenes}; {seeds}{sure}; {members[0]['date']}.\n")
+        steps = ", ".join(f"{r['steps']:,}" for r in members if "steps" in r)
+        trained = f" ({steps} steps)" if steps else ""
+        lines.append(
+            f"- {column}: {asked} questions{scenes}; {seeds}{trained}{sure}; {members[0]['date']}.\n"
+        )
     return "".join(lines)
 
 

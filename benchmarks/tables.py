@@ -27,6 +27,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "alternatives.md",
     ROOT / "docs" / "placement.md",
+    ROOT / "docs" / "speed.md",
     *(SYSTEMS / name / "README.md" for name in ("visual_reasoning", "diffusion_policy")),
 )
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -40,6 +41,7 @@ def load(folder: Path = RESULTS) -> Results:
 TABLES: dict[str, Callable[[Results], str]] = {
     one.__name__: one
     for one in (
+        library_tables.library_limits,
         library_tables.library_speed,
         placement_tables.placement_reasoning,
         placement_tables.placement_policy,

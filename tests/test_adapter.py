@@ -405,6 +405,8 @@ class Versioned(Own):
 def test_what_cannot_be_written_or_filled_is_refused_in_words(tmp_path: Path):
     with pytest.raises(ValueError, match=r"a state of tensors, got 'cond._extra_state' dict"):
         tf.save(tf.condition(Net(), SITES, Versioned()), tmp_path)
+    with pytest.raises(ValueError, match=r"save: expected a state with numbers, .* on the meta device"):
+        tf.save(conditioned().to("meta"), tmp_path)
     tf.save(conditioned(), tmp_path)
     with torch.device("meta"):
         base = Net()

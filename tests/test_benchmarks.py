@@ -59,14 +59,67 @@ def test_a_benchmark_runs_on_the_device_it_is_given():
     assert found["largest_error"]["fused"] < 1e-5
 
 
-def test_rows_over_their_limit_are_shown():
+ABOUT = dict.fromkeys(("machine", "torch", "date", "command"), "x")
+
+
+def test_rows_over_their_limit_are_marked():
     ratio = {"median": 9.0}
     one = {"compiled_over_relu": ratio, "fused_over_relu": ratio}
-    found = {
+    found = ABOUT | {
         "film_and_relu": {"a shape": {"forward": one, "forward_and_backward": one}},
         "conditional_norms": {"GroupNorm (64, 2)": {"forward_and_backward": {"ours_over_norm": ratio}}},
-    } | dict.fromkeys(("machine", "torch", "date", "command"), "x")
+    }
     table = library_tables.library_speed({"layer_speed": found})
-    assert "| film + ReLU / ReLU, compiled | a shape | 1.35 | 9 |" in table
-    assert "| forward and backward, eager | a shape | 1.35 | 9 |" in table
-    assert "| norm + FiLM / norm, forward and backward | GroupNorm (64, 2) | 1.10 | 9 |" in table
+    assert "| film + ReLU / ReLU, compiled | a shape | 1.35 | 9 | **no** |" in table
+    assert "| film + ReLU / ReLU, forward and backward, eager | a shape | 1.35 | 9 | **no** |" in table
+    assert "| norm + FiLM / norm, forward and backward | GroupNorm (64, 2) | 1.10 | 9 | **no** |" in table
+
+
+@pytest.mark.parametrize(
+    ("ratio", "cells"), [(1.0202, "1.0202 | **no**"), (1.02, "1.02 | yes"), (0.997, "0.997 | yes")]
+)
+def test_a_limit_is_judged_by_the_number_before_it_is_rounded(ratio: float, cells: str):
+    ways = {"folded": {"ratio": ratio}, "merged again": {"ratio": 1.05}}
+    table = library_tables.library_speed({"folding_speed": ABOUT | {"networks": {"a net": ways}}})
+    assert f"| folded / unconditioned, its norms folded | a net, batch 1 | 1.02 | {cells} |" in table
+    assert "| (the same network twice) | a net, batch 1 | – | 1.05 | – |" in table
+    assert "- folding_speed.py, medians of the ratios within a round" in table
+
+
+def test_added_time_is_shown_by_the_stopwatch_and_by_whole_passes():
+    inside = {"film_to_cross_attention": 0.1, "film_by_kernels_to_cross_attention": 0.05}
+    one = {
+        "inside_batch_1": inside,
+        "inside_batch_8": inside,
+        "whole_batch_1": {"film_to_cross_attention": 0.3},
+    }
+    table = library_tables.library_speed({"fusion_speed": ABOUT | {"4 sites": one}})
+    what = "added time, FiLM / cross-attention"
+    assert f"| {what}, by a stopwatch | 4 sites, batch 1 | 0.20 | 0.1 | yes |" in table
+    assert f"| {what}, whole passes | 4 sites, batch 1 | 0.20 | 0.3 | **no** |" in table
+    assert "fusion_speed.py, ratios of medians" in table
+
+
+def test_limits_are_shown_with_least_and_most_and_how_many_hold():
+    inside = {"film_to_cross_attention": 0.1, "film_by_kernels_to_cross_attention": 0.05}
+    one = {
+        "inside_batch_1": inside,
+        "inside_batch_8": inside | {"film_to_cross_attention": 0.2004},
+        "whole_batch_1": {"film_by_kernels_to_cross_attention": 0.3},
+    }
+    table = library_tables.library_limits({"fusion_speed": ABOUT | {"4 sites": one}})
+    what = "| added time, FiLM / cross-attention"
+    assert f"{what}, by a stopwatch | 0.20 | 0.1 to 0.2004 (**1 of 2**) | 0.05 to 0.05 (all) |" in table
+    assert f"{what}, whole passes | 0.20 | – | 0.3 to 0.3 (**0 of 1**) |" in table
+    assert library_tables.library_limits({}) == library_tables.PENDING
+
+
+def test_a_tabulated_generator_is_shown_with_and_without_the_encoding_of_its_observation():
+    loops = {"10": {"ratio": 0.215}, "100": {"ratio": 0.03}}
+    one = {"batch": 3, "ratio": {"separable": 0.015}, "encoded_anew": loops}
+    table = library_tables.library_speed({"generator_speed": ABOUT | {"policy": [one]}})
+    assert (
+        "observation encoded before | 12 sites of a policy's U-Net, batch 3 | 0.02 | 0.015 | yes |" in table
+    )
+    assert "encoded anew every 10 steps | 12 sites of a policy's U-Net, batch 3 | – | 0.215 | – |" in table
+    assert "encoded anew every 100 steps | 12 sites of a policy's U-Net, batch 3 | – | 0.03 | – |" in table

@@ -11,6 +11,37 @@ from torchfilm.converters import LAYOUTS, Layout, as_generator, convert, read, r
 over_layouts = pytest.mark.parametrize("name", LAYOUTS)
 ACTIVATIONS = {"silu": nn.functional.silu, "mish": nn.functional.mish}
 
+# What each codebase computes, as its papers and its code have it: the activation in front of the projection,
+# then each site's output from x and the blocks of the projection, from first to last.
+NONE, SILU, MISH = (lambda z: z), (lambda z: z * z.sigmoid()), (lambda z: z * z.exp().log1p().tanh())
+
+
+def shift_scale_gate(x: Tensor, *p: Tensor) -> list[Tensor]:
+    return [p[i + 2] * (x * (1 + p[i + 1]) + p[i]) for i in range(0, len(p), 3)]
+
+
+FORMULAS = {
+    "torchfilm": (NONE, lambda x, p, q: [(1 + p) * x + q]),
+    "torchfilm/gate": (NONE, lambda x, p, q, r: [r * ((1 + p) * x + q)]),
+    "film": (NONE, lambda x, p, q: [(1 + p) * x + q]),
+    "dit": (SILU, shift_scale_gate),
+    "dit/final": (SILU, lambda x, p, q: [x * (1 + q) + p]),
+    "diffusers/AdaLayerNormZero": (SILU, shift_scale_gate),
+    "diffusers/AdaLayerNormZeroSingle": (SILU, shift_scale_gate),
+    "diffusers/SD35AdaLayerNormZeroX": (SILU, shift_scale_gate),
+    "diffusers/AdaLayerNormContinuous": (SILU, lambda x, p, q: [x * (1 + p) + q]),
+    "diffusers/AdaLayerNorm": (SILU, lambda x, p, q: [x * (1 + p) + q]),
+    "diffusers/AdaGroupNorm": (NONE, lambda x, p, q: [x * (1 + p) + q]),
+    "diffusers/ResnetBlock2D": (SILU, lambda x, p, q: [x * (1 + p) + q]),
+    "lucidrains/FiLM": (NONE, lambda x, p, q: [x * (p + 1) + q]),
+    "lucidrains/ResnetBlock": (SILU, lambda x, p, q: [x * (p + 1) + q]),
+    "lucidrains/raw": (NONE, lambda x, p, q: [x * p + q]),
+    "openpi": (NONE, lambda x, p, q, r: [r * (x * (1 + p) + q)]),
+    "diffusion_policy": (MISH, lambda x, p, q: [p * x + q]),
+    "diffusion_policy/bias": (MISH, lambda x, p: [x + p]),
+    "audio2photoreal": (MISH, lambda x, p, q: [(p + 1) * x + q]),
+}
+
 
 def projection(words: int, cond: int = 7, channels: int = 3) -> nn.Linear:
     return randomise(nn.Linear(cond, words * channels))
@@ -23,6 +54,18 @@ def blocks(packed: Tensor, layout: Layout) -> dict[str, list[Tensor]]:
     for i, word in enumerate(layout.words):
         found.setdefault(word, []).append(packed[..., i * size : (i + 1) * size])
     return found
+
+
+@over_layouts
+def test_a_generator_made_of_a_projection_does_what_its_codebase_does(name: str):
+    layout, (active, outputs) = LAYOUTS[name], FORMULAS[name]
+    z, x = torch.randn(2, 7).double(), torch.randn(2, 3).double()
+    linear = projection(len(layout.words)).double()
+    expected = outputs(x, *linear(active(z)).chunk(len(layout.words), dim=-1))
+    made = as_generator({tuple(map(str, range(layout.sites))): linear}, name)(z).values()
+    for m, y in zip(made, expected, strict=True):
+        gate = 1 if m.gate is None else m.gate
+        torch.testing.assert_close(gate * F.film(x, m.gamma, m.beta), y)
 
 
 @over_layouts
@@ -120,23 +163,6 @@ def test_a_low_rank_update_is_permuted_on_its_output_axis_only():
     whole = reorder(linear.weight + b @ a, "dit/final")
     apart = reorder(linear.weight, "dit/final") + reorder(b, "dit/final") @ a
     torch.testing.assert_close(whole, apart)
-
-
-def test_raw_factors_of_a_diffusion_policy_are_final():
-    z, x = torch.randn(2, 7), torch.randn(2, 3, 5)
-    encoder = nn.Sequential(nn.Mish(), projection(2))
-    embed = encoder(z).reshape(2, 2, 3, 1)
-    m = as_generator({"block": encoder[1]}, "diffusion_policy")(z)["block"]
-    torch.testing.assert_close(F.film(x, m.gamma, m.beta), embed[:, 0] * x + embed[:, 1])
-
-
-def test_adaptive_rms_norm_of_openpi_is_read_in_its_order():
-    z, x = torch.randn(2, 7), torch.randn(2, 5, 3)
-    dense = projection(3)
-    scale, shift, gate = dense(z)[:, None].chunk(3, dim=-1)
-    m = as_generator({"norm": dense}, "openpi")(z)["norm"]
-    torch.testing.assert_close(F.film(x, m.gamma, m.beta, dim=-1), x * (1 + scale) + shift)
-    torch.testing.assert_close(F.gated_residual(x, x * 2, m.gate, dim=-1), x + gate * x * 2)
 
 
 def test_the_blocks_of_diffusers_are_read_in_their_order():

@@ -1,10 +1,16 @@
 """What the pages promise: their code runs, their links lead somewhere, their tables are those of the code."""
 
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+import torchfilm as tf
+from catalogue import randomise
 from torchfilm.converters import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,11 +26,17 @@ def dead_links(page: Path, text: str) -> list[str]:
     return [link for link in targets if "://" not in link and not (page.parent / link).exists()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path):
-    names: dict[str, object] = {}
+def run(page: Path) -> dict[str, Any]:
+    """Run the code of a page from top to bottom; return the names that it leaves."""
+    names: dict[str, Any] = {}
     for code in blocks(page.read_text(encoding="utf-8")):
         exec(compile(code, str(page), "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path):
+    run(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -40,6 +52,44 @@ def test_the_table_of_layouts_is_that_of_the_code():
     ]
     table = text.split("<!-- table: layouts -->")[1].split("<!-- /table -->")[0]
     assert table.strip().splitlines()[2:] == rows
+
+
+def test_guidance_as_the_page_has_it_leaves_the_learned_variance_conditional():
+    guide_noise = run(ROOT / "docs" / "migration.md")["guide_noise"]
+    parts = {"time": tf.Scalars(1, 6), "class": tf.Maybe(tf.Classes(11, 5), dropout=0.1)}
+    net = nn.Sequential(nn.Conv2d(4, 3, 1), nn.GroupNorm(1, 3), nn.Conv2d(3, 8, 1))
+    model = randomise(tf.condition(net, "1", tf.Several(parts))).eval()
+    x, cond = torch.randn(2, 4, 5, 7), {"time": torch.rand(2, 1), "class": torch.tensor([3, 9])}
+    given, none = model(x, cond=cond), model(x, cond={"time": cond["time"]})
+    y = guide_noise(model, x, cond=cond, scale={"class": 4.0})
+    torch.testing.assert_close(y[:, :4], none[:, :4] + 4 * (given[:, :4] - none[:, :4]))
+    torch.testing.assert_close(y[:, 4:], given[:, 4:])
+    assert not torch.allclose(y[:, 4:], none[:, 4:], atol=1e-2)
+
+
+@pytest.mark.parametrize("cosines_first", [False, True])
+def test_time_steps_as_the_page_has_them_are_those_of_others(cosines_first: bool):
+    """h frequencies: 10000 ** (-i / (h - 1)), sines first; or 10000 ** (-i / h), cosines first."""
+    steps, half = torch.tensor([[0.0], [1.0], [37.0], [999.0]], dtype=torch.float64), 16
+    angles = steps * 10000.0 ** (-torch.arange(half) / (half - (not cosines_first)))
+    theirs = [angles.cos(), angles.sin()] if cosines_first else [angles.sin(), angles.cos()]
+    longest = 10000 ** ((half - 1) / half) if cosines_first else 10000
+    time = tf.Scalars(1, 2 * half, min_period=2 * math.pi, max_period=2 * math.pi * longest)
+    reads = nn.Linear(2 * half, 5).double()
+    expected = reads(torch.cat(theirs, dim=1))
+    if cosines_first:
+        reads.weight.data = reads.weight.data.roll(half, dims=1)
+    torch.testing.assert_close(reads(time(steps)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_time_steps_of_diffusers_are_of_these_two_kinds():
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    angle = torch.tensor([37.0])
+    plain = embeddings.get_timestep_embedding(angle, 32)
+    flipped = embeddings.get_timestep_embedding(angle, 32, flip_sin_to_cos=True, downscale_freq_shift=0)
+    i = torch.arange(16)
+    torch.testing.assert_close(plain[:, :16], (angle * 10000.0 ** (-i / 15)).sin()[None])
+    torch.testing.assert_close(flipped[:, :16], (angle * 10000.0 ** (-i / 16)).cos()[None])
 
 
 def test_code_and_dead_links_are_found():

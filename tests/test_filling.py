@@ -2,7 +2,9 @@
 
 import asyncio
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -285,7 +287,15 @@ def test_a_fresh_layer_of_the_class_of_a_site_is_plain_and_can_be_conditioned():
     assert type(tf.remove(other)[1]) is nn.BatchNorm2d
     model, (x, z) = conditioned(), inputs()
     with pytest.raises(ValueError, match=r"got a fresh one of its class(.|\n)*copy.deepcopy"):
-        type(model)()(x, cond=z)
+        type(model)().train().eval()(x, cond=z)
+
+
+def test_tracing_is_to_come_before_or_after():
+    model, z = conditioned(), inputs()[1]
+    with pytest.raises(ValueError, match=r"got torch.fx tracing it.\nFold it first"):
+        torch.fx.symbolic_trace(model)
+    with tf.using(model, cond=z), pytest.raises(ValueError, match=r"got torch.fx tracing it"):
+        torch.fx.symbolic_trace(model)
 
 
 CHANGES = {
@@ -468,23 +478,14 @@ def test_steps_of_the_original_network_may_come_after_the_call():
         assert len(list(model(torch.randn(2, 3), cond=torch.randn(2, 7)))) == 1
 
 
-class Unpooled(nn.Module):
-    """An encoder of one's own that gives tokens and their mask."""
+def test_classes_of_others_live_no_longer_than_their_networks():
+    def once() -> list[weakref.ref]:
+        site, root = type("Own", (nn.Linear,), {}), type("Root", (nn.Sequential,), {})
+        model = tf.condition(root(site(3, 5)), "0", tf.Vector(7))
+        model(torch.randn(2, 3), cond=torch.randn(2, 7))
+        return [weakref.ref(kind) for kind in (site, root, type(model), type(model[0]))]
 
-    dim = 13
-
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)
-
-
-@pytest.mark.parametrize("wrap", [lambda encoder: encoder, tf.Maybe])
-def test_tokens_of_ones_own_encoder_are_refused_where_vectors_are_read_and_taken_by_attention(wrap):
-    x, z = torch.randn(2, 3), torch.randn(2, 5, 13)
-    for fusion in ("film", "gate", "concat", "low_rank"):
-        model = tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", wrap(Unpooled()), fusion=fusion)
-        with pytest.raises(
-            ValueError, match=r"one vector per sample .* got Unpooled\(\), which gives tokens"
-        ):
-            model(x, cond=z)
-    model = tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", wrap(Unpooled()), fusion="cross_attention")
-    assert model(x, cond=z).shape == (2, 7)
+    known = once()
+    gc.collect()  # what condition made
+    gc.collect()  # what it was made of
+    assert [ref() for ref in known] == [None] * 4

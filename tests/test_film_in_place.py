@@ -100,3 +100,32 @@ def test_large_features_agree_too(shape):
     expected = F.film(x.double(), gamma.double(), beta.double(), dim).float()
     torch.testing.assert_close(F.film(x, gamma, beta, dim), expected)
     torch.testing.assert_close(F.film_(x, gamma, beta, dim), expected)
+
+
+WAYS = {
+    "film": F.film,
+    "film and ReLU": lambda x, gamma, beta: F.film(x, gamma, beta, activation="relu"),
+    "film and SiLU": lambda x, gamma, beta: F.film(x, gamma, beta, activation="silu"),
+    "film_": lambda x, gamma, beta: torch.tanh(F.film_(2 * x, gamma, beta)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node", "ignore:.torch.jit.script")
+@pytest.mark.parametrize("leaf", ["x", "gamma", "beta", None])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_linearised_film_is_the_derivative_at_each_call(way: str, leaf: str | None):
+    """torch.func.linearize runs what it recorded again, on constants that have to stay as they are."""
+    given = {"x": torch.randn(2, 3, 5), "gamma": torch.randn(2, 3), "beta": torch.randn(2, 3)}
+    if leaf is not None:
+        given[leaf].requires_grad_()
+    steps = {name: torch.randn_like(value) for name, value in given.items()}
+    for names in (["x"], ["gamma"], ["beta"], ["gamma", "beta"]):
+
+        def of(*values: Tensor, names: list[str] = names) -> Tensor:
+            return WAYS[way](**{**given, **dict(zip(names, values, strict=True))})
+
+        at, step = (tuple(values[name] for name in names) for values in (given, steps))
+        _, expected = torch.func.jvp(of, at, step)
+        _, derivative = torch.func.linearize(of, *at)
+        for _ in range(3):
+            torch.testing.assert_close(derivative(*step), expected)

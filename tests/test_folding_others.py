@@ -165,3 +165,75 @@ def test_what_a_call_left_behind_that_cannot_be_copied_is_named_with_what_to_do(
         pass
     nn.utils.remove_weight_norm(net[1])
     torch.testing.assert_close(tf.fold(model, cond=z)[0](x), expected)
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """A norm with an activation in its own forward, as some families of networks have it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+class Branching(nn.Sequential):
+    """Code that cannot be traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if float(x.sum()) > 1e9 else super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, Branching])
+def test_a_norm_that_computes_something_of_its_own_is_merged_into_nothing(kind):
+    parts = [nn.Conv2d(3, 5, 1), ActivatedNorm(5), nn.Conv2d(5, 7, 1)]
+    model = randomise(tf.condition(kind(*parts).eval(), "2", tf.Vector(11)))
+    cond = torch.randn(1, 11)
+    with pytest.raises(ValueError, match="ActivatedNorm computes something of its own on top of BatchNorm2d"):
+        tf.fold(model, cond=cond, fuse_norms=[("0", "1")])
+    plain, report = tf.fold(model, cond=cond, fuse_norms=True)
+    assert report.fused == ()
+    x = torch.randn(2, 3, 4, 6)
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+
+
+def test_a_merge_beyond_the_precision_is_refused_where_no_site_is_too():
+    parts = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.Linear(7, 7)).half().eval()
+    model = tf.condition(parts, "2", tf.Vector(11))
+    nn.init.constant_(model[0].weight, 6e4)
+    with pytest.raises(ValueError, match="fold, '0': expected folded weights that compute the same, got an"):
+        tf.fold(model, cond=torch.randn(1, 11), fuse_norms=True)
+
+
+class Graph(nn.Module):
+    """A part that a copy leaves in training, as torchvision's feature extractors: `train` does more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5)
+        self.parts = (nn.functional.relu, nn.functional.relu6)
+        self.part = self.parts[0]
+
+    def train(self, mode: bool = True) -> "Graph":
+        self.part = self.parts[not mode]
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(self.norm(x))
+
+    def __deepcopy__(self, memo: dict) -> "Graph":
+        copied = Graph()
+        copied.load_state_dict(self.state_dict())
+        return copied
+
+
+def test_a_copy_that_is_left_in_training_is_put_back_into_its_mode():
+    model = nn.Sequential(nn.Linear(3, 5), Graph(), nn.Dropout(0.5)).eval()
+    model[2].train()
+    tf.condition(model, "0", tf.Vector(11))
+    randomise(model)
+    x, cond = 9 * torch.randn(2, 3), torch.randn(1, 11)
+    plain, _ = tf.fold(model, cond=cond)
+    modes = {name: module.training for name, module in plain.named_modules()}
+    assert modes == {"": False, "0": False, "1": False, "1.norm": False, "2": True}
+    torch.testing.assert_close(plain.eval()(x), model.eval()(x, cond=cond))
+    assert not torch.equal(plain(x), plain.train()(x))
+    with tf.folded(model, cond=cond):
+        assert not model[1].training

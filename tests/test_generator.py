@@ -396,6 +396,7 @@ def test_an_encoder_without_sizes_is_asked_to_run_once():
         ValueError, match=r"Maybe: expected a condition whose parameters .* got 'linear.weight'"
     ):
         model(x, cond=tf.Masked(None))
-    model(x, cond=torch.randn(2, 7))
+    assert model.eval()(x, cond=tf.Masked(None)).shape == (2, 5)
+    model.train()(x, cond=torch.randn(2, 7))
     assert "Maybe, the condition: 36 parameters" in model.film.describe()
     assert model(x, cond=tf.Masked(None)).shape == (2, 5)

@@ -33,11 +33,13 @@ def test_one_for_all_samples_stays_as_it_is():
     assert list(found.effects) == ["repeat", "swap", "swap goal", "swap words", "blank"]
     seen = []
 
-    def model(x: Tensor, cond: dict) -> Tensor:
-        seen.append(cond)
-        return x
+    class Seeing(tf.Several):
+        def forward(self, conditions: dict) -> Tensor:
+            seen.append(conditions)
+            return super().forward(conditions)
 
-    heard(model, [(X, GIVEN)], resamples=2)
+    encoder = Seeing({"time": tf.Scalars(1, 4), "goal": tf.Vector(5), "words": tf.Vector(2)})
+    heard(tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", encoder), [(X, GIVEN)], resamples=2)
     assert all(one["time"] is GIVEN["time"] for one in seen)
     swapped, goal, words = seen[2:5]
     assert goal["words"] is GIVEN["words"]
@@ -45,13 +47,16 @@ def test_one_for_all_samples_stays_as_it_is():
     assert not any(torch.equal(one["goal"], GIVEN["goal"]) for one in (swapped, goal))
 
 
-def test_a_dict_of_one_condition_is_exchanged_once():
-    found = heard(lambda x, cond: x * cond["z"], [(torch.randn(5, 3), {"z": torch.rand(5, 3)})])
+def test_what_belongs_together_is_not_taken_apart():
+    given = {
+        "tokens": torch.randn(5, 2, 3),
+        "mask": torch.tensor([[True, True], [True, False]] * 2 + [[True] * 2]),
+    }
+    found = heard(lambda x, cond: x * cond["tokens"].mean(1), [(torch.randn(5, 3), given)])
     assert list(found.effects) == ["repeat", "swap", "blank"]
     assert found.ignored == ()
 
 
 def test_one_that_is_the_same_for_all_is_not_exchanged():
-    given = {"goal": torch.randn(5, 3), "words": ["go"] * 5}
-    found = heard(lambda x, cond: x * cond["goal"], [(torch.randn(5, 3), given)])
+    found = heard(deaf_to_words(), [(X, GIVEN | {"words": torch.ones(11, 2)})])
     assert list(found.effects) == ["repeat", "swap", "swap goal", "blank"]

@@ -266,8 +266,10 @@ def test_patches_that_came_later_are_taken_off_first():
     inner = model.blocks[0].bn.forward
     model.blocks[0].bn.forward = lambda x: inner(x)
     expected = model(x, cond=z)
-    with pytest.raises(ValueError, match=r"own forward at 'blocks.0.bn', but another was put on"):
+    with pytest.raises(ValueError, match=r"remove: .* own forward at 'blocks.0.bn', but another was put on"):
         tf.remove(model)
+    with pytest.raises(ValueError, match=r"fold: .* own forward at(.|\n)*keep_fp32_wrapper=False"):
+        tf.fold(model, cond=z[:1])
     assert torch.equal(model(x, cond=z), expected)
     del model.blocks[0].bn.forward
     tf.remove(model)

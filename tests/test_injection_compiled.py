@@ -46,6 +46,38 @@ def test_twelve_blocks_compile_into_one_graph():
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_blocks_compile_into_one_more_graph_for_all_sizes_of_batches(dynamic: bool | None):
+    model, counter = conditioned(), CompileCounter()
+    regional = copy.deepcopy(model)
+    for block in regional.blocks:
+        block.compile(fullgraph=True, backend=counter, dynamic=dynamic)
+    for batch in range(2, 7):
+        x, z = inputs(batch)
+        torch.testing.assert_close(regional(x, cond=z), model(x, cond=z))
+    assert counter.frame_count == (1 if dynamic else 2)
+
+
+def test_a_root_of_torchs_own_compiles_into_one_more_graph_for_all_sizes_of_batches():
+    layer, counter = nn.TransformerEncoderLayer(12, 2, 5, batch_first=True), CompileCounter()
+    model = tf.condition(nn.TransformerEncoder(layer, 2), r".*norm2", tf.Vector(13)).eval()
+    randomise(model.film)
+    compiled = torch.compile(model, backend=counter)
+    for batch in range(2, 5):
+        x, z = torch.randn(batch, 7, 12), torch.randn(batch, 13)
+        with tf.using(model, cond=z):
+            torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count == 2
+
+
+def test_a_site_is_a_leaf_to_fx_and_hears_each_condition():
+    model, (x, z) = conditioned(), inputs()
+    traced, features = torch.fx.symbolic_trace(model.blocks[0]), model.stem(x)
+    for condition in (z, -z):
+        with tf.using(model, cond=condition):
+            assert torch.equal(traced(features), model.blocks[0](features))
+
+
 @pytest.mark.parametrize("regional", [False, True])
 def test_a_network_that_was_compiled_before_listens_afterwards(regional: bool):
     model, (x, z), counter = Net().eval(), inputs(), CompileCounter()
@@ -136,6 +168,19 @@ def test_an_exported_network_takes_other_batches_and_conditions(strict: bool):
         program.module()(other, cond=condition), model(other, cond=condition), rtol=1e-4, atol=1e-4
     )
     assert set(tf.conditioning(model).held()) == {(None, None)}
+
+
+@pytest.mark.parametrize("kind", ["modulations", "masked"])
+def test_an_exported_network_is_read_back_without_a_word(kind: str, tmp_path: Path, capfd):
+    model, (x, z) = tf.condition(Net(), SITES, tf.Maybe(tf.Vector(13))).eval(), inputs()
+    randomise(model.film)
+    masked = {"cond": tf.Masked(z, torch.tensor([True, False]))}
+    given = masked if kind == "masked" else {"modulation": tf.modulations(model, z)}
+    torch.export.save(torch.export.export(model, (x,), given), tmp_path / "model.pt2")
+    capfd.readouterr()
+    program = torch.export.load(tmp_path / "model.pt2")
+    assert capfd.readouterr() == ("", "")
+    torch.testing.assert_close(program.module()(x, **given), model(x, **given))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -17,6 +17,23 @@ from networks import SITES, Net, inputs
 
 pytestmark = pytest.mark.plain
 
+SITE = "blocks.0.bn"
+LABELS = torch.tensor([3, 0, 4, 1])
+
+
+def of_classes() -> nn.Module:
+    """Return a network in evaluation, in every process the same, whose condition has parameters."""
+    torch.manual_seed(3)
+    model = tf.condition(Net(), SITES, tf.Maybe(tf.Classes(5, 4)))
+    randomise(model.film)
+    return model.eval()
+
+
+def missing_in_the_first(model: nn.Module, x: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return the loss of a process's half, of which the first has no condition."""
+    half = slice(2 * rank, 2 * rank + 2)
+    return model(x[half], cond=tf.Masked(None) if rank == 0 else LABELS[half]).square().mean()
+
 
 def built() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """Return the same trained network and batch in every process; the condition may be missing."""
@@ -46,6 +63,30 @@ def refusal(call) -> str:
     return "nothing was refused"
 
 
+def sharded_and_used(model: nn.Module, x: torch.Tensor, z: torch.Tensor, half: slice) -> dict[str, object]:
+    """Return what sharded networks give in `using`, `film` sharded apart or not, before a step or after."""
+    mesh, given, results = init_device_mesh("cpu", (2,)), tf.Masked(z, PRESENT), {}
+    for apart in (True, False):
+        for trained in (True, False):
+            used = copy.deepcopy(model)
+            for part in (*used.blocks, *([tf.conditioning(used)] if apart else [])):
+                fully_shard(part, mesh=mesh)
+            fully_shard(used, mesh=mesh)
+            if trained:
+                loss(used, x[half], z[half], PRESENT[half]).backward()
+            with torch.no_grad(), tf.using(used, cond=given):
+                results[f"FSDP2 using {apart} {trained}"] = (used(x), used(x))
+            results[f"FSDP2 after {apart} {trained}"] = used(x, cond=given)
+    used = fully_shard(copy.deepcopy(model), mesh=mesh)
+    results["FSDP2 modulations refused"] = refusal(lambda: tf.modulations(used, given))
+    values = tf.modulations(model, given)
+    with tf.using(used, modulation=values), tf.using(used, cond=given):
+        results["FSDP2 part refused"] = refusal(lambda: used.blocks[0].bn(torch.ones(2, 3, 5, 7)))
+    used.unshard()
+    results["FSDP2 modulations"] = tf.modulations(used, given)[SITE].gamma
+    return results
+
+
 def run(rank: int, folder: str) -> None:
     """Train one step by halves in two processes; rank 0 writes the gradients and what was refused."""
     torch.set_num_threads(1)
@@ -59,6 +100,9 @@ def run(rank: int, folder: str) -> None:
     results["DDP"] = [p.grad for p in wrapped.module.parameters()]
     with torch.no_grad(), tf.using(wrapped, cond=tf.Masked(z, PRESENT)):
         results["DDP using"] = wrapped(x)
+    without = DistributedDataParallel(of_classes())
+    missing_in_the_first(without, x, rank).backward()
+    results["DDP missing"] = [p.grad for p in without.module.parameters()]
     results["DDP refused"] = refusal(
         lambda: tf.condition(DistributedDataParallel(Net()), "module.head", tf.Vector(13))
     )
@@ -84,12 +128,14 @@ def run(rank: int, folder: str) -> None:
     with tf.unconditioned(plain):
         base = plain(x)
     results["FSDP2 blocks first"] = (base, plain(x, cond=z))
+    results |= sharded_and_used(model, x, z, half)
     refused = fully_shard(Net(), mesh=mesh)
     results["FSDP2 refused"] = refusal(lambda: tf.condition(refused, "head", tf.Vector(13)))
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
     distributed.barrier()
-    del wrapped  # before its group: else freeing it may wait for a thread that waits for the interpreter
+    # Before their group: else freeing them may wait for a thread that waits for the interpreter.
+    del wrapped, without
     distributed.destroy_process_group()
     os._exit(0)  # FSDP keeps the group's threads, and one that wants the interpreter while it ends aborts
 
@@ -109,9 +155,35 @@ def test_two_processes_have_the_gradients_of_one(results: dict, kind: str):
         torch.testing.assert_close(grad, p.grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_a_condition_that_is_missing_in_one_process_has_gradients_in_evaluation_too(results: dict):
+    model, (_, x, _) = of_classes(), built()
+    (sum(missing_in_the_first(model, x, rank) for rank in (0, 1)) / 2).backward()
+    for (name, p), grad in zip(model.named_parameters(), results["DDP missing"], strict=True):
+        torch.testing.assert_close(grad, p.grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_using_looks_through_the_wrapper(results: dict):
     model, x, z = built()
     torch.testing.assert_close(results["DDP using"], model(x, cond=tf.Masked(z, PRESENT)))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_sharded_network_is_used(results: dict, apart: bool, trained: bool):
+    model, x, z = built()
+    expected = model(x, cond=tf.Masked(z, PRESENT))
+    every = *results[f"FSDP2 using {apart} {trained}"], results[f"FSDP2 after {apart} {trained}"]
+    for found in every:
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_sharded_network_makes_values_in_its_calls_alone(results: dict):
+    assert "expected an active condition, got none" in results["FSDP2 part refused"]
+    assert "expected parameters that are whole" in results["FSDP2 modulations refused"]
+    assert "Call model.unshard() first" in results["FSDP2 modulations refused"]
+    model, _, z = built()
+    expected = tf.modulations(model, tf.Masked(z, PRESENT))[SITE].gamma
+    torch.testing.assert_close(results["FSDP2 modulations"], expected)
 
 
 def test_sharding_puts_its_class_on_top_of_ours(results: dict):

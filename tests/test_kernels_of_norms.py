@@ -283,3 +283,70 @@ def test_layers_are_computed_by_the_kernels_with_modulations_of_their_own(
         outs = found, layer(x, **keywords)
     for one, other in zip(*((out if isinstance(out, tuple) else (out,)) for out in outs), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-4)
+
+
+CHAINS = {
+    "tied": ("group", 1),
+    "tied layer": ("layer", 1),
+    "tied rms": ("rms", 1),
+    "two of them": ("instance with affine", 2),
+}
+
+
+def chain(name: str) -> tuple[Any, nn.Module, Tensor, Tensor]:
+    """Norms one after the other, one of them several times or two in turn, features and a condition."""
+    kind, count = CHAINS[name]
+    layer, x, _ = conditional(kind)
+    layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
+    for parameter in layers.parameters():
+        nn.init.normal_(parameter, 1.0, 0.3)
+
+    def way(x: Tensor, z: Tensor) -> Tensor:
+        for i in range(3):
+            x = x + torch.tanh(layers[i % count](x, z))
+        return x.square().flatten(1).mean(1)
+
+    return way, layers, x, torch.randn(len(x), 2)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CHAINS)
+def test_gradients_that_are_differentiated_again_agree_in_a_chain_of_norms(name: str, calls: list[str]):
+    way, layers, x, z = chain(name)
+
+    def twice(x: Tensor, z: Tensor) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_(), z.clone().requires_grad_(), *layers.parameters()]
+        first = torch.autograd.grad(way(*leaves[:2]).sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
+        return [one.detach() for one in (*first, *second)]
+
+    found = twice(x, z)
+    assert "norm" in calls
+    layers.double()
+    for one, exact in zip(found, twice(x.double(), z.double()), strict=True):
+        torch.testing.assert_close(one.double(), exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CHAINS)
+def test_several_gradients_at_once_agree_in_a_chain_of_norms(name: str, calls: list[str]):
+    way, layers, x, z = chain(name)
+    found = torch.autograd.functional.jacobian(lambda z: way(x, z), z, vectorize=True)
+    assert "norm" in calls
+    layers.double()
+    exact = torch.autograd.functional.jacobian(lambda z: way(x.double(), z), z.double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CHAINS)
+def test_kernels_may_be_disabled_between_forward_and_backward(name: str, calls: list[str]):
+    way, layers, x, z = chain(name)
+    y = way(x, z)
+    assert "norm" in calls
+    native.disable()
+    found = torch.autograd.grad(y.sum(), list(layers.parameters()))
+    for one, exact in zip(
+        found, torch.autograd.grad(way(x, z).sum(), list(layers.parameters())), strict=True
+    ):
+        torch.testing.assert_close(one, exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))

@@ -1,5 +1,7 @@
 """The modulations of all sites as one value: arithmetic, a long table, presets on disk."""
 
+import copy
+import pickle
 from collections import OrderedDict
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import torchfilm as tf
 from catalogue import randomise
@@ -185,3 +188,20 @@ def test_the_mean_is_one_row_for_any_batch():
     torch.testing.assert_close(mean["here"].beta, a["here"].beta[None])
     with pytest.raises(ValueError, match="no rows to pick"):
         tf.Modulations({"here": tf.Modulation.identity(3)}).mean()
+
+
+@pytest.mark.plain
+@torch.no_grad()
+def test_modulations_are_a_pytree_and_survive_copies():
+    model = network()
+    a, b, c = (modulations(model, z()) for _ in range(3))
+    stacked = pytree.tree_map(lambda *fields: torch.stack(fields), a, b, c)
+    assert type(stacked) is Modulations
+    found = torch.vmap(lambda values: model(X, modulation=values))(stacked)
+    torch.testing.assert_close(found, torch.stack([model(X, modulation=one) for one in (a, b, c)]))
+    paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(a)[0]]
+    assert paths == [f"['{site}'].{field}" for site in ("first", "second") for field in ("gamma", "beta")]
+    for twin in (copy.deepcopy(a), pickle.loads(pickle.dumps(a))):
+        assert type(twin) is Modulations
+        assert list(twin) == list(a)
+        assert all(equal(twin[name], a[name]) for name in a)

@@ -64,6 +64,11 @@ def test_the_channels_of_known_layers_are_where_the_layer_puts_them(name: str):
         assert x.shape[dim] == features
 
 
+def test_the_input_of_a_bilinear_layer_is_its_first():
+    layer = nn.Bilinear(3, 5, 7)
+    assert (channels(layer, "output"), channels(layer, "input")) == ((7, -1), (3, -1))
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("where", ["output", "input"])
@@ -283,6 +288,47 @@ def test_presets_pick_the_usual_sites_of_a_family(name: str):
             above = above.get_submodule(part)
         above.add_module(path.split(".")[-1], nn.LayerNorm(3))
     assert [s.name for s in tf.find(root, tf.preset(name))] == [names[w] if w == 1 else w for w in wanted]
+
+
+class OwnLayerNorm(nn.LayerNorm):
+    """As timm has one: the same in code of its own."""
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class FrozenNorm(nn.Module):
+    """As torchvision has one for detection: its numbers are buffers."""
+
+    def __init__(self, width):
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(width))
+
+    def forward(self, x):
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def blocks(norm: nn.Module, *above: str) -> nn.Module:
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"norm2": norm})])})
+    for name in above:
+        model = nn.ModuleDict({name: nn.ModuleList([model])})
+    return model
+
+
+def test_a_preset_says_the_axis_where_the_type_does_not():
+    vit = tf.preset("vit")
+    found = [tf.find(blocks(norm), vit)[0] for norm in (OwnLayerNorm(3), nn.BatchNorm2d(5))]
+    assert [(site.features, site.dim) for site in found] == [(3, -1), (5, 1)]
+    assert tf.find(blocks(OwnLayerNorm(3)), vit, dim=1)[0].dim == 1
+    with pytest.raises(ValueError, match="matches the whole name of none"):  # these may have channels first
+        tf.find(blocks(OwnLayerNorm(3), "stages"), vit)
+
+
+def test_a_weight_that_is_a_buffer_says_how_many_channels_there_are():
+    assert channels(FrozenNorm(7), "output") == (7, None)
+    with pytest.raises(ValueError, match=r"got a FrozenNorm \(its output\).\nGive dim:"):
+        tf.find(nn.Sequential(FrozenNorm(7)), "0")
 
 
 @pytest.mark.plain

@@ -10,7 +10,7 @@ from torchfilm.summary import explained, summarise
 
 
 def test_closed_and_flipped_channels_are_counted():
-    gamma = torch.tensor([[0.0, -1.0, 2.0], [0.005, 1.0, 0.0], [0.0, 1.0, 3.0], [0.001, -2.0, 1.0]])
+    gamma = torch.tensor([[0.0, -1.0, 2.0], [0.009, 0.02, 0.0], [0.0, 1.0, 3.0], [0.001, -2.0, 1.0]])
     found = summarise({"here": tf.Modulation(gamma, torch.zeros(4, 3))})["here"]
     assert (found.samples, found.channels) == (4, 3)
     assert found.closed == 5 / 12

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
-from torchfilm.filling import again_active
+from torchfilm.filling import again_active, is_sharded
 from torchfilm.fusion import Fusion
 from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
@@ -37,6 +36,8 @@ _DESCRIBED = "sha256 of the description"
 # A base that was converted to bfloat16 (8 bits of mantissa) and back still counts as the same.
 _SAME = 2.0**-7
 _SAMPLED_TENSORS, _SAMPLED_VALUES = 16, 8
+
+_TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
 
 
 def freeze_base(model: nn.Module) -> nn.Module:
@@ -69,6 +70,9 @@ def checkpoint_context(model: nn.Module) -> CheckpointContext:
     {"use_reentrant": False, "context_fn": checkpoint_context(model)})`. Without it a conditioned block
     raises, inside of `using` too (but for a block that is compiled by itself, which does not ask); the
     reentrant kind cannot work, for it loses the gradient of the generator.
+
+    Raises:
+        ValueError: for a network that is not conditioned.
 
     Example:
         >>> from torch.utils.checkpoint import checkpoint
@@ -138,18 +142,20 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         ValueError: for a model that is not conditioned, and for state of an encoder or a generator that is no
             tensor.
     """
-    film, path = conditioning(model), Path(folder)
+    film, root, path = conditioning(model), unwrapped(model), Path(folder)
+    film.check(root)
+    names = {name: _unwrapped_name(paths[0]) for name, paths in film.paths(root).items()}
     state = film.state_dict()
     _check_tensors(state)
-    sharded = any(map(_is_sharded, state.values()))
+    sharded = any(map(is_sharded, state.values()))
     tensors = {key: _whole(value).detach().cpu().clone().contiguous() for key, value in state.items()}
     description = {
         "format": FORMAT,
-        "sites": [dataclasses.asdict(site) for site in film.sites.values()],
+        "sites": [dataclasses.asdict(site) | {"name": names[site.name]} for site in film.sites.values()],
         "cond": _describe(film.cond),
         "fusion": film.recipe,
-        "table": film.generator.layout if type(film.generator) is Table else None,
-        "base": _fingerprint(unwrapped(model)),
+        "table": _renamed(film.generator.layout, names) if type(film.generator) is Table else None,
+        "base": _fingerprint(root),
     }
     if sharded and distributed.get_rank():
         return path
@@ -187,7 +193,7 @@ def load(
             does not fit; the base is then as it was.
     """
     path = Path(folder)
-    description = _read(path)
+    description = _here(_read(path), base)
     if not any_base:
         _check_base(base, description["base"], path)
     if cond is None:
@@ -280,6 +286,23 @@ def _read(path: Path) -> dict[str, Any]:
     return description
 
 
+def _here(description: dict[str, Any], base: nn.Module) -> dict[str, Any]:
+    """Return the description with the names of the sites in this base, where blocks may be wrapped."""
+    names = {_unwrapped_name(name): name for name, _ in base.named_modules()}
+    sites = [site | {"name": names.get(site["name"], site["name"])} for site in description["sites"]]
+    table = description.get("table")
+    return description | {"sites": sites, "table": _renamed(table, names) if table else None}
+
+
+def _renamed(layout: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in layout.items()}
+
+
+def _unwrapped_name(name: str) -> str:
+    """Return a name without those of wrappers that compute the same: compiled and checkpointed modules."""
+    return ".".join(part for part in name.split(".") if part not in _TRANSPARENT)
+
+
 def _hashed(text: str) -> str:
     """Return a hash of what JSON says, however it is laid out."""
     return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()
@@ -299,6 +322,12 @@ def _check_tensors(state: Mapping[str, Any]) -> None:
                 f"save: expected a state of tensors, got '{key}' {type(value).__name__}.\n"
                 f"Keep it in a buffer, or give it to the encoder or generator when it is made, and load by "
                 f"cond= or generator=."
+            )
+        if value.is_meta:
+            raise ValueError(
+                f"save: expected a state with numbers, got '{key}' on the meta device, where it has none.\n"
+                f"Let whoever keeps it elsewhere put it back first (accelerate: "
+                f"remove_hook_from_module(model, recurse=True))."
             )
 
 
@@ -424,7 +453,8 @@ def _tupled(value: Any) -> Any:
 
 def _fingerprint(root: nn.Module) -> dict[str, Any]:
     """Tell one base from another: a hash of all names and shapes, and some values of some of its tensors."""
-    state = {key: value for key, value in root.state_dict().items() if not key.startswith("film.")}
+    state = root.state_dict()
+    state = {_unwrapped_name(key): value for key, value in state.items() if not key.startswith("film.")}
     shapes = "\n".join(f"{key} {tuple(value.shape)}" for key, value in state.items() if _plain(value))
     floats = [key for key, value in state.items() if _plain(value) and value.is_floating_point()]
     step = max(1, len(floats) // _SAMPLED_TENSORS)
@@ -434,18 +464,12 @@ def _fingerprint(root: nn.Module) -> dict[str, Any]:
 
 def _plain(value: Any) -> bool:
     """Leave out what has no values to read: quantised subclasses, the meta device, extra state."""
-    return (type(value) is Tensor or _is_sharded(value)) and value.device.type != "meta"
-
-
-def _is_sharded(value: Any) -> bool:
-    """Tell whether a tensor lies in several processes, without loading what knows such tensors."""
-    known = sys.modules.get("torch.distributed.tensor")
-    return known is not None and isinstance(value, known.DTensor)
+    return (type(value) is Tensor or is_sharded(value)) and value.device.type != "meta"
 
 
 def _whole(value: Any) -> Tensor:
     """Return a tensor whole, which all processes that have a part of it have to ask for."""
-    return value.full_tensor() if _is_sharded(value) else value
+    return value.full_tensor() if is_sharded(value) else value
 
 
 def _check_base(base: nn.Module, saved: dict[str, Any], path: Path) -> None:

@@ -39,7 +39,8 @@ def affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     ):
         return torch.addcmul(beta, gamma, x)
     y = x * gamma
-    if y.dtype != beta.dtype:
+    # `torch.func.linearize` records what is differentiated forwards, and runs it again: nothing in place.
+    if y.dtype != beta.dtype or forward_ad._current_level >= 0:
         return y + beta
     try:
         y += beta
@@ -96,6 +97,8 @@ def activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor
             f"film: activation expected one of {list(get_args(Activation))} or None, got {activation!r}.\n"
             f"Leave it out and apply any function to the result; these two are computed again in backward."
         )
+    if forward_ad._current_level >= 0:
+        return rounded(getattr(torch.nn.functional, activation)(affine(x, gamma, beta)), x)
     if has_graph(x, gamma, beta):
         return _with_graph().apply(x, gamma, beta, activation)  # type: ignore[no-any-return]
     return _activated_now(x, gamma, beta, activation)
@@ -103,10 +106,8 @@ def activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor
 
 def _with_graph() -> type[torch.autograd.Function]:
     """Return the form of `_Activated` that what is at work here takes."""
-    if torch.compiler.is_compiling():
-        return _Activated
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return _ActivatedForward if transformed else _ActivatedInOne
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return _Activated if transformed else _ActivatedInOne
 
 
 def _activated_now(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
@@ -150,21 +151,6 @@ class _Activated(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *aligned = ctx.saved_tensors
         return *gradients(grads[0], x, aligned, ctx.activation, ctx.needs_input_grad), None
-
-
-class _ActivatedForward(_Activated):
-    """The same, differentiable forwards too (`torch.func.jvp`, `hessian`), which compilers cannot trace."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str | None], output: Tensor) -> None:
-        _Activated.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3])
-
-    @staticmethod
-    def jvp(ctx: Any, x_moved: Tensor, gamma_moved: Tensor, beta_moved: Tensor, activation: None) -> Tensor:
-        x, gamma, beta = ctx.saved_tensors
-        moved = x_moved * gamma + gamma_moved * x + beta_moved
-        return rounded(_SHAPES[ctx.activation].sloped(moved, affine(x, gamma, beta)), x)
 
 
 def gradients(

@@ -144,11 +144,12 @@ def _transformer_stack(module: Any) -> Sides:
 
 
 def _one_dimensional_weight(module: nn.Module) -> int | None:
-    """The width of a norm that torch does not know, as the many RMS norms; its axis stays unknown.
+    """The width of a norm that torch does not know, as RMS norms and frozen ones; its axis stays unknown.
 
     A single number, as a slope or a scale, is the same for all channels and says nothing about them.
     """
-    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    weight = dict(own).get("weight")
     alone = not list(module.children())
     if weight is None or weight.ndim != 1 or weight.numel() == 1 or not alone:
         return None

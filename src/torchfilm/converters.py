@@ -42,6 +42,9 @@ class Layout:
         order: the words, in order.
         trunk: what stands between the condition and the projection, as `Generator` takes it.
         where: which modules have it.
+
+    Raises:
+        ValueError: for unknown words, none, and gamma beside scale.
     """
 
     order: str
@@ -49,7 +52,7 @@ class Layout:
     where: str = ""
 
     def __post_init__(self) -> None:
-        """Check the words; ValueError for unknown ones, and for gamma beside scale."""
+        """Check the words."""
         words = self.order.split()
         unknown = [word for word in words if word not in WORDS]
         if unknown or not words:

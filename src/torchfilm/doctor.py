@@ -20,7 +20,7 @@ from torchfilm.modulation import Modulation
 from torchfilm.naming import check_choice
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
 from torchfilm.sensitivity import Leaves, leaves, moved, parts, probe, recordable, shaken
-from torchfilm.sites import Site, aliases
+from torchfilm.sites import Site
 from torchfilm.telling import (
     START,
     active_condition,
@@ -200,7 +200,7 @@ def doctor(
     start = _identity if at == "identity" else lambda name, value: value
 
     def run(start: Callable[[str, Any], Any]) -> _Pass:
-        with leaves(model, start) as found, watched(root, film.slots) as seen:
+        with leaves(model, start) as found, watched(root, film) as seen:
             output = model(*args, cond=cond, modulation=modulation, **kwargs)
         total, unit = probe(output, score, 0)
         fields = list(found.fields())
@@ -281,7 +281,7 @@ class _Case:
             )
         if not self._weak(pulse):
             yield from self._partly(site, pulse)
-        others = aliases(self.root)[site.name]
+        _, *others = self.film.paths(self.root)[site.name]
         if others:
             yield Finding(
                 site.name,
@@ -305,7 +305,8 @@ class _Case:
                 "",
                 "frozen",
                 "no parameter of the generator is trained (requires_grad is False).",
-                "Freeze the base with freeze_base(model), which leaves the conditioning trainable.",
+                "Freeze the base with freeze_base(model), which leaves the conditioning trainable; where "
+                "adapters in the base train as well, call conditioning(model).requires_grad_(True) instead.",
             )
 
     def _weak(self, pulse: Pulse) -> bool:

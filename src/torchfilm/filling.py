@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
 from torchfilm.absorption import ahead
 from torchfilm.freezing import Frozen
@@ -37,6 +38,9 @@ class Onlooker:
 class Active:
     """What a block made active: a condition, with the values made of it at the start, or a modulation.
 
+    Nothing is made at the start by parameters that FSDP2 holds in parts: only a call of the network makes
+    them whole.
+
     Args:
         film: what makes the values.
         cond: the condition, or None.
@@ -46,7 +50,8 @@ class Active:
     def __init__(self, film: Conditioning, cond: Any, modulation: Any) -> None:
         self.cond, self.modulation = cond, modulation
         self.ended = False
-        self.ready = film(cond) if modulation is None else None
+        self.is_late = modulation is None and any(map(is_sharded, film.parameters()))
+        self.ready = film(cond) if modulation is None and not self.is_late else None
         self.training, self.made_of = film.training, Snapshot(film, cond=cond)
 
     def is_ready(self, film: Conditioning) -> bool:
@@ -57,6 +62,17 @@ class Active:
         if self.ready is None or torch.is_grad_enabled() or film.training is not self.training:
             return False
         return self.made_of.holds()
+
+
+def is_sharded(value: Any) -> bool:
+    """Tell whether a tensor lies in several processes, without loading what knows such tensors."""
+    known = sys.modules.get("torch.distributed.tensor")
+    return known is not None and isinstance(value, known.DTensor)
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    """Tell whether a module joins its own parameters when it is called."""
+    return any(one.__name__ == "FSDPModule" for one in type(module).__mro__)
 
 
 class Off:
@@ -129,7 +145,15 @@ class Conditioning(nn.Module):
 
         Args:
             cond: what the encoder takes; a tuple holds several arguments, as (tokens, mask).
+
+        Raises:
+            ValueError: where FSDP2 holds the parameters in parts that only a call of the network joins.
         """
+        if any(map(is_sharded, self.parameters())) and not any(map(_is_fsdp, self.modules())):
+            raise ValueError(
+                "Modulations: expected parameters that are whole, got those of a network that FSDP2 has "
+                "sharded.\nCall model.unshard() first, or look at a call of the network: record(model)."
+            )
         with self.predicting():
             return self(cond)
 
@@ -205,7 +229,7 @@ class Conditioning(nn.Module):
             if active.is_ready(self):
                 modulation = active.ready
         elif cond is not None and modulation is not None:
-            raise ValueError(not_both("got both"))
+            raise ValueError(_TRACED if isinstance(cond, Proxy) else not_both("got both"))
         return self._transformed(self(cond) if modulation is None else modulation, lent=lent)
 
     def _transformed(self, values: Any, start: int = 0, *, lent: bool = False) -> dict[str, Any]:
@@ -221,7 +245,7 @@ class Conditioning(nn.Module):
             slot.fill(values if values is None or values is PLAIN else values[name])
 
     def lend(self, values: Mapping[str, Any]) -> None:
-        """Let each site apply its value where no call of the network runs."""
+        """Let each site apply its value where no call of the network runs; None for none."""
         for name, slot in self.slots.items():
             slot.fill(None)
             slot.lend(values[name])
@@ -258,17 +282,23 @@ class Conditioning(nn.Module):
         """
         if self._in_place(root):
             return
-        slots = {id(slot): slot for slot in self.slots.values()}
-        found = [
-            (tuple(path.split(".")), slot)
-            for path, module in root.named_modules(remove_duplicate=False)
-            if (slot := slots.get(id(vars(module).get("_film_slot")))) is not None
-        ]
-        before, now = (Counter(slot.site.name for _, slot in places) for places in (self.places, found))
-        for name in self.slots:
-            if now[name] < max(before[name], 1):
-                raise ValueError(self._replaced(root, name, [path for path, _ in found]))
-        self.places = found
+        now, before = self.paths(root), Counter(slot.site.name for _, slot in self.places)
+        for name, paths in now.items():
+            if len(paths) < max(before[name], 1):
+                raise ValueError(self._replaced(root, name, paths))
+        self.places = [(tuple(path.split(".")), self.slots[name]) for name in now for path in now[name]]
+
+    def paths(self, root: nn.Module) -> dict[str, list[str]]:
+        """Return where the module of each site is now, under each name that it has; the first is its own.
+
+        A site is the module that holds its slot: others may have put wrappers around it or its block.
+        """
+        slots = {id(slot): name for name, slot in self.slots.items()}
+        found: dict[str, list[str]] = {name: [] for name in self.slots}
+        for path, module in root.named_modules(remove_duplicate=False):
+            if (name := slots.get(id(vars(module).get("_film_slot")))) is not None:
+                found[name].append(path)
+        return found
 
     def make_ready(self, root: nn.Module) -> None:
         """Make the affines of norms that take one modulation for all rows, of all sites in a row.
@@ -297,10 +327,16 @@ class Conditioning(nn.Module):
             return False
         return bool(self.places)
 
-    def _replaced(self, root: nn.Module, name: str, found: list[tuple[str, ...]]) -> str:
+    def _replaced(self, root: nn.Module, name: str, found: list[str]) -> str:
         """Say what is where a site was: at its name, or at the first of its places that lost it."""
-        lost = [path for path, slot in self.places if slot.site.name == name and path not in found]
-        path = ".".join(lost[0]) if lost else name
+        if (here := root._modules["film"]) is not self:
+            return (
+                f"film: expected what condition() added, got a copy inside of a {type(here).__name__}, which "
+                f"no site hears.\n"
+                f"Wrap its parts instead (PEFT: modules_to_save=['film.cond', 'film.generator'])."
+            )
+        places = [".".join(path) for path, slot in self.places if slot.site.name == name]
+        path = next((path for path in places if path not in found), name)
         module = dict(root.named_modules(remove_duplicate=False)).get(path)
         now = "nothing" if module is None else f"another {type(module).__name__}"
         return (
@@ -440,6 +476,13 @@ def _runs_later(root: nn.Module, output: Any) -> str:
         f"{type(output).__name__}, which would run without the condition of this call.\n"
         f"Wrap the call and all of its steps in `with using(model, cond=...):`."
     )
+
+
+_TRACED = (
+    "Conditioned network: expected a call with a condition, got torch.fx tracing it.\n"
+    "Fold it first, fold(model, cond=z), and trace what that gives; or trace the network before it is "
+    "conditioned, and condition a module that holds the graph."
+)
 
 
 def not_both(got: str) -> str:

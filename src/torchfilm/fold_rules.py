@@ -37,7 +37,7 @@ def fold_output(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn
     draft.without_constants(module)
     for kind, rule in _OUTPUT.items():
         if isinstance(module, kind):
-            _check_forward(module, kind)
+            check_forward(module, kind)
             return rule(draft, module, affine, dim)
     if is_packed(module):
         return _packed_output(draft, module, affine, dim)
@@ -55,7 +55,7 @@ def fold_input(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.
     draft.without_constants(module)
     for kind, rule in _INPUT.items():
         if isinstance(module, kind):
-            _check_forward(module, kind)
+            check_forward(module, kind)
             return rule(draft, module, affine, dim)
     inner = _inside(draft, module, first_layer(module))
     if inner is None:
@@ -75,7 +75,7 @@ def fold_border(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> Te
     draft.without_constants(module)
     if not isinstance(module, _CONVS) or not pads_with_zeros(module):
         raise NotExactError("no convolution that pads with zeros")
-    _check_forward(module, next(kind for kind in _CONVS if isinstance(module, kind)))
+    check_forward(module, next(kind for kind in _CONVS if isinstance(module, kind)))
     _check_apart(module, affine)
     if (affine.factor == 0).any():
         raise NotExactError("a channel with gamma = 0 has no border that could become beta")
@@ -102,7 +102,7 @@ def _no_layer(module: nn.Module, side: str) -> str:
     return f"{kind_of(module).__name__} does not {side} with a layer whose weights could take it{however}"
 
 
-def _check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
+def check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
     """Refuse subclasses and instances that compute something else with the same weights."""
     own = kind_of(module)
     methods = ("forward", "_conv_forward") if issubclass(kind, conv._ConvNd) else ("forward",)

@@ -25,10 +25,10 @@ from torchfilm.dataflow import code_of, conv_norm_pairs, fed_in_float32, read_by
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_check import difference, rounding
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
-from torchfilm.fold_rules import fold_border, fold_input, fold_output
+from torchfilm.fold_rules import check_forward, fold_border, fold_input, fold_output
 from torchfilm.freezing import Frozen
 from torchfilm.generator import num_parameters
-from torchfilm.injection import Conditioning, conditioning, remove
+from torchfilm.injection import Conditioning, check_forwards, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
@@ -125,18 +125,19 @@ def fold(
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     shared = {id(tensor) for name, tensor in named if not name.startswith("film.")}
     memo: dict[int, Any] = {key: own[key] for key in own.keys() - shared}
-    plain = remove(copy.deepcopy(model, memo))
-    for name in film.sites:
-        _make_plain(plain.get_submodule(name))
-    plan = _planned(plain, film, values, leftover)
+    plain, places = _plain_copy(model, memo)
+    for path in places.values():
+        _make_plain(plain.get_submodule(path))
+    plan = _planned(plain, places, film, values, leftover)
     pairs = _pairs(plan, fuse_norms)
     for pair in pairs:
         _fuse(plan, *pair)
     plan.draft.apply()
+    here = {name: replace(site, name=places[name]) for name, site in film.sites.items()}
     for name in plan.kept:
-        keep(plain, film.sites[name], film.fusion, values[name])
+        keep(plain, here[name], film.fusion, values[name])
     for name, value in plan.borders.items():
-        _pad(plain, film.sites[name], value)
+        _pad(plain, here[name], value)
     for _, norm in pairs:
         parent, _, child = norm.rpartition(".")
         setattr(plain.get_submodule(parent), child, nn.Identity())
@@ -186,8 +187,8 @@ def folded(
     film, values = _values(model, cond, modulation, leftover)
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     memo[id(film.frozen)] = Frozen()  # the copy shares the parameters, which stay frozen
-    plain = remove(copy.deepcopy(model, memo))
-    plan = _planned(plain, film, values, leftover, borders=False)
+    plain, places = _plain_copy(model, memo)
+    plan = _planned(plain, places, film, values, leftover, borders=False)
     names = {module: name for name, module in plain.named_modules()}
     undo = plan.draft.apply(lambda module: model.get_submodule(names[module]))
     try:
@@ -208,6 +209,8 @@ def _values(
             f"fold: expected the conditioned network itself, got it inside of {type(model).__name__}.\n"
             f"Fold the network, then compile or wrap the result."
         )
+    film.check(model)
+    check_forwards("fold", model)
     _check_copied(model)
     if leftover not in ("error", "constant"):
         raise ValueError(f"fold: leftover expected 'error' or 'constant', got {leftover!r}.")
@@ -233,8 +236,29 @@ def _values(
     return film, values
 
 
+def _plain_copy(model: nn.Module, memo: dict[int, Any]) -> tuple[nn.Module, dict[str, str]]:
+    """Return a copy without the conditioning, and the path of each site's module in it.
+
+    In the modes of the network: copies of others lose theirs, as that of a torchvision feature extractor,
+    which has another graph in each.
+    """
+    copied = copy.deepcopy(model, memo)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in copied.named_modules():
+        if module.training is not modes[name]:
+            module.train(modes[name])
+    paths = conditioning(copied).paths(copied)
+    return remove(copied), {name: found[0] for name, found in paths.items()}
+
+
 def _planned(
-    plain: nn.Module, film: Conditioning, values: dict[str, Any], leftover: str, *, borders: bool = True
+    plain: nn.Module,
+    places: Mapping[str, str],
+    film: Conditioning,
+    values: dict[str, Any],
+    leftover: str,
+    *,
+    borders: bool = True,
 ) -> _Plan:
     """Plan each site, inner modules first: what they add happens before what is around them adds its own.
 
@@ -249,7 +273,7 @@ def _planned(
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 plan.ties.setdefault(id(parameter), []).append(f"{name}.{key}")
-    modules = {name: plain.get_submodule(name) for name in film.sites}
+    modules = {name: plain.get_submodule(path) for name, path in places.items()}
     for site in sorted(film.sites.values(), key=lambda site: len(list(modules[site.name].modules()))):
         module = modules[site.name]
         try:
@@ -391,6 +415,7 @@ def _not_mergeable(plan: _Plan, first: str, second: str) -> str | None:
     if any((layer in modules) != (norm in modules) for modules in inside):
         return "a constant is kept between them"
     try:
+        check_forward(norm, batchnorm._BatchNorm)
         plan.draft.alone(layer)
         plan.draft.alone(norm)
         fold_output(plan.draft.trial(), layer, _affine_of_norm(plan.draft, norm), 1)
@@ -447,19 +472,23 @@ def _report(
     error: float | None,
 ) -> FoldReport:
     names = {module: name for name, module in plan.model.named_modules()}
-    errors = {target: reference.error(target) for target, reference in plan.references.items()}
+    named = {target: f"site '{name}'" for name, target in plan.targets.items()}
+    errors: dict[nn.Module, float] = {}
+    for target, reference in plan.references.items():
+        errors[target] = error_here = reference.error(target)
+        if not error_here <= (allowed := rounding(target)):
+            raise ValueError(
+                f"fold, {named.get(target, repr(names[target]))}: expected folded weights that compute the "
+                f"same, got an error of {error_here:.1e} on random features, where rounding makes "
+                f"{allowed:.1e} at most.\n"
+                f"These are beyond its precision: fold in float32, then convert the result."
+            )
     sites = []
     for name in film.sites:
         if name in plan.kept:
             sites.append(FoldedSite(name, "constant", 0.0, plan.kept[name]))
             continue
         target = plan.targets[name]
-        if not errors[target] <= (allowed := rounding(target)):
-            raise ValueError(
-                f"fold, site '{name}': expected folded weights that compute the same, got an error of "
-                f"{errors[target]:.1e} on random features, where rounding makes {allowed:.1e} at most.\n"
-                f"These are beyond its precision: fold in float32, then convert the result."
-            )
         where = ", ".join(f"{names[target]}.{tensor}" for tensor in plan.draft.tensors(target) or ["scales"])
         sites.append(FoldedSite(name, where, errors[target], plan.notes.get(name, "")))
     return FoldReport(tuple(sites), counts, error, tuple(pairs))

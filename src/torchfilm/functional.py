@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torchfilm import onepass
 from torchfilm.affine import Activation, activated, affine, has_graph, rounded
@@ -204,7 +205,8 @@ def _writable(x: Tensor, gamma: Tensor, beta: Tensor) -> bool:
     """Whether the result may take x's place: one precision, no graph, no error after writing."""
     one_precision = x.dtype == gamma.dtype == beta.dtype
     frozen = x.is_inference() and not torch.is_inference_mode_enabled()
-    return one_precision and not frozen and not has_graph(x, gamma, beta)
+    forwards = forward_ad._current_level >= 0
+    return one_precision and not (frozen or forwards) and not has_graph(x, gamma, beta)
 
 
 def _both_aligned(

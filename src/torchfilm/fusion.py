@@ -6,7 +6,7 @@ A fusion says what is generated from the condition for each site and how that me
 | name | y | paper |
 | --- | --- | --- |
 | film | gamma(z) x + beta(z) | Perez et al. 2018, arXiv 1709.07871 |
-| scale | gamma(z) x | FiLM's ablation beta = 0 (section 5.2 there) |
+| scale | gamma(z) x | FiLM's ablation beta = 0 (section 4.3 there) |
 | bias | x + beta(z) | its ablation gamma = 1: what concatenating z to the features does |
 | gate | 2 sigmoid(a(z)) x | channel gates, as Hu et al. 2018, arXiv 1709.01507 |
 | concat | x + W [x; tile(z)] + c | concatenation and a 1x1 convolution |

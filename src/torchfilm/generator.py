@@ -107,7 +107,11 @@ class Generator(nn.Module):
     def raw(
         self, condition: Float[Tensor, "*batch cond"] | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch rows"]:
-        """Return what the head predicts, all rows of all sites, before bounds and offsets."""
+        """Return what the head predicts, all rows of all sites, before bounds and offsets.
+
+        Raises:
+            ValueError: for a condition of another size.
+        """
         trunk = self.trunk
         if len(trunk) > 0:
             if condition.ndim == 0 or condition.shape[-1] != self.cond_dim:

@@ -300,7 +300,8 @@ def _combined(leaf: Any, weights: Sequence[Scale], rows: int) -> Any:
         raise ValueError(
             f"guide: expected an output of tensors, numbers and texts, in tuples, lists, mappings or "
             f"dataclasses, got a {type(leaf).__name__}, which would stay unguided.\n"
-            f"Guide a function around the network that returns its tensors."
+            f"Guide a function around the network that returns its tensors; transformers keep no cache with "
+            f"use_cache=False."
         )
     copies = len(weights)
     if leaf.ndim == 0 or len(leaf) % max(copies * rows, 1):

@@ -73,9 +73,9 @@ def heard(
             episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
         batches: of (x, condition) or (x, condition, target). Several inputs are a tuple: ((x, t), condition)
             calls `model(x, t, cond=condition)`. A condition is a tensor, a list of strings, or any structure
-            of them (tokens and mask, a dict), with one row per sample; a batch of none is left out. Of a dict
-            of several, each is exchanged by itself too, as "swap NAME", and one of a single row, such as a
-            time step, stays as it is.
+            of them (tokens and mask, a dict), one row per sample; a batch of none is left out. What has a
+            single row in a dict, such as a time step, stays as it is. Where the network's encoder is
+            `Several`, each condition is exchanged by itself too, as "swap NAME".
         loss: loss(output, target) -> [B], one number per sample (reduction="none").
         success: success(output, target) -> [B], true or false or 0..1.
         blank: condition -> an empty one. Without it, a network whose condition may be missing (`Maybe`,
@@ -156,7 +156,7 @@ def _changes(
 
     right = run(condition)
     yield "repeat", right, run(condition), target, everyone
-    for name, part in _alone(own).items():
+    for name, part in _exchanged(model, own).items():
         order = derange(keys(part), rng)
         moved = order != np.arange(len(order))
         if moved.any():
@@ -181,10 +181,14 @@ def _own(condition: Any) -> Any:
     return {name: value for name, value in condition.items() if not rows[name] <= {1}}
 
 
-def _alone(own: Any) -> dict[str, Any]:
-    """Return what is exchanged, by the name of the change: all, and of several by name each by itself."""
-    several = isinstance(own, Mapping) and len(own) > 1
-    return {"swap": own} | ({f"swap {name}": {name: part} for name, part in own.items()} if several else {})
+def _exchanged(model: Callable[..., Any], own: Any) -> dict[str, Any]:
+    """Return what is exchanged, by the name of the change: all, and of `Several` each by itself.
+
+    Not of other structures: tokens and their mask belong together.
+    """
+    film = film_of(model)
+    alone = film is not None and isinstance(film.cond, Several) and len(own) > 1
+    return {"swap": own} | ({f"swap {name}": {name: part} for name, part in own.items()} if alone else {})
 
 
 def _remedy(model: Callable[..., Any]) -> str:

@@ -106,10 +106,12 @@ def conditioning(model: nn.Module) -> Conditioning:
     """
     film = film_of(model)
     if film is None:
-        raise ValueError(
-            f"{type(unwrapped(model)).__name__}: expected a conditioned network, got a plain one.\n"
-            f"Condition it first: condition(model, sites, cond=...)."
-        )
+        root = unwrapped(model)
+        inner = next((name for name, module in root.named_modules() if is_root(module)), None)
+        got = "a plain one.\nCondition it first: condition(model, sites, cond=...)."
+        if inner is not None:
+            got = f"one that holds one.\nGive its '{inner}', which is conditioned."
+        raise ValueError(f"{type(root).__name__}: expected a conditioned network, got {got}")
     return film
 
 
@@ -129,8 +131,9 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     What is written through `.data`, or into tensors made in inference mode,
     is not seen, and a compiled network sees nothing that is written into tensors: give a new condition.
     Methods that call parts of the network without the network itself (`vae.encode`) get the values made at
-    the start, but for what a checkpoint runs again in the backward pass: see `checkpoint_context`. A call's
-    own `cond=` wins, also for calls of the network inside of it.
+    the start, but for what a checkpoint runs again in the backward pass: see `checkpoint_context`; in a
+    network that FSDP2 has sharded, in which only calls make values, they raise. A call's own `cond=` wins,
+    also for calls of the network inside of it.
 
     Args:
         model: a conditioned network.
@@ -154,14 +157,20 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     entry = Active(film, cond, modulation)
     with active(film, entry):
         film.fill(None)
-        ready = None if film.transforms else entry.ready
-        film.lend(film.values(None, None, lent=True) if ready is None else ready)
+        if entry.is_late:
+            film.lend(dict.fromkeys(film.slots))
+        else:
+            ready = None if film.transforms else entry.ready
+            film.lend(film.values(None, None, lent=True) if ready is None else ready)
         yield
 
 
 @contextmanager
 def unconditioned(model: nn.Module) -> Iterator[None]:
     """Run the original network in the block, whatever conditions its calls are given.
+
+    Raises:
+        ValueError: for a network that is not conditioned.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -182,14 +191,20 @@ def remove(model: nn.Module) -> nn.Module:
         ValueError: for a model that is not conditioned, or whose modules were patched since.
     """
     film, root = conditioning(model), unwrapped(model)
-    for name, module in [("", root), *root.named_modules()]:
-        if is_patched(module) and (module is root or is_site(module)):
-            raise ValueError(
-                f"remove: expected the class's own forward at '{name}', but another was put on it.\n"
-                f"Let whoever did that take it off first (accelerate: remove_hook_from_module)."
-            )
+    check_forwards("remove", root)
     _undo(root, film)
     return model
+
+
+def check_forwards(what: str, root: nn.Module) -> None:
+    """Refuse a network with another forward put on it or on a site, which cannot be taken off here."""
+    for name, module in root.named_modules():
+        if is_patched(module) and (module is root or is_site(module)):
+            raise ValueError(
+                f"{what}: expected the class's own forward at '{name}', but another was put on it.\n"
+                f"Let whoever did that take it off first (accelerate: remove_hook_from_module for hooks, and "
+                f"accelerator.unwrap_model(model, keep_fp32_wrapper=False) for mixed precision)."
+            )
 
 
 def marker(module: nn.Module, args: Any) -> None:
@@ -235,19 +250,18 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the conditioned network inside of torch.compile, DistributedDataParallel, AveragedModel.
+    """Return the conditioned network inside of torch.compile, DistributedDataParallel, Lightning Fabric's.
 
     Raises:
         ValueError: for what is no network.
     """
     check_network(model)
     while not is_root(model):
-        inner = model._modules.get("_orig_mod")
-        if inner is None:
-            inner = model._modules.get("module")
-        if inner is None:
+        inner = (model._modules.get(name) for name in ("_orig_mod", "module", "_forward_module"))
+        found = next((one for one in inner if one is not None), None)
+        if found is None:
             break
-        model = inner
+        model = found
     return model
 
 

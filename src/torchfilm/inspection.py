@@ -137,6 +137,9 @@ def modulations(model: nn.Module, cond: Any) -> Modulations:
         model: a conditioned network.
         cond: as in `model(x, cond=cond)`.
 
+    Raises:
+        ValueError: for a network that is not conditioned.
+
     Example:
         >>> from torchfilm.conditions import Vector
         >>> from torchfilm.injection import condition
@@ -153,6 +156,9 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
     The values are detached and stay on their device. Each call of the network is one entry; parts of it that
     are called by themselves, under `using`, are none.
+
+    Raises:
+        ValueError: for a network that is not conditioned.
 
     Example:
         >>> from torchfilm.conditions import Vector

@@ -103,7 +103,11 @@ class Concat:
         return Concatenations(cond_dim, sites, self.width)
 
     def apply(self, x: Tensor, value: Mixing, dim: int, site: str) -> Tensor:
-        """Return the sum of the features, their mixture and the shift."""
+        """Return the sum of the features, their mixture and the shift.
+
+        Raises:
+            ValueError: for features of another number of channels.
+        """
         mixed = _project(x, value.weight, dim, site)
         if value.up is None:
             return rounded(_shifted(x + mixed, value.shift, dim, site), x)
@@ -187,7 +191,11 @@ class LowRank:
         return Bilinears(cond_dim, sites, self.width)
 
     def apply(self, x: Tensor, value: Bilinear, dim: int, site: str) -> Tensor:
-        """Return the sum of the features and their weighted mixtures."""
+        """Return the sum of the features and their weighted mixtures.
+
+        Raises:
+            ValueError: for features of another number of channels.
+        """
         inner = _project(x, value.down, dim, site)
         factor = value.factor
         chosen = film(inner, factor, factor * value.offset, dim, modulation_dim=-1, site=site)
@@ -263,7 +271,11 @@ class CrossAttention:
         self.heads = heads
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
-        """Return a generator of `Attending` values."""
+        """Return a generator of `Attending` values.
+
+        Raises:
+            ValueError: for a width that the heads do not share evenly.
+        """
         for name, channels in sites.items():
             width = self.width or channels
             if width % self.heads:
@@ -274,7 +286,11 @@ class CrossAttention:
         return Attentions(cond_dim, sites, self.width, self.heads)
 
     def apply(self, x: Tensor, value: Attending, dim: int, site: str) -> Tensor:
-        """Return the sum of the features and what each position has read."""
+        """Return the sum of the features and what each position has read.
+
+        Raises:
+            ValueError: for features of another number of channels.
+        """
         rows = x.movedim(dim, -1)
         flat = rows.reshape(rows.shape[0], math.prod(rows.shape[1:-1]), rows.shape[-1])
         _check_channels(x, value.query, dim, site)

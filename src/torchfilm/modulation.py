@@ -232,3 +232,4 @@ def _fields(modulation: Modulation) -> str:
 
 
 torch.export.register_dataclass(Modulation, serialized_type_name="torchfilm.Modulation")
+torch.serialization.add_safe_globals([Modulation])  # exported programs hold the inputs of their making

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.naming import entry, nearest
@@ -29,7 +30,7 @@ class Modulations(dict[str, Modulation]):
     """The modulation of every site by name, as one value: `a + (b - c)`, `a.interpolate(b, 0.5)`.
 
     Arithmetic acts site by site and field by field, as in `Modulation`; a network takes the result:
-    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.6).
+    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.5). A pytree, as `Modulation`.
 
     Raises:
         ValueError: for values of another fusion; in arithmetic, where the two do not have the same sites.
@@ -73,6 +74,10 @@ class Modulations(dict[str, Modulation]):
         """Return the same sites in a mapping of their own."""
         return Modulations(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as torch.load reads it, which fills no mappings of others."""
+        return type(self), (dict(self),)
+
     def __or__(self, other: Mapping[str, Any]) -> Any:
         return Modulations({**self, **other})
 
@@ -93,6 +98,9 @@ class Modulations(dict[str, Modulation]):
 
         Its columns are site, row, step (for modulations [N, T, C]; else 0), channel, gamma, beta and, where
         a site has one, gate (NaN elsewhere).
+
+        Raises:
+            ValueError: for no site.
         """
         if not self:
             raise ValueError(
@@ -126,6 +134,27 @@ class Modulations(dict[str, Modulation]):
                 f"Both have to come from the same network, or be completed: Modulations({{**a, **b}})."
             )
         return Modulations({name: function(m, other[name]) for name, m in self.items()})
+
+
+def _of_leaves(values: Iterable[Any], names: Sequence[str]) -> Modulations:
+    """Put them together again, whatever stands for the modulations."""
+    made = Modulations()
+    made.update(zip(names, values, strict=True))
+    return made
+
+
+def _with_paths(values: Modulations) -> tuple[list[tuple[Any, Any]], list[str]]:
+    return [(pytree.MappingKey(name), m) for name, m in values.items()], list(values)
+
+
+pytree.register_pytree_node(
+    Modulations,
+    lambda values: (list(values.values()), list(values)),
+    _of_leaves,
+    serialized_type_name="torchfilm.Modulations",
+    flatten_with_keys_fn=_with_paths,
+)
+torch.serialization.add_safe_globals([Modulations])  # exported programs hold the inputs of their making
 
 
 def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
@@ -198,6 +227,7 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
 
     Raises:
         ValueError: for a file that holds something else.
+        FileNotFoundError: for none.
     """
     try:
         opened = safe_open(path, framework="pt", device=str(device))

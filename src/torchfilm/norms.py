@@ -95,7 +95,7 @@ class _ConditionalBatchNorm(nn.Module):
 class ConditionalBatchNorm2d(_ConditionalBatchNorm):
     """Normalise each channel of images over the batch, then modulate it: y = gamma(z) * BN(x) + beta(z).
 
-    The paper's place for FiLM (Perez et al. 2018, section 3.2, with affine=False) and, with the trained
+    The paper's place for FiLM (Perez et al. 2018, section 2.2, with affine=False) and, with the trained
     affine of a pretrained norm kept inside BN, conditional batch normalisation (de Vries et al. 2017, arXiv
     1707.00683), whose change of the affine is read here as a factor on it: at the start the output is BN's
     own, to the bit.
@@ -152,7 +152,11 @@ class ListeningNorm(nn.Module):
 
     @classmethod
     def around(cls: type[_Norm], norm: nn.Module, cond_dim: int, dim: int, gate: GateStart | None) -> _Norm:
-        """Build around the parameters and buffers of a trained norm, with its options and its mode."""
+        """Build around the parameters and buffers of a trained norm, with its options and its mode.
+
+        Raises:
+            ValueError: for another kind of norm.
+        """
         if type(norm) is not cls._base:
             raise ValueError(_wrong_norm(cls.__name__, cls._base, norm))
         tensors = [*norm.parameters(), *norm.buffers()]
@@ -289,6 +293,9 @@ class ConditionalGroupNorm(_ConditionalNorm, nn.GroupNorm):
         affine: give the norm learned factors and shifts of its own, which gamma and beta do not need.
         device: where the parameters live.
         dtype: their precision.
+
+    Raises:
+        ValueError: torch's own, for channels that the groups do not share evenly.
 
     Example:
         >>> layer = ConditionalGroupNorm(8, 64, cond_dim=512)

@@ -183,6 +183,9 @@ def _differentiable(
     rows = (-1, channels, *between) if ctx.norm.dim == 1 else (-1, *between, channels)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
+        # Views, at which the gradients stop: what made x may depend on gamma, weight and bias too.
+        x, gamma = x.view_as(x), gamma.view_as(gamma)
+        weight, bias = (None if one is None else one.view_as(one) for one in (weight, bias))
         beta = torch.zeros_like(gamma).requires_grad_()  # whose value no gradient depends on
         y = gamma.view(rows) * _by_torch(ctx.norm, x, weight, bias) + beta.view(rows)
     needed = [

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from torchfilm.filling import Conditioning
 from torchfilm.fusion import Fusion
 from torchfilm.sites import Site, kind_of
 from torchfilm.slots import Slot
@@ -114,9 +115,10 @@ def _measured(slots: Mapping[str, Slot], sizes: dict[str, float]) -> Iterator[No
 
 
 @contextmanager
-def watched(root: nn.Module, slots: Mapping[str, Slot]) -> Iterator[Seen]:
+def watched(root: nn.Module, film: Conditioning) -> Iterator[Seen]:
     """Count the calls of sites, measure their features and note what norms read, for one forward pass."""
     seen = Seen()
+    sites = {path: name for name, paths in film.paths(root).items() for path in paths}
     handles = []
 
     def count(name: str) -> Callable[..., None]:
@@ -139,11 +141,11 @@ def watched(root: nn.Module, slots: Mapping[str, Slot]) -> Iterator[Seen]:
         for name, module in root.named_modules():
             if name == "film.generator":
                 handles.append(module.register_forward_pre_hook(keep))
-            if name in slots:
-                handles.append(module.register_forward_hook(count(name)))
+            if name in sites:
+                handles.append(module.register_forward_hook(count(sites[name])))
             if _normalises(module) and not name.startswith("film."):
                 handles.append(module.register_forward_pre_hook(note(name)))
-        with _measured(slots, seen.size):
+        with _measured(film.slots, seen.size):
             yield seen
     finally:
         for handle in handles:

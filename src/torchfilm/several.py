@@ -46,6 +46,7 @@ class Masked:
 
 
 torch.export.register_dataclass(Masked, serialized_type_name="torchfilm.Masked")
+torch.serialization.add_safe_globals([Masked])  # exported programs hold the inputs of their making
 
 
 class Sizes(int):
@@ -76,8 +77,8 @@ class Maybe(nn.Module):
     takes None for no condition at all and raises, is given `cond=Masked(None)`; masks that can be drawn again
     are `Masked(v, torch.rand(batch, generator=...) >= 0.1)`.
 
-    None on one process of a DDP group and not on another is safe: in training all parameters take part in any
-    case, with a gradient of zero where they had nothing to say.
+    None on one process of a DDP group and not on another is safe: with gradients all parameters take part in
+    any case, with a gradient of zero where they had nothing to say.
 
     Args:
         condition: the condition; with Tokens(pooling=None) the null is one learned token.
@@ -160,7 +161,11 @@ class Maybe(nn.Module):
         return z, present
 
     def choose(self, z: Encoded | None, present: Tensor | None) -> Encoded:
-        """Return z where it is present and the null elsewhere."""
+        """Return z where it is present and the null elsewhere.
+
+        Raises:
+            ValueError: for a mask that is no boolean for each sample.
+        """
         if z is None:
             return self._missing()
         tokens = z[0] if isinstance(z, tuple) else z
@@ -185,9 +190,11 @@ class Maybe(nn.Module):
         if null is None:
             some = next(self.condition.parameters(), None)
             null = torch.zeros(self.dim, device=None if some is None else some.device)
-        if self.training and torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             for name, parameter in self.condition.named_parameters():
                 if is_lazy(parameter):
+                    if not self.training:
+                        continue
                     raise ValueError(
                         f"Maybe: expected a condition whose parameters have sizes where it is missing in "
                         f"training, got '{name}', which is lazy.\n"
@@ -296,7 +303,11 @@ class Several(nn.Module):
         return chosen
 
     def join(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """Return the sum or the concatenation of the vectors, [*batch, d] each, aligned from the left."""
+        """Return the sum or the concatenation of the vectors, [*batch, d] each, aligned from the left.
+
+        Raises:
+            ValueError: for vectors whose axes do not align.
+        """
         each = aligned(*vectors.values())
         try:
             batch = torch.broadcast_shapes(*(z.shape[:-1] for z in each))

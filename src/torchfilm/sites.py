@@ -87,13 +87,14 @@ PRESETS: dict[str, Preset] = {
             r"(.*\.)?stages\.\d+\.layers\.\d+\.layer\.1\.normalization",
         )
     ),
-    # The middle of each block: the norm between attention and MLP.
+    # The middle of each block: the norm between attention and MLP. Blocks in stages may have channels first.
     "vit": Preset(
         (
-            r"(.*\.)?blocks\.\d+\.norm2",
+            r"(?!.*stages\.)(.*\.)?blocks\.\d+\.norm2",
             r"(.*\.)?layers?\.\d+\.layernorm_after",
             r"(.*\.)?encoder_layer_\d+\.ln_2",
-        )
+        ),
+        dim=-1,
     ),
     # The norm at the end of each block.
     "bert": Preset((r"(.*\.)?layer\.\d+\.output\.LayerNorm",)),
@@ -184,11 +185,10 @@ def find(
             f"{where!r}, {repeat!r} and {batch!r}.\n"
             f"repeat is the number of rows of features for each condition, batch the axis of the rows."
         )
-    if isinstance(sites, Preset) and dim is None:
-        dim = sites.dim
+    usual = sites.dim if isinstance(sites, Preset) else None
     plain = Site("", "", 0, 0, where, field, repeat)
     return Sites(
-        _described(model, name, names[name], plain, dim, features, batch)
+        _described(model, name, names[name], plain, dim, features, batch, usual)
         for name in _matches(model, names, sites)
     )
 
@@ -323,6 +323,7 @@ def _described(
     dim: int | None,
     features: int | None,
     batch: int | None,
+    usual_dim: int | None = None,
 ) -> Site:
     """Say what is known about one module, or why it cannot be conditioned."""
     if others is None:
@@ -332,7 +333,7 @@ def _described(
     _check_module(name, module, above[-2])
     known_features, known_dim = channels(module, wanted.where)
     features = known_features if features is None else features
-    dim = known_dim if dim is None else dim
+    dim = next((one for one in (dim, known_dim, usual_dim) if one is not None), None)
     if features is None or dim is None:
         lacking = " and ".join(key for key, value in (("features", features), ("dim", dim)) if value is None)
         raise ValueError(

@@ -20,6 +20,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, runtime_checkable
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -137,9 +138,7 @@ def is_plain_film(site: Site, fusion: Fusion) -> bool:
 
 def listen(module: nn.Module, slot: Holding) -> None:
     """Make a module a site; from now on it applies what the slot holds."""
-    if hasattr(
-        type(module), "_film_slot"
-    ):  # made by the class of another site, whose forward is ours already
+    if hasattr(type(module), "_film_slot"):  # made by the class of another site: its forward is ours already
         swap_back(module)
     swap(module, site_forward)
     module.__dict__["_film_slot"] = slot
@@ -183,7 +182,8 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
             "_film_keywords": keywords,
             "_film_inputs": tuple(signature.parameters)[1:],
             "__reduce_ex__": _reduce_ex,
-            "__module__": base.__module__,
+            # Dynamo takes sizes behind torch.nn.modules for constants; fx takes torch.nn for leaves.
+            "__module__": "torch.nn" if base.__module__.startswith("torch.nn.modules.") else base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
         }
@@ -221,7 +221,7 @@ def _copied(function: Any) -> types.FunctionType:
     return copied
 
 
-_SUBCLASSES: dict[tuple[type[nn.Module], Callable[..., Any]], type[nn.Module]] = {}
+_SUBCLASSES: MutableMapping[Any, type[nn.Module]] = WeakValueDictionary()  # each as long as its modules
 
 ROOT_KEYWORDS = ("cond", "modulation")
 
@@ -296,8 +296,9 @@ def no_condition(where: str, *, takes: bool = True) -> str:
 def _train(self: Any, mode: bool = True, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002
     """Set the mode as the original class does, but for frozen norms; check that the sites are in place."""
     self._film_base.train(self, mode, *args, **kwargs)
-    self._modules["film"].check(self)
-    self._modules["film"].frozen.rest(self)
+    if (film := self._modules.get("film")) is not None:  # a fresh network of this class has none
+        film.check(self)
+        film.frozen.rest(self)
     return self
 
 

@@ -220,7 +220,11 @@ def _said(label: Any) -> Any:
 
 
 def variances(values: NDArray[Any], labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the sums of squares between labels, and all, for each channel."""
+    """Return the sums of squares between labels, and all, for each channel.
+
+    Raises:
+        ValueError: for another number of labels than of samples.
+    """
     if len(labels) != len(values):
         raise ValueError(
             f"explained: expected a label for each of {len(values)} samples, got {len(labels)}.\n"

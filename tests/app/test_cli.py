@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -361,7 +362,7 @@ def test_errors_are_one_line_and_exit_code_2(data, trained, tmp_path, capsys):
         ),
         (["eval", "--experiment", "arithmetic", "--data", data], "got no RUN .the shipped one has seen all"),
         (["eval", "visual_reasoning", trained, "--experiment", "arithmetic"], "got no --data"),
-        ([*tiny, "--out", trained, "--perception", trained], "with resume"),
+        ([*tiny, "--out", trained, "--perception", trained], "with --resume"),
         ([*tiny, "--out", new, "--perception", data], "expected a trained perception"),
         (["train", "--recipe", "paper", "--data", data, "--out", new], "train_features.h5"),
         (["data", "clevr", data, "--split", "val", "--scenes", 10], "Nothing was changed"),
@@ -381,6 +382,50 @@ def complaint_after_notes(capsys) -> str:
     assert last.startswith("torchfilm: ")
     assert not any(line.startswith("torchfilm: ") for line in notes)
     return last
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "Resume: it differs:\n  a: 1, 2 now\n  b: 3, 5 now\nStart anew.",
+            "Resume: it differs: a: 1, 2 now; b: 3, 5 now. Start anew.",
+        ),
+        ("gamma has 64 channels.\n  x  (2, 1)\nUse dim=-1.", "gamma has 64 channels. x (2, 1). Use dim=-1."),
+        ("one sentence\ngoes on", "one sentence goes on"),
+    ],
+)
+def test_an_error_of_several_lines_stays_sentences(text, line, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise ValueError(text)
+
+    monkeypatch.setattr(cli, "parse", fail)
+    assert run("ask") == 2
+    assert complaint(capsys) == f"torchfilm: {line}"
+
+
+def test_numbers_that_are_none_are_refused_in_words(capsys):
+    for option, said in (
+        (("--minutes", "x"), "--minutes: expected a number, got 'x'."),
+        (("--steps", "1.5"), "--steps: expected a whole number, got '1.5'."),
+        (("--seed", "x"), "--seed: expected a whole number, got 'x'."),
+    ):
+        assert run("train", *option) == 2
+        assert complaint(capsys) == f"torchfilm: Error parsing {said} Help: torchfilm train --help"
+
+
+def test_missing_packages_are_got_in_torchfilms_folder(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert run("ask") == 2
+    assert "in torchfilm's folder: pip install '.[systems,robots,serve]'" in complaint(capsys)
+
+
+def test_a_run_that_goes_on_with_another_budget_is_told_what_to_do(data, eyes, trained, capsys):
+    given = ("train", "--recipe", "tiny", "--data", data, "--out", trained, "--perception", eyes)
+    assert run(*given, "--steps", 5, "--resume") == 2
+    said = complaint_after_notes(capsys)
+    assert "train.steps: 4 in the run, 5 now. Resume with the run's own config, or start a new run" in said
+    assert "To train longer, begin the new run with these weights (--start" in said
 
 
 def test_an_interrupt_exits_130(monkeypatch, capsys):

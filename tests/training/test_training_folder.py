@@ -25,7 +25,7 @@ def test_a_folder_with_a_run_is_refused_and_untouched(tmp_path: Path) -> None:
     run(tmp_path / "run")
     before = contents(tmp_path / "run")
     with pytest.raises(
-        RunFolderError, match=r"found a run at step_0000006 .*Go on with resume, or choose another"
+        RunFolderError, match=r"found a run at step_0000006 .*Go on with --resume, or choose another"
     ):
         run(tmp_path / "run")
     assert contents(tmp_path / "run") == before
@@ -45,7 +45,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        RunFolderError, match=r"expected a run in .*found no config\.json.*Start it without resume"
+        RunFolderError, match=r"expected a run in .*found no config\.json.*Start it without --resume"
     ):
         run(tmp_path, resume=True)
 

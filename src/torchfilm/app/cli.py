@@ -30,8 +30,8 @@ COMMANDS = {
 EXAMPLES = """\
   torchfilm data clevr data-clevr --split train --scenes 2000
   torchfilm train visual_reasoning --recipe laptop --data data-clevr --out runs/first --minutes 15
-  torchfilm eval visual_reasoning runs/first --data data-clevr --split val
-  torchfilm ask scene.png "How many red cubes are left of the sphere?"
+  torchfilm eval visual_reasoning runs/first
+  torchfilm ask data-clevr/images/train/CLEVR_train_000000.png "How many red cubes are left of the sphere?"
   torchfilm serve"""
 
 
@@ -87,7 +87,9 @@ def parse(arguments: Sequence[str]) -> Command | None:
     try:
         import tyro
     except ImportError:
-        raise UsageError("the command needs more packages: pip install 'torchfilm[systems,serve]'") from None
+        raise UsageError(
+            "the command needs more packages; in torchfilm's folder: pip install '.[systems,robots,serve]'"
+        ) from None
     module, class_name, _ = COMMANDS[name]
     found: Any = getattr(importlib.import_module(f"torchfilm.app.commands.{module}"), class_name)
     complaint = io.StringIO()
@@ -139,15 +141,21 @@ def _unboxed(text: str) -> str:
     first = 2 if rules and rules[0] == 1 and "╭" not in text else 0  # no frame: a title and a rule
     last = next((i for i in rules if i >= first), len(lines))
     message = " ".join(" ".join(lines[first:last]).split())
+    message = re.sub(
+        r": .*invalid literal for int\(\) with base 10: ", ": expected a whole number, got ", message
+    )
+    message = re.sub(r": .*could not convert string to float: ", ": expected a number, got ", message)
     return message if message.endswith(".") else f"{message}."
 
 
 def _text(error: Exception) -> str:
-    """An error on one line."""
+    """An error on one line: what its lines list is divided by semicolons, and a sentence behind by a stop."""
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     else:
         text = str(error) or type(error).__name__
+    text = re.sub(r"(?<=[^\s.,:;])\n(?=\s)", "; ", text)
+    text = re.sub(r"(?<=[^\s.,:;])\n(?=[A-Z])", ". ", text)
     return " ".join(text.split())
 
 

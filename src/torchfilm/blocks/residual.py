@@ -30,6 +30,9 @@ class ListeningBlock(nn.Module):
     before_conv1 (on the block's input), after_conv2 (before BN), after_batchnorm (the paper's choice),
     after_relu2, after_residual (Perez et al. 2018, figure 3 and table 2). None makes a block that does not
     listen, whose BN has an affine of its own.
+
+    Raises:
+        ValueError: for another placement.
     """
 
     def __init__(
@@ -67,6 +70,9 @@ class ListeningBlock(nn.Module):
 
         rows: for each row of the modulation, the row of x that it speaks to; None: the same row. What comes
         before FiLM is computed once per row of x, however many conditions speak to it.
+
+        Raises:
+            ValueError: for no modulation, of a block that listens.
         """
         place = self.placement
         if place == "before_conv1":

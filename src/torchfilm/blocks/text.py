@@ -22,7 +22,7 @@ class WordEncoder(nn.Module):
         e_t = embedding(w_t),  h_t = cell(e_t, h_{t-1}),  z = h_length  [+ 0.3 * sum_t bag(w_t)]
 
     The words are packed, so padding costs nothing and cannot change z, and neither can the other
-    questions of the batch. Perez et al. 2018, section 3 ("FiLM Generator"); the optional bag of words,
+    questions of the batch. Perez et al. 2018, section 2.2 (the FiLM generator); the optional bag of words,
     a second learned vector per word, is not the paper's.
 
     Compiled or exported in evaluation mode, a GRU runs over the padding too and takes the same states, in

@@ -114,6 +114,9 @@ class ConditionalUnet1d(nn.Module):
         placement: behind norm and activation, as the original, or between the two, as Perez et al. 2018.
         start: as above.
 
+    Raises:
+        ValueError: for widths that the groups do not share evenly, and an even kernel.
+
     Example:
         >>> unet = ConditionalUnet1d(2, 40, widths=(16, 32), step_dim=8)
         >>> unet(torch.rand(3, 16, 2), torch.tensor([0, 50, 99]), torch.rand(3, 40)).shape

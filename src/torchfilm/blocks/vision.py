@@ -79,7 +79,7 @@ class GridConv(nn.Module):
 class FeatureStem(nn.Module):
     """Bring given features to the width of the blocks: ReLU(BN(conv(concat(x, coordinates)))).
 
-    Perez et al. 2018, section 3 ("Visual pipeline"), where x are ResNet-101 features 1024 x 14 x 14.
+    Perez et al. 2018, section 2.2 (the visual pipeline), where x are ResNet-101 features 1024 x 14 x 14.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class FeatureStem(nn.Module):
 class PixelStem(nn.Module):
     """Learn features from raw pixels: four times [conv 4x4, stride 2 - BN - ReLU], so 1/16 of the size.
 
-    Perez et al. 2018, section 3 ("Visual pipeline", raw pixels): pixels in 0..1, no coordinates here.
+    Perez et al. 2018, section 2.2 (the visual pipeline, raw pixels): pixels in 0..1, no coordinates here.
     """
 
     def __init__(self, channels: int, out_channels: int, *, batch_norm: bool) -> None:

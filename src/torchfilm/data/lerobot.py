@@ -56,7 +56,7 @@ def require_pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError(
-            "LeRobot's format needs pyarrow: pip install 'torchfilm[robots]' "
+            "LeRobot's format needs pyarrow; in torchfilm's folder: pip install '.[robots]' "
             f"({type(error).__name__}: {error})"
         ) from error
     return pyarrow

@@ -43,7 +43,8 @@ def _needed(package: str, name: str, extra: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise ValueError(
-            f"this benchmark needs {name}: pip install 'torchfilm[{extra}]' ({type(error).__name__}: {error})"
+            f"this benchmark needs {name}; in torchfilm's folder: pip install '.[{extra}]' "
+            f"({type(error).__name__}: {error})"
         ) from error
     finally:
         if before is None:

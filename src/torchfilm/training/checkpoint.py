@@ -19,10 +19,10 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -31,6 +31,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 FORMAT = 1
+Config = TypeVar("Config")
 
 
 class CheckpointError(ValueError):
@@ -183,6 +184,39 @@ def write_json(path: Path, content: Any) -> Path:
     """Write plain values as `replace_file` does, and return the path."""
     replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file; CheckpointError, with the file's name, if there is none."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: expected a JSON object, got something else ({error}). Was the copy cut short?"
+        ) from error
+
+
+def read_config(path: Path, entry: str, build: Callable[..., Config]) -> Config:
+    """Build a config of one entry of a JSON file, as `asdict` gave it: tuples are lists there.
+
+    Raises CheckpointError, with the file's name, if there is no such entry, or it has other fields.
+    """
+    content = read_json(path)
+    if entry not in content:
+        raise CheckpointError(
+            f"{path}: expected an entry {entry!r}, got {', '.join(content) or 'none at all'}. "
+            "Is it the folder of something trained, and has its training finished?"
+        )
+    try:
+        return build(**{name: _tuples(value) for name, value in dict(content[entry]).items()})
+    except TypeError as error:
+        raise CheckpointError(
+            f"{path}: {entry!r} has other fields than expected ({error}). Is it a run of another system?"
+        ) from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:

@@ -36,7 +36,7 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
     if resume:
         if not started(out):
             raise RunFolderError(
-                f"Resume: expected a run in {out}, found no config.json there. Start it without resume."
+                f"Resume: expected a run in {out}, found no config.json there. Start it without --resume."
             )
         _compare(out, json.loads((out / "config.json").read_text()), description)
         return
@@ -52,7 +52,7 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
         state = f"at {newest.name}" if newest else "without a checkpoint"
         raise RunFolderError(
             f"Run folder {out}: expected a new or empty one, found a run {state} ({', '.join(found)}). "
-            "Go on with resume, or choose another folder; nothing was changed."
+            "Go on with --resume, or choose another folder; nothing was changed."
         )
 
 
@@ -98,7 +98,8 @@ def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
     if differing:
         raise RunFolderError(
             f"Resume: the config differs from that of the run in {out}:\n" + "\n".join(differing) + "\n"
-            "Resume with the run's own config, or start a new run in another folder."
+            "Resume with the run's own config, or start a new run in another folder. To train longer, begin "
+            "the new run with these weights (--start, where the system has it)."
         )
 
 

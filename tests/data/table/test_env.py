@@ -1,5 +1,8 @@
 """The environment as gymnasium wants it, one table or many; what it reports, and how it fails."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -250,3 +253,11 @@ def test_a_table_whose_episode_ended_begins_anew_by_itself():
     assert info["outcome"][0]["time"] == 0
     assert observation["agent_pos"].shape == (3, len(STATE_NAMES))
     assert (rewards == 0).all()
+
+
+def test_the_pages_show_what_the_first_episode_is_told():
+    _, info = TableEnv().reset(seed=0, options={"what": "push", "how": "avoid"})
+    root = Path(__file__).resolve().parents[3]
+    for page in ("docs/table.md", "src/torchfilm/systems/diffusion_policy/README.md"):
+        text = (root / page).read_text(encoding="utf-8")
+        assert re.search(rf'info\["task"\].*# "{info["task"]}"', text), page

@@ -280,6 +280,12 @@ def test_a_report_counts_what_was_played(run):
     json.dumps(found)
 
 
+@pytest.mark.parametrize("scenes", [-1, 0, 1])
+def test_fewer_scenes_than_deeds_are_refused(run, scenes):
+    with pytest.raises(ValueError, match=f"at least 2 scenes, one for each deed, got {scenes}"):
+        evaluate(Policy(load(run[0])), scenes=scenes)
+
+
 def test_an_interval_is_wilsons():
     share = Share.of([True] * 9 + [False])
     assert (share.value, share.n) == (0.9, 10)

@@ -265,7 +265,7 @@ def test_what_is_no_bundle_is_refused(material, sight, tmp_path):
     with pytest.raises(ValueError, match=r"found no weights\.safetensors\. Has its training finished"):
         load_bundle(tmp_path / "sight")
     (tmp_path / "sight" / "config.json").write_text("[")
-    with pytest.raises(ValueError, match="expected a bundle's config"):
+    with pytest.raises(ValueError, match=r"config\.json: expected a JSON object"):
         load_sight(tmp_path / "sight")
 
 

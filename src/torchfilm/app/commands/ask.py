@@ -16,7 +16,8 @@ from torchfilm.app.options import OptionalPath
 class Ask:
     """Ask a picture a question: the answer, its probability, and the runner-up.
 
-    Example: torchfilm ask scene.png "How many red cubes are left of the sphere?"
+    Example: torchfilm ask data-clevr/images/train/CLEVR_train_000000.png
+    "How many red cubes are left of the sphere?"
     """
 
     image: Annotated[Positional[Path], arg(metavar="IMAGE")]

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torchfilm.app.commands.train import known_system
 from torchfilm.app.console import Bar, emit, note, percent, table
-from torchfilm.app.options import OptionalFloat, OptionalInt, OptionalPath, OptionalText, RunPath, SystemName
+from torchfilm.app.options import (
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+    RunPath,
+    SystemName,
+    check_finite,
+    check_least,
+    check_own,
+)
 
 if TYPE_CHECKING:
     from torchfilm.app.commands.inspect import Inspect
@@ -26,6 +36,21 @@ if TYPE_CHECKING:
 USUAL_SPLITS = ("test", "val", "testA", "valA", "testB", "valB", "train")
 UNSEEN_SPLITS = ("testB", "valB")
 FRESH = "fresh"
+
+EXPERIMENTS = {
+    "visual_reasoning": ("accuracy", "means", "noise", "arithmetic", "ablations", "data_size", "cogent"),
+    "diffusion_policy": ("accuracy", "language"),
+}
+"""System -> what can be measured."""
+
+OWN = {
+    "visual_reasoning": (
+        *("data", "split", "blind", "families", "limit", "out", "features", "images", "cache"),
+        *("recipe", "minutes", "steps", "seeds", "only", "perception"),
+    ),
+    "diffusion_policy": ("guidance", "execution"),
+}
+"""System -> the options that it has for itself."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +119,7 @@ class Evaluate:
     def __call__(self) -> None:
         """Measure."""
         known_system(self.system)
+        self._check()
         if self.system == "diffusion_policy":
             from torchfilm.app.commands import policy
 
@@ -120,12 +146,29 @@ class Evaluate:
             exam = bundle_exam(bundle, folder, split, self.features)
             if self.limit is not None:
                 exam = exam.sample(self.limit, seed)
-            how = {"accuracy": self._accuracy, "arithmetic": self._arithmetic}
-            found = how.get(self.experiment, self._robustness)(bundle, exam, folder, seed)
+            how = {
+                "accuracy": self._accuracy,
+                "means": self._robustness,
+                "noise": self._robustness,
+                "arithmetic": self._arithmetic,
+            }
+            found = how[self.experiment](bundle, exam, folder, seed)
         note(f"figures and numbers in {self._out}")
         if self.json:
             about = {"experiment": self.experiment, "recipe": bundle.recipe, "split": split}
             emit(about | found | {"seed": seed})
+
+    def _check(self) -> None:
+        """Raise ValueError for what the system has not, and for numbers out of range."""
+        here = EXPERIMENTS[self.system]
+        if self.experiment not in here:
+            others = ", ".join(name for name, found in EXPERIMENTS.items() if self.experiment in found)
+            raise ValueError(
+                f"experiment {self.experiment!r} is one of {others}; {self.system} has {', '.join(here)}."
+            )
+        check_own(self, OWN, self.system, "system")
+        check_least(self, limit=1, scenes=1, seeds=1, seed=0)
+        check_finite(self, "guidance")
 
     @property
     def _out(self) -> Path:

@@ -12,11 +12,18 @@ import numpy as np
 from torchfilm.app.commands.evaluate import bundle_exam, data_folder, film_network, usual_split
 from torchfilm.app.commands.train import known_system
 from torchfilm.app.console import Bar, emit
-from torchfilm.app.options import OptionalPath, OptionalText, RunPath, SystemName
+from torchfilm.app.options import OptionalPath, OptionalText, RunPath, SystemName, check_least, check_own
 
 if TYPE_CHECKING:
     from torchfilm.data.clevr.files import ClevrFolder
     from torchfilm.systems.visual_reasoning.exam import Exam
+
+
+OWN = {
+    "visual_reasoning": ("data", "split", "scenes", "between", "picture", "images", "cache"),
+    "diffusion_policy": (),
+}
+"""System -> the options that it has for itself."""
 
 
 class OnDemand(Sequence[np.ndarray]):
@@ -43,6 +50,7 @@ class Inspect:
     pictures, and which part of the instruction each depth hears.
 
     Example: torchfilm inspect visual_reasoning runs/first --data data-clevr --split val --out figures
+
     Example: torchfilm inspect diffusion_policy --out figures
     """
 
@@ -57,7 +65,7 @@ class Inspect:
     out: Path = Path("figures")
     """folder for the figures and the numbers behind them"""
     points: int = 3000
-    """how many questions or instructions to draw"""
+    """how many questions or instructions to draw, 4 or more"""
     scenes: int = 200
     """how many fresh scenes, of visual_reasoning"""
     between: tuple[str, ...] = ()
@@ -76,6 +84,8 @@ class Inspect:
     def __call__(self) -> None:
         """Draw."""
         known_system(self.system)
+        check_own(self, OWN, self.system, "system")
+        check_least(self, points=4, scenes=1, seed=0)
         files, about = self._policy() if self.system == "diffusion_policy" else self._reasoning()
         if self.json:
             emit({"out": str(self.out), "files": [str(path) for path in files], **about})

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from torchfilm.app.cli import nearest
-from torchfilm.app.console import Bar, emit
-from torchfilm.app.options import OptionalInt
+from torchfilm.app.console import Bar, emit, note
+from torchfilm.app.options import OptionalInt, check_own
 
 WORLDS = {
     "clevr": ("split", "scenes", "recipe", "workers", "questions_per_scene", "condition", "width", "height"),
     "table": ("episodes", "noise"),
 }
 """Name -> the options that it has for itself."""
+
+SPLITS = ("train", "val", "test", "stem", "trainA", "valA", "testA", "valB", "testB", "stemA")
+"""The splits of which something is said somewhere; any other name is free."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class MakeData:
     out: Annotated[Positional[Path | None], arg(metavar="OUT", help_behavior_hint="")] = None
     """the folder to write to; default: data-NAME; several splits of clevr can share one"""
     split: str = "train"
-    """train, val, test, or CoGenT's trainA, valA, testA, valB, testB"""
+    """train, val, test, stem (for the recipe perception), or CoGenT's trainA, valA, testA, valB, testB,
+    and stemA with --condition A"""
     scenes: int = 1000
     """number of scenes"""
     seed: int = 0
@@ -64,10 +68,7 @@ class MakeData:
         """Generate."""
         if self.name not in WORLDS:
             raise ValueError(f"unknown world {self.name!r}; nearest: {', '.join(nearest(self.name, WORLDS))}")
-        others = {option for name, options in WORLDS.items() if name != self.name for option in options}
-        for option in fields(self):
-            if option.name in others and getattr(self, option.name) != option.default:
-                raise ValueError(f"--{option.name.replace('_', '-')} says nothing to the world {self.name!r}")
+        check_own(self, WORLDS, self.name, "world")
         out = self.out or Path(f"data-{self.name}")
         if self.name == "table":
             self._table(out)
@@ -88,6 +89,8 @@ class MakeData:
     def _clevr(self, out: Path) -> None:
         from torchfilm.data.clevr.generate import generate_dataset
 
+        if self.split not in SPLITS:
+            note(f"the split {self.split!r} is none of {', '.join(SPLITS)}: it is read where it is named")
         with Bar(f"scenes of {self.split}", "scenes") as bar:
             made = generate_dataset(
                 out,

@@ -58,11 +58,6 @@ def evaluate(options: Evaluate) -> None:
     from torchfilm.systems.diffusion_policy.evaluate import language_score
     from torchfilm.systems.diffusion_policy.policy import Policy
 
-    if options.experiment not in ("accuracy", "language"):
-        raise ValueError(
-            f"experiment {options.experiment!r} is one of visual_reasoning; diffusion_policy has "
-            "accuracy (success) and language"
-        )
     seed = options.seed or 0
     policy = Policy(load(options.run), guidance=options.guidance, execution=options.execution)
     found: dict[str, Any]

@@ -24,6 +24,7 @@ class Serve:
     how, four ways side by side.
 
     Example: torchfilm serve --model runs/first --port 8080
+
     Example: torchfilm serve diffusion_policy
     """
 

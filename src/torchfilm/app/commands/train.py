@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torchfilm.app.cli import nearest
 from torchfilm.app.console import Bar, emit, note, percent
-from torchfilm.app.options import OptionalFloat, OptionalInt, OptionalPath, OptionalText, SystemName
+from torchfilm.app.options import (
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+    SystemName,
+    check_least,
+    check_own,
+)
 
 if TYPE_CHECKING:
     from torchfilm.data.clevr.files import ClevrFolder
@@ -17,6 +25,13 @@ if TYPE_CHECKING:
 
 
 PERCEPTION = "perception"
+
+LEARNED = ("lr", "start", "generator_only", "scenes", "perception", "features")
+OWN = {
+    "visual_reasoning": (*LEARNED, "train_split", "val_split", "images", "cache"),
+    "diffusion_policy": (),
+}
+"""System -> the options that it has for itself; `LEARNED`: not for the recipe perception."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,7 @@ class Train:
     """the data folder: generated, or a released CLEVR_v1.0 or CLEVR-CoGenT; default: data-clevr. For
     diffusion_policy demonstrations, made where there are none; default: data-table"""
     out: OptionalPath = None
-    """the run's folder; default: runs/RECIPE"""
+    """the run's folder; default: runs/RECIPE; of diffusion_policy: runs/diffusion_policy-RECIPE"""
     minutes: OptionalFloat = None
     """budget by the clock; default: the recipe's"""
     steps: OptionalInt = None
@@ -80,12 +95,16 @@ class Train:
         from torchfilm.training import first_process
 
         known_system(self.system)
+        check_own(self, OWN, self.system, "system")
+        check_least(self, scenes=1)
         if self.system == "diffusion_policy":
             from torchfilm.app.commands import policy
 
             policy.train(self)
             return
-        if self.recipe != PERCEPTION:
+        if self.recipe == PERCEPTION:
+            check_own(self, {PERCEPTION: (), "others": LEARNED}, PERCEPTION, "recipe")
+        else:
             known_recipe(self.recipe, RECIPES, PERCEPTION)
         folder = ClevrFolder(self.data or Path("data-clevr"), self.images, self.cache)
         out = self.out or Path("runs") / self.recipe

@@ -40,7 +40,8 @@ def require_mujoco() -> Any:
         import mujoco.rollout
     except ImportError as error:
         raise ValueError(
-            f"the table needs MuJoCo: pip install 'torchfilm[robots]' ({type(error).__name__}: {error})"
+            "the table needs MuJoCo; in torchfilm's folder: pip install '.[robots]' "
+            f"({type(error).__name__}: {error})"
         ) from error
     return mujoco
 

@@ -22,7 +22,7 @@ def require_gymnasium() -> Any:
         import gymnasium.vector
     except ImportError as error:
         raise ValueError(
-            "the table's environment needs gymnasium: pip install 'torchfilm[robots]' "
+            "the table's environment needs gymnasium; in torchfilm's folder: pip install '.[robots]' "
             f"({type(error).__name__}: {error})"
         ) from error
     return gymnasium

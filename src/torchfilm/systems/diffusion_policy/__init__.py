@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torchfilm.systems.diffusion_policy.recipe import RECIPES as RECIPES
 from torchfilm.systems.diffusion_policy.recipe import Recipe as Recipe
 from torchfilm.systems.diffusion_policy.schedule import noise_schedule
 from torchfilm.training import Loss, load_weights
+from torchfilm.training.checkpoint import read_config
 
 SHIPPED = Path(__file__).parent / "checkpoint"
 
@@ -71,7 +71,7 @@ def load(path: Path | str | None = None) -> DiffusionPolicy:
             f"diffusion_policy: expected {which} in {folder}, found no config.json there. "
             "Train one with `torchfilm train diffusion_policy` and give its folder."
         )
-    model = build(_config(json.loads(description.read_text(encoding="utf-8"))["network"]))
+    model = build(read_config(description, "network", PolicyConfig))
     load_weights(folder / "weights.safetensors", model)
     return model.eval()
 
@@ -79,12 +79,3 @@ def load(path: Path | str | None = None) -> DiffusionPolicy:
 def describe(config: PolicyConfig) -> dict[str, Any]:
     """Return a config as plain values for JSON."""
     return dataclasses.asdict(config)
-
-
-def _config(fields: dict[str, Any]) -> PolicyConfig:
-    """The config of which `describe` gave these values: tuples are lists in JSON."""
-    return PolicyConfig(**{name: _tuples(value) for name, value in fields.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

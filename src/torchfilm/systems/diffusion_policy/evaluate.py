@@ -144,10 +144,17 @@ def evaluate(policy: Policy, scenes: int = 200, seed: int = 0, *, held_out: bool
 
     Args:
         policy: over states of the table.
-        scenes: how many; each makes four episodes, or eight.
+        scenes: how many, at least one for each deed; each makes four episodes, or eight.
         seed: of scenes and wordings.
         held_out: whether to play the held-out wordings too.
+
+    Raises:
+        ValueError: for fewer scenes than deeds, of which no shares could be told.
     """
+    if scenes < len(WHATS):
+        raise ValueError(
+            f"evaluate: expected at least {len(WHATS)} scenes, one for each deed, got {scenes}. Play more."
+        )
     drawn = draw_scenes(scenes, seed)
     found, failures = {}, []
     for other in (False, True)[: 1 + held_out]:

@@ -73,7 +73,7 @@ def _kind(name: str) -> Any:
         import diffusers
     except ImportError as error:
         raise ValueError(
-            "diffusion policies need the schedulers of diffusers: pip install 'torchfilm[robots]' "
-            f"({type(error).__name__}: {error})"
+            "diffusion policies need the schedulers of diffusers; in torchfilm's folder: "
+            f"pip install '.[robots]' ({type(error).__name__}: {error})"
         ) from error
     return getattr(diffusers, name)

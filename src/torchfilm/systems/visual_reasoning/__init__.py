@@ -1,7 +1,6 @@
 """FiLM for visual reasoning: a network that answers questions about pictures (Perez et al. 2018)."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torchfilm.systems.visual_reasoning.recipe import RECIPES as RECIPES
 from torchfilm.systems.visual_reasoning.recipe import Recipe as Recipe
 from torchfilm.systems.visual_reasoning.recipe import ablate as ablate
 from torchfilm.training import Loss, load_weights
+from torchfilm.training.checkpoint import read_config
 
 SHIPPED = Path(__file__).parent / "checkpoint"
 
@@ -66,7 +66,7 @@ def load(path: Path | str | None = None) -> VisualReasoner | Baseline:
             f"visual_reasoning: expected {which} in {folder}, found no config.json there. "
             "Train one with `torchfilm train visual_reasoning` and give its folder."
         )
-    model = build(_config(json.loads(description.read_text())["network"]))
+    model = build(read_config(description, "network", _config))
     load_weights(folder / "weights.safetensors", model)
     return model.eval()
 
@@ -76,9 +76,6 @@ def describe(config: ReasonerConfig | BaselineConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _config(fields: dict[str, Any]) -> ReasonerConfig | BaselineConfig:
-    """The config of which `describe` gave these values: tuples are lists in JSON."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-    return BaselineConfig(**values) if "kind" in values else ReasonerConfig(**values)
+def _config(**fields: Any) -> ReasonerConfig | BaselineConfig:
+    """The config that `describe` gave these fields of."""
+    return BaselineConfig(**fields) if "kind" in fields else ReasonerConfig(**fields)

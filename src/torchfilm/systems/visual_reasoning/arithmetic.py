@@ -1,6 +1,6 @@
 """Sums of modulations: questions about combinations never seen, and steps from one question to another.
 
-Perez et al. 2018, section 4.6: a network trained on CLEVR-CoGenT's condition A has never seen a cyan cube.
+Perez et al. 2018, section 4.5: a network trained on CLEVR-CoGenT's condition A has never seen a cyan cube.
 Gamma and beta for a question about one are those of the same question about a cyan sphere, plus about a
 brown cube, minus about a brown sphere, all of which it has seen. On the questions of condition B to which
 the rule applies (a third) the paper's accuracy rises from 71.5 to 80.7 %.

@@ -12,10 +12,8 @@ A run's folder holds it under `model`; where a bundle is expected, the run's fol
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +23,7 @@ from torchfilm.systems.visual_reasoning.baselines import Baseline, BaselineConfi
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig, VisualReasoner
 from torchfilm.systems.visual_reasoning.perception import STRIDE, Perception, PerceptionConfig
 from torchfilm.training import load_weights, save_weights
-from torchfilm.training.checkpoint import write_json
+from torchfilm.training.checkpoint import read_config, read_json, write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,7 @@ def load_bundle(path: Path | None = None) -> Bundle:
         )
     network = load(folder if path is not None else None)
     sight = load_sight(folder) if network.config.input == "maps" else None
-    recipe = str(_read_json(folder / "config.json").get("recipe", ""))
+    recipe = str(read_json(folder / "config.json").get("recipe", ""))
     return Bundle(recipe, network, Vocabulary.load(folder / "vocab.json"), sight)
 
 
@@ -141,9 +139,7 @@ def load_sight(path: Path | None = None) -> Sight:
             f"{'perception.safetensors' if (folder / 'config.json').is_file() else 'config.json'} there. "
             "Train one with `torchfilm train visual_reasoning --recipe perception`."
         )
-    fields: dict[str, Any] = _read_json(folder / "config.json").get("perception", {})
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    config = PerceptionConfig(**values)
+    config = read_config(folder / "config.json", "perception", PerceptionConfig)
     network = Perception(config)
     load_weights(weights, network)
     return Sight(config, frozen(network))
@@ -154,11 +150,3 @@ def frozen(network: Perception) -> Perception:
     for parameter in network.parameters():
         parameter.requires_grad = False
     return network.eval()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return dict(content)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: expected a bundle's config, got {error}.") from error

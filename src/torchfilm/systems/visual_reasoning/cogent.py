@@ -1,6 +1,6 @@
 """CLEVR-CoGenT: trained on condition A, how much of B is known, and what does fine-tuning on B change?
 
-Perez et al. 2018, section 4.6 and figure 9. In condition A cubes are gray, blue, brown or yellow and
+Perez et al. 2018, section 4.5 and figure 9. In condition A cubes are gray, blue, brown or yellow and
 cylinders red, green, purple or cyan; in B these are exchanged; spheres have every colour in both.
 """
 

@@ -49,7 +49,7 @@ PAPER_TRAINING = TrainConfig(
     evaluate_steps=10_937,
     best="accuracy",
 )
-"""80 epochs of 699,989 questions (Perez et al. 2018, section 4.1); the best of the epochs counts."""
+"""80 epochs of 699,989 questions (Perez et al. 2018, section 2.2); the best of the epochs counts."""
 
 LAPTOP_TRAINING = TrainConfig(
     minutes=15,

@@ -1,6 +1,6 @@
 """What gamma and beta are worth at test time: replaced by their means or the identity, or blurred by noise.
 
-Perez et al. 2018, section 4.5 and figure 7: beta by its training mean costs 1.0 points, gamma 65.4.
+Perez et al. 2018, section 4.3 and figure 7: beta by its training mean costs 1.0 points, gamma 65.4.
 """
 
 import math
