@@ -18,7 +18,7 @@ import inspect
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, Generic, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
