@@ -375,11 +375,7 @@ def _check_missing(model: Callable[..., Any], dropped: Sequence[str | None], nul
     needed = [name for name in alone if isinstance(several, Several) and name in several.required]
     if not needed and any(isinstance(part, Maybe) for part in model.modules()):
         return
-    without = (
-        f"{needed}, which training always had, in part at least"
-        if needed
-        else f"{type(model).__name__} without one"
-    )
+    without = f"{needed}, whose null training never met" if needed else f"{type(model).__name__} without one"
     raise ValueError(
         f"guide: expected a condition that may be missing, got {without}.\n"
         f"Build it with Maybe(condition, dropout=0.1) and train so, also around a Several inside of another; "
