@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import torchfilm as tf
 from catalogue import randomise
 from networks import SITES, Net, conditioned, inputs
+from torchfilm import adapter
 from torchfilm.injection import conditioning
 
 
@@ -352,6 +353,19 @@ def test_what_is_asked_for_is_asked_for_after_loading(tmp_path: Path):
     tf.save(tf.condition(copy.deepcopy(base), SITES, several_as_before()), tmp_path / "old")
     assert tf.load(copy.deepcopy(base), tmp_path / "old").film.cond.required == ()
     assert tf.load(base, tmp_path / "old", cond=make()).film.cond.required == ("time",)
+
+
+def test_what_is_lost_together_is_lost_together_after_loading(tmp_path: Path):
+    parts = {"time": tf.Scalars(1, 4), "text": tf.Maybe(tf.Vector(13)), "goal": tf.Maybe(tf.Vector(2))}
+    model = tf.condition(Net(), SITES, tf.Several(parts, joint_dropout=0.3, joint=["goal"])).eval()
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(model, tmp_path)
+    loaded = tf.load(copy.deepcopy(base), tmp_path).film.cond
+    assert (loaded.joint, loaded.required, loaded.joint_dropout) == (("goal",), ("time",), 0.3)
+    tf.load(copy.deepcopy(base), tmp_path, cond=tf.Several(copy.deepcopy(parts), joint_dropout=0.1))
+    description = json.loads((tmp_path / "film.json").read_text())
+    del description["cond"]["options"]["joint"]  # as it was before there were names
+    assert adapter._build(description["cond"]).joint == ("text", "goal")
 
 
 def several_as_before() -> tf.Several:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import torchfilm as tf
 from catalogue import randomise
 from torchfilm.blocks.packing import PackedConv1d
 from torchfilm.comparison import Comparison, Row, Scored, compare
@@ -373,3 +374,30 @@ def test_an_error_of_the_network_s_own_is_not_put_down_to_the_batch():
 
     with pytest.raises(TypeError, match="NoneType"):
         compare({"broken": Broken()}, (torch.rand(2, 3), torch.rand(2, 5)), rounds=1)
+
+
+def around(x: Tensor, cond: Tensor | None = None) -> Tensor:
+    """Be a function, where a network is asked for."""
+    return x
+
+
+FUNCTIONS = {
+    "condition": lambda f: condition(f, "0", Vector(7)),
+    "conditioning": tf.conditioning,
+    "modulations": lambda f: tf.modulations(f, torch.rand(2, 7)),
+    "using": lambda f: tf.using(f, cond=torch.rand(2, 7)).__enter__(),
+    "record": lambda f: tf.record(f).__enter__(),
+    "doctor": lambda f: tf.doctor(f, torch.rand(2, 3), cond=torch.rand(2, 7)),
+    "fold": lambda f: tf.fold(f, cond=torch.rand(1, 7)),
+    "remove": tf.remove,
+    "compare": lambda f: compare({"film": f}, (torch.rand(2, 3), torch.rand(2, 7))),
+    "compare seeds": lambda f: compare({"film": [f, f]}, (torch.rand(2, 3), torch.rand(2, 7))),
+}
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(("given", "kind"), [(around, "function"), (nn.ReLU, "ReLU"), (None, "NoneType")])
+def test_what_is_no_network_is_refused(name: str, given: object, kind: str):
+    with pytest.raises(ValueError, match=f"expected an nn.Module, got a .*{kind}"):
+        FUNCTIONS[name](given)

@@ -210,6 +210,7 @@ REFUSED = [
         r"Scalars: expected 2 real numbers .* \(3,\)[\s\S]*steps\[:, None\]",
     ),
     (tf.Scalars(2, 8), (torch.tensor(1.0),), "Scalars: expected 2 real numbers"),
+    (tf.Scalars(1, 8), (torch.tensor(7),), r"for all samples is \[1\]: step\[None\]"),
     (
         tf.Tokens(7, "attention"),
         (torch.rand(2, 3, 7), torch.ones(2, 5).bool()),
@@ -228,7 +229,11 @@ REFUSED = [
     (
         tf.Classes(5, 7),
         (torch.rand(2),),
-        r"Classes: expected int64 or int32 numbers, got torch.float32 \(2,\)",
+        r"Classes: expected int64 or int32 numbers, got torch.float32 \(2,\)[\s\S]*argmax",
+    ),
+    *(
+        (tf.Classes(5, 7), (torch.ones(2, dtype=dtype),), f"got {dtype}[\\s\\S]*Give classes.long\\(\\)")
+        for dtype in (torch.uint8, torch.int16, torch.bool)
     ),
     (tf.Tokens(7), (torch.rand(7),), r"an axis of tokens in front of their 7 numbers, got shape \(7,\)"),
     (tf.Tokens(7), (torch.rand(2, 3, 5),), "Tokens: expected floating-point numbers with 7 on the last axis"),

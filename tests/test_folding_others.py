@@ -153,6 +153,20 @@ def test_the_classes_own_forwards_put_back_on_the_instances_are_no_code_of_their
     assert torch.equal(model(x, cond=cond), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_what_a_call_left_behind_that_cannot_be_copied_is_named_with_what_to_do():
+    net = nn.Sequential(nn.Conv1d(2, 3, 1), nn.utils.weight_norm(nn.Conv1d(3, 3, 1)))
+    model, x, z = tf.condition(net, "0", tf.Vector(5)).eval(), torch.randn(2, 2, 7), torch.randn(1, 5)
+    randomise(model.film)
+    expected = model(x, cond=z)
+    with pytest.raises(ValueError, match=r"can be copied, got '1.weight'[\s\S]*remove_weight_norm first"):
+        tf.fold(model, cond=z)
+    with pytest.raises(ValueError, match="can be copied"), tf.folded(model, cond=z):
+        pass
+    nn.utils.remove_weight_norm(net[1])
+    torch.testing.assert_close(tf.fold(model, cond=z)[0](x), expected)
+
+
 class ActivatedNorm(nn.BatchNorm2d):
     """A norm with an activation in its own forward, as some families of networks have it."""
 

@@ -37,6 +37,16 @@ def test_the_norms_of_the_encoder_go_on_learning_where_the_base_is_frozen():
     assert model.blocks[0].bn.num_batches_tracked == 0
 
 
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_the_conditioning_of_a_network_inside_is_frozen_with_the_base(inner_first: bool):
+    inner = tf.condition(nn.Sequential(nn.Linear(2, 3)), "0", tf.Vector(5))
+    outer = tf.condition(nn.ModuleDict({"inner": inner, "head": nn.Linear(3, 2)}), "head", tf.Vector(7))
+    for one in (inner, outer) if inner_first else (outer, inner):
+        tf.freeze_base(one)
+    trained = {name.split(".generator")[0] for name, p in outer.named_parameters() if p.requires_grad}
+    assert trained == {"film"}
+
+
 def test_removal_lets_the_base_train_again():
     model = Net()
     model.stem.requires_grad_(False)

@@ -478,3 +478,12 @@ def test_the_native_compiler_makes_the_same_numbers_forward_and_backward():
     actual = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*leaves), leaves)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("function", [F.film, F.film_])
+def test_a_gate_is_taken_in_the_precision_of_the_features_where_that_is_wider(function):
+    x = torch.rand(2, 3, 5, dtype=torch.float64)
+    gamma, beta, gate = torch.rand(3, 2, 3)
+    wide = [value.double()[..., None] for value in (gamma, beta, gate)]
+    expected = wide[2] * (wide[0] * x + wide[1])
+    torch.testing.assert_close(function(x, gamma, beta, gate=gate), expected, rtol=1e-14, atol=1e-14)

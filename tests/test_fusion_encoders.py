@@ -48,3 +48,25 @@ def test_composed_conditions_and_class_tables_are_read_by_those_that_can(fusion:
         model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", cond, fusion=fusion, **options))
         y = model(torch.ones(2, 3), cond=z)
         assert not torch.allclose(y[0], y[1])
+
+
+class Unpooled(nn.Module):
+    """An encoder of one's own that gives tokens and their mask."""
+
+    dim = 13
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("wrap", [lambda encoder: encoder, tf.Maybe])
+def test_tokens_of_ones_own_encoder_are_refused_where_vectors_are_read_and_taken_by_attention(wrap):
+    x, z = torch.randn(2, 3), torch.randn(2, 5, 13)
+    for fusion in ("film", "gate", "concat", "low_rank"):
+        model = tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", wrap(Unpooled()), fusion=fusion)
+        with pytest.raises(
+            ValueError, match=r"one vector per sample .* got Unpooled\(\), which gives tokens"
+        ):
+            model(x, cond=z)
+    model = tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", wrap(Unpooled()), fusion="cross_attention")
+    assert model(x, cond=z).shape == (2, 7)

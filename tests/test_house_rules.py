@@ -169,6 +169,7 @@ LIBRARY = (
     ("fusion",),
     ("channels",),
     ("sites",),
+    ("parts",),
     ("slots",),
     ("filling",),
     ("injection",),

@@ -149,3 +149,23 @@ def test_rows_pick_gates_also_where_gamma_and_beta_are_one_for_all():
     x, rows = torch.randn(5, 3), torch.tensor([0, 0, 1, 1, 1])
     y = tf.FiLM(3, 7)(x, modulation=m, rows=rows)
     torch.testing.assert_close(y, m.gate[rows] * (m.gamma * x + m.beta))
+
+
+LISTENING = {
+    "DenseFiLM": lambda: tf.DenseFiLM(3, 13),
+    "batch norm": lambda: tf.ConditionalBatchNorm1d(3, 13),
+    "group norm": lambda: tf.ConditionalGroupNorm(1, 3, 13),
+    "layer norm": lambda: tf.ConditionalLayerNorm(3, 13),
+    "RMS norm": lambda: tf.ConditionalRMSNorm(3, 13),
+}
+
+
+@pytest.mark.parametrize("name", LISTENING)
+def test_nodes_listen_to_their_graph_at_all_layers_and_norms(name: str):
+    layer = randomise(LISTENING[name]())
+    rows, x, z = torch.tensor([1, 0, 0, 1, 1]), torch.randn(5, 3), torch.randn(2, 13)
+    expected = layer(x, z[rows])
+    torch.testing.assert_close(layer(x, z, rows=rows), expected)
+    torch.testing.assert_close(layer(x, modulation=layer.modulation(z), rows=rows), expected)
+    with pytest.raises(ValueError, match=f"{type(layer).__name__}: expected rows .* of the 5 rows of x"):
+        layer(x, z, rows=rows[:3])

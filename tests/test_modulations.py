@@ -174,6 +174,22 @@ def test_a_table_of_nothing_is_refused():
         rec.frame()
 
 
+def test_the_mean_is_one_row_for_any_batch():
+    a = tf.Modulations(
+        {
+            "here": tf.Modulation(torch.randn(5, 3), torch.randn(3)),
+            "there": tf.Modulation(*torch.randn(3, 5, 7)),
+        }
+    )
+    mean = a.mean()
+    for name, m in a.items():
+        torch.testing.assert_close(mean[name].gamma, sum(m.gamma[i] for i in range(5))[None] / 5)
+    assert mean["there"].gate.shape == (1, 7)
+    torch.testing.assert_close(mean["here"].beta, a["here"].beta[None])
+    with pytest.raises(ValueError, match="no rows to pick"):
+        tf.Modulations({"here": tf.Modulation.identity(3)}).mean()
+
+
 @pytest.mark.plain
 @torch.no_grad()
 def test_modulations_are_a_pytree_and_survive_copies():

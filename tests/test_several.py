@@ -371,6 +371,17 @@ def test_two_processes_that_miss_different_conditions_get_the_gradients_of_one(t
 
 
 VECTORS = torch.randn(5, 7)
+
+
+class Unpooled(nn.Module):
+    """An encoder of one's own that gives tokens and their mask."""
+
+    dim = 7
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tokens[:, None], torch.ones(len(tokens), 1, dtype=torch.bool)
+
+
 REFUSED = [
     (lambda: tf.Maybe(tf.Classes(11)), r"gives vectors, got Classes\(11[\s\S]*Classes\(12\)"),
     (
@@ -389,8 +400,13 @@ REFUSED = [
     (lambda: tf.Several({"a.b": tf.Vector(7)}), "got 'a.b': it has a dot"),
     (lambda: tf.Several({"a": tf.Vector(7)}, "add"), "combine expected one of"),
     (lambda: tf.Several({"a": tf.Vector(7)}, joint_dropout=-1), "joint_dropout expected a probability"),
+    (
+        lambda: tf.Several({"text": tf.Vector(7)}, joint_dropout=0.1, joint=["txt"]),
+        "joint expected one of .*'text'.*, got 'txt'",
+    ),
     (lambda: tf.Several({"a": tf.Vector(7), "b": tf.Vector(3)}, "sum"), "of one size to sum, got"),
     (lambda: tf.Several({"a": tf.Tokens(7, None)}), "give vectors, got 'a' Tokens[\\s\\S]*Pool it"),
+    (lambda: tf.Several({"a": Unpooled()})({"a": VECTORS}), r"vectors, got 'a' Unpooled\(\)[\s\S]*Pool"),
     (
         lambda: tf.Several({"a": tf.Several({"b": tf.Vector(7)}, "compose"), "c": tf.Vector(2)}),
         r"one generator reads, got 'a' with combine='compose'[\s\S]*outermost",

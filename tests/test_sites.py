@@ -360,3 +360,9 @@ def test_a_module_is_no_pattern_and_a_preset_says_all_that_it_looked_for():
         tf.find(model, model[1])
     with pytest.raises(ValueError, match=r"norm2' or '.*layernorm_after' or '.*ln_2' matches the whole name"):
         tf.find(model, tf.preset("vit"))
+
+
+def test_the_input_of_attention_is_its_query():
+    net = nn.Sequential(nn.MultiheadAttention(6, 2))
+    assert [site.note for site in tf.find(net, "0", where="input")] == ["the query alone"]
+    assert [site.note for site in tf.find(net, "0", where="input", field="key")] == ["input 'key'"]

@@ -44,7 +44,8 @@ def freeze_base(model: nn.Module) -> nn.Module:
     """Make only the conditioning trainable, and keep the running statistics of the base's norms as they are.
 
     The norms that have such statistics stay in evaluation mode, also after `model.train()`. `remove` lets
-    everything train again that did before.
+    everything train again that did before. A conditioned network inside of this one is part of the base: its
+    own conditioning is frozen too, whichever was frozen first.
 
     Raises:
         ValueError: for a model that is not conditioned.
@@ -381,6 +382,7 @@ def _describe(cond: nn.Module) -> dict[str, Any] | None:
             for name, part in cond.parts.items()
         }
         options = {"conditions": parts, "combine": cond.combine, "joint_dropout": cond.joint_dropout}
+        options["joint"] = list(cond.joint)
     else:
         return None
     inner = [options.get("condition", {}), *options.get("conditions", {}).values()]
@@ -403,13 +405,14 @@ def _check_cond(cond: nn.Module, saved: dict[str, Any] | None, path: Path) -> No
 
 
 def _compared(description: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return what of a description has to be the same: all but dropout, which is for training.
+    """Return what of a description has to be the same: all but dropout, joint or not, which is for training.
 
     Each part of `Several` is one that may be missing, as older folders have it.
     """
     if description is None:
         return None
-    options = {key: value for key, value in description["options"].items() if "dropout" not in key}
+    training = ("dropout", "joint_dropout", "joint")
+    options = {key: value for key, value in description["options"].items() if key not in training}
     if "condition" in options:
         options["condition"] = _compared(options["condition"])
     if "conditions" in options:

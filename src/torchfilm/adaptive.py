@@ -50,7 +50,7 @@ class _GatedNorm(ListeningNorm):
             ValueError: unless exactly one of condition and modulation is given, where sizes do not fit, and
             for a modulation without a gate.
         """
-        chosen = resolve(self, condition, modulation)
+        chosen = resolve(self, condition, modulation, x)
         if chosen.gate is None:
             raise ValueError(
                 f"{type(self).__name__}: expected a modulation with a gate, got gamma and beta alone.\n"

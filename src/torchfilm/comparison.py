@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchfilm.injection import conditioning, film_of, unconditioned
+from torchfilm.injection import check_network, conditioning, film_of, unconditioned
 from torchfilm.naming import entry
 from torchfilm.undisturbed import in_mode, unchanged
 from torchfilm.writing import in_columns
@@ -203,7 +204,9 @@ def compare(
         >>> comparison["film"].added, comparison["concat"].added
         (128, 128)
     """
-    seeds = {name: [one] if isinstance(one, nn.Module) else list(one) for name, one in models.items()}
+    seeds = {name: list(one) if isinstance(one, Sequence) else [one] for name, one in models.items()}
+    for model in itertools.chain(*seeds.values()):
+        check_network(model)
     none = next((f" for '{name}'" for name, trained in seeds.items() if not trained), "")
     if not models or none:
         raise ValueError(

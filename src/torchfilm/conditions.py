@@ -81,9 +81,11 @@ class Classes(nn.Module):
         """
         _check_tensor("Classes", classes)
         if classes.dtype not in (torch.int64, torch.int32):
+            floats = classes.is_floating_point() or classes.is_complex()
+            remedy = "indices, not one-hot rows: one_hot.argmax(dim=-1)" if floats else "classes.long()"
             raise ValueError(
                 f"Classes: expected int64 or int32 numbers, got {classes.dtype} {tuple(classes.shape)}.\n"
-                f"Give indices, not one-hot rows: one_hot.argmax(dim=-1)."
+                f"Give {remedy}."
             )
         if self.table is None or torch.compiler.is_compiling():
             return classes if self.table is None else self.table(classes)
@@ -172,10 +174,11 @@ class Scalars(nn.Module):
         """
         _check_tensor("Scalars", numbers)
         if numbers.ndim == 0 or numbers.shape[-1] != self.n or numbers.is_complex():
+            each = "for each sample is [B, 1]: steps[:, None]"
             raise ValueError(
                 f"Scalars: expected {self.n} real numbers on the last axis, "
                 f"got {numbers.dtype} of shape {tuple(numbers.shape)}.\n"
-                f"One number per sample is [B, 1]: steps[:, None]."
+                f"One number {'for all samples is [1]: step[None]' if numbers.ndim == 0 else each}."
             )
         real = wide(numbers if numbers.is_floating_point() else numbers.float())
         frequencies = self._spaced(real) if self.frequencies is None else self.frequencies.to(real.dtype)

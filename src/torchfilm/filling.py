@@ -20,7 +20,7 @@ from torch.fx import Proxy
 
 from torchfilm.absorption import ahead
 from torchfilm.freezing import Frozen
-from torchfilm.fusion import Fusion
+from torchfilm.fusion import Fusion, check_reads_tokens
 from torchfilm.generator import describe, num_parameters
 from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
@@ -133,7 +133,10 @@ class Conditioning(nn.Module):
 
     def forward(self, cond: Any) -> dict[str, Any]:
         """Return the value of each site for a condition: a tensor, or a tuple of the encoder's arguments."""
-        return self.generator(self.cond(*cond) if type(cond) is tuple else self.cond(cond))
+        z = self.cond(*cond) if type(cond) is tuple else self.cond(cond)
+        if type(z) is tuple:
+            check_reads_tokens(self.generator, self.cond)
+        return self.generator(z)
 
     def modulations(self, cond: Any) -> dict[str, Any]:
         """Return the value of each site for a condition, a `Modulation` for FiLM; without dropout of it.

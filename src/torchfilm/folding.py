@@ -211,6 +211,7 @@ def _values(
         )
     film.check(model)
     check_forwards("fold", model)
+    _check_copied(model)
     if leftover not in ("error", "constant"):
         raise ValueError(f"fold: leftover expected 'error' or 'constant', got {leftover!r}.")
     if (cond is None) == (modulation is None):
@@ -443,10 +444,24 @@ def _fuse(plan: _Plan, first: str, second: str) -> None:
     plan.targets |= {name: layer for name, target in plan.targets.items() if target is norm}
 
 
+def _check_copied(model: nn.Module) -> None:
+    """Refuse what torch cannot copy: a tensor with a graph among the attributes of a module."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise ValueError(
+                    f"fold: expected a network that can be copied, got '{name}.{key}', which a call "
+                    f"with gradients left there, as by nn.utils.weight_norm.\n"
+                    f"Call nn.utils.remove_weight_norm first, or use nn.utils.parametrizations.weight_norm. "
+                    f"For others call the network once under torch.no_grad()."
+                )
+
+
 def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
     """Pad the input of a convolution with the border; its own padding is zero by now."""
     module: Any = plain.get_submodule(site.name)
-    keep(plain, site, Border(list(module._reversed_padding_repeated_twice)), Margin(border.to(module.weight)))
+    padding = Border(list(module._reversed_padding_repeated_twice))
+    keep(plain, replace(site, repeat=1), padding, Margin(border.to(module.weight)))
 
 
 def _report(

@@ -23,7 +23,7 @@ class Frozen:
         self.norms: dict[str, tuple[nn.Module, bool]] = {}
 
     def freeze(self, root: nn.Module) -> None:
-        """Freeze all but the child `film`, what is frozen already aside."""
+        """Freeze all but the child `film`, what is frozen already aside; that of a network inside too."""
         ours = "film."  # an encoder's norms go on learning with it
         for name, module in root.named_modules():
             if f"{name}.".startswith(ours):

@@ -72,6 +72,8 @@ def film(
         return y if gate is None else rounded(gate * y, x)
     if gate is None:
         return rounded(affine(x, gamma, beta), x)
+    if x.dtype == torch.float64:
+        gate = gate.to(torch.promote_types(gate.dtype, x.dtype))
     gamma, beta = gate * gamma, gate * beta
     y = onepass.film(x, gamma, beta, dim)
     return rounded(affine(x, gamma, beta), x) if y is None else y
@@ -110,6 +112,8 @@ def film_(
         >>> y = film_(torch.rand(2, 3, 5, 7), gamma=torch.rand(2, 3), beta=torch.rand(2, 3))
     """
     if gate is not None:
+        if x.dtype == torch.float64:
+            gate = gate.to(torch.promote_types(gate.dtype, x.dtype))
         gamma, beta = paired(torch.mul, gate, gamma), paired(torch.mul, gate, beta)
     writable = not torch.compiler.is_compiling() and _writable(x, gamma, beta)
     y = onepass.film(x, gamma, beta, dim, last=True, in_place=writable)
@@ -257,7 +261,7 @@ def _fit(
         raise ValueError(_channel_message(value, x, dim, channel, name, site))
     for i, size in enumerate(sizes):
         if size != features[i] and size != 1:
-            raise ValueError(_size_message(value, x, i if i < axis else i + 1, size, name, site))
+            raise ValueError(_size_message(value, x, axis, i, size, name, site))
     position = min(axis, len(sizes))
     padded = sizes + [1] * (len(features) - len(sizes))
     padded.insert(axis, value.shape[channel])
@@ -328,7 +332,12 @@ def _channel_message(value: Tensor, x: Tensor, dim: int, channel: int, name: str
     return f"{_where(site, 'film')}: {fact}.\n{_shapes(value, x, name)}\n{remedy}"
 
 
-def _size_message(value: Tensor, x: Tensor, axis: int, size: int, name: str, site: str) -> str:
+def _size_message(
+    value: Tensor, x: Tensor, channels: int, place: int, size: int, name: str, site: str
+) -> str:
+    """Say what to do where the size of a value does not fit that of x at one of its axes but the channels."""
+    axes = [i for i in range(x.ndim) if i != channels]
+    axis = axes[place]
     fact = f"{name} has size {size} where x has size {x.shape[axis]} (axis {axis} of x)"
     if axis == 0 and size and x.shape[0] % size == 0:
         times = x.shape[0] // size
@@ -340,4 +349,13 @@ def _size_message(value: Tensor, x: Tensor, axis: int, size: int, name: str, sit
             remedy += f"\nIf time comes first and the batch is on axis 1 ({size}), condition with batch=1."
     else:
         remedy = f"Besides the channels, the axes of {name} align with x's from the left, with x's size or 1."
+        later = [i for i in range(place + 1, len(axes)) if place and x.shape[axes[i]] == size]
+        if later:
+            index = ", ".join([":"] * place + ["None"] * (later[0] - place))
+            whose = "the condition" if site else name
+            remedy += f"\nWhere these are axis {axes[later[0]]} of x, give {whose}[{index}]."
+        elif site and place:
+            remedy += (
+                "\nWhere a condition has another rate in time, give the fusion align='linear' or 'nearest'."
+            )
     return f"{_where(site, 'film')}: {fact}.\n{_shapes(value, x, name)}\n{remedy}"

@@ -26,11 +26,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from torchfilm.conditions import Classes, Tokens
 from torchfilm.functional import film
@@ -40,6 +41,8 @@ from torchfilm.mixing import Attentions, Bilinears, Concat, Concatenations, Cros
 from torchfilm.modulation import Modulation
 from torchfilm.naming import check_choice
 from torchfilm.several import Maybe, Several
+
+Align = Literal["linear", "nearest"]
 
 
 @runtime_checkable
@@ -78,15 +81,25 @@ class Film:
     """FiLM: y = gamma(z) * x + beta(z) (Perez et al. 2018), times a gate where one is emitted.
 
     Args:
+        align: resize modulations per step, [B, T, C], to the length that the features of a site have, where
+            a condition and a strided network have other rates: "linear" between the steps, or the "nearest"
+            step. Both cover the same time. None to refuse other lengths.
         options: what `Generator` takes besides `cond_dim` and `sites`.
 
+    Raises:
+        ValueError: for another `align`.
+
     Example:
-        >>> fusion = Film(bound="exp")
-        >>> value = fusion.build(7, {"here": 3})(torch.rand(2, 7))["here"]
-        >>> y = fusion.apply(torch.rand(2, 3, 5), value, 1, "here")
+        >>> fusion = Film(bound="exp", align="linear")
+        >>> value = fusion.build(7, {"here": 3})(torch.rand(2, 4, 7))["here"]
+        >>> y = fusion.apply(torch.rand(2, 3, 12), value, 1, "here")
     """
 
-    def __init__(self, **options: Any) -> None:
+    align: Align | None = None
+
+    def __init__(self, *, align: Align | None = None, **options: Any) -> None:
+        check_choice("Film: align", align, (None, *get_args(Align)))
+        self.align = align
         self.options = options
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
@@ -95,8 +108,12 @@ class Film:
 
     def apply(self, x: Tensor, value: Modulation, dim: int, site: str) -> Tensor:
         """Return gate * (gamma * x + beta)."""
-        folded = self.fold(value)
-        return film(x, folded.gamma, folded.beta, dim, modulation_dim=-1, site=site)
+        if self.align is not None:
+            fields = (
+                (value.gamma, value.beta) if value.gate is None else (value.gamma, value.beta, value.gate)
+            )
+            value = Modulation(*(_resized(field, x, dim, self.align) for field in fields))
+        return film(x, value.gamma, value.beta, dim, gate=value.gate, modulation_dim=-1, site=site)
 
     def fold(self, value: Modulation) -> Modulation:
         """Return the same map without a gate."""
@@ -112,6 +129,18 @@ class Film:
         other = copy.copy(self)
         other.options = {**self.options, "head": f"lowrank:{width}"}
         return other
+
+
+def _resized(field: Tensor, x: Tensor, dim: int, align: Align) -> Tensor:
+    """Resize the axes between batch and channels to those of x; of size 1 they fit already."""
+    sizes = [size for i, size in enumerate(x.shape) if i != dim % x.ndim]
+    for axis in range(1, field.ndim - 1):
+        if field.shape[axis] not in (1, sizes[axis]):
+            last = field.movedim(axis, -1)
+            mode = "linear" if align == "linear" else "nearest-exact"
+            resized = functional.interpolate(last.flatten(1, -2), size=sizes[axis], mode=mode)
+            field = resized.unflatten(1, last.shape[1:-1]).movedim(-1, axis)
+    return field
 
 
 class Scale(Film):
@@ -237,9 +266,7 @@ def check_reads(generator: nn.Module, cond: nn.Module) -> None:
         ValueError: for classes without vectors in front of anything but a table, tokens without pooling in
             front of anything but attention, and conditions that are to be composed, but would not be.
     """
-    if not isinstance(
-        generator, Generator | ComposedGenerator | Gates | Concatenations | Bilinears | Attentions
-    ):
+    if not isinstance(generator, _VECTORS | Attentions):
         return
     inner, kind = cond.condition if isinstance(cond, Maybe) else cond, type(generator).__name__
     parts = list(generator.modules())
@@ -248,8 +275,7 @@ def check_reads(generator: nn.Module, cond: nn.Module) -> None:
         fact = f"vectors in front of {kind}, got {inner}, which hands on the class itself"
         remedy = f"Use Classes({inner.num_classes}, 64), or head='table' for a row of modulations per class."
     elif isinstance(inner, Tokens) and inner.pooling is None and not isinstance(generator, Attentions):
-        fact = f"one vector per sample in front of {kind}, got {inner}, which gives tokens and their mask"
-        remedy = "Use pooling='mean' or 'attention', or fusion='cross_attention'."
+        raise ValueError(_tokens(kind, inner))
     elif (
         isinstance(cond, Several)
         and cond.combine == "compose"
@@ -260,6 +286,24 @@ def check_reads(generator: nn.Module, cond: nn.Module) -> None:
     else:
         return
     raise ValueError(f"condition: expected {fact}.\n{remedy}")
+
+
+_VECTORS = Generator | ComposedGenerator | Gates | Concatenations | Bilinears
+
+
+def check_reads_tokens(generator: nn.Module, cond: nn.Module) -> None:
+    """Refuse a generator of the library that reads vectors where an encoder gave tokens and their mask."""
+    if isinstance(generator, _VECTORS):
+        inner = cond.condition if isinstance(cond, Maybe) else cond
+        raise ValueError(_tokens(type(generator).__name__, inner))
+
+
+def _tokens(kind: str, encoder: nn.Module) -> str:
+    return (
+        f"condition: expected one vector per sample in front of {kind}, got {encoder}, which gives tokens "
+        f"and their mask.\n"
+        f"Use pooling='mean' or 'attention' of Tokens, or fusion='cross_attention'."
+    )
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,13 @@ def guide(
         y = y(null) + s_1 (y(c_1) - y(null)) + s_2 (y(c_1, c_2) - y(c_1)) + ...
 
     (Brooks et al. 2023, eq. 3, arXiv 2211.09800); conditions without a scale are given throughout. Outputs
-    whose weight in this sum is the number 0 are not computed.
+    whose weight in this sum is the number 0 are not computed. Conditions that training took away together
+    and never apart (`Several(joint_dropout=)`) take one scale, {"text": 3.0, "goal": 3.0}: then none has one
+    without the other.
 
     - space="output": one call of the network, on the batch repeated once for each output that is needed.
-      Inputs that name rows by number, as the edges of a graph, cannot be repeated so: use the other.
+      Inputs that name rows by number, as the edges of a graph, cannot be repeated so: use the other. Norms
+      that take their statistics from the batch (in training, or without running ones) see all copies.
     - space="modulation": one call on the batch itself, with gamma, beta and gate extrapolated in the same
       way. It costs what an unguided call costs; it is another function, as the network is not linear.
 
@@ -155,7 +158,7 @@ def _read_scale(
     if unknown:
         raise ValueError(
             f"guide: expected scales for conditions among {list(cond)}, got {unknown}.\n"
-            f"Give the condition, or leave its scale out."
+            f"Give the condition (None where no sample has it), or leave its scale out."
         )
     return list(scale), list(scale.values())
 
@@ -198,7 +201,9 @@ def _joined(copies: Sequence[Any], rows: int, device: torch.device | None) -> An
     if any(isinstance(copy, Masked) for copy in copies):
         values = [copy.value if isinstance(copy, Masked) else copy for copy in copies]
         masks = [_present(copy, rows, device) for copy in copies]
-        return Masked(_joined(values, rows, device), torch.cat(masks))
+        steps = max(masks, key=lambda mask: mask.ndim).shape[1:]
+        wide = [m.reshape(*m.shape, *[1] * (len(steps) + 1 - m.ndim)).expand(-1, *steps) for m in masks]
+        return Masked(_joined(values, rows, device), torch.cat(wide))
     if any(isinstance(copy, Mapping) for copy in copies):
         names = dict.fromkeys(name for copy in copies for name in copy)
         return {name: _joined([copy.get(name) for copy in copies], rows, device) for name in names}
@@ -210,7 +215,7 @@ def _present(copy: Any, rows: int, device: torch.device | None) -> Tensor:
     present = copy.present if isinstance(copy, Masked) and copy.present is not None else True
     own = _device(copy.value if isinstance(copy, Masked) else copy)
     mask = torch.as_tensor(present, device=device if own is None else own)
-    return mask.expand(rows) if mask.numel() == 1 else mask
+    return mask.expand(rows, *mask.shape[1:]) if mask.ndim == 0 or len(mask) == 1 else mask
 
 
 def _stacked(leaves: Sequence[Any], rows: int, device: torch.device | None) -> Any:
@@ -226,7 +231,8 @@ def _stacked(leaves: Sequence[Any], rows: int, device: torch.device | None) -> A
         raise ValueError(
             f"guide: expected conditions and nulls of {rows} rows, or one, and otherwise of one shape, "
             f"got {[tuple(leaf.shape) for leaf in tensors]}.\n"
-            f"Give every sample its condition; pad tokens to one length."
+            f"Give every sample its condition; pad tokens to one length. Conditions that each serve several "
+            f"rows are guided by space='modulation'."
         )
     return torch.cat(full)
 
@@ -268,7 +274,19 @@ def _listed(leaf: Any, rows: int) -> list[Any]:
 
 
 def _tiled(leaf: Any, times: int, rows: int) -> Any:
-    return torch.cat([leaf] * times) if isinstance(leaf, Tensor) and leaf.shape[:1] == (rows,) else leaf
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if leaf.shape[:1] == (rows,):
+        return torch.cat([leaf] * times)
+    numbered = leaf.dtype in (torch.int64, torch.int32) and leaf.ndim == 2 and len(leaf) == 2
+    if numbered and leaf.numel() and leaf.max() < rows:
+        raise ValueError(
+            f"guide: expected inputs that can be repeated for each output, got numbers {tuple(leaf.shape)} "
+            f"below {rows}, the rows of the batch, as the edges of a graph are.\n"
+            f"Use space='modulation', which repeats nothing. Numbers that name no rows may be bound by a "
+            f"function around the network, as lambda x, cond: model(x, numbers, cond=cond)."
+        )
+    return leaf
 
 
 def _combined(leaf: Any, weights: Sequence[Scale], rows: int) -> Any:
@@ -291,7 +309,7 @@ def _combined(leaf: Any, weights: Sequence[Scale], rows: int) -> Any:
             f"guide: expected outputs with rows for each of {copies} copies of a batch of {rows}, "
             f"got a tensor {tuple(leaf.shape)}.\n"
             f"Guide what the network gives for each sample, with the batch first: a function around it that "
-            f"returns that alone will do."
+            f"returns that alone will do. For graphs use space='modulation'."
         )
     return _weighted(leaf.chunk(copies), weights)
 
@@ -357,14 +375,11 @@ def _check_missing(model: Callable[..., Any], dropped: Sequence[str | None], nul
     needed = [name for name in alone if isinstance(several, Several) and name in several.required]
     if not needed and any(isinstance(part, Maybe) for part in model.modules()):
         return
-    without = (
-        f"{needed}, which the network was trained with always"
-        if needed
-        else f"{type(model).__name__} without one"
-    )
+    without = f"{needed}, whose null training never met" if needed else f"{type(model).__name__} without one"
     raise ValueError(
         f"guide: expected a condition that may be missing, got {without}.\n"
-        f"Build it with Maybe(condition, dropout=0.1) and train so; or say what stands for none by null=..."
+        f"Build it with Maybe(condition, dropout=0.1) and train so, also around a Several inside of another; "
+        f"or say what stands for none by null=..."
     )
 
 

@@ -250,7 +250,12 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the conditioned network inside of torch.compile, DistributedDataParallel, Lightning Fabric's."""
+    """Return the conditioned network inside of torch.compile, DistributedDataParallel, Lightning Fabric's.
+
+    Raises:
+        ValueError: for what is no network.
+    """
+    check_network(model)
     while not is_root(model):
         inner = (model._modules.get(name) for name in ("_orig_mod", "module", "_forward_module"))
         found = next((one for one in inner if one is not None), None)
@@ -260,7 +265,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def check_network(model: Any) -> None:
+    """Raise ValueError for what is no `nn.Module`, as a function around one."""
+    if not isinstance(model, nn.Module):
+        kind = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise ValueError(
+            f"Network: expected an nn.Module, got a {kind}.\n"
+            f"Give the network itself; what is called around it becomes the forward of a module of its own."
+        )
+
+
 def _check_root(model: nn.Module) -> None:
+    check_network(model)
     kind = type(model).__name__
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
         fact, remedy = f"expected the network itself, got it inside of {kind}", "Condition it, then wrap it."

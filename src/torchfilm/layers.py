@@ -29,14 +29,21 @@ class Listening(Protocol):
         ...
 
 
-def resolve(layer: Listening, condition: Tensor | None, modulation: Modulation | None) -> Modulation:
+def resolve(
+    layer: Listening,
+    condition: Tensor | None,
+    modulation: Modulation | None,
+    x: Tensor,
+    rows: Tensor | None = None,
+) -> Modulation:
     """Return the modulation that is meant: the one given, or the one that the layer makes of the condition.
 
     Raises:
-        ValueError: unless exactly one of the two is given; without a condition nothing is silently plain.
+        ValueError: unless exactly one of the two is given; without a condition nothing is silently plain. And
+            for rows that are not one for each row of x.
     """
     if modulation is None and condition is not None:
-        return layer.modulation(condition)
+        modulation, condition = layer.modulation(condition), None
     if modulation is None or condition is not None:
         raise ValueError(
             f"{type(layer).__name__}: expected a condition or a modulation, got "
@@ -44,7 +51,7 @@ def resolve(layer: Listening, condition: Tensor | None, modulation: Modulation |
             f"Call layer(x, condition) or layer(x, modulation=...); for no conditioning at all use "
             f"Modulation.identity(features)."
         )
-    return modulation
+    return modulation if rows is None else _picked(modulation, _checked_rows(layer, rows, x))
 
 
 class FiLM(nn.Module):
@@ -129,9 +136,7 @@ class FiLM(nn.Module):
             IndexError: for a row that the condition does not have, also one counted from the end (on an
                 accelerator, torch's own).
         """
-        chosen = resolve(self, condition, modulation)
-        if rows is not None:
-            chosen = _picked(chosen, _checked_rows(rows, x))
+        chosen = resolve(self, condition, modulation, x, rows)
         return film(x, chosen.gamma, chosen.beta, self.dim, gate=chosen.gate, modulation_dim=-1)
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
@@ -146,11 +151,11 @@ class FiLM(nn.Module):
         return f"{self.features}, dim={self.dim}{gate}"
 
 
-def _checked_rows(rows: Tensor, x: Tensor) -> Tensor:
+def _checked_rows(layer: Listening, rows: Tensor, x: Tensor) -> Tensor:
     if rows.dtype not in (torch.int64, torch.int32) or rows.shape != x.shape[:1]:
         raise ValueError(
-            f"FiLM: expected rows as int64 or int32 numbers, one for each of the {x.shape[0]} rows of x, "
-            f"got {rows.dtype} {tuple(rows.shape)}.\n"
+            f"{type(layer).__name__}: expected rows as int64 or int32 numbers, one for each of the "
+            f"{x.shape[0]} rows of x, got {rows.dtype} {tuple(rows.shape)}.\n"
             f"For sizes of graphs use torch.repeat_interleave(torch.arange(len(sizes)), sizes)."
         )
     return rows
@@ -205,9 +210,10 @@ class DenseFiLM(nn.Module):
         condition: Float[Tensor, "*batch cond"] | None = None,
         *,
         modulation: Modulation | None = None,
+        rows: Int[Tensor, " nodes"] | None = None,
     ) -> Float[Tensor, "*shape"]:
         """Return the modulated features; arguments and errors as `FiLM.forward`."""
-        return self.film(x, modulation=resolve(self, condition, modulation))
+        return self.film(x, modulation=resolve(self, condition, modulation, x, rows))
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma = 1 + scale and beta = shift for a condition, without applying them."""

@@ -85,6 +85,10 @@ class Modulations(dict[str, Modulation]):
         """Return the rows of the batch picked by an integer, a slice, a list or an index tensor."""
         return self.map(lambda m: m[rows])
 
+    def mean(self) -> Modulations:
+        """Return one row, the mean of all: what a class of styles has in common, for any batch."""
+        return self.map(lambda m: Modulation(*(field.mean(dim=0, keepdim=True) for field in m.of_rows())))
+
     def map(self, function: Callable[[Modulation], Modulation]) -> Modulations:
         """Return the function's result for every site."""
         return Modulations({name: function(m) for name, m in self.items()})

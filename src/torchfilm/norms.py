@@ -15,7 +15,7 @@ import copy
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from torchfilm.absorption import absorbed
@@ -81,9 +81,10 @@ class _ConditionalBatchNorm(nn.Module):
         condition: Float[Tensor, "*batch cond"] | None = None,
         *,
         modulation: Modulation | None = None,
+        rows: Int[Tensor, " nodes"] | None = None,
     ) -> Float[Tensor, "batch channels *positions"]:
         """Return the normalised, modulated features; arguments and errors as `FiLM.forward`."""
-        chosen = resolve(self, condition, modulation)
+        chosen = resolve(self, condition, modulation, x, rows)
         return self.film(self.norm(x), modulation=chosen)
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
@@ -201,9 +202,10 @@ class _ConditionalNorm(ListeningNorm):
         condition: Float[Tensor, "*batch cond"] | None = None,
         *,
         modulation: Modulation | None = None,
+        rows: Int[Tensor, " nodes"] | None = None,
     ) -> Float[Tensor, "*shape"]:
         """Return the normalised, modulated features; arguments and errors as `FiLM.forward`."""
-        return self.modulated(x, resolve(self, condition, modulation))
+        return self.modulated(x, resolve(self, condition, modulation, x, rows))
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma and beta for a condition, without applying them."""

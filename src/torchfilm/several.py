@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from torchfilm.conditions import Classes, Tokens
 from torchfilm.modulation import aligned
@@ -31,9 +32,8 @@ Encoded = Tensor | tuple[Tensor, Tensor]
 class Masked:
     """A condition that only some samples have: `Masked(labels, present)`; `Masked(None)` where none has it.
 
-    Where `present` is False the value is not heard, but it must be one that the condition takes (any class,
-    any finite numbers). An explicit mask is final: no dropout is drawn on top of it. A pytree, as
-    `Modulation`.
+    Where `present` is False the value is not heard: any numbers, NaN included, which counts as 0 there, and
+    any class. An explicit mask is final: no dropout is drawn on top of it. A pytree, as `Modulation`.
 
     Args:
         value: what the condition takes, or None.
@@ -153,6 +153,8 @@ class Maybe(nn.Module):
         draws = generator is not None and isinstance(self.condition, Maybe | Several)
         options = {"generator": generator} if draws else {}
         arguments = value if self._has_several and type(value) is tuple else (value,)
+        if present is not None:
+            arguments = pytree.tree_map(lambda leaf: _cleared(leaf, present), arguments)
         z = self.condition(*arguments, **options)
         if present is not None and not isinstance(present, Tensor):
             present = torch.as_tensor(present, device=(z[0] if isinstance(z, tuple) else z).device)
@@ -219,11 +221,14 @@ class Several(nn.Module):
     Args:
         conditions: the conditions by name, in the order of their concatenation or application.
         combine: as above.
-        joint_dropout: probability per sample to lose all of them at once in training, on top of their own.
+        joint_dropout: probability per sample to lose the `joint` ones at once in training, on top of their
+            own. Training then meets the null of each, so they may be missing.
+        joint: the names of those that are lost together; None for all that are `Maybe`, or, where none is,
+            for all. A time step of a diffusion is best left out: joint=("text", "goal").
 
     Raises:
-        ValueError: for no conditions, unpooled tokens, sizes that do not sum, or a probability outside 0 to
-            1.
+        ValueError: for no conditions, unpooled tokens, sizes that do not sum, a probability outside 0 to 1,
+            or a name in `joint` that is none of the conditions'.
 
     Example:
         >>> from torchfilm.conditions import Scalars, Vector
@@ -233,17 +238,24 @@ class Several(nn.Module):
     """
 
     def __init__(
-        self, conditions: Mapping[str, nn.Module], combine: Combine = "concat", *, joint_dropout: float = 0.0
+        self,
+        conditions: Mapping[str, nn.Module],
+        combine: Combine = "concat",
+        *,
+        joint_dropout: float = 0.0,
+        joint: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         check_choice("Several: combine", combine, get_args(Combine))
         _check_probability("Several: joint_dropout", joint_dropout)
         parts = {name: c if isinstance(c, Maybe) else Maybe(c) for name, c in conditions.items()}
         _check_parts(parts, combine)
-        # With joint dropout, training meets the null of each.
-        self.required = tuple(
-            name for name, c in conditions.items() if not isinstance(c, Maybe) and joint_dropout == 0
-        )
+        maybe = [name for name, c in conditions.items() if isinstance(c, Maybe)]
+        joint = (maybe or list(parts)) if joint is None else joint
+        for name in joint:
+            check_choice("Several: joint", name, list(parts))
+        self.joint = tuple(joint) if joint_dropout > 0 else ()
+        self.required = tuple(name for name in parts if name not in maybe and name not in self.joint)
         self.combine = combine
         self.joint_dropout = joint_dropout
         self.parts = nn.ModuleDict(parts)
@@ -274,15 +286,18 @@ class Several(nn.Module):
         encoded = {
             name: part.encode(conditions.get(name), generator=generator) for name, part in self._named()
         }
+        for name, (z, _) in encoded.items():
+            if isinstance(z, tuple):
+                raise ValueError(_not_vectors(name, self.parts[name].condition))
         kept = self._kept(encoded, generator)
         chosen = {}
         for name, part in self._named():
             z, present = encoded[name]
             if present is None and z is not None and self.training:
-                present = kept
+                present = kept if name in self.joint else None
                 if part.dropout > 0:
                     own = drawn(z, part.dropout, generator)
-                    present = own if kept is None else own & kept
+                    present = own if present is None else own & present
                 z = _each(z, present)
             chosen[name] = part.choose(z, present)
         return chosen
@@ -304,7 +319,8 @@ class Several(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
-        return f"combine={self.combine!r}, joint_dropout={self.joint_dropout:g}"
+        joint = f" of {', '.join(self.joint)}" if self.joint else ""
+        return f"combine={self.combine!r}, joint_dropout={self.joint_dropout:g}{joint}"
 
     def _named(self) -> list[tuple[str, Maybe]]:
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Maybe)]
@@ -312,7 +328,7 @@ class Several(nn.Module):
     def _kept(
         self, encoded: Mapping[str, tuple[Any, Tensor | None]], generator: torch.Generator | None
     ) -> Tensor | None:
-        """Draw which samples keep their conditions, or return None where nothing is dropped jointly."""
+        """Draw which samples keep the joint conditions, or return None where nothing is dropped jointly."""
         if not self.training or self.joint_dropout == 0:
             return None
         given = {name: z for name, (z, _) in encoded.items() if z is not None}
@@ -344,6 +360,14 @@ class Several(nn.Module):
             check_choice("Several:", name, expected, remedy="Leave it out.")
 
 
+def _not_vectors(name: str, condition: object) -> str:
+    return (
+        f"Several: expected conditions that give vectors, got '{name}' {condition}, which gives tokens and "
+        f"their mask.\n"
+        f"Pool it, as Tokens does by 'mean' or 'attention'; unpooled tokens go alone, to cross-attention."
+    )
+
+
 def _unequal(vectors: Mapping[str, Tensor]) -> str:
     lines = "\n".join(f"  {name}  {tuple(z.shape)}" for name, z in vectors.items())
     return (
@@ -359,6 +383,16 @@ def drawn(z: Encoded, dropout: float, generator: torch.Generator | None = None) 
     if generator is None:  # written out: Dynamo refuses generator=None
         return torch.rand(shape, device=vectors.device) >= dropout
     return torch.rand(shape, generator=generator, device=vectors.device) >= dropout
+
+
+def _cleared(value: Any, present: Any) -> Any:
+    """Return numbers with 0 for what is missing and not finite: NaN times a gradient of 0 is NaN."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    present = torch.as_tensor(present, device=value.device)
+    if present.dtype != torch.bool or present.shape != value.shape[: present.ndim]:
+        return value  # refused behind the encoder, unless it has no rows
+    return torch.where(_like(present, value.ndim) | value.isfinite(), value, 0)
 
 
 def _each(z: Encoded, present: Tensor | None) -> Encoded:
@@ -400,10 +434,7 @@ def _check_parts(parts: Mapping[str, Maybe], combine: str) -> None:
                 f"Take another, as 'the_{name.replace('.', '_')}'."
             )
         if isinstance(part.condition, Tokens) and part.condition.pooling is None:
-            raise ValueError(
-                f"Several: expected conditions that give vectors, got '{name}' {part.condition}.\n"
-                f"Pool it with 'mean' or 'attention'; unpooled tokens go alone, to cross-attention."
-            )
+            raise ValueError(_not_vectors(name, part.condition))
         if isinstance(part.dim, Sizes):
             raise ValueError(
                 f"Several: expected conditions that one generator reads, got '{name}' with "

@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from torch import nn
 from torch.jit import ScriptModule
@@ -18,6 +18,8 @@ from torch.nn.parameter import is_lazy
 from torchfilm.channels import Where, batch_axis, channels, lineage
 from torchfilm.naming import check_choice, nearest
 from torchfilm.writing import in_columns
+
+Repeat = int | Literal["any"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Site:
         dim: the axis of the channels.
         where: "output" or "input".
         field: which part is modulated where there are several: an index or a name; None for the first.
-        repeat: rows of features that each condition serves (views, frames, windows).
+        repeat: rows of features that each condition serves (views, frames, windows); "any" for as many as
+            each call has.
         batch: the axis of the batch; 1 where time comes first, as in torch's recurrences and transformers.
         note: what is special about the site, in words.
     """
@@ -42,7 +45,7 @@ class Site:
     dim: int
     where: Where = "output"
     field: int | str | None = None
-    repeat: int = 1
+    repeat: Repeat = 1
     batch: int = 0
     note: str = ""
 
@@ -134,7 +137,7 @@ def find(
     dim: int | None = None,
     features: int | None = None,
     field: int | str | None = None,
-    repeat: int = 1,
+    repeat: Repeat = 1,
     batch: int | None = None,
 ) -> Sites:
     """Return the modules that `condition` would condition, as a table; nothing is changed.
@@ -148,7 +151,8 @@ def find(
         dim: the axis of the channels; needed where the type of a module does not tell.
         features: how many channels there are; needed where neither type nor a one-dimensional weight tells.
         field: which of several outputs or inputs, by index or name; None for the first.
-        repeat: rows of features for each condition: [B * repeat, ...], those of one condition in a row.
+        repeat: rows of features for each condition: [B * repeat, ...], those of one condition in a row; "any"
+            for as many as each call has, in equal numbers.
         batch: the axis of the batch, 0 or 1; None for what is known: 1 in torch's layers that take time
             first, else 0. For layers of others that take time first, [T, B, C], it is to be said.
 
@@ -174,10 +178,11 @@ def find(
             _described(model, site.name, names.get(site.name), site, site.dim, site.features, site.batch)
             for site in sites
         )
-    if where not in get_args(Where) or repeat < 1 or batch not in (None, 0, 1):
+    counts = repeat == "any" or (isinstance(repeat, int) and repeat >= 1)
+    if where not in get_args(Where) or not counts or batch not in (None, 0, 1):
         raise ValueError(
-            f"find: expected where 'output' or 'input', repeat at least 1 and batch 0 or 1, got {where!r}, "
-            f"{repeat} and {batch}.\n"
+            f"find: expected where 'output' or 'input', repeat at least 1 or 'any', and batch 0 or 1, got "
+            f"{where!r}, {repeat!r} and {batch!r}.\n"
             f"repeat is the number of rows of features for each condition, batch the axis of the rows."
         )
     usual = sites.dim if isinstance(sites, Preset) else None
@@ -358,8 +363,10 @@ def _notes(above: list[nn.Module], others: list[str], wanted: Site) -> list[str]
         notes.append("the first of its outputs")
     elif wanted.field is not None:
         notes.append(f"{wanted.where} {wanted.field!r}")
-    if wanted.repeat > 1:
-        notes.append(f"{wanted.repeat} rows for each condition")
+    elif wanted.where == "input" and isinstance(module, nn.MultiheadAttention):
+        notes.append("the query alone")
+    if wanted.repeat != 1:
+        notes.append(f"{wanted.repeat} rows for each condition".replace("any", "any number of"))
     if any(isinstance(one, nn.TransformerEncoderLayer | nn.TransformerEncoder) for one in above[:-1]):
         notes.append("without torch's fast path")
     return notes

@@ -12,9 +12,7 @@ by threads would mix up their conditions.
 from __future__ import annotations
 
 import abc
-import copy
 import copyreg
-import dataclasses
 import enum
 import inspect
 import threading
@@ -28,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
-from torch.nn.utils.rnn import PackedSequence
 
 from torchfilm import native
 from torchfilm.absorption import NORMS, Ready, absorbed_eagerly, prepared
@@ -36,6 +33,7 @@ from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
 from torchfilm.onepass import BATCH_NORMS
+from torchfilm.parts import with_input_modulated, with_output_modulated
 from torchfilm.sites import Site
 
 
@@ -135,7 +133,7 @@ _in_its_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def is_plain_film(site: Site, fusion: Fusion) -> bool:
     """Tell whether a site applies FiLM to the whole of its output, each row by its own modulation."""
     whole = (site.where, site.repeat, site.batch, site.field) == ("output", 1, 0, None)
-    return whole and type(fusion) is Film
+    return whole and type(fusion) is Film and fusion.align is None
 
 
 def listen(module: nn.Module, slot: Holding) -> None:
@@ -251,13 +249,13 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if value is PLAIN:
         return base.forward(self, *args, **kwargs)
     if site.where == "input":
-        args, kwargs = _with_input_modulated(slot, self._film_inputs, args, kwargs)
+        args, kwargs = with_input_modulated(slot, self._film_inputs, args, kwargs)
         return base.forward(self, *args, **kwargs)
     if not plain:
-        return _with_output_modulated(slot, base.forward(self, *args, **kwargs))
+        return with_output_modulated(slot, base.forward(self, *args, **kwargs))
     output = base.forward(self, *args, **kwargs)
     if base not in FRESH or is_compiling():
-        return _with_output_modulated(slot, output)
+        return with_output_modulated(slot, output)
     return film_(output, value.gamma, value.beta, site.dim, gate=value.gate, site=site.name)
 
 
@@ -292,108 +290,6 @@ def no_condition(where: str, *, takes: bool = True) -> str:
         f"{remedy} in `with using(model, cond=...):`. For the "
         f"original network use `with unconditioned(model):`. Under activation checkpointing give checkpoint "
         f"use_reentrant=False and context_fn=checkpoint_context(model)."
-    )
-
-
-def _modulated(slot: Holding, x: Any) -> Tensor:
-    """Apply the slot's value; rows that share a condition get an axis of their own, behind the batch's."""
-    site = slot.site
-    # The name would become a guard of a compiled block, and each block a graph of its own.
-    name = "" if is_compiling() else site.name
-    if not isinstance(x, Tensor) or isinstance(x, PackedSequence):
-        raise ValueError(
-            f"Site '{site.name}': expected a tensor at its {site.where}, got {type(x).__name__}.\n"
-            f"Say which part is to be modulated: field=<index or name>."
-        )
-    if site.batch == 1 and x.ndim >= 3:
-        dim = {0: 1, 1: 0}.get(site.dim % x.ndim, site.dim)
-        return _of_rows(slot, x.transpose(0, 1), dim, name).transpose(0, 1)
-    return _of_rows(slot, x, site.dim, name)
-
-
-def _of_rows(slot: Holding, x: Tensor, dim: int, name: str) -> Tensor:
-    """Apply the slot's value to features whose first axis is the batch."""
-    site = slot.site
-    if site.repeat == 1:
-        return slot.fusion.apply(x, slot.value, dim, name)
-    if x.shape[0] % site.repeat:
-        raise ValueError(
-            f"Site '{name}': expected {site.repeat} rows for each condition (repeat), got {x.shape[0]}.\n"
-            f"  x  {tuple(x.shape)}\n"
-            f"Condition the network again with the number of rows that each condition serves."
-        )
-    rows = x.unflatten(0, (x.shape[0] // site.repeat, site.repeat))
-    return slot.fusion.apply(rows, slot.value, dim + 1 if dim >= 0 else dim, name).flatten(0, 1)
-
-
-def _with_output_modulated(slot: Holding, output: Any) -> Any:
-    if isinstance(output, Tensor) and slot.site.field is None:
-        return _modulated(slot, output)
-    field = slot.site.field
-    if isinstance(output, tuple | list) and isinstance(field, int | None) and not hasattr(output, "_fields"):
-        return _with_element(slot, output, field or 0)
-    return _with_field(slot, output, field)
-
-
-def _with_element(slot: Holding, output: Sequence[Any], index: int) -> Any:
-    if not -len(output) <= index < len(output):
-        raise ValueError(
-            f"Site '{slot.site.name}': expected an output {index}, got {len(output)} of them.\n"
-            f"Give field= an index below."
-        )
-    parts = list(output)
-    parts[index] = _modulated(slot, parts[index])
-    return parts if isinstance(output, list) else tuple(parts)
-
-
-def _with_field(slot: Holding, output: Any, field: int | str | None) -> Any:
-    """Replace one field of a named tuple, a dataclass (as in transformers and diffusers) or a mapping."""
-    names = _field_names(output)
-    index = 0 if field is None else field
-    wanted = names[index] if isinstance(index, int) and -len(names) <= index < len(names) else field
-    name = wanted if isinstance(wanted, str) and wanted in names else None
-    if name is None or isinstance(output, PackedSequence):
-        raise ValueError(
-            f"Site '{slot.site.name}': expected an output with the field {field!r}, got a "
-            f"{type(output).__name__} with {', '.join(names) or 'none'}.\n"
-            f"Give field= one of them, or condition a module that returns a tensor."
-        )
-    if type(output) is dict:
-        return {**output, name: _modulated(slot, output[name])}
-    if isinstance(output, MutableMapping) and not dataclasses.is_dataclass(output):
-        changed = copy.copy(output)
-        changed[name] = _modulated(slot, output[name])
-        return changed
-    parts = {name: _modulated(slot, getattr(output, name))}
-    if isinstance(output, tuple):
-        return output._replace(**parts)  # type: ignore[attr-defined]
-    return dataclasses.replace(output, **parts)
-
-
-def _field_names(output: Any) -> Sequence[str]:
-    if isinstance(output, tuple):
-        return getattr(output, "_fields", ())
-    if dataclasses.is_dataclass(output):
-        return [field.name for field in dataclasses.fields(output)]
-    return list(output) if isinstance(output, MutableMapping) else ()
-
-
-def _with_input_modulated(
-    slot: Holding, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    field = slot.site.field or 0
-    index = names.index(field) if isinstance(field, str) and field in names else field
-    name = names[index] if isinstance(index, int) and -len(names) <= index < len(names) else field
-    if isinstance(index, int) and -len(args) <= index < len(args):
-        parts = list(args)
-        parts[index] = _modulated(slot, parts[index])
-        return tuple(parts), kwargs
-    if name in kwargs:
-        return args, {**kwargs, name: _modulated(slot, kwargs[name])}
-    raise ValueError(
-        f"Site '{slot.site.name}': expected the input {field!r}, got {len(args)} by position and "
-        f"{list(kwargs)} by name.\n"
-        f"Give field= the name of the input that is to be modulated."
     )
 
 

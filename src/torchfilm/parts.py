@@ -1,0 +1,195 @@
+"""Which part of what a module gives or is given is modulated, and how its rows meet the conditions."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import MutableMapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from torchfilm.fusion import Fusion
+from torchfilm.mixing import Attending, Bilinear, Mixing
+from torchfilm.modulation import Modulation
+from torchfilm.sites import Site
+
+
+class Holder(Protocol):
+    """What tells a site what to apply: a slot, or the constant of a fold."""
+
+    @property
+    def site(self) -> Site:
+        """Where it is."""
+        ...
+
+    @property
+    def fusion(self) -> Fusion:
+        """How the value meets the features."""
+        ...
+
+    @property
+    def value(self) -> Any:
+        """What the site applies now."""
+        ...
+
+
+def _modulated(slot: Holder, x: Any) -> Tensor | PackedSequence:
+    """Apply the slot's value; rows that share a condition get an axis of their own, behind the batch's."""
+    site = slot.site
+    # The name would become a guard of a compiled block, and each block a graph of its own.
+    name = "" if is_compiling() else site.name
+    if isinstance(x, PackedSequence):
+        return _packed(slot, x, name)
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"Site '{site.name}': expected a tensor at its {site.where}, got {type(x).__name__}.\n"
+            f"Say which part is to be modulated: field=<index or name>."
+        )
+    if site.batch == 1 and x.ndim >= 3:
+        dim = {0: 1, 1: 0}.get(site.dim % x.ndim, site.dim)
+        return _of_rows(slot, x.transpose(0, 1), dim, name).transpose(0, 1)
+    return _of_rows(slot, x, site.dim, name)
+
+
+def _of_rows(slot: Holder, x: Tensor, dim: int, name: str) -> Tensor:
+    """Apply the slot's value to features whose first axis is the batch."""
+    site = slot.site
+    if site.repeat == 1:
+        return slot.fusion.apply(x, slot.value, dim, name)
+    rows = x.unflatten(0, _groups(slot, x))
+    return slot.fusion.apply(rows, slot.value, dim + 1 if dim >= 0 else dim, name).flatten(0, 1)
+
+
+def _packed(slot: Holder, x: PackedSequence, name: str) -> PackedSequence:
+    """Apply the slot's value to sequences as [B, T, C], and pack them again in the very same way."""
+    padded, lengths = pad_packed_sequence(x, batch_first=True)
+    y = _of_rows(slot, padded, -1, name)
+    if x.sorted_indices is not None:
+        y, lengths = y.index_select(0, x.sorted_indices), lengths[x.sorted_indices.cpu()]
+    data = pack_padded_sequence(y, lengths, batch_first=True).data
+    return PackedSequence(data, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+
+
+def _groups(slot: Holder, x: Tensor) -> tuple[int, int]:
+    """Return how many conditions the rows of x have, and how many rows each; ValueError where uneven."""
+    site, total = slot.site, x.shape[0]
+    given = num_conditions(slot.value)
+    if site.repeat != "any":
+        groups, each, wanted = total // site.repeat, site.repeat, f"{site.repeat} rows"
+    elif given is not None:
+        groups, each, wanted = given, total // max(given, 1), "equally many rows"
+    else:
+        raise ValueError(
+            f"Site '{site.name}': repeat='any' expected a value of a fusion of the library, got "
+            f"{type(slot.value).__name__}, and nobody knows for how many conditions that is.\n"
+            f"Condition the network with the number of rows that each condition serves."
+        )
+    if groups * each == total and (given is None or given == 1 or given == groups):
+        return groups, each
+    told = "" if given is None else f" and {given} condition{'s' * (given != 1)}"
+    raise ValueError(
+        f"Site '{site.name}': expected {wanted} for each condition (repeat={site.repeat!r}), got {total} "
+        f"rows in all{told}.\n"
+        f"  x  {tuple(x.shape)}\n"
+        f"Condition the network with the number of rows that each condition serves, or with repeat='any', "
+        f"where it may be another one at each call."
+    )
+
+
+_BATCHED: dict[type, str] = {Mixing: "shift", Bilinear: "factor", Attending: "keys"}
+
+
+def num_conditions(value: Any) -> int | None:
+    """Return for how many conditions a value is, 1 where for all samples; None for those of others.
+
+    Example:
+        >>> num_conditions(Modulation.identity(2, 3))
+        2
+    """
+    if isinstance(value, Modulation):
+        fields = [value.gamma, value.beta] if value.gate is None else [value.gamma, value.beta, value.gate]
+    elif type(value) in _BATCHED:
+        fields = [getattr(value, _BATCHED[type(value)])]
+    else:
+        return None
+    rows = 1
+    for field in fields:
+        if field.ndim > 1 and field.shape[0] != 1:
+            rows = field.shape[0]
+    return rows
+
+
+def with_output_modulated(slot: Holder, output: Any) -> Any:
+    """Return the output of a module with the part of it modulated that the site names."""
+    if isinstance(output, Tensor | PackedSequence) and slot.site.field is None:
+        return _modulated(slot, output)
+    field = slot.site.field
+    if isinstance(output, tuple | list) and isinstance(field, int | None) and not hasattr(output, "_fields"):
+        return _with_element(slot, output, field or 0)
+    return _with_field(slot, output, field)
+
+
+def _with_element(slot: Holder, output: Sequence[Any], index: int) -> Any:
+    if not -len(output) <= index < len(output):
+        raise ValueError(
+            f"Site '{slot.site.name}': expected an output {index}, got {len(output)} of them.\n"
+            f"Give field= an index below."
+        )
+    parts = list(output)
+    parts[index] = _modulated(slot, parts[index])
+    return parts if isinstance(output, list) else tuple(parts)
+
+
+def _with_field(slot: Holder, output: Any, field: int | str | None) -> Any:
+    """Replace one field of a named tuple, a dataclass (as in transformers and diffusers) or a mapping."""
+    names = _field_names(output)
+    index = 0 if field is None else field
+    wanted = names[index] if isinstance(index, int) and -len(names) <= index < len(names) else field
+    name = wanted if isinstance(wanted, str) and wanted in names else None
+    if name is None or isinstance(output, PackedSequence):
+        raise ValueError(
+            f"Site '{slot.site.name}': expected an output with the field {field!r}, got a "
+            f"{type(output).__name__} with {', '.join(names) or 'none'}.\n"
+            f"Give field= one of them, or condition a module that returns a tensor."
+        )
+    if type(output) is dict:
+        return {**output, name: _modulated(slot, output[name])}
+    if isinstance(output, MutableMapping) and not dataclasses.is_dataclass(output):
+        changed = copy.copy(output)
+        changed[name] = _modulated(slot, output[name])
+        return changed
+    parts = {name: _modulated(slot, getattr(output, name))}
+    if isinstance(output, tuple):
+        return output._replace(**parts)  # type: ignore[attr-defined]
+    return dataclasses.replace(output, **parts)
+
+
+def _field_names(output: Any) -> Sequence[str]:
+    if isinstance(output, tuple):
+        return getattr(output, "_fields", ())
+    if dataclasses.is_dataclass(output):
+        return [field.name for field in dataclasses.fields(output)]
+    return list(output) if isinstance(output, MutableMapping) else ()
+
+
+def with_input_modulated(
+    slot: Holder, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a module, whose names are given, with the one modulated that the site names."""
+    field = slot.site.field or 0
+    index = names.index(field) if isinstance(field, str) and field in names else field
+    name = names[index] if isinstance(index, int) and -len(names) <= index < len(names) else field
+    if isinstance(index, int) and -len(args) <= index < len(args):
+        parts = list(args)
+        parts[index] = _modulated(slot, parts[index])
+        return tuple(parts), kwargs
+    if name in kwargs:
+        return args, {**kwargs, name: _modulated(slot, kwargs[name])}
+    raise ValueError(
+        f"Site '{slot.site.name}': expected the input {field!r}, got {len(args)} by position and "
+        f"{list(kwargs)} by name.\n"
+        f"Give field= the name of the input that is to be modulated."
+    )

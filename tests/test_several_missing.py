@@ -1,0 +1,102 @@
+"""What missing conditions hold, and which of several are lost together."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torchfilm as tf
+from catalogue import randomise
+
+PRESENT = torch.tensor([True, False, True, True, False])
+
+
+class Logs(nn.Module):
+    """An encoder that takes no zero, of a vector or of a mapping."""
+
+    dim = 7
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 7)
+
+    def forward(self, v: torch.Tensor | dict) -> torch.Tensor:
+        return self.layer((v if isinstance(v, torch.Tensor) else v["level"]).log())
+
+
+class Layer(nn.Linear):
+    """An encoder with a weight that meets what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 7)
+        self.dim = 7
+
+
+BROKEN = {
+    "numbers": (lambda: tf.Maybe(tf.Scalars(3, 12, learned=True)), lambda v: v),
+    "tokens": (lambda: tf.Maybe(tf.Tokens(3, "attention")), lambda v: v[:, None].expand(5, 2, 3)),
+    "tokens and mask": (
+        lambda: tf.Maybe(tf.Tokens(3, "attention")),
+        lambda v: (v[:, None].expand(5, 2, 3), torch.ones(5, 2, dtype=torch.bool)),
+    ),
+    "several": (lambda: tf.Maybe(tf.Several({"v": tf.Scalars(3, 6, learned=True)})), lambda v: {"v": v}),
+    "one of several": (lambda: tf.Several({"v": tf.Scalars(3, 6, learned=True)}), None),
+    "one's own": (lambda: tf.Maybe(Layer()), lambda v: v),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("as_what", [torch.tensor, list, np.array])
+def test_what_is_no_number_where_it_is_missing_reaches_neither_output_nor_gradients(name, as_what):
+    make, given = BROKEN[name]
+    encoder = randomise(make())
+    whole = torch.rand(5, 3)
+    broken = whole.clone()
+    broken[1], broken[4] = float("nan"), float("inf")
+    results = []
+    for value in (whole, broken):
+        mask = as_what(PRESENT.tolist())
+        given_value = {"v": tf.Masked(value, mask)} if given is None else tf.Masked(given(value), mask)
+        encoder.zero_grad()
+        z = encoder(given_value)
+        z.square().sum().backward()
+        results.append((z.detach(), [p.grad.clone() for p in encoder.parameters()]))
+    (expected, gradients), (found, others) = results
+    assert torch.equal(found, expected)
+    for one, other in zip(gradients, others, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_finite_numbers_where_it_is_missing_stay_as_they_are_for_encoders_that_take_no_zero():
+    encoder = tf.Maybe(Logs())
+    for given in (torch.ones(5, 3), {"level": torch.ones(5, 3)}):
+        encoder(tf.Masked(given, PRESENT)).sum().backward()
+        assert encoder.condition.layer.weight.grad.isfinite().all()
+
+
+def parts_of(**maybe: bool) -> dict[str, nn.Module]:
+    return {name: tf.Maybe(tf.Vector(2)) if may else tf.Vector(2) for name, may in maybe.items()}
+
+
+JOINT = [
+    ({"a": True, "b": True, "c": True}, None, ("a", "b", "c"), ()),
+    ({"a": False, "b": True, "c": True}, None, ("b", "c"), ("a",)),
+    ({"a": False, "b": False, "c": False}, None, ("a", "b", "c"), ()),
+    ({"a": False, "b": False, "c": False}, ("b", "c"), ("b", "c"), ("a",)),
+    ({"a": True, "b": True, "c": False}, ["c"], ("c",), ()),
+    ({"a": False, "b": True, "c": True}, ["b"], ("b",), ("a",)),
+]
+
+
+@pytest.mark.parametrize(("maybe", "joint", "lost", "required"), JOINT)
+def test_those_that_are_named_are_lost_together_and_what_never_is_is_asked_for(maybe, joint, lost, required):
+    both = tf.Several(parts_of(**maybe), joint_dropout=0.5, joint=joint).train()
+    assert (both.joint, both.required) == (lost, required)
+    gone = both({name: torch.ones(400, 2) for name in maybe}).view(400, 3, 2).eq(0).all(dim=2)
+    share = {name: gone[:, i].float().mean().item() for i, name in enumerate(maybe)}
+    assert {name for name in maybe if share[name]} == set(lost)
+    assert all(0.3 < share[name] < 0.7 for name in lost)
+    together = gone[:, [name in lost for name in maybe]]
+    assert torch.equal(together.all(dim=1), together.any(dim=1))
+    assert both({name: torch.ones(3, 2) for name in required}).shape[-1] == 6
+    assert tf.Several(parts_of(**maybe), joint=joint).joint == ()
