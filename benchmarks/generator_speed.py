@@ -9,7 +9,8 @@ Ratios are to one Mish and one Linear per site, which is checked to compute the 
 - classes: head="table", a row for each class.
 - separable: the time step from a table, plus the observation, encoded once per observation; exact.
 - all_steps: all 100 steps made at once for an observation; per step.
-- encoded_anew: a whole loop, an observation encoded and then 10 or 100 steps, to one Linear per site at each.
+- encoded_anew: a whole loop, an observation encoded and then 10 or 100 steps, to one Linear per site at each,
+  which is given its condition encoded.
 
     python benchmarks/generator_speed.py        (two minutes of one core; `--device cuda` where there is one)
 """
@@ -134,7 +135,7 @@ def policy(batch: int, device: str, rounds: int) -> dict[str, object]:
         "microseconds": {name: 1e6 * s for name, s in (seconds | once).items()},
         "ratio": {name: s / seconds["separate"] for name, s in seconds.items()}
         | {"all_steps_per_step": once["all_steps"] / STEPS / seconds["separate"]},
-        "encoded_anew": encoded_anew(separable, seen, lambda: separate(z), device, max(3, rounds // 2)),
+        "encoded_anew": encoded_anew(separable, seen, lambda: separate(z), device, rounds),
         "parameters": {
             "separate": sum(p.numel() for p in separate.parameters()),
             **{name: sum(p.numel() for p in g.parameters()) for name, g in generators.items()},

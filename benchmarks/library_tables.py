@@ -55,13 +55,13 @@ def _span(ratios: list[float], limit: float) -> str:
 
 def _cells(what: str, case: str, limit: float | None, ratio: float) -> list[str]:
     if limit is None:
-        return [what, case, "–", f"{ratio:.3g}", "–"]
+        return [what, case, "–", f"{ratio:#.3g}", "–"]
     return [what, case, f"{limit:.2f}", _shown(ratio, limit), "yes" if ratio <= limit else "**no**"]
 
 
 def _shown(ratio: float, limit: float) -> str:
     """Three digits, or one more where these would hide that the limit is passed."""
-    shown = f"{ratio:.3g}"
+    shown = f"{ratio:#.3g}"
     return shown if ratio <= limit or float(shown) > limit else f"{ratio:.4f}"
 
 
@@ -77,6 +77,7 @@ def _layers(found: Result) -> Iterator[Row]:
         for what, ratios, way, limit in (
             ("film + ReLU / ReLU, compiled", forward, "compiled", 1.35),
             ("(the ReLU alone, compiled)", forward, "relu_compiled", None),
+            ("film + ReLU / ReLU, eager", forward, "fused", 1.35),
             ("film + ReLU / ReLU, eager, kernels", forward, "kernels", 1.35),
             ("film + ReLU / ReLU, forward and backward, compiled", backward, "compiled", 1.35),
             ("film + ReLU / ReLU, forward and backward, eager", backward, "fused", 1.35),
@@ -85,11 +86,13 @@ def _layers(found: Result) -> Iterator[Row]:
             if f"{way}_over_relu" in ratios:
                 yield what, case, limit, ratios[f"{way}_over_relu"]["median"]
     for case, one in found["conditional_norms"].items():
-        limit, ratios = 1.1 if case.startswith("GroupNorm (64,") else None, one["forward_and_backward"]
-        for what, way in (("", "ours"), (", kernels", "kernels")):
+        limited, ratios = case.startswith("GroupNorm (64,"), one["forward_and_backward"]
+        limit, what = (
+            (1.1, "GroupNorm + FiLM / GroupNorm, batch 64") if limited else (None, "norm + FiLM / norm")
+        )
+        for name, way in (("", "ours"), (KERNELS, "kernels")):
             if f"{way}_over_norm" in ratios:
-                ratio = ratios[f"{way}_over_norm"]["median"]
-                yield f"norm + FiLM / norm, forward and backward{what}", case, limit, ratio
+                yield f"{what}, forward and backward{name}", case, limit, ratios[f"{way}_over_norm"]["median"]
 
 
 def _conditioning(found: Result) -> Iterator[Row]:

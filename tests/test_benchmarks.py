@@ -70,9 +70,10 @@ def test_rows_over_their_limit_are_marked():
         "conditional_norms": {"GroupNorm (64, 2)": {"forward_and_backward": {"ours_over_norm": ratio}}},
     }
     table = library_tables.library_speed({"layer_speed": found})
-    assert "| film + ReLU / ReLU, compiled | a shape | 1.35 | 9 | **no** |" in table
-    assert "| film + ReLU / ReLU, forward and backward, eager | a shape | 1.35 | 9 | **no** |" in table
-    assert "| norm + FiLM / norm, forward and backward | GroupNorm (64, 2) | 1.10 | 9 | **no** |" in table
+    assert "| film + ReLU / ReLU, compiled | a shape | 1.35 | 9.00 | **no** |" in table
+    assert "| film + ReLU / ReLU, forward and backward, eager | a shape | 1.35 | 9.00 | **no** |" in table
+    what = "GroupNorm + FiLM / GroupNorm, batch 64, forward and backward"
+    assert f"| {what} | GroupNorm (64, 2) | 1.10 | 9.00 | **no** |" in table
 
 
 @pytest.mark.parametrize(
@@ -95,8 +96,8 @@ def test_added_time_is_shown_by_the_stopwatch_and_by_whole_passes():
     }
     table = library_tables.library_speed({"fusion_speed": ABOUT | {"4 sites": one}})
     what = "added time, FiLM / cross-attention"
-    assert f"| {what}, by a stopwatch | 4 sites, batch 1 | 0.20 | 0.1 | yes |" in table
-    assert f"| {what}, whole passes | 4 sites, batch 1 | 0.20 | 0.3 | **no** |" in table
+    assert f"| {what}, by a stopwatch | 4 sites, batch 1 | 0.20 | 0.100 | yes |" in table
+    assert f"| {what}, whole passes | 4 sites, batch 1 | 0.20 | 0.300 | **no** |" in table
     assert "fusion_speed.py, ratios of medians" in table
 
 
@@ -109,8 +110,8 @@ def test_limits_are_shown_with_least_and_most_and_how_many_hold():
     }
     table = library_tables.library_limits({"fusion_speed": ABOUT | {"4 sites": one}})
     what = "| added time, FiLM / cross-attention"
-    assert f"{what}, by a stopwatch | 0.20 | 0.1 to 0.2004 (**1 of 2**) | 0.05 to 0.05 (all) |" in table
-    assert f"{what}, whole passes | 0.20 | – | 0.3 to 0.3 (**0 of 1**) |" in table
+    assert f"{what}, by a stopwatch | 0.20 | 0.100 to 0.2004 (**1 of 2**) | 0.0500 to 0.0500 (all) |" in table
+    assert f"{what}, whole passes | 0.20 | – | 0.300 to 0.300 (**0 of 1**) |" in table
     assert library_tables.library_limits({}) == library_tables.PENDING
 
 
@@ -119,7 +120,19 @@ def test_a_tabulated_generator_is_shown_with_and_without_the_encoding_of_its_obs
     one = {"batch": 3, "ratio": {"separable": 0.015}, "encoded_anew": loops}
     table = library_tables.library_speed({"generator_speed": ABOUT | {"policy": [one]}})
     assert (
-        "observation encoded before | 12 sites of a policy's U-Net, batch 3 | 0.02 | 0.015 | yes |" in table
+        "observation encoded before | 12 sites of a policy's U-Net, batch 3 | 0.02 | 0.0150 | yes |" in table
     )
     assert "encoded anew every 10 steps | 12 sites of a policy's U-Net, batch 3 | – | 0.215 | – |" in table
-    assert "encoded anew every 100 steps | 12 sites of a policy's U-Net, batch 3 | – | 0.03 | – |" in table
+    assert "encoded anew every 100 steps | 12 sites of a policy's U-Net, batch 3 | – | 0.0300 | – |" in table
+
+
+@pytest.mark.parametrize("name", library_tables.FILES)
+def test_what_is_shown_by_kernels_is_shown_without_them_and_limits_name_all_their_cases(name: str):
+    found = json.loads((measuring.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    rows = list(library_tables.FILES[name][0](found))
+    plain = {(what, case) for what, case, _, _ in rows}
+    assert {(what.removesuffix(library_tables.KERNELS), case) for what, case, _, _ in rows} <= plain, (
+        "a way that wins is not shown alone"
+    )
+    limited = {what for what, _, limit, _ in rows if limit is not None}
+    assert not limited & {what for what, _, limit, _ in rows if limit is None}

@@ -362,7 +362,7 @@ def test_errors_are_one_line_and_exit_code_2(data, trained, tmp_path, capsys):
         ),
         (["eval", "--experiment", "arithmetic", "--data", data], "got no RUN .the shipped one has seen all"),
         (["eval", "visual_reasoning", trained, "--experiment", "arithmetic"], "got no --data"),
-        ([*tiny, "--out", trained, "--perception", trained], "with --resume"),
+        ([*tiny, "--out", trained, "--perception", trained], r"with resume \(--resume\)"),
         ([*tiny, "--out", new, "--perception", data], "expected a trained perception"),
         (["train", "--recipe", "paper", "--data", data, "--out", new], "train_features.h5"),
         (["data", "clevr", data, "--split", "val", "--scenes", 10], "Nothing was changed"),

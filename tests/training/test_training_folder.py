@@ -25,7 +25,8 @@ def test_a_folder_with_a_run_is_refused_and_untouched(tmp_path: Path) -> None:
     run(tmp_path / "run")
     before = contents(tmp_path / "run")
     with pytest.raises(
-        RunFolderError, match=r"found a run at step_0000006 .*Go on with --resume, or choose another"
+        RunFolderError,
+        match=r"found a run at step_0000006 .*Go on with resume \(--resume\), or choose another",
     ):
         run(tmp_path / "run")
     assert contents(tmp_path / "run") == before
@@ -45,8 +46,16 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        RunFolderError, match=r"expected a run in .*found no config\.json.*Start it without --resume"
+        RunFolderError,
+        match=r"expected a run in .*found no config\.json.*Start without resume \(--resume\)",
     ):
+        run(tmp_path, resume=True)
+
+
+def test_a_description_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "config.json").write_text('{"train": {"lr"')
+    with pytest.raises(CheckpointError, match=r"config\.json: expected a JSON object"):
         run(tmp_path, resume=True)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import newest_checkpoint, write_json
+from .checkpoint import newest_checkpoint, read_json, write_json
 from .config import TrainConfig
 
 FREE_TO_CHANGE = ("checkpoint_seconds", "checkpoint_steps", "keep", "tensorboard")
@@ -36,9 +36,10 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
     if resume:
         if not started(out):
             raise RunFolderError(
-                f"Resume: expected a run in {out}, found no config.json there. Start it without --resume."
+                f"Resume: expected a run in {out}, found no config.json there. "
+                f"Start without resume (--resume)."
             )
-        _compare(out, json.loads((out / "config.json").read_text()), description)
+        _compare(out, read_json(out / "config.json"), description)
         return
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"Run folder: expected a new folder, got the file {out}. Choose another name.")
@@ -52,7 +53,7 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
         state = f"at {newest.name}" if newest else "without a checkpoint"
         raise RunFolderError(
             f"Run folder {out}: expected a new or empty one, found a run {state} ({', '.join(found)}). "
-            "Go on with --resume, or choose another folder; nothing was changed."
+            "Go on with resume (--resume), or choose another folder; nothing was changed."
         )
 
 

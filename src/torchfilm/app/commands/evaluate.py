@@ -167,7 +167,7 @@ class Evaluate:
                 f"experiment {self.experiment!r} is one of {others}; {self.system} has {', '.join(here)}."
             )
         check_own(self, OWN, self.system, "system")
-        check_least(self, limit=1, scenes=1, seeds=1, seed=0)
+        check_least(self, limit=1, scenes=2 if self.system == "diffusion_policy" else 1, seeds=1, seed=0)
         check_finite(self, "guidance")
 
     @property

@@ -138,7 +138,7 @@ def train_policy(
     """
     if resume and not begun(out):
         raise RunFolderError(
-            f"Resume: expected a run in {out}, found no config.json there. Start it without --resume."
+            f"Resume: expected a run in {out}, found no config.json there. Start without resume (--resume)."
         )
     words = Vocabulary(vocabulary()) if words is None else words
     if recipe.understanding is not None and not words.known:
