@@ -306,6 +306,51 @@ def test_joint_dropout_takes_all_of_a_sample_or_nothing():
     assert torch.equal(z[~lost], kept[~lost])
 
 
+def test_joint_dropout_may_be_set_later_as_a_schedule_does():
+    both = tf.Several({"time": tf.Vector(7), "text": tf.Vector(2)}, joint="text").train()
+    given = {"time": torch.ones(5, 7), "text": torch.ones(5, 2)}
+    assert (both.required, both(given).sum()) == (("time", "text"), 45)
+    both.joint_dropout = 1.0
+    assert (both.required, both(given).sum()) == (("time",), 35)
+
+
+class Causal(nn.Module):
+    """An encoder of steps, and of what is added to the scores between them."""
+
+    dim = 3
+
+    def forward(self, steps: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+        return (steps @ steps.mT + added).softmax(-1) @ steps
+
+
+def test_what_masks_with_infinity_beside_a_condition_is_no_part_of_it():
+    steps, added = torch.randn(3, 3, 3), torch.full((3, 3), float("-inf")).triu(1)
+    present = torch.tensor([[False, True, True], [True] * 3, [True] * 3])
+    z = tf.Maybe(Causal())(tf.Masked((steps, added), present))
+    assert torch.equal(z[1:], Causal()(steps, added)[1:])
+
+
+class Frozen(nn.Module):
+    """An encoder without memory for its weights."""
+
+    dim = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3, device="meta").requires_grad_(requires_grad=False)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z.to_dense()[:, :3]
+
+
+def test_frozen_weights_and_sparse_values_are_left_alone():
+    maybe = tf.Maybe(Frozen()).eval()
+    maybe.null = nn.Parameter(torch.ones(3))
+    assert torch.equal(maybe(tf.Masked(None)), torch.ones(3))
+    z = maybe(tf.Masked(torch.eye(5).to_sparse(), torch.tensor([True] * 4 + [False])))
+    assert torch.equal(z[4], torch.ones(3))
+
+
 def test_a_condition_that_all_samples_share_is_dropped_for_each():
     both = tf.Several({"time": tf.Scalars(1, 8), "text": tf.Vector(7)}, joint_dropout=0.5).train()
     z = both({"time": torch.rand(1, 1), "text": torch.rand(400, 7)})

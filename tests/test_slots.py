@@ -2,6 +2,7 @@
 
 import abc
 import copy
+import gc
 import threading
 from typing import Generic, TypeVar
 
@@ -259,3 +260,23 @@ def test_a_gate_without_steps_counts_for_every_step_of_its_sample(layer: nn.Modu
     with torch.set_grad_enabled(graph):
         found = model(x, modulation={"0": m})
     torch.testing.assert_close(found, m.gate[:, None] * (m.gamma * layer(x) + m.beta))
+
+
+@pytest.mark.plain
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_networks_that_come_one_after_the_other_share_what_was_compiled():
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, example: object) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    for _ in range(3):
+        model = nn.Sequential(nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5)))
+        model[0].compile(backend=backend, fullgraph=True)
+        tf.condition(model, r"0\.1", tf.Vector(7))(torch.randn(2, 3), cond=torch.randn(2, 7))
+        tf.remove(model)
+        del model
+        gc.collect()
+    assert len(compiled) == 1

@@ -69,6 +69,35 @@ def test_what_a_layer_writes_where_its_mode_is_set_is_undone_in_time(training: b
     assert not model[0].weight.any()
 
 
+class Following(nn.Dropout):
+    """A layer that keeps its mode in an attribute of its own."""
+
+    on = True
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.on = mode
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_layer_with_a_mode_of_its_own_has_it_back(training: bool):
+    model = nn.Sequential(Following()).train(training)
+    with in_mode(model, training=False), in_mode(model, training=True):
+        assert model[0].on
+    assert model[0].on is training
+
+
+@pytest.mark.parametrize(
+    "buffer", [torch.eye(3).to_sparse(), torch.eye(3, device="meta")], ids=["sparse", "meta"]
+)
+def test_buffers_of_any_layout_are_left_alone(buffer: Tensor):
+    model = nn.Module()
+    model.register_buffer("graph", buffer)
+    with unchanged(model):
+        pass
+    assert model.graph is buffer
+
+
 def test_buffers_of_expanded_memory_are_left_alone():
     model = nn.Module()
     model.register_buffer("positions", torch.ones(1, 3).expand(2, 3))

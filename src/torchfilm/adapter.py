@@ -376,9 +376,8 @@ def _describe(cond: nn.Module) -> dict[str, Any] | None:
     elif type(cond) is Row:
         options = {"dim": cond.dim}
     elif type(cond) is Several:
-        needed = cond.required  # a Maybe for each of them is made again
-        parts = {
-            name: _describe(part.condition if name in needed and isinstance(part, Maybe) else part)
+        parts = {  # a Maybe for each that is not optional is made again
+            name: _describe(part if name in cond.optional or not isinstance(part, Maybe) else part.condition)
             for name, part in cond.parts.items()
         }
         options = {"conditions": parts, "combine": cond.combine, "joint_dropout": cond.joint_dropout}

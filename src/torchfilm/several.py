@@ -154,7 +154,7 @@ class Maybe(nn.Module):
         options = {"generator": generator} if draws else {}
         arguments = value if self._has_several and type(value) is tuple else (value,)
         if present is not None:
-            arguments = pytree.tree_map(lambda leaf: _cleared(leaf, present), arguments)
+            arguments = pytree.tree_map(lambda leaf: _cleared(leaf, leaf is value, present), arguments)
         z = self.condition(*arguments, **options)
         if present is not None and not isinstance(present, Tensor):
             present = torch.as_tensor(present, device=(z[0] if isinstance(z, tuple) else z).device)
@@ -192,6 +192,8 @@ class Maybe(nn.Module):
             null = torch.zeros(self.dim, device=None if some is None else some.device)
         if torch.is_grad_enabled():
             for name, parameter in self.condition.named_parameters():
+                if not parameter.requires_grad:
+                    continue
                 if is_lazy(parameter):
                     if not self.training:
                         continue
@@ -223,8 +225,8 @@ class Several(nn.Module):
         combine: as above.
         joint_dropout: probability per sample to lose the `joint` ones at once in training, on top of their
             own. Training then meets the null of each, so they may be missing.
-        joint: the names of those that are lost together; None for all that are `Maybe`, or, where none is,
-            for all. A time step of a diffusion is best left out: joint=("text", "goal").
+        joint: the names of those that are lost together, but for `Masked` ones; None for all that are
+            `Maybe`, or for all if none is. Best without a diffusion's time step: joint=("text", "goal").
 
     Raises:
         ValueError: for no conditions, unpooled tokens, sizes that do not sum, a probability outside 0 to 1,
@@ -252,15 +254,21 @@ class Several(nn.Module):
         _check_parts(parts, combine)
         maybe = [name for name, c in conditions.items() if isinstance(c, Maybe)]
         joint = (maybe or list(parts)) if joint is None else joint
-        for name in joint:
+        self.joint = (joint,) if isinstance(joint, str) else tuple(joint)
+        for name in self.joint:
             check_choice("Several: joint", name, list(parts))
-        self.joint = tuple(joint) if joint_dropout > 0 else ()
-        self.required = tuple(name for name in parts if name not in maybe and name not in self.joint)
+        self.optional = tuple(maybe)
         self.combine = combine
         self.joint_dropout = joint_dropout
         self.parts = nn.ModuleDict(parts)
         self.sizes = {name: part.dim for name, part in parts.items()}
         self.dim = _joined_size(tuple(self.sizes.values()), combine)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Return the names of those that may not be missing, since training never meets their nulls."""
+        missing = self.optional + (self.joint if self.joint_dropout > 0 else ())
+        return tuple(name for name in self.parts if name not in missing)
 
     def forward(
         self, conditions: Mapping[str, Any], *, generator: torch.Generator | None = None
@@ -319,7 +327,7 @@ class Several(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
-        joint = f" of {', '.join(self.joint)}" if self.joint else ""
+        joint = f" of {', '.join(self.joint)}" if self.joint_dropout > 0 else ""
         return f"combine={self.combine!r}, joint_dropout={self.joint_dropout:g}{joint}"
 
     def _named(self) -> list[tuple[str, Maybe]]:
@@ -385,14 +393,20 @@ def drawn(z: Encoded, dropout: float, generator: torch.Generator | None = None) 
     return torch.rand(shape, generator=generator, device=vectors.device) >= dropout
 
 
-def _cleared(value: Any, present: Any) -> Any:
-    """Return numbers with 0 for what is missing and not finite: NaN times a gradient of 0 is NaN."""
+def _cleared(value: Any, alone: bool, present: Any) -> Any:  # noqa: FBT001
+    """Return numbers with 0 for those that are missing and NaN: NaN times a gradient of 0 is NaN.
+
+    For the infinite too where the value is all that the encoder reads: beside others it may be a mask.
+    """
     if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    if value.layout is not torch.strided or value.is_nested:
         return value
     present = torch.as_tensor(present, device=value.device)
     if present.dtype != torch.bool or present.shape != value.shape[: present.ndim]:
         return value  # refused behind the encoder, unless it has no rows
-    return torch.where(_like(present, value.ndim) | value.isfinite(), value, 0)
+    good = value.isfinite() if alone else ~value.isnan()
+    return torch.where(_like(present, value.ndim) | good, value, 0)
 
 
 def _each(z: Encoded, present: Tensor | None) -> Encoded:

@@ -15,6 +15,7 @@ import abc
 import copyreg
 import enum
 import inspect
+import sys
 import threading
 import types
 from collections import OrderedDict
@@ -191,7 +192,9 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
             namespace |= {"train": _train, **_as_container(base)}
         else:
             namespace |= {"_apply": _apply, "_film_slot": None}
-        made = _SUBCLASSES[base, forward] = _made(base, namespace)
+        made = _SUBCLASSES.setdefault((base, forward), _made(base, namespace))
+        if getattr(sys.modules.get(base.__module__), base.__qualname__, None) is base:
+            _KEPT.append(made)
     return made
 
 
@@ -221,7 +224,9 @@ def _copied(function: Any) -> types.FunctionType:
     return copied
 
 
-_SUBCLASSES: MutableMapping[Any, type[nn.Module]] = WeakValueDictionary()  # each as long as its modules
+# Each as long as its modules; of a class that can be imported for good, as what is compiled for it.
+_SUBCLASSES: MutableMapping[Any, type[nn.Module]] = WeakValueDictionary()
+_KEPT: list[type[nn.Module]] = []
 
 ROOT_KEYWORDS = ("cond", "modulation")
 

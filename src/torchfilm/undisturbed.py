@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
 def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
     """Put networks into training or evaluation in the block, and each module back into its own mode.
 
-    Into training by `train`, which others may have made to leave some modules out. Into evaluation module by
-    module: `train(False)` of others may write into weights (LoRA merges them) what only `train(True)` undoes.
+    Into training by `train`, which others may have made to leave some modules out, and back by `train` too.
+    Into evaluation module by module: the `train(False)` of others may write into weights (LoRA merges them).
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
+    before = [(model, model.training) for model in models]
     try:
         if training:
             for model in models:
@@ -28,9 +29,14 @@ def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
                     module.training = False
         yield
     finally:
-        for module, mode in modes:
-            if module.training is not mode:
-                module.training = mode
+        try:
+            if any(module.training is not mode for module, mode in modes):
+                for model, mode in before:
+                    model.train(mode)
+        finally:
+            for module, mode in modes:
+                if module.training is not mode:
+                    module.training = mode
 
 
 @contextmanager
@@ -60,8 +66,15 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 buffers.update(before)
         with torch.no_grad():
             for buffer, values in kept:
-                if not torch.equal(buffer, values):  # nor can those of expanded memory be written into
+                if not _equal(buffer, values):  # nor can those of expanded memory be written into
                     buffer.data.copy_(values)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    try:
+        return torch.equal(one, other)
+    except (NotImplementedError, RuntimeError):  # sparse, nested, without memory
+        return False
 
 
 @contextmanager
