@@ -115,7 +115,8 @@ class _Again(AbstractContextManager["_Again"]):
         stack.callback(setattr, film.local, "transforms", film.transforms)
         film.local.transforms = list(self.transforms)
         film.restore(self.values)
-        for slot, (value, _) in zip(film.slots.values(), self.lent, strict=True):
+        film.local.unedited = self.lent.unedited
+        for slot, (value, _) in zip(film.slots.values(), self.lent.slots, strict=True):
             slot.lend(value)
         self.entered.append(stack)
         return self

@@ -156,12 +156,7 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     film = conditioning(model)
     entry = Active(film, cond, modulation)
     with active(film, entry):
-        film.fill(None)
-        if entry.is_late:
-            film.lend(dict.fromkeys(film.slots))
-        else:
-            ready = None if film.transforms else entry.ready
-            film.lend(film.values(None, None, lent=True) if ready is None else ready)
+        film.lend(entry.ready if modulation is None else modulation)
         yield
 
 
