@@ -53,7 +53,8 @@ def condition(
         features: the number of channels.
         fusion: "film", another name in `FUSIONS`, or a `Fusion`.
         generator: instead of the fusion's own: a module from the encoded condition to a dict of one value for
-            each site, or a function of cond_dim and {site: channels} that makes one.
+            each site, or a function of cond_dim and {site: channels} that makes one. The encoder's `dim` may
+            be a tuple then.
         options: `field`, `repeat` and `batch`, as in `find`; all others go to the fusion, which for "film" is
             `Generator`'s: bound="tanh", head="shared", ...
 
@@ -73,8 +74,10 @@ def condition(
     search = {key: options.pop(key) for key in ("field", "repeat", "batch") if key in options}
     found = find(model, sites, where=where, dim=dim, features=features, **search)
     _check_unique(found)
-    dimension = encoded_size(cond)
     given = generator is not None
+    dimension: Any = getattr(cond, "dim", None)
+    if not (given and isinstance(dimension, tuple)):  # several sizes only another's generator can read
+        dimension = encoded_size(cond)
     resolved = resolve(fusion, **({} if given else options))
     widths = {site.name: site.features for site in found}
     if generator is None:
