@@ -267,9 +267,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = (path / DESCRIPTION).read_text(encoding="utf-8")
         description = json.loads(text)
+        if not isinstance(description, dict):
+            raise TypeError(f"{DESCRIPTION} holds no mapping")
         with safe_open(path / TENSORS, "pt") as file:
             described = (file.metadata() or {}).get(_DESCRIBED)
-    except (ValueError, SafetensorError) as error:
+    except (TypeError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"load: expected {TENSORS} and {DESCRIPTION} as save wrote them, got a broken one in {path}: "
             f"{error}.\nSave again, or copy the folder again."
