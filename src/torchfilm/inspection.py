@@ -124,7 +124,8 @@ class Recording(Mapping[str, Modulation], Onlooker):
         if not self.calls:
             raise UnknownNameError(
                 "Recording: expected calls of the network, got none.\n"
-                "Call it inside the block, with a condition: with record(model) as rec: model(x, cond=z)."
+                "Call it inside the block, with a condition: with record(model) as rec: model(x, cond=z). "
+                "Parts that are called alone, under `using`, are not recorded: see modulations(model, z)."
             )
         entry("Recording", self.calls[0], site)
         return self.calls
