@@ -75,9 +75,7 @@ def condition(
     found = find(model, sites, where=where, dim=dim, features=features, **search)
     _check_unique(found)
     given = generator is not None
-    dimension: Any = getattr(cond, "dim", None)
-    if not (given and isinstance(dimension, tuple)):  # several sizes only another's generator can read
-        dimension = encoded_size(cond)
+    dimension = _size(cond, several=given)
     resolved = resolve(fusion, **({} if given else options))
     widths = {site.name: site.features for site in found}
     if generator is None:
@@ -299,6 +297,12 @@ def _check_root(model: nn.Module) -> None:
     else:
         return
     raise ValueError(f"condition: {fact}.\n{remedy}")
+
+
+def _size(cond: nn.Module, *, several: bool) -> Any:
+    """Return the size of what an encoder gives, or a tuple of several, for a generator of others."""
+    dim = getattr(cond, "dim", None)
+    return dim if several and isinstance(dim, tuple) else encoded_size(cond)
 
 
 def _check_unique(sites: Sites) -> None:
