@@ -190,6 +190,11 @@ def test_what_does_not_fit_into_the_affine_takes_two_steps(monkeypatch):
     found = model(image.contiguous(memory_format=torch.channels_last), cond=cond)
     torch.testing.assert_close(found, expected)
     assert calls == [True, False]
+    m, many = tf.modulations(model, cond[:1]), image.contiguous(memory_format=torch.channels_last)
+    for learns in (True, False):  # torch's backward pass of it would crash
+        with torch.set_grad_enabled(learns):
+            found = absorption.absorbed_eagerly(nn.GroupNorm, model[0], many, m["0"])
+        assert (found is None) is learns
 
 
 @pytest.mark.plain

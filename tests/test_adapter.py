@@ -309,10 +309,12 @@ def test_a_folder_without_a_conditioning_is_refused(tmp_path: Path):
 
 
 @pytest.mark.plain
-@pytest.mark.parametrize("name", ["film.json", "film.safetensors"])
-def test_a_file_that_is_broken_is_refused(name: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "text"), [("film.json", None), ("film.json", "[1]"), ("film.safetensors", None)]
+)
+def test_a_file_that_is_broken_is_refused(name: str, text: str | None, tmp_path: Path):
     path = tf.save(conditioned(), str(tmp_path)) / name
-    path.write_bytes(path.read_bytes()[:-3])
+    path.write_bytes(path.read_bytes()[:-3] if text is None else text.encode())
     with pytest.raises(ValueError, match=r"load: expected film.saf.* got a broken one in .*\nSave again, or"):
         tf.load(Net(), tmp_path)
 

@@ -341,6 +341,7 @@ def test_a_comparison_is_its_rows():
     assert len(found) == 1
     assert "film" in found
     assert "flim" not in found
+    assert all(row in found for row in found)
 
 
 @pytest.mark.plain

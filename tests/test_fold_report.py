@@ -17,6 +17,7 @@ def test_a_report_is_its_sites_and_plain_values_and_refuses_a_site_that_it_has_n
     assert len(report) == 1
     assert "1" in report
     assert "5" not in report
+    assert all(site in report for site in report)
     said = json.loads(json.dumps(report.to_json()))
     assert said["sites"] == [asdict(report["1"])]
     assert said["parameters"] == list(report.parameters)

@@ -386,6 +386,13 @@ REFUSED = [
         {"cond": LABELS, "scale": 2.0, "space": "latent"},
         "space expected 'output' or 'modulation', got 'latent'",
     ),
+    *[
+        (
+            {"cond": LABELS, "scale": scale},
+            r"a scale that is a number, .* got (None|'2'|\['2'\]).\nGive scale=3.0",
+        )
+        for scale in (None, "2", ["2"])
+    ],
     (
         {"cond": LABELS, "scale": 2.0, "null": "none"},
         "tensors, numbers or lists of texts .*, got str and Tensor",

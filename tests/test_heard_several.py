@@ -14,9 +14,18 @@ X = torch.randn(11, 3)
 GIVEN = {"time": torch.tensor([[7.0]]), "goal": torch.randn(11, 5), "words": torch.randn(11, 2)}
 
 
-def deaf_to_words() -> nn.Module:
+class Noise(nn.Module):
+    """A layer that adds chance from outside."""
+
+    outside = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn(x.shape, generator=self.outside)
+
+
+def deaf_to_words(*more: nn.Module) -> nn.Module:
     parts = {"time": tf.Scalars(1, 4), "goal": tf.Vector(5), "words": tf.Vector(2)}
-    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", tf.Several(parts)))
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 7), *more), "0", tf.Several(parts)))
     with torch.no_grad():
         tf.conditioning(model).generator.head.weight[:, -2:] = 0
     return model
@@ -29,6 +38,12 @@ def test_one_that_is_ignored_is_told_from_one_that_is_heard():
     assert found.ignored == ("words",)
     assert found.words.endswith(" Swapped alone, ignored: words (0.000).")
     assert "swap words" in str(found)
+
+
+def test_one_that_changes_no_more_than_chance_does_is_ignored():
+    found = heard(deaf_to_words(Noise()), [(X, GIVEN)])
+    assert found.effects["swap words"].output.value > 0.02
+    assert found.ignored == ("words",)
 
 
 def test_one_for_all_samples_stays_as_it_is():

@@ -312,6 +312,10 @@ def test_a_generator_of_ones_own_replaces_that_of_the_fusion():
     assert conditioning(model).generator is made
     model = tf.condition(Net(), SITES, tf.Vector(13), generator=tf.Generator)
     assert list(conditioning(model).generator.sites) == ["blocks.0.bn", "blocks.1.bn"]
+    pair = tf.Vector(13)
+    pair.dim = (6, 7)
+    assert conditioning(tf.condition(Net(), SITES, pair, generator=made)).generator is made
+    tf.condition(Net(), SITES, pair, generator=lambda dim, sites: tf.Generator(sum(dim), sites))
 
 
 @pytest.mark.plain

@@ -92,10 +92,12 @@ class Many2(nn.Module):
 
 
 @pytest.mark.parametrize("field", [None, 0, 1, -2, -1, "hidden", "rest"])
-@pytest.mark.parametrize("by_name", [False, True])
-def test_one_of_several_inputs_is_modulated(field: int | str | None, by_name: bool):
+@pytest.mark.parametrize("by_name", [0, 1, 2])
+def test_one_of_several_inputs_is_modulated(field: int | str | None, by_name: int):
     class Caller(Many2):
         def forward(self, hidden, rest):
+            if by_name == 1:
+                return self.block(hidden, rest=rest)
             return self.block(hidden=hidden, rest=rest) if by_name else self.block(hidden, rest)
 
     model = Caller(Many(lambda h, r: (h, r)))

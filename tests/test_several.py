@@ -81,10 +81,17 @@ def test_a_tuple_holds_several_arguments_also_where_they_may_be_missing():
     assert torch.equal(tf.Maybe(Sum())(one, other), expected)
     assert torch.equal(tf.Maybe(Sum())((one, other)), expected)
     assert torch.equal(tf.Several({"both": Sum()})({"both": (one, other)}), expected)
-    pair = Pair()
-    assert torch.equal(tf.Several({"both": pair})({"both": (one, other)}), pair((one, other)))
+    for pair in (Pair(), Scaled()):
+        assert torch.equal(tf.Several({"both": pair})({"both": (one, other)}), expected)
     masked = tf.Maybe(tf.Maybe(Sum()))(tf.Masked((one, other), PRESENT))
     assert torch.equal(masked[PRESENT], expected[PRESENT])
+
+
+class Scaled(Pair):
+    """An encoder of a pair, with an option behind it."""
+
+    def forward(self, both, scale=1.0):
+        return scale * super().forward(both)
 
 
 class Optional(Sum):

@@ -49,6 +49,7 @@ def test_what_is_no_modulation_or_no_site_is_refused():
     assert len(found) == 1
     assert "here" in found
     assert "her" not in found
+    assert all(line in found for line in found)
     with pytest.raises(
         ValueError, match=r"summarise: expected a Modulation for each site, got Tensor at 'a'"
     ):

@@ -113,6 +113,14 @@ def test_equal_conditions_beside_one_for_all_are_one_condition():
     assert sources(doctor(model, X, cond=given)) == []
 
 
+def test_an_encoder_that_makes_one_row_of_all_tells_one_thing_by_right():
+    class Pooled(Words):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return super().forward(z).mean(dim=0, keepdim=True)
+
+    assert sources(doctor(randomise(tf.condition(chain(), "0|2", Pooled())), X, cond=Z)) == []
+
+
 def test_sources_are_asked_by_calls_of_the_network_itself():
     model = randomise(tf.condition(chain(), "0|2", Words()))
 

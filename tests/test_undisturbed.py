@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchfilm.undisturbed import in_mode, same_chance, unchanged
+from torchfilm.undisturbed import in_mode, same_chance, unchanged, undisturbed
 
 
 class Counting(nn.Module):
@@ -129,6 +129,24 @@ def test_buffers_are_those_of_before_with_the_numbers_of_before():
     assert all(after[name] is buffers[name] for name in buffers)
     assert all(torch.equal(after[name], numbers[name]) for name in buffers)
     assert [buffer._version for buffer in buffers.values()] == written != versions
+
+
+def test_compiled_networks_run_eagerly_until_the_last_block_is_over():
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    model = torch.compile(nn.Linear(3, 5), backend=backend)
+    with undisturbed(model):
+        with undisturbed(model):
+            pass
+        model(torch.randn(2, 3))
+        assert not compiled
+    model(torch.randn(2, 3))
+    assert len(compiled) == 1
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")

@@ -115,7 +115,8 @@ class _Again(AbstractContextManager["_Again"]):
         stack.callback(setattr, film.local, "transforms", film.transforms)
         film.local.transforms = list(self.transforms)
         film.restore(self.values)
-        for slot, (value, _) in zip(film.slots.values(), self.lent, strict=True):
+        film.local.unedited = self.lent.unedited
+        for slot, (value, _) in zip(film.slots.values(), self.lent.slots, strict=True):
             slot.lend(value)
         self.entered.append(stack)
         return self
@@ -266,9 +267,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = (path / DESCRIPTION).read_text(encoding="utf-8")
         description = json.loads(text)
+        if not isinstance(description, dict):
+            raise TypeError(f"{DESCRIPTION} holds no mapping")
         with safe_open(path / TENSORS, "pt") as file:
             described = (file.metadata() or {}).get(_DESCRIBED)
-    except (ValueError, SafetensorError) as error:
+    except (TypeError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"load: expected {TENSORS} and {DESCRIPTION} as save wrote them, got a broken one in {path}: "
             f"{error}.\nSave again, or copy the folder again."

@@ -106,8 +106,8 @@ class Comparison:
         return len(self.rows)
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a row of that name."""
-        return any(row.name == name for row in self.rows)
+        """Whether there is a row of that name, or that row."""
+        return any(name in (row, row.name) for row in self.rows)
 
     def __getitem__(self, name: str) -> Row:
         """Return the row of that name; ValueError for one that there is not."""

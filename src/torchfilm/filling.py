@@ -10,7 +10,7 @@ import sys
 import threading
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,11 +24,9 @@ from torchfilm.fusion import Fusion, check_reads_tokens
 from torchfilm.generator import describe, num_parameters
 from torchfilm.several import Maybe, Several
 from torchfilm.sites import Site, Sites
-from torchfilm.slots import PLAIN, Slot, make_ready, no_condition
+from torchfilm.slots import PLAIN, Lent, Slot, Transform, make_ready, no_condition
 from torchfilm.snapshot import Snapshot
 from torchfilm.undisturbed import in_mode
-
-Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Onlooker:
@@ -95,6 +93,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.active: Active | Off | None = None
         self.fixed: Any = None
+        self.unedited: dict[str, Any] | None = None  # what is lent, before edits
         self.applied = 0  # how many transforms the call that runs has had
         self.frames: list[_Frame] = []
         self.transforms: list[Transform] = []
@@ -172,20 +171,17 @@ class Conditioning(nn.Module):
         """
         self.check_open("edit or record")
         transforms, before = self.transforms, self.lent()  # of this thread, in whichever the block ends
-        lent = before
         transforms.append(transform)
         try:
-            if self._lends() and not isinstance(transform, Onlooker):
-                values = {name: value for name, (value, _) in zip(self.slots, before, strict=True)}
-                changed = self._checked(transform(values))
-                lent = [(changed[name], pass_) for name, (_, pass_) in zip(self.slots, before, strict=True)]
-                self.relend(lent)
+            runs = next(iter(self.slots.values())).value is not None  # then parts hear what the call does
+            if before.unedited is not None and not runs and not isinstance(transform, Onlooker):
+                self._edit_lent({name: slot.lent for name, slot in self.slots.items()}, [transform])
             yield
         finally:
             mine = (i for i, one in enumerate(transforms) if one is transform)
             del transforms[max(mine)]
-            if all(one is other for (one, _), (other, _) in zip(self.lent(), lent, strict=True)):
-                self.relend(before)
+            now = self.lent()  # of another condition, where a block of `using` began or ended in between
+            self.relend(before if now.unedited is before.unedited else now._replace(edits=None))
 
     @contextmanager
     def fixed(self, values: Any) -> Iterator[None]:
@@ -209,8 +205,8 @@ class Conditioning(nn.Module):
                 f"folded(...)."
             )
 
-    def values(self, cond: Any, modulation: Any, *, lent: bool = False) -> Any:
-        """Return what the slots get for these arguments, or are lent: a value for each site, or PLAIN."""
+    def values(self, cond: Any, modulation: Any) -> Any:
+        """Return what the slots get for these arguments: a value for each site, or PLAIN."""
         if self.local.fixed is not None:
             if cond is not None or modulation is not None:
                 self.check_open("a condition of a call's own")
@@ -230,13 +226,12 @@ class Conditioning(nn.Module):
                 modulation = active.ready
         elif cond is not None and modulation is not None:
             raise ValueError(_TRACED if isinstance(cond, Proxy) else not_both("got both"))
-        return self._transformed(self(cond) if modulation is None else modulation, lent=lent)
+        return self._transformed(self(cond) if modulation is None else modulation)
 
-    def _transformed(self, values: Any, start: int = 0, *, lent: bool = False) -> dict[str, Any]:
-        """Return the values after this thread's transforms from `start` on; what is lent has no onlookers."""
+    def _transformed(self, values: Any, start: int = 0) -> dict[str, Any]:
+        """Return the values after this thread's transforms from `start` on."""
         for transform in self.transforms[start:]:
-            if not (lent and isinstance(transform, Onlooker)):
-                values = transform(values)
+            values = transform(values)
         return self._checked(values)
 
     def fill(self, values: Any) -> None:
@@ -244,25 +239,38 @@ class Conditioning(nn.Module):
         for name, slot in self.slots.items():
             slot.fill(values if values is None or values is PLAIN else values[name])
 
-    def lend(self, values: Mapping[str, Any]) -> None:
-        """Let each site apply its value where no call of the network runs; None for none."""
-        for name, slot in self.slots.items():
+    def lend(self, values: dict[str, Any] | None) -> None:
+        """Let each site apply its value, edited, where no call of the network runs; None for none."""
+        for slot in self.slots.values():
             slot.fill(None)
-            slot.lend(values[name])
+            slot.lend(None)
+        self.local.unedited = values
+        if values is not None:
+            self._edit_lent(values, self._edits())
 
-    def _lends(self) -> bool:
-        """Tell whether a site that is called now hears what is lent to it: no call of the network runs."""
-        slot = next(iter(self.slots.values()))
-        return slot.value is None and slot.lent is not None
+    def _edits(self) -> list[Transform]:
+        return [one for one in self.transforms if not isinstance(one, Onlooker)]
 
-    def lent(self) -> list[tuple[Any, int]]:
+    def _edit_lent(self, values: dict[str, Any], edits: list[Transform]) -> None:
+        """Lend the sites what edits make of the values, in the pass in which they have been lent some."""
+        for edit in edits:
+            values = edit(values)
+        values = self._checked(values)
+        for name, slot in self.slots.items():
+            slot.lent = values[name]
+
+    def lent(self) -> Lent:
         """Return what is lent to the sites now, to be put back by `relend`."""
-        return [(slot.lent, slot.backward) for slot in self.slots.values()]
+        slots = [(slot.lent, slot.backward) for slot in self.slots.values()]
+        return Lent(slots, self.local.unedited, self._edits())
 
-    def relend(self, lent: list[tuple[Any, int]]) -> None:
-        """Let the sites have again what was lent to them."""
-        for slot, (value, backward) in zip(self.slots.values(), lent, strict=True):
+    def relend(self, lent: Lent) -> None:
+        """Let the sites have again what was lent to them; with the edits of now, where these are others."""
+        self.local.unedited = lent.unedited
+        for slot, (value, backward) in zip(self.slots.values(), lent.slots, strict=True):
             slot.lent, slot.backward = value, backward
+        if lent.unedited is not None and lent.edits != (edits := self._edits()):
+            self._edit_lent(lent.unedited, edits)
 
     def held(self) -> list[tuple[Any, Any]]:
         """Return what the slots hold now, to be put back by `restore`."""

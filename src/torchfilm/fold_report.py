@@ -59,8 +59,8 @@ class FoldReport:
         return len(self.sites)
 
     def __contains__(self, site: object) -> bool:
-        """Whether there is an entry of that site."""
-        return any(one.site == site for one in self.sites)
+        """Whether there is an entry of that site, or that entry."""
+        return any(site in (one, one.site) for one in self.sites)
 
     def __getitem__(self, site: str) -> FoldedSite:
         return entry("FoldReport", {one.site: one for one in self.sites}, site)

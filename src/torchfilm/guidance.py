@@ -79,8 +79,9 @@ def guide(
 
     Raises:
         ValueError: for a condition that cannot be missing, names without a condition, conditions by name with
-            one scale for all of them, space="modulation" without a conditioned network and FiLM, and for
-            conditions or outputs of which nobody knows how to join or to weigh them.
+            one scale for all of them, a scale that is no number, space="modulation" without a conditioned
+            network and FiLM, and for conditions or outputs of which nobody knows how to join or to weigh
+            them.
 
     Example:
         >>> from torchfilm.conditions import Classes
@@ -166,7 +167,13 @@ def _read_scale(
 def _per_sample(scale: Scales) -> Scale:
     """Return a number, or a tensor of scales without axes of size one behind the batch's."""
     if not isinstance(scale, Tensor | numbers.Real):
-        scale = torch.as_tensor(scale)
+        try:
+            scale = torch.as_tensor(scale)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"guide: expected a scale that is a number, a tensor or a list of numbers, got {scale!r}.\n"
+                f"Give scale=3.0, or one for each sample."
+            ) from error
     while isinstance(scale, Tensor) and scale.ndim > 1 and scale.shape[-1] == 1:
         scale = scale.squeeze(-1)
     return scale

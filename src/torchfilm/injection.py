@@ -53,7 +53,8 @@ def condition(
         features: the number of channels.
         fusion: "film", another name in `FUSIONS`, or a `Fusion`.
         generator: instead of the fusion's own: a module from the encoded condition to a dict of one value for
-            each site, or a function of cond_dim and {site: channels} that makes one.
+            each site, or a function of cond_dim and {site: channels} that makes one. The encoder's `dim` may
+            be a tuple then.
         options: `field`, `repeat` and `batch`, as in `find`; all others go to the fusion, which for "film" is
             `Generator`'s: bound="tanh", head="shared", ...
 
@@ -73,8 +74,8 @@ def condition(
     search = {key: options.pop(key) for key in ("field", "repeat", "batch") if key in options}
     found = find(model, sites, where=where, dim=dim, features=features, **search)
     _check_unique(found)
-    dimension = encoded_size(cond)
     given = generator is not None
+    dimension = _size(cond, several=given)
     resolved = resolve(fusion, **({} if given else options))
     widths = {site.name: site.features for site in found}
     if generator is None:
@@ -156,12 +157,7 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     film = conditioning(model)
     entry = Active(film, cond, modulation)
     with active(film, entry):
-        film.fill(None)
-        if entry.is_late:
-            film.lend(dict.fromkeys(film.slots))
-        else:
-            ready = None if film.transforms else entry.ready
-            film.lend(film.values(None, None, lent=True) if ready is None else ready)
+        film.lend(entry.ready if modulation is None else modulation)
         yield
 
 
@@ -301,6 +297,12 @@ def _check_root(model: nn.Module) -> None:
     else:
         return
     raise ValueError(f"condition: {fact}.\n{remedy}")
+
+
+def _size(cond: nn.Module, *, several: bool) -> Any:
+    """Return the size of what an encoder gives, or a tuple of several, for a generator of others."""
+    dim = getattr(cond, "dim", None)
+    return dim if several and isinstance(dim, tuple) else encoded_size(cond)
 
 
 def _check_unique(sites: Sites) -> None:

@@ -124,7 +124,8 @@ class Recording(Mapping[str, Modulation], Onlooker):
         if not self.calls:
             raise UnknownNameError(
                 "Recording: expected calls of the network, got none.\n"
-                "Call it inside the block, with a condition: with record(model) as rec: model(x, cond=z)."
+                "Call it inside the block, with a condition: with record(model) as rec: model(x, cond=z). "
+                "Parts that are called alone, under `using`, are not recorded: see modulations(model, z)."
             )
         entry("Recording", self.calls[0], site)
         return self.calls
@@ -186,7 +187,9 @@ def edit(model: nn.Module, changes: Mapping[str | re.Pattern[str], Change]) -> I
         changes: from a regular expression that matches whole names of sites to a function of the modulation,
             which gets a copy, or to a modulation that takes its place. Where several match, they follow one
             another. Each function of its own costs a compiled network a graph; where many are tried, change
-            `modulations(model, cond)` instead and give it as `modulation=`.
+            `modulations(model, cond)` instead and give it as `modulation=`. Under `using` a function is also
+            asked where one of the two blocks begins, for the parts that are called alone, and may be again
+            where blocks do not end in turn.
 
     Raises:
         ValueError: for an expression that matches no site or is none, for a change that is neither, for a

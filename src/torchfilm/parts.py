@@ -180,9 +180,12 @@ def with_input_modulated(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a module, whose names are given, with the one modulated that the site names."""
     field = slot.site.field or 0
+    if isinstance(field, int) and field < 0:  # from the last one that is given, by position or by name
+        given = [*range(len(args)), *(name for name in names if name in kwargs)]
+        field = given[field] if -len(given) <= field else field
     index = names.index(field) if isinstance(field, str) and field in names else field
-    name = names[index] if isinstance(index, int) and -len(names) <= index < len(names) else field
-    if isinstance(index, int) and -len(args) <= index < len(args):
+    name = names[index] if isinstance(index, int) and 0 <= index < len(names) else field
+    if isinstance(index, int) and 0 <= index < len(args):
         parts = list(args)
         parts[index] = _modulated(slot, parts[index])
         return tuple(parts), kwargs

@@ -114,7 +114,7 @@ class Maybe(nn.Module):
         _check_probability("Maybe: dropout", dropout)
         check_choice("Maybe: null", null, get_args(Null))
         self.condition = condition
-        self._has_several = _num_positional(condition) > 1
+        self._takes_several = _takes_several(condition)
         self.dim = encoded_size(condition)
         self.dropout = dropout
         self.null = nn.Parameter(torch.zeros(self.dim, device=device)) if null == "learned" else None
@@ -145,14 +145,15 @@ class Maybe(nn.Module):
     ) -> tuple[Encoded | None, Tensor | None]:
         """Return c(v), or None where it is missing for the batch, and the mask that was given, if any.
 
-        A tuple holds several arguments where the condition takes several by position.
+        A tuple holds several arguments where the condition takes several by position: the second is required
+        or None by default, as a mask; before any other option it is one argument.
         """
         value, present = (value.value, value.present) if isinstance(value, Masked) else (value, None)
         if value is None:
             return None, None
         draws = generator is not None and isinstance(self.condition, Maybe | Several)
         options = {"generator": generator} if draws else {}
-        arguments = value if self._has_several and type(value) is tuple else (value,)
+        arguments = value if self._takes_several and type(value) is tuple else (value,)
         if present is not None:
             arguments = pytree.tree_map(lambda leaf: _cleared(leaf, leaf is value, present), arguments)
         z = self.condition(*arguments, **options)
@@ -481,14 +482,15 @@ def encoded_size(condition: nn.Module) -> int:
     return dim if isinstance(dim, int) else int(dim)
 
 
-def _num_positional(condition: nn.Module) -> int:
-    """Return how many arguments a condition takes by position; 0 where nobody knows."""
+def _takes_several(condition: nn.Module) -> bool:
+    """Whether a tuple holds several arguments of a condition: the second is required, or None as of masks."""
     try:
         parameters = inspect.signature(condition.forward).parameters.values()
     except (TypeError, ValueError):
-        return 0
+        return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(one.kind in positional for one in parameters)
+    defaults = [one.default for one in parameters if one.kind in positional]
+    return len(defaults) > 1 and (defaults[1] is None or defaults[1] is inspect.Parameter.empty)
 
 
 def _check_probability(option: str, value: float) -> None:

@@ -20,7 +20,7 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Any, Generic, Protocol, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
 import torch
@@ -91,6 +91,17 @@ class Slot(threading.local):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Slot, (self.site, self.fusion)
+
+
+Transform = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Lent(NamedTuple):
+    """What is lent to all slots, each with its pass; what it was before edits; these, or None for unknown."""
+
+    slots: list[tuple[Any, int]]
+    unedited: dict[str, Any] | None
+    edits: list[Transform] | None
 
 
 @runtime_checkable

@@ -73,8 +73,8 @@ class Summary:
         return len(self.sites)
 
     def __contains__(self, site: object) -> bool:
-        """Whether there is a line of that site."""
-        return any(line.site == site for line in self.sites)
+        """Whether there is a line of that site, or that line."""
+        return any(site in (line, line.site) for line in self.sites)
 
     def __getitem__(self, site: str) -> SiteSummary:
         """Return the line of a site; ValueError for one that there is not."""
