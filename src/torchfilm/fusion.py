@@ -83,7 +83,8 @@ class Film:
     Args:
         align: resize modulations per step, [B, T, C], to the length that the features of a site have, where
             a condition and a strided network have other rates: "linear" between the steps, or the "nearest"
-            step. Both cover the same time. None to refuse other lengths.
+            step. Both cover the same time. Only modulations with as many axes as the features are resized,
+            so [B, 1, T, C] where several rows share a condition. None to refuse other lengths.
         options: what `Generator` takes besides `cond_dim` and `sites`.
 
     Raises:
@@ -132,7 +133,12 @@ class Film:
 
 
 def _resized(field: Tensor, x: Tensor, dim: int, align: Align) -> Tensor:
-    """Resize the axes between batch and channels to those of x; of size 1 they fit already."""
+    """Resize the axes between batch and channels to those of x; of size 1 they fit already.
+
+    With other axes than x nothing is resized: which of them are the steps is not known.
+    """
+    if field.ndim != x.ndim:
+        return field
     sizes = [size for i, size in enumerate(x.shape) if i != dim % x.ndim]
     for axis in range(1, field.ndim - 1):
         if field.shape[axis] not in (1, sizes[axis]):
