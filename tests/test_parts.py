@@ -271,6 +271,20 @@ def test_packed_sequences_are_modulated_each_by_its_own(kind, batch_first, per_s
         torch.testing.assert_close(found, model(pack_sequence([sequence]), cond=own).data)
 
 
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_steps_are_not_stretched_over_packed_sequences_whose_lengths_are_the_batchs(repeat: int):
+    model = Recurrent(nn.GRU, batch_first=True)
+    model = randomise(tf.condition(model, "rnn", tf.Vector(13), align="linear", repeat=repeat))
+    packed = pack_sequence([torch.randn(5, 2), torch.randn(3, 2)])
+    z = torch.randn(2 // repeat, 7, 13) if repeat == 1 else torch.randn(1, 1, 7, 13)
+    with pytest.raises(ValueError, match=r"steps for sequences of at most 5, got 7 and align='linear'"):
+        model(packed, cond=z)
+    plain = copy.deepcopy(model)
+    plain.film.fusion.align = None
+    for fitting in (z[..., :5, :], z[..., :1, :], z[..., 0, :]):
+        torch.testing.assert_close(model(packed, cond=fitting).data, plain(packed, cond=fitting).data)
+
+
 def test_a_packed_sequence_that_a_module_returns_is_modulated():
     model = tf.condition(Many2(Many(lambda h, r: h)), "block", tf.Vector(13), dim=-1, features=3, repeat=2)
     randomise(model.film)
