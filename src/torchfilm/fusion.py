@@ -265,14 +265,14 @@ def check_reads(generator: nn.Module, cond: nn.Module) -> None:
     """Refuse a generator of the library that cannot read what an encoder gives, before anything runs.
 
     Args:
-        generator: what reads the encoded condition; of another class, it is trusted.
+        generator: what reads the encoded condition; with a forward of its own, it is trusted.
         cond: the encoder.
 
     Raises:
         ValueError: for classes without vectors in front of anything but a table, tokens without pooling in
             front of anything but attention, and conditions that are to be composed, but would not be.
     """
-    if not isinstance(generator, _VECTORS | Attentions):
+    if not _reads_as(generator, *_VECTORS, Attentions):
         return
     inner, kind = cond.condition if isinstance(cond, Maybe) else cond, type(generator).__name__
     parts = list(generator.modules())
@@ -294,12 +294,17 @@ def check_reads(generator: nn.Module, cond: nn.Module) -> None:
     raise ValueError(f"condition: expected {fact}.\n{remedy}")
 
 
-_VECTORS = Generator | ComposedGenerator | Gates | Concatenations | Bilinears
+_VECTORS = (Generator, ComposedGenerator, Gates, Concatenations, Bilinears)
+
+
+def _reads_as(generator: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Tell whether a generator has the forward of one of these; that of a subclass may read anything."""
+    return any(type(generator).forward is kind.forward for kind in kinds)
 
 
 def check_reads_tokens(generator: nn.Module, cond: nn.Module) -> None:
     """Refuse a generator of the library that reads vectors where an encoder gave tokens and their mask."""
-    if isinstance(generator, _VECTORS):
+    if _reads_as(generator, *_VECTORS):
         inner = cond.condition if isinstance(cond, Maybe) else cond
         raise ValueError(_tokens(type(generator).__name__, inner))
 
