@@ -381,6 +381,14 @@ def around(x: Tensor, cond: Tensor | None = None) -> Tensor:
     return x
 
 
+@pytest.mark.plain
+def test_networks_of_several_seeds_come_in_anything_that_can_be_gone_through():
+    kept = {seed: condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7)) for seed in range(2)}
+    for given in (kept.values(), (model for model in kept.values())):
+        found = compare({"film": given}, (torch.rand(2, 3), torch.rand(2, 7)), rounds=1, score=lambda m: 1.0)
+        assert found["film"].score.by_seed == (1.0, 1.0)
+
+
 FUNCTIONS = {
     "condition": lambda f: condition(f, "0", Vector(7)),
     "conditioning": tf.conditioning,

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -166,7 +166,7 @@ class Comparison:
 
 
 def compare(
-    models: Mapping[str, nn.Module | Sequence[nn.Module]],
+    models: Mapping[str, nn.Module | Iterable[nn.Module]],
     batch: Batch,
     *,
     score: Score | None = None,
@@ -204,7 +204,10 @@ def compare(
         >>> comparison["film"].added, comparison["concat"].added
         (128, 128)
     """
-    seeds = {name: list(one) if isinstance(one, Sequence) else [one] for name, one in models.items()}
+    seeds = {
+        name: [one] if isinstance(one, nn.Module) or not isinstance(one, Iterable) else list(one)
+        for name, one in models.items()
+    }
     for model in itertools.chain(*seeds.values()):
         check_network(model)
     none = next((f" for '{name}'" for name, trained in seeds.items() if not trained), "")

@@ -9,6 +9,7 @@ import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, NoReturn, get_args
 
 from torch import nn
@@ -178,6 +179,8 @@ def find(
             _described(model, site.name, names.get(site.name), site, site.dim, site.features, site.batch)
             for site in sites
         )
+    if isinstance(repeat, Integral):  # also one of numpy's
+        repeat = int(repeat)
     counts = repeat == "any" or (isinstance(repeat, int) and repeat >= 1)
     if where not in get_args(Where) or not counts or batch not in (None, 0, 1):
         raise ValueError(
