@@ -398,6 +398,9 @@ FUNCTIONS = {
     "doctor": lambda f: tf.doctor(f, torch.rand(2, 3), cond=torch.rand(2, 7)),
     "fold": lambda f: tf.fold(f, cond=torch.rand(1, 7)),
     "remove": tf.remove,
+    "freeze_base": tf.freeze_base,
+    "find": lambda f: tf.find(f, "0"),
+    "load": lambda f: tf.load(f, "folder"),
     "compare": lambda f: compare({"film": f}, (torch.rand(2, 3), torch.rand(2, 7))),
     "compare seeds": lambda f: compare({"film": [f, f]}, (torch.rand(2, 3), torch.rand(2, 7))),
 }
@@ -405,7 +408,9 @@ FUNCTIONS = {
 
 @pytest.mark.plain
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize(("given", "kind"), [(around, "function"), (nn.ReLU, "ReLU"), (None, "NoneType")])
+@pytest.mark.parametrize(
+    ("given", "kind"), [(around, "function"), (nn.ReLU, "the class ReLU"), (None, "NoneType")]
+)
 def test_what_is_no_network_is_refused(name: str, given: object, kind: str):
-    with pytest.raises(ValueError, match=f"expected an nn.Module, got a .*{kind}"):
+    with pytest.raises(ValueError, match=f"expected an nn.Module, got .*{kind}"):
         FUNCTIONS[name](given)

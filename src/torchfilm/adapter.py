@@ -27,7 +27,7 @@ from torchfilm.fusion import Fusion
 from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
 from torchfilm.several import Maybe, Several
-from torchfilm.sites import Site, Sites
+from torchfilm.sites import Site, Sites, check_network
 from torchfilm.writing import whole
 
 TENSORS, DESCRIPTION, FORMAT = "film.safetensors", "film.json", 1
@@ -192,6 +192,7 @@ def load(
         ValueError: where the folder lacks something, a file is broken, the base is another one, or something
             does not fit; the base is then as it was.
     """
+    check_network(base)
     path = Path(folder)
     description = _here(_read(path), base)
     if not any_base:

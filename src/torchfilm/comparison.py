@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchfilm.injection import check_network, conditioning, film_of, unconditioned
+from torchfilm.injection import conditioning, film_of, unconditioned
 from torchfilm.naming import entry
+from torchfilm.sites import check_network
 from torchfilm.undisturbed import in_mode, unchanged
 from torchfilm.writing import in_columns
 
