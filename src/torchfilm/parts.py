@@ -158,11 +158,17 @@ def _with_element(slot: Holder, output: Sequence[Any], index: int) -> Any:
 
 def _with_field(slot: Holder, output: Any, field: int | str | None) -> Any:
     """Replace one field of a named tuple, a dataclass (as in transformers and diffusers) or a mapping."""
+    if isinstance(output, PackedSequence):
+        raise ValueError(
+            f"Site '{slot.site.name}': expected no field= where sequences are packed, got a PackedSequence "
+            f"and {field!r}.\n"
+            f"Leave field= out: they are modulated as they are."
+        )
     names = _field_names(output)
     index = 0 if field is None else field
     wanted = names[index] if isinstance(index, int) and -len(names) <= index < len(names) else field
     name = wanted if isinstance(wanted, str) and wanted in names else None
-    if name is None or isinstance(output, PackedSequence):
+    if name is None:
         raise ValueError(
             f"Site '{slot.site.name}': expected an output with the field {field!r}, got a "
             f"{type(output).__name__} with {', '.join(names) or 'none'}.\n"
