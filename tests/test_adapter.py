@@ -1,6 +1,7 @@
 """Train, checkpoint and ship the conditioning apart from the network."""
 
 import copy
+import hashlib
 import json
 import threading
 from pathlib import Path
@@ -286,6 +287,28 @@ def test_another_base_is_refused(tmp_path: Path):
         tf.load(Net(3), tmp_path)
     other = tf.load(Net(3), tmp_path, any_base=True)
     assert list(conditioning(other).sites) == list(conditioning(model).sites)
+
+
+@pytest.mark.plain
+def test_a_folder_whose_base_is_described_by_the_names_of_wrappers_is_loaded(tmp_path: Path):
+    base = Net().eval()
+    base.stem = torch.compile(base.stem, backend="eager")
+    model = tf.condition(copy.deepcopy(base), r"blocks\.0\.bn", tf.Vector(13))
+    described = tf.save(model, tmp_path) / "film.json"
+    description, state, weight = json.loads(described.read_text()), base.state_dict(), "stem._orig_mod.weight"
+    names = "\n".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
+    description["base"] = {
+        "names": hashlib.sha256(names.encode()).hexdigest(),
+        "values": {weight: state[weight].flatten()[:8].tolist()},
+    }
+    described.write_text(json.dumps(description))
+    tensors = tmp_path / "film.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(tensors), tensors)
+    tf.load(copy.deepcopy(base), tmp_path)
+    other = copy.deepcopy(base)
+    nn.init.zeros_(other.stem._orig_mod.weight)
+    with pytest.raises(ValueError, match=r"has other weights than the one behind it, .* 'stem\._orig_mod"):
+        tf.load(other, tmp_path)
 
 
 def test_a_base_in_half_precision_is_the_same_base(tmp_path: Path):

@@ -136,3 +136,20 @@ def test_another_rate_or_axis_is_refused_with_what_to_do():
         tf.functional.film(torch.rand(2, 3, 5, 7, 11), gamma, gamma)
     with pytest.raises(ValueError, match=r"align expected one of .*, got 'cubic'"):
         tf.condition(Strided(), SITES, tf.Vector(13), align="cubic")
+
+
+@pytest.mark.plain
+def test_only_a_condition_with_an_axis_for_each_of_the_features_is_resized():
+    z = torch.randn(2, 11, 13)
+    rows = tf.condition(nn.Sequential(nn.Conv1d(3, 5, 3)), "0", tf.Vector(13), repeat="any", align="linear")
+    randomise(rows.film)
+    x = torch.randn(6, 3, 7)
+    with pytest.raises(ValueError, match=r"size 11 where x has size 3[\s\S]*an axis for each of x's"):
+        rows(x, cond=z)
+    torch.testing.assert_close(rows(x, cond=z[:, None]), rows(x, cond=z.repeat_interleave(3, 0)[:, None]))
+    image = tf.condition(nn.Sequential(nn.Conv2d(2, 3, 1)), "0", tf.Vector(13), align="linear")
+    with pytest.raises(ValueError, match=r"size 11 where x has size 5[\s\S]*an axis for each of x's"):
+        image(torch.randn(2, 2, 5, 7), cond=z)
+    pooled = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(13), align="linear")
+    with pytest.raises(ValueError, match=r"gamma has 3 axes, expected at most the 2 of x"):
+        pooled(torch.randn(2, 3), cond=z)

@@ -382,6 +382,14 @@ def around(x: Tensor, cond: Tensor | None = None) -> Tensor:
     return x
 
 
+@pytest.mark.plain
+def test_networks_of_several_seeds_come_in_anything_that_can_be_gone_through():
+    kept = {seed: condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7)) for seed in range(2)}
+    for given in (kept.values(), (model for model in kept.values())):
+        found = compare({"film": given}, (torch.rand(2, 3), torch.rand(2, 7)), rounds=1, score=lambda m: 1.0)
+        assert found["film"].score.by_seed == (1.0, 1.0)
+
+
 FUNCTIONS = {
     "condition": lambda f: condition(f, "0", Vector(7)),
     "conditioning": tf.conditioning,
@@ -391,6 +399,9 @@ FUNCTIONS = {
     "doctor": lambda f: tf.doctor(f, torch.rand(2, 3), cond=torch.rand(2, 7)),
     "fold": lambda f: tf.fold(f, cond=torch.rand(1, 7)),
     "remove": tf.remove,
+    "freeze_base": tf.freeze_base,
+    "find": lambda f: tf.find(f, "0"),
+    "load": lambda f: tf.load(f, "folder"),
     "compare": lambda f: compare({"film": f}, (torch.rand(2, 3), torch.rand(2, 7))),
     "compare seeds": lambda f: compare({"film": [f, f]}, (torch.rand(2, 3), torch.rand(2, 7))),
 }
@@ -398,7 +409,9 @@ FUNCTIONS = {
 
 @pytest.mark.plain
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize(("given", "kind"), [(around, "function"), (nn.ReLU, "ReLU"), (None, "NoneType")])
+@pytest.mark.parametrize(
+    ("given", "kind"), [(around, "function"), (nn.ReLU, "the class ReLU"), (None, "NoneType")]
+)
 def test_what_is_no_network_is_refused(name: str, given: object, kind: str):
-    with pytest.raises(ValueError, match=f"expected an nn.Module, got a .*{kind}"):
+    with pytest.raises(ValueError, match=f"expected an nn.Module, got .*{kind}"):
         FUNCTIONS[name](given)

@@ -70,3 +70,18 @@ def test_tokens_of_ones_own_encoder_are_refused_where_vectors_are_read_and_taken
             model(x, cond=z)
     model = tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", wrap(Unpooled()), fusion="cross_attention")
     assert model(x, cond=z).shape == (2, 7)
+
+
+class Reader(tf.Generator):
+    """A generator of one's own that reads tokens and their mask."""
+
+    def forward(self, tokens_and_mask: tuple[torch.Tensor, torch.Tensor]) -> dict[str, tf.Modulation]:
+        return super().forward(tokens_and_mask[0].mean(dim=1))
+
+
+@pytest.mark.parametrize("encoder", [Unpooled(), tf.Tokens(13, None)], ids=["own", "Tokens"])
+def test_a_generator_of_ones_own_reads_what_it_likes(encoder: nn.Module):
+    model = tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", encoder, generator=Reader)
+    tokens = torch.randn(2, 5, 13)
+    z = tokens if isinstance(encoder, Unpooled) else (tokens, torch.ones(2, 5, dtype=torch.bool))
+    assert model(torch.randn(2, 3), cond=z).shape == (2, 7)

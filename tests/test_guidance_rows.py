@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import torchfilm as tf
 from catalogue import randomise
@@ -145,3 +146,25 @@ def test_a_condition_that_is_absent_is_guided_as_none_and_asked_for_by_name():
     assert torch.equal(
         tf.guide(model, x, cond={**cond, "goal": None}, scale={"goal": 1.0}), model(x, cond=cond)
     )
+
+
+class Recurrent(nn.Module):
+    """A recurrence over packed sequences, whose output stays packed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(2, 3)
+
+    def forward(self, x: PackedSequence) -> PackedSequence:
+        return self.rnn(x)[0]
+
+
+def test_packed_sequences_are_guided_in_modulation_space_alone():
+    model = randomise(tf.condition(Recurrent(), "rnn", tf.Maybe(tf.Vector(13)))).eval()
+    x, z = pack_sequence([torch.randn(5, 2), torch.randn(3, 2)]), torch.randn(2, 13)
+    with pytest.raises(ValueError, match=r"got a PackedSequence.\nUse space='modulation'"):
+        tf.guide(model, x, cond=z, scale=3.0)
+    assert torch.equal(tf.guide(model, x, cond=z, scale=1.0).data, model(x, cond=z).data)
+    null, given = (model(x, cond=one).data for one in (tf.Masked(None), z))
+    guided = tf.guide(model, x, cond=z, scale=3.0, space="modulation").data
+    torch.testing.assert_close(guided, null + 3 * (given - null))

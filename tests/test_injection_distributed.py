@@ -9,6 +9,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import torchfilm as tf
@@ -87,6 +88,20 @@ def sharded_and_used(model: nn.Module, x: torch.Tensor, z: torch.Tensor, half: s
     return results
 
 
+def replicated() -> dict[str, object]:
+    """Return what a network gives whose tensors are distributed, whole in each process, and what it did."""
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(5)
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7)))
+    x, z = torch.randn(2, 3), torch.randn(2, 7)
+    expected = model(x, cond=z), tf.modulations(model, z)["0"].gamma
+    distribute_module(model, mesh)
+    x, z = (distribute_tensor(one, mesh, [Replicate()]) for one in (x, z))
+    with torch.no_grad(), tf.using(model, cond=z):
+        found = full(model[0](x)), full(tf.modulations(model, z)["0"].gamma)
+    return {"replicated": (found, expected)}
+
+
 def run(rank: int, folder: str) -> None:
     """Train one step by halves in two processes; rank 0 writes the gradients and what was refused."""
     torch.set_num_threads(1)
@@ -129,6 +144,7 @@ def run(rank: int, folder: str) -> None:
         base = plain(x)
     results["FSDP2 blocks first"] = (base, plain(x, cond=z))
     results |= sharded_and_used(model, x, z, half)
+    results |= replicated()
     refused = fully_shard(Net(), mesh=mesh)
     results["FSDP2 refused"] = refusal(lambda: tf.condition(refused, "head", tf.Vector(13)))
     if rank == 0:
@@ -184,6 +200,11 @@ def test_a_sharded_network_makes_values_in_its_calls_alone(results: dict):
     model, _, z = built()
     expected = tf.modulations(model, tf.Masked(z, PRESENT))[SITE].gamma
     torch.testing.assert_close(results["FSDP2 modulations"], expected)
+
+
+def test_a_network_that_each_process_has_whole_makes_values_anywhere(results: dict):
+    for found, expected in zip(*results["replicated"], strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_sharding_puts_its_class_on_top_of_ours(results: dict):

@@ -120,7 +120,9 @@ def test_one_of_several_inputs_is_modulated(field: int | str | None, by_name: in
         (Record, "output", -3, "expected an output with the field -3, got a Record with hidden, rest"),
         (lambda h, r: (None, h), "output", None, "expected a tensor at its output, got NoneType"),
         (lambda h, r: None, "output", None, "expected an output with the field None, got a NoneType"),
-        (lambda h, r: pack_sequence([h]), "output", 1, "got a PackedSequence"),
+        (lambda h, r: pack_sequence([h]), "output", 1, "got a PackedSequence and 1"),
+        (lambda h, r: pack_sequence([h]), "output", 0, r"got a PackedSequence and 0.\nLeave field= out"),
+        (lambda h, r: pack_sequence([h]), "output", "data", "expected no field= where sequences are packed"),
         (lambda h, r: h, "input", 2, "expected the input 2, got 2 by position"),
         (lambda h, r: h, "input", -3, "expected the input -3, got 2 by position"),
         (lambda h, r: h, "input", "x", r"expected the input 'x', got 2 by position and \[\] by name"),
@@ -271,6 +273,20 @@ def test_packed_sequences_are_modulated_each_by_its_own(kind, batch_first, per_s
     for i, (sequence, found) in enumerate(zip(sequences, unpack_sequence(y), strict=True)):
         own = z[i : i + 1, : len(sequence)] if per_step else z[i : i + 1]
         torch.testing.assert_close(found, model(pack_sequence([sequence]), cond=own).data)
+
+
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_steps_are_not_stretched_over_packed_sequences_whose_lengths_are_the_batchs(repeat: int):
+    model = Recurrent(nn.GRU, batch_first=True)
+    model = randomise(tf.condition(model, "rnn", tf.Vector(13), align="linear", repeat=repeat))
+    packed = pack_sequence([torch.randn(5, 2), torch.randn(3, 2)])
+    z = torch.randn(2 // repeat, 7, 13) if repeat == 1 else torch.randn(1, 1, 7, 13)
+    with pytest.raises(ValueError, match=r"steps for sequences of at most 5, got 7 and align='linear'"):
+        model(packed, cond=z)
+    plain = copy.deepcopy(model)
+    plain.film.fusion.align = None
+    for fitting in (z[..., :5, :], z[..., :1, :], z[..., 0, :]):
+        torch.testing.assert_close(model(packed, cond=fitting).data, plain(packed, cond=fitting).data)
 
 
 def test_a_packed_sequence_that_a_module_returns_is_modulated():

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -185,6 +186,15 @@ def test_unknown_options_are_refused():
         tf.find(Net(), "stem", where="middle")
     with pytest.raises(ValueError, match=r"repeat at least 1 .* got 'output', 0 and None"):
         tf.find(Net(), "stem", repeat=0)
+    with pytest.raises(ValueError, match=r"repeat at least 1 .* got 'output', 2.5 and None"):
+        tf.find(Net(), "stem", repeat=2.5)
+
+
+@pytest.mark.plain
+def test_a_number_of_rows_may_be_one_of_numpys():
+    (site,) = tf.find(Net(), "stem", repeat=np.int64(4))
+    assert site.repeat == 4
+    assert type(site.repeat) is int
 
 
 class ChannelsFirst(nn.LayerNorm):

@@ -27,7 +27,7 @@ from torchfilm.fusion import Fusion
 from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
 from torchfilm.several import Maybe, Several
-from torchfilm.sites import Site, Sites
+from torchfilm.sites import Site, Sites, check_network
 from torchfilm.writing import whole
 
 TENSORS, DESCRIPTION, FORMAT = "film.safetensors", "film.json", 1
@@ -193,6 +193,7 @@ def load(
         ValueError: where the folder lacks something, a file is broken, the base is another one, or something
             does not fit; the base is then as it was.
     """
+    check_network(base)
     path = Path(folder)
     description = _here(_read(path), base)
     if not any_base:
@@ -453,10 +454,10 @@ def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _fingerprint(root: nn.Module) -> dict[str, Any]:
+def _fingerprint(root: nn.Module, named: Callable[[str], str] = _unwrapped_name) -> dict[str, Any]:
     """Tell one base from another: a hash of all names and shapes, and some values of some of its tensors."""
     state = root.state_dict()
-    state = {_unwrapped_name(key): value for key, value in state.items() if not key.startswith("film.")}
+    state = {named(key): value for key, value in state.items() if not key.startswith("film.")}
     shapes = "\n".join(f"{key} {tuple(value.shape)}" for key, value in state.items() if _plain(value))
     floats = [key for key, value in state.items() if _plain(value) and value.is_floating_point()]
     step = max(1, len(floats) // _SAMPLED_TENSORS)
@@ -475,8 +476,10 @@ def _whole(value: Any) -> Tensor:
 
 
 def _check_base(base: nn.Module, saved: dict[str, Any], path: Path) -> None:
-    now = _fingerprint(base)
-    if now["names"] != saved["names"]:
+    # Older folders have the names with those of wrappers.
+    both = (_fingerprint(base, named) for named in (_unwrapped_name, str))
+    now = next((one for one in both if one["names"] == saved["names"]), None)
+    if now is None:
         fact = "has modules or sizes that the one behind it did not have"
     else:
         differing = [key for key, values in saved["values"].items() if not _close(now["values"][key], values)]

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchfilm.injection import check_network, conditioning, film_of, unconditioned
+from torchfilm.injection import conditioning, film_of, unconditioned
 from torchfilm.naming import entry
+from torchfilm.sites import check_network
 from torchfilm.undisturbed import in_mode, unchanged
 from torchfilm.writing import in_columns
 
@@ -166,7 +167,7 @@ class Comparison:
 
 
 def compare(
-    models: Mapping[str, nn.Module | Sequence[nn.Module]],
+    models: Mapping[str, nn.Module | Iterable[nn.Module]],
     batch: Batch,
     *,
     score: Score | None = None,
@@ -204,7 +205,10 @@ def compare(
         >>> comparison["film"].added, comparison["concat"].added
         (128, 128)
     """
-    seeds = {name: list(one) if isinstance(one, Sequence) else [one] for name, one in models.items()}
+    seeds = {
+        name: [one] if isinstance(one, nn.Module) or not isinstance(one, Iterable) else list(one)
+        for name, one in models.items()
+    }
     for model in itertools.chain(*seeds.values()):
         check_network(model)
     none = next((f" for '{name}'" for name, trained in seeds.items() if not trained), "")

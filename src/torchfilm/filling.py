@@ -48,7 +48,7 @@ class Active:
     def __init__(self, film: Conditioning, cond: Any, modulation: Any) -> None:
         self.cond, self.modulation = cond, modulation
         self.ended = False
-        self.is_late = modulation is None and any(map(is_sharded, film.parameters()))
+        self.is_late = modulation is None and any(map(_in_parts, film.parameters()))
         self.ready = film(cond) if modulation is None and not self.is_late else None
         self.training, self.made_of = film.training, Snapshot(film, cond=cond)
 
@@ -66,6 +66,11 @@ def is_sharded(value: Any) -> bool:
     """Tell whether a tensor lies in several processes, without loading what knows such tensors."""
     known = sys.modules.get("torch.distributed.tensor")
     return known is not None and isinstance(value, known.DTensor)
+
+
+def _in_parts(value: Any) -> bool:
+    """Tell whether no process has all of a tensor, as after `fully_shard`."""
+    return is_sharded(value) and not all(placement.is_replicate() for placement in value.placements)
 
 
 def _is_fsdp(module: nn.Module) -> bool:
@@ -148,7 +153,7 @@ class Conditioning(nn.Module):
         Raises:
             ValueError: where FSDP2 holds the parameters in parts that only a call of the network joins.
         """
-        if any(map(is_sharded, self.parameters())) and not any(map(_is_fsdp, self.modules())):
+        if any(map(_in_parts, self.parameters())) and not any(map(_is_fsdp, self.modules())):
             raise ValueError(
                 "Modulations: expected parameters that are whole, got those of a network that FSDP2 has "
                 "sharded.\nCall model.unshard() first, or look at a call of the network: record(model)."

@@ -356,6 +356,7 @@ def _size_message(
             remedy += f"\nWhere these are axis {axes[later[0]]} of x, give {whose}[{index}]."
         elif site and place:
             remedy += (
-                "\nWhere a condition has another rate in time, give the fusion align='linear' or 'nearest'."
+                "\nWhere a condition has another rate in time, give the fusion align='linear' or 'nearest', "
+                "and the condition an axis for each of x's but the channels."
             )
     return f"{_where(site, 'film')}: {fact}.\n{_shapes(value, x, name)}\n{remedy}"

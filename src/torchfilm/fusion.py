@@ -83,7 +83,8 @@ class Film:
     Args:
         align: resize modulations per step, [B, T, C], to the length that the features of a site have, where
             a condition and a strided network have other rates: "linear" between the steps, or the "nearest"
-            step. Both cover the same time. None to refuse other lengths.
+            step. Both cover the same time. Only modulations with as many axes as the features are resized,
+            so [B, 1, T, C] where several rows share a condition. None to refuse other lengths.
         options: what `Generator` takes besides `cond_dim` and `sites`.
 
     Raises:
@@ -132,7 +133,12 @@ class Film:
 
 
 def _resized(field: Tensor, x: Tensor, dim: int, align: Align) -> Tensor:
-    """Resize the axes between batch and channels to those of x; of size 1 they fit already."""
+    """Resize the axes between batch and channels to those of x; of size 1 they fit already.
+
+    With other axes than x nothing is resized: which of them are the steps is not known.
+    """
+    if field.ndim != x.ndim:
+        return field
     sizes = [size for i, size in enumerate(x.shape) if i != dim % x.ndim]
     for axis in range(1, field.ndim - 1):
         if field.shape[axis] not in (1, sizes[axis]):
@@ -259,14 +265,14 @@ def check_reads(generator: nn.Module, cond: nn.Module) -> None:
     """Refuse a generator of the library that cannot read what an encoder gives, before anything runs.
 
     Args:
-        generator: what reads the encoded condition; of another class, it is trusted.
+        generator: what reads the encoded condition; with a forward of its own, it is trusted.
         cond: the encoder.
 
     Raises:
         ValueError: for classes without vectors in front of anything but a table, tokens without pooling in
             front of anything but attention, and conditions that are to be composed, but would not be.
     """
-    if not isinstance(generator, _VECTORS | Attentions):
+    if not _reads_as(generator, *_VECTORS, Attentions):
         return
     inner, kind = cond.condition if isinstance(cond, Maybe) else cond, type(generator).__name__
     parts = list(generator.modules())
@@ -288,12 +294,17 @@ def check_reads(generator: nn.Module, cond: nn.Module) -> None:
     raise ValueError(f"condition: expected {fact}.\n{remedy}")
 
 
-_VECTORS = Generator | ComposedGenerator | Gates | Concatenations | Bilinears
+_VECTORS = (Generator, ComposedGenerator, Gates, Concatenations, Bilinears)
+
+
+def _reads_as(generator: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Tell whether a generator has the forward of one of these; that of a subclass may read anything."""
+    return any(type(generator).forward is kind.forward for kind in kinds)
 
 
 def check_reads_tokens(generator: nn.Module, cond: nn.Module) -> None:
     """Refuse a generator of the library that reads vectors where an encoder gave tokens and their mask."""
-    if isinstance(generator, _VECTORS):
+    if _reads_as(generator, *_VECTORS):
         inner = cond.condition if isinstance(cond, Maybe) else cond
         raise ValueError(_tokens(type(generator).__name__, inner))
 

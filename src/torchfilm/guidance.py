@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from torchfilm.injection import Conditioning, conditioning, film_of
@@ -125,6 +126,7 @@ def _guided(
         )
     if len(copies) == 1 and not isinstance(chosen[0], Tensor):
         return model(*inputs, cond=copies[0], **keywords)
+    _check_repeated((inputs, keywords))
     rows = _rows(inputs, cond, keywords)
     args, kwargs = pytree.tree_map(lambda leaf: _tiled(leaf, len(copies), rows), (inputs, keywords))
     device = _device((cond, inputs, keywords))
@@ -278,6 +280,16 @@ def _listed(leaf: Any, rows: int) -> list[Any]:
             f"{leaf!r}.\nGive every sample its own, and its null."
         )
     return each * rows if len(each) == 1 else each
+
+
+def _check_repeated(inputs: Any) -> None:
+    """Refuse packed sequences, whose tensors have no row per sample."""
+    leaves = pytree.tree_leaves(inputs, is_leaf=lambda one: isinstance(one, PackedSequence))
+    if any(isinstance(leaf, PackedSequence) for leaf in leaves):
+        raise ValueError(
+            "guide: space='output' expected inputs that can be repeated for each output, got a "
+            "PackedSequence.\nUse space='modulation', which repeats nothing."
+        )
 
 
 def _tiled(leaf: Any, times: int, rows: int) -> Any:

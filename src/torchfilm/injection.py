@@ -22,7 +22,7 @@ from torchfilm.channels import Where, lineage
 from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
 from torchfilm.fusion import Fusion, Matched, check_reads, resolve
 from torchfilm.several import encoded_size
-from torchfilm.sites import Pattern, Sites, find, is_patched, is_root, is_site
+from torchfilm.sites import Pattern, Sites, check_network, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, listen, swap, swap_back
 
 
@@ -259,16 +259,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
             break
         model = found
     return model
-
-
-def check_network(model: Any) -> None:
-    """Raise ValueError for what is no `nn.Module`, as a function around one."""
-    if not isinstance(model, nn.Module):
-        kind = model.__name__ if isinstance(model, type) else type(model).__name__
-        raise ValueError(
-            f"Network: expected an nn.Module, got a {kind}.\n"
-            f"Give the network itself; what is called around it becomes the forward of a module of its own."
-        )
 
 
 def _check_root(model: nn.Module) -> None:

@@ -86,8 +86,11 @@ class Modulations(dict[str, Modulation]):
         return self.map(lambda m: m[rows])
 
     def mean(self) -> Modulations:
-        """Return one row, the mean of all: what a class of styles has in common, for any batch."""
-        return self.map(lambda m: Modulation(*(field.mean(dim=0, keepdim=True) for field in m.of_rows())))
+        """Return one row, the mean of all: what a class of styles has in common, for any batch.
+
+        A modulation without rows, [C], is one for any batch already.
+        """
+        return self.map(_mean)
 
     def map(self, function: Callable[[Modulation], Modulation]) -> Modulations:
         """Return the function's result for every site."""
@@ -134,6 +137,13 @@ class Modulations(dict[str, Modulation]):
                 f"Both have to come from the same network, or be completed: Modulations({{**a, **b}})."
             )
         return Modulations({name: function(m, other[name]) for name, m in self.items()})
+
+
+def _mean(modulation: Modulation) -> Modulation:
+    fields = modulation.spread()
+    if fields[0].ndim < 2:
+        return modulation
+    return Modulation(*(field.mean(dim=0, keepdim=True) for field in fields))
 
 
 def _of_leaves(values: Iterable[Any], names: Sequence[str]) -> Modulations:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from torchfilm.fusion import Fusion
+from torchfilm.fusion import Film, Fusion
 from torchfilm.mixing import Attending, Bilinear, Mixing
 from torchfilm.modulation import Modulation
 from torchfilm.sites import Site
@@ -66,11 +66,24 @@ def _of_rows(slot: Holder, x: Tensor, dim: int, name: str) -> Tensor:
 def _packed(slot: Holder, x: PackedSequence, name: str) -> PackedSequence:
     """Apply the slot's value to sequences as [B, T, C], and pack them again in the very same way."""
     padded, lengths = pad_packed_sequence(x, batch_first=True)
+    if isinstance(slot.fusion, Film) and slot.fusion.align is not None:
+        _check_steps(slot, padded, slot.fusion.align)
     y = _of_rows(slot, padded, -1, name)
     if x.sorted_indices is not None:
         y, lengths = y.index_select(0, x.sorted_indices), lengths[x.sorted_indices.cpu()]
     data = pack_padded_sequence(y, lengths, batch_first=True).data
     return PackedSequence(data, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+
+
+def _check_steps(slot: Holder, padded: Tensor, align: str) -> None:
+    """Refuse steps that would be stretched over the longest sequence, whichever that is in this batch."""
+    longest, sizes = padded.shape[1], slot.value.spread()[0].shape
+    if len(sizes) == padded.ndim + (slot.site.repeat != 1) and sizes[-2] not in (1, longest):
+        raise ValueError(
+            f"Site '{slot.site.name}': expected steps for sequences of at most {longest}, got {sizes[-2]} "
+            f"and align={align!r}, which would stretch them over the longest of the batch.\n"
+            f"Give packed sequences a condition for each of their own steps, padded as they are."
+        )
 
 
 def _groups(slot: Holder, x: Tensor) -> tuple[int, int]:
@@ -145,11 +158,17 @@ def _with_element(slot: Holder, output: Sequence[Any], index: int) -> Any:
 
 def _with_field(slot: Holder, output: Any, field: int | str | None) -> Any:
     """Replace one field of a named tuple, a dataclass (as in transformers and diffusers) or a mapping."""
+    if isinstance(output, PackedSequence):
+        raise ValueError(
+            f"Site '{slot.site.name}': expected no field= where sequences are packed, got a PackedSequence "
+            f"and {field!r}.\n"
+            f"Leave field= out: they are modulated as they are."
+        )
     names = _field_names(output)
     index = 0 if field is None else field
     wanted = names[index] if isinstance(index, int) and -len(names) <= index < len(names) else field
     name = wanted if isinstance(wanted, str) and wanted in names else None
-    if name is None or isinstance(output, PackedSequence):
+    if name is None:
         raise ValueError(
             f"Site '{slot.site.name}': expected an output with the field {field!r}, got a "
             f"{type(output).__name__} with {', '.join(names) or 'none'}.\n"

@@ -9,6 +9,7 @@ import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, NoReturn, get_args
 
 from torch import nn
@@ -170,6 +171,7 @@ def find(
         0     Conv2d       8         -3   output
         1     BatchNorm2d  8         1    output
     """
+    check_network(model)
     names = aliases(model)
     if isinstance(sites, Sites):
         said = {"where": where, "dim": dim, "features": features, "field": field, "repeat": repeat}
@@ -178,6 +180,8 @@ def find(
             _described(model, site.name, names.get(site.name), site, site.dim, site.features, site.batch)
             for site in sites
         )
+    if isinstance(repeat, Integral):  # also one of numpy's
+        repeat = int(repeat)
     counts = repeat == "any" or (isinstance(repeat, int) and repeat >= 1)
     if where not in get_args(Where) or not counts or batch not in (None, 0, 1):
         raise ValueError(
@@ -248,6 +252,16 @@ def aliases(model: nn.Module) -> dict[str, list[str]]:
         else:
             names[canonical].append(name)
     return names
+
+
+def check_network(model: Any) -> None:
+    """Raise ValueError for what is no `nn.Module`, as a function around one."""
+    if not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ValueError(
+            f"Network: expected an nn.Module, got {kind}.\n"
+            f"Give the network itself; what is called around it becomes the forward of a module of its own."
+        )
 
 
 def is_root(module: nn.Module) -> bool:
