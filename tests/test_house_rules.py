@@ -154,7 +154,7 @@ def test_an_unread_field_is_found():
 # 4. Imports point one way.
 
 LIBRARY = (
-    ("freezing", "modulation", "naming", "native", "snapshot", "undisturbed", "writing"),
+    ("freezing", "modulation", "naming", "native", "sharding", "snapshot", "undisturbed", "writing"),
     ("affine",),
     ("onepass",),
     ("functional", "heads"),

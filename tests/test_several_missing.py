@@ -99,4 +99,5 @@ def test_those_that_are_named_are_lost_together_and_what_never_is_is_asked_for(m
     together = gone[:, [name in lost for name in maybe]]
     assert torch.equal(together.all(dim=1), together.any(dim=1))
     assert both({name: torch.ones(3, 2) for name in required}).shape[-1] == 6
-    assert tf.Several(parts_of(**maybe), joint=joint).joint == ()
+    both.joint_dropout = 0.0
+    assert both.required == tuple(name for name, may in maybe.items() if not may)

@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
-from torchfilm.filling import again_active, is_sharded
+from torchfilm.filling import again_active
 from torchfilm.fusion import Fusion
 from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
 from torchfilm.several import Maybe, Several
+from torchfilm.sharding import is_sharded
 from torchfilm.sites import Site, Sites, check_network
 from torchfilm.writing import whole
 

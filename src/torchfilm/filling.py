@@ -23,6 +23,7 @@ from torchfilm.freezing import Frozen
 from torchfilm.fusion import Fusion, check_reads_tokens
 from torchfilm.generator import describe, num_parameters
 from torchfilm.several import Maybe, Several
+from torchfilm.sharding import in_parts, joins_its_parts
 from torchfilm.sites import Site, Sites
 from torchfilm.slots import PLAIN, Lent, Slot, Transform, make_ready, no_condition
 from torchfilm.snapshot import Snapshot
@@ -48,7 +49,7 @@ class Active:
     def __init__(self, film: Conditioning, cond: Any, modulation: Any) -> None:
         self.cond, self.modulation = cond, modulation
         self.ended = False
-        self.is_late = modulation is None and any(map(_in_parts, film.parameters()))
+        self.is_late = modulation is None and any(map(in_parts, film.parameters()))
         self.ready = film(cond) if modulation is None and not self.is_late else None
         self.training, self.made_of = film.training, Snapshot(film, cond=cond)
 
@@ -60,22 +61,6 @@ class Active:
         if self.ready is None or torch.is_grad_enabled() or film.training is not self.training:
             return False
         return self.made_of.holds()
-
-
-def is_sharded(value: Any) -> bool:
-    """Tell whether a tensor lies in several processes, without loading what knows such tensors."""
-    known = sys.modules.get("torch.distributed.tensor")
-    return known is not None and isinstance(value, known.DTensor)
-
-
-def _in_parts(value: Any) -> bool:
-    """Tell whether no process has all of a tensor, as after `fully_shard`."""
-    return is_sharded(value) and not all(placement.is_replicate() for placement in value.placements)
-
-
-def _is_fsdp(module: nn.Module) -> bool:
-    """Tell whether a module joins its own parameters when it is called."""
-    return any(one.__name__ == "FSDPModule" for one in type(module).__mro__)
 
 
 class Off:
@@ -153,7 +138,7 @@ class Conditioning(nn.Module):
         Raises:
             ValueError: where FSDP2 holds the parameters in parts that only a call of the network joins.
         """
-        if any(map(_in_parts, self.parameters())) and not any(map(_is_fsdp, self.modules())):
+        if any(map(in_parts, self.parameters())) and not any(map(joins_its_parts, self.modules())):
             raise ValueError(
                 "Modulations: expected parameters that are whole, got those of a network that FSDP2 has "
                 "sharded.\nCall model.unshard() first, or look at a call of the network: record(model)."

@@ -22,6 +22,7 @@ from torchfilm.channels import Where, lineage
 from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
 from torchfilm.fusion import Fusion, Matched, check_reads, resolve
 from torchfilm.several import encoded_size
+from torchfilm.sharding import joins_its_parts
 from torchfilm.sites import Pattern, Sites, check_network, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, listen, swap, swap_back
 
@@ -269,7 +270,7 @@ def _check_root(model: nn.Module) -> None:
     elif "_orig_mod" in model._modules:
         fact = f"expected the network itself, got a compiled one ({kind})"
         remedy = "Condition the network that was compiled; the compiled one follows by itself."
-    elif any(one.__name__ == "FSDPModule" for one in type(model).__mro__):
+    elif joins_its_parts(model):
         fact = "expected a network that is not sharded yet, got one after fully_shard"
         remedy = "Condition it first: parameters that come later are not reduced between the processes."
     elif is_root(model) or is_site(model):

@@ -7,7 +7,7 @@ so every sample of a batch may miss something else, every process of a DDP group
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -155,7 +155,11 @@ class Maybe(nn.Module):
         options = {"generator": generator} if draws else {}
         arguments = value if self._takes_several and type(value) is tuple else (value,)
         if present is not None:
-            arguments = pytree.tree_map(lambda leaf: _cleared(leaf, leaf is value, present), arguments)
+            first, others = arguments[:1], arguments[1:]
+            first = pytree.tree_map(lambda leaf: _cleared(leaf, present, Tensor.isfinite), first)
+            # Infinity beside a condition may be a mask.
+            others = pytree.tree_map(lambda leaf: _cleared(leaf, present, lambda one: ~one.isnan()), others)
+            arguments = (*first, *others)
         z = self.condition(*arguments, **options)
         if present is not None and not isinstance(present, Tensor):
             present = torch.as_tensor(present, device=(z[0] if isinstance(z, tuple) else z).device)
@@ -394,11 +398,8 @@ def drawn(z: Encoded, dropout: float, generator: torch.Generator | None = None) 
     return torch.rand(shape, generator=generator, device=vectors.device) >= dropout
 
 
-def _cleared(value: Any, alone: bool, present: Any) -> Any:  # noqa: FBT001
-    """Return numbers with 0 for those that are missing and NaN: NaN times a gradient of 0 is NaN.
-
-    For the infinite too where the value is all that the encoder reads: beside others it may be a mask.
-    """
+def _cleared(value: Any, present: Any, is_good: Callable[[Tensor], Tensor]) -> Any:
+    """Return numbers with 0 for those that are missing and not good: NaN times a gradient of 0 is NaN."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     if value.layout is not torch.strided or value.is_nested:
@@ -406,8 +407,7 @@ def _cleared(value: Any, alone: bool, present: Any) -> Any:  # noqa: FBT001
     present = torch.as_tensor(present, device=value.device)
     if present.dtype != torch.bool or present.shape != value.shape[: present.ndim]:
         return value  # refused behind the encoder, unless it has no rows
-    good = value.isfinite() if alone else ~value.isnan()
-    return torch.where(_like(present, value.ndim) | good, value, 0)
+    return torch.where(_like(present, value.ndim) | is_good(value), value, 0)
 
 
 def _each(z: Encoded, present: Tensor | None) -> Encoded:

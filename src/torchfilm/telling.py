@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchfilm.counterfactual import columns, keys, of_samples
-from torchfilm.filling import Active, Conditioning, is_sharded
+from torchfilm.filling import Active, Conditioning
 from torchfilm.generator import Generator
 from torchfilm.heads import AffineHead, SharedHead, TableHead
 from torchfilm.mixing import Attentions, Concatenations
 from torchfilm.sensitivity import parts
 from torchfilm.several import Masked, Maybe, Several
+from torchfilm.sharding import is_sharded
 
 START = (
     "The generator is at its start, the same for every condition: has training not begun, or was the "
