@@ -75,8 +75,12 @@ def test_an_embedding_keeps_far_groups_apart_and_is_the_same_for_the_same_seed(m
     assert apart > 3 * found[:10].std(), "two far groups stay two groups"
     with pytest.raises(ValueError, match="at least 4 points, got 3"):
         plot.embed(values[:3], method=method)
+
+
+@pytest.mark.plain
+def test_another_way_of_embedding_is_refused() -> None:
     with pytest.raises(ValueError, match=r"embed: method expected one of \['tsne', 'pca'\], got 'umap'"):
-        plot.embed(values, method="umap")  # type: ignore[arg-type]
+        plot.embed(np.zeros((5, 2), np.float32), method="umap")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["tsne", "pca"])

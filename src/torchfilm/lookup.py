@@ -6,6 +6,7 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Row(nn.Module):
         super().__init__()
         self.dim = dim
 
-    def forward(self, index: Index) -> Index:
+    def forward(self, index: Index | np.integer[Any]) -> Index:
         """Return the index itself.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import MutableMapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -17,6 +17,7 @@ from torchfilm.modulation import Modulation
 from torchfilm.sites import Site
 
 
+@runtime_checkable
 class Holder(Protocol):
     """What tells a site what to apply: a slot, or the constant of a fold."""
 
