@@ -7,7 +7,7 @@ this; the gradient with respect to gamma and beta does (4e-6 in front of an Inst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -237,7 +237,9 @@ def doctor(
             )
     named = [(name, leaf) for name, _, leaf in one.fields]
     norms = readers(one.total, named, one.seen), readers(one.total, named, one.seen, mixed=True)
-    case = _Case(root, film, pulses, *norms, FAINT if score is None else 0.0, one.leaves.given, same=same)
+    case = _Case(
+        film, film.paths(root), pulses, *norms, FAINT if score is None else 0.0, one.leaves.given, same=same
+    )
     findings = [finding for site in film.sites.values() for finding in case.about(site)]
     findings += [*case.overall(), *sources]
     findings.sort(key=lambda finding: finding.kind not in PROBLEMS)
@@ -264,8 +266,8 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Case:
-    root: nn.Module
     film: Conditioning
+    paths: Mapping[str, Sequence[str]]
     pulses: dict[str, Pulse]
     readers: dict[str, str]
     behind: dict[str, str]
@@ -294,7 +296,7 @@ class _Case:
             )
         if not self._weak(pulse):
             yield from self._partly(site, pulse)
-        _, *others = self.film.paths(self.root)[site.name]
+        _, *others = self.paths[site.name]
         if others:
             yield Finding(
                 site.name,

@@ -1,4 +1,4 @@
-"""Whether a folded network computes what the conditioned one does, on inputs of the user's."""
+"""Whether a network can be copied to be folded, and computes the same then on inputs of the user's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from torch.utils import _pytree as pytree
 from torchfilm.injection import Conditioning
 
 _TINY = torch.finfo(torch.float64).tiny
+
+
+def check_copied(model: nn.Module) -> None:
+    """Refuse what torch cannot copy: a tensor with a graph among the attributes of a module."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise ValueError(
+                    f"fold: expected a network that can be copied, got '{name}.{key}', which a call "
+                    f"with gradients left there, as by nn.utils.weight_norm.\n"
+                    f"Call nn.utils.remove_weight_norm first, or use nn.utils.parametrizations.weight_norm. "
+                    f"For others call the network once under torch.no_grad()."
+                )
 
 
 def difference(

@@ -21,9 +21,17 @@ from torch.nn.modules import batchnorm
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from torchfilm.dataflow import code_of, conv_norm_pairs, fed_in_float32, read_by_code, shows, surroundings
+from torchfilm.dataflow import (
+    Code,
+    code_of,
+    conv_norm_pairs,
+    fed_in_float32,
+    read_by_code,
+    shows,
+    surroundings,
+)
 from torchfilm.draft import Affine, Draft, NotExactError
-from torchfilm.fold_check import difference, rounding
+from torchfilm.fold_check import check_copied, difference, rounding
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import check_forward, fold_border, fold_input, fold_output
 from torchfilm.freezing import Frozen
@@ -45,6 +53,7 @@ class _Plan:
 
     Args:
         model: the copy.
+        code: the graphs of its code.
         draft: the new tensors.
         targets: the layer that takes each site's modulation, by the site's name.
         references: what each of these layers computes before.
@@ -55,6 +64,7 @@ class _Plan:
     """
 
     model: nn.Module
+    code: Code
     draft: Draft
     targets: dict[str, nn.Module] = field(default_factory=dict)
     references: dict[nn.Module, Reference] = field(default_factory=dict)
@@ -211,7 +221,7 @@ def _values(
         )
     film.check(model)
     check_forwards("fold", model)
-    _check_copied(model)
+    check_copied(model)
     if leftover not in ("error", "constant"):
         raise ValueError(f"fold: leftover expected 'error' or 'constant', got {leftover!r}.")
     if (cond is None) == (modulation is None):
@@ -266,7 +276,7 @@ def _planned(
     """
     code = code_of(plain)
     fixed, float32, around = read_by_code(plain, code), fed_in_float32(plain, code), surroundings(plain, code)
-    plan = _Plan(plain, Draft(plain, fixed, float32, around))
+    plan = _Plan(plain, code, Draft(plain, fixed, float32, around))
     for name, module in plain.named_modules():
         if keeps(module):  # from an earlier fold
             plan.draft.keep(module)
@@ -392,12 +402,11 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[Sequence[str]]) 
     for name in itertools.chain(*given):
         entry("fold, fuse_norms", modules, name)
     apart = conv_norm_pairs(plan.model) if plan.draft.kept else []
-    code = code_of(plan.model)
     for pair in given:
         reason = _not_mergeable(plan, *pair)
         if reason is None and pair not in found and pair in apart:
             reason = "a constant is kept between them"
-        elif reason is None and pair not in found and shows(code, *pair):
+        elif reason is None and pair not in found and shows(plan.code, *pair):
             reason = f"not {pair[1]} alone reads what {pair[0]} gives, as the network's code shows"
         if reason is not None:
             raise ValueError(
@@ -442,19 +451,6 @@ def _fuse(plan: _Plan, first: str, second: str) -> None:
     reference.following = plan.references.pop(norm, None) or Reference.of(norm)
     fold_output(plan.draft, layer, _affine_of_norm(plan.draft, norm), 1)
     plan.targets |= {name: layer for name, target in plan.targets.items() if target is norm}
-
-
-def _check_copied(model: nn.Module) -> None:
-    """Refuse what torch cannot copy: a tensor with a graph among the attributes of a module."""
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                raise ValueError(
-                    f"fold: expected a network that can be copied, got '{name}.{key}', which a call "
-                    f"with gradients left there, as by nn.utils.weight_norm.\n"
-                    f"Call nn.utils.remove_weight_norm first, or use nn.utils.parametrizations.weight_norm. "
-                    f"For others call the network once under torch.no_grad()."
-                )
 
 
 def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:

@@ -72,8 +72,7 @@ def film(
         return y if gate is None else rounded(gate * y, x)
     if gate is None:
         return rounded(affine(x, gamma, beta), x)
-    if x.dtype == torch.float64:
-        gate = gate.to(torch.promote_types(gate.dtype, x.dtype))
+    gate = _wide_gate(gate, x)
     gamma, beta = gate * gamma, gate * beta
     y = onepass.film(x, gamma, beta, dim)
     return rounded(affine(x, gamma, beta), x) if y is None else y
@@ -112,8 +111,7 @@ def film_(
         >>> y = film_(torch.rand(2, 3, 5, 7), gamma=torch.rand(2, 3), beta=torch.rand(2, 3))
     """
     if gate is not None:
-        if x.dtype == torch.float64:
-            gate = gate.to(torch.promote_types(gate.dtype, x.dtype))
+        gate = _wide_gate(gate, x)
         gamma, beta = paired(torch.mul, gate, gamma), paired(torch.mul, gate, beta)
     writable = not torch.compiler.is_compiling() and _writable(x, gamma, beta)
     y = onepass.film(x, gamma, beta, dim, last=True, in_place=writable)
@@ -199,6 +197,11 @@ def gated_residual(
         )
     gate = _aligned(gate, _fit(gate, x, dim, modulation_dim, "gate", site))
     return rounded(x + gate * branch, x)
+
+
+def _wide_gate(gate: Tensor, x: Tensor) -> Tensor:
+    """Return a gate in float64 beside features of it: its product with gamma would round before theirs."""
+    return gate.to(torch.promote_types(gate.dtype, x.dtype)) if x.dtype == torch.float64 else gate
 
 
 def _writable(x: Tensor, gamma: Tensor, beta: Tensor) -> bool:

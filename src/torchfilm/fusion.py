@@ -110,10 +110,7 @@ class Film:
     def apply(self, x: Tensor, value: Modulation, dim: int, site: str) -> Tensor:
         """Return gate * (gamma * x + beta)."""
         if self.align is not None:
-            fields = (
-                (value.gamma, value.beta) if value.gate is None else (value.gamma, value.beta, value.gate)
-            )
-            value = Modulation(*(_resized(field, x, dim, self.align) for field in fields))
+            value = Modulation(*(_resized(field, x, dim, self.align) for field in value.present()))
         return film(x, value.gamma, value.beta, dim, gate=value.gate, modulation_dim=-1, site=site)
 
     def fold(self, value: Modulation) -> Modulation:

@@ -186,8 +186,10 @@ def _exchanged(model: Callable[..., Any], own: Any) -> dict[str, Any]:
     film = film_of(model)
     if film is None or not isinstance(film.cond, Several) or len(own) < 2:
         return {"swap": own}
-    missing = [name for name, part in own.items() if isinstance(part, Masked) and part.value is None]
-    return {"swap": own} | {f"swap {name}": {name: own[name]} for name in own if name not in missing}
+    given = {
+        name: part for name, part in own.items() if not isinstance(part, Masked) or part.value is not None
+    }
+    return {"swap": own} | {f"swap {name}": {name: part} for name, part in given.items()}
 
 
 def _remedy(model: Callable[..., Any]) -> str:

@@ -132,7 +132,7 @@ class Modulation:
             )
         if not isinstance(weight, Tensor) or weight.ndim < 2:
             return self._map(lambda field: field * weight)
-        return Modulation(*(field * weight for field in aligned(*self._present())))
+        return Modulation(*(field * weight for field in aligned(*self.present())))
 
     __rmul__ = __mul__
 
@@ -159,9 +159,10 @@ class Modulation:
 
     def spread(self) -> tuple[Tensor, ...]:
         """Return gamma, beta and the gate where there is one, aligned and expanded to one shape."""
-        return torch.broadcast_tensors(*aligned(*self._present()))
+        return torch.broadcast_tensors(*aligned(*self.present()))
 
-    def _present(self) -> list[Tensor]:
+    def present(self) -> list[Tensor]:
+        """Return gamma, beta and the gate where there is one, as they are."""
         return [self.gamma, self.beta] if self.gate is None else [self.gamma, self.beta, self.gate]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Modulation:

@@ -124,7 +124,7 @@ def num_conditions(value: Any) -> int | None:
         2
     """
     if isinstance(value, Modulation):
-        fields = [value.gamma, value.beta] if value.gate is None else [value.gamma, value.beta, value.gate]
+        fields = value.present()
     elif type(value) in _BATCHED:
         fields = [getattr(value, _BATCHED[type(value)])]
     else:

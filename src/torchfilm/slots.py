@@ -34,7 +34,7 @@ from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
 from torchfilm.onepass import BATCH_NORMS
-from torchfilm.parts import with_input_modulated, with_output_modulated
+from torchfilm.parts import Holder, with_input_modulated, with_output_modulated
 from torchfilm.sites import Site
 
 
@@ -105,17 +105,10 @@ class Lent(NamedTuple):
 
 
 @runtime_checkable
-class Constant(Protocol):
+class Constant(Holder, Protocol):
     """What a fold puts in the place of a `Slot`: it tells a site to apply the same at each call."""
 
-    site: Site
-    fusion: Fusion
     is_plain_film: bool
-
-    @property
-    def value(self) -> Any:
-        """What the site applies now."""
-        ...
 
     @property
     def ready(self) -> Ready | None:

@@ -62,11 +62,7 @@ def reads_once(read: Any, values: Mapping[str, Any], told: Mapping[str, tuple[st
     """Whether all samples have one condition: by what the generator read, since at its start it makes the
     same of every condition; by the values where those were given.
     """
-    if read is None:
-        fields = [(name, *field) for name, value in values.items() for field in parts(value)]
-        found = [tensor for name, part, tensor in fields if part in told.get(name, ())]
-    else:
-        found = columns(read) or [read] * isinstance(read, Tensor)
+    found = _moved(values, told) if read is None else columns(read) or [read] * isinstance(read, Tensor)
     return bool(found) and all(map(_one_row, found))
 
 
@@ -81,10 +77,14 @@ def tells_one_thing(values: Mapping[str, Any], told: Mapping[str, tuple[str, ...
     leaves = pytree.tree_leaves(cond, is_leaf=lambda one: isinstance(one, Masked))
     if said_once(cond) or any(isinstance(one, Masked) and _is_missing(one) for one in leaves):
         return False
-    fields = [(name, *field) for name, value in values.items() for field in parts(value)]
-    found = [tensor for name, part, tensor in fields if part in told.get(name, ())]
-    rows = [tensor for tensor in found if tensor.ndim > 1 and len(tensor) > 1]
+    rows = [tensor for tensor in _moved(values, told) if tensor.ndim > 1 and len(tensor) > 1]
     return bool(rows) and all(map(_one_row, rows))
+
+
+def _moved(values: Mapping[str, Any], told: Mapping[str, tuple[str, ...]]) -> list[Tensor]:
+    """Return the fields of all sites that the condition moves."""
+    fields = [(name, *field) for name, value in values.items() for field in parts(value)]
+    return [tensor for name, part, tensor in fields if part in told.get(name, ())]
 
 
 def is_cut_off(encoder: nn.Module, values: Mapping[str, Any]) -> bool:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 
 from torchfilm.sites import is_patched
+from torchfilm.undisturbed import same_chance
 
 # What tracing runs into where code looks at values; what else a model's own code raises is its own fault.
 _UNTRACEABLE = (
@@ -155,7 +155,7 @@ def _trace(module: nn.Module, leaves: Collection[nn.Module], constants: dict[str
     memo |= {id(buffer): buffer.detach().clone() for buffer in module.buffers()}
     copied = copy.deepcopy(module, memo)
     tracer = _Tracer({memo[id(leaf)] for leaf in leaves if id(leaf) in memo}, constants)
-    with torch.random.fork_rng(devices=[]):
+    with same_chance():
         graph = tracer.trace(copied)
     for own in map(vars, copied.modules()):
         for stored in pytree.tree_leaves({key: own[key] for key in own if key not in _OF_MODULES}):
