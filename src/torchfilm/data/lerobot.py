@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .extras import missing
+
 VERSION = "v3.0"
 _FILE_BYTES = 100 * 2**20
 _FILES_PER_CHUNK = 1000
@@ -55,10 +57,7 @@ def require_pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(
-            "LeRobot's format needs pyarrow; in torchfilm's folder: pip install '.[robots]' "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        raise missing("LeRobot's format needs pyarrow", "robots", error) from error
     return pyarrow
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .extras import missing
+
 MT10 = {
     "reach-v3": "reach the goal",
     "push-v3": "push the puck to the goal",
@@ -42,10 +44,7 @@ def _needed(package: str, name: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ValueError(
-            f"this benchmark needs {name}; in torchfilm's folder: pip install '.[{extra}]' "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        raise missing(f"this benchmark needs {name}", extra, error) from error
     finally:
         if before is None:
             del os.environ[quiet]

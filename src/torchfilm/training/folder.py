@@ -31,14 +31,18 @@ def started(out: Path) -> bool:
     return (out / "config.json").is_file()
 
 
+def no_run(out: Path) -> RunFolderError:
+    """Return what to raise where there is none to go on with."""
+    return RunFolderError(
+        f"Resume: expected a run in {out}, found no config.json there. Start without resume (--resume)."
+    )
+
+
 def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
     """Raise RunFolderError unless the run may start, or go on, in `out`; changes nothing."""
     if resume:
         if not started(out):
-            raise RunFolderError(
-                f"Resume: expected a run in {out}, found no config.json there. "
-                f"Start without resume (--resume)."
-            )
+            raise no_run(out)
         _compare(out, read_json(out / "config.json"), description)
         return
     if out.exists() and not out.is_dir():

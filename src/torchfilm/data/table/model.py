@@ -11,6 +11,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from torchfilm.data.extras import missing
+
 from .kinematics import LINK
 from .scenes import DEPTH, FINGER_RADIUS
 
@@ -39,10 +41,7 @@ def require_mujoco() -> Any:
         import mujoco
         import mujoco.rollout
     except ImportError as error:
-        raise ValueError(
-            "the table needs MuJoCo; in torchfilm's folder: pip install '.[robots]' "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        raise missing("the table needs MuJoCo", "robots", error) from error
     return mujoco
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchfilm.data.extras import missing
+
 from .episodes import check_things
 from .render import Renderer
 from .trials import STATE_NAMES, Trials, environment_names
@@ -21,10 +23,7 @@ def require_gymnasium() -> Any:
         import gymnasium
         import gymnasium.vector
     except ImportError as error:
-        raise ValueError(
-            "the table's environment needs gymnasium; in torchfilm's folder: pip install '.[robots]' "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        raise missing("the table's environment needs gymnasium", "robots", error) from error
     return gymnasium
 
 

@@ -32,7 +32,6 @@ from torchfilm.systems.diffusion_policy.understanding import (
 )
 from torchfilm.training import (
     Interrupted,
-    RunFolderError,
     TrainResult,
     find_weights,
     first_process,
@@ -42,6 +41,7 @@ from torchfilm.training import (
     train,
 )
 from torchfilm.training.checkpoint import write_json
+from torchfilm.training.folder import no_run
 
 BALANCE = 0.5
 """How much long episodes are held back, see `Windows`."""
@@ -137,9 +137,7 @@ def train_policy(
     run in `out`, or none to resume, and ValueError where a recipe learns words first and there are none.
     """
     if resume and not begun(out):
-        raise RunFolderError(
-            f"Resume: expected a run in {out}, found no config.json there. Start without resume (--resume)."
-        )
+        raise no_run(out)
     words = Vocabulary(vocabulary()) if words is None else words
     if recipe.understanding is not None and not words.known:
         raise ValueError(

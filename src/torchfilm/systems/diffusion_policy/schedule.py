@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from torchfilm.data.extras import missing
+
 Sampler = Literal["ddpm", "ddim"]
 Prediction = Literal["epsilon", "sample"]
 Random = torch.Generator | Sequence[torch.Generator] | None
@@ -72,8 +74,5 @@ def _kind(name: str) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise ValueError(
-            "diffusion policies need the schedulers of diffusers; in torchfilm's folder: "
-            f"pip install '.[robots]' ({type(error).__name__}: {error})"
-        ) from error
+        raise missing("diffusion policies need the schedulers of diffusers", "robots", error) from error
     return getattr(diffusers, name)
