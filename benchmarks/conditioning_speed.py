@@ -9,14 +9,15 @@ network as it was before it was conditioned. `kernels`: with those of `torchfilm
 import torch
 
 import torchfilm as tf
-from measuring import against, arguments, by_kernels, clock_of, kernels_for, save
+from measuring import against, arguments, by_kernels, clock_of, in_one_place, kernels_for, save
 from speed_networks import NETWORKS, built, conditioned
 
 
 def measured(name: str, batch: int, rounds: int, cond_dim: int, device: str) -> dict[str, object]:
-    """Milliseconds and ratios for one network at one batch size; each way has weights of its own."""
+    """Milliseconds and ratios for one network at one batch size, all ways with the same weights."""
     plain, again = built(name, device), built(name, device)
     live, by, given, off = (conditioned(name, cond_dim, device) for _ in range(4))
+    in_one_place(plain, again, live, by, given, off)
     x = torch.randn(batch, *NETWORKS[name][2], device=device)
     cond = torch.randn(batch, cond_dim, device=device)
     film = tf.conditioning(live)

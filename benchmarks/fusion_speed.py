@@ -12,6 +12,7 @@ differ by more than what is added: their ratio wants many rounds.
 """
 
 import functools
+import random
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import torchfilm as tf
-from measuring import arguments, by_kernels, clock_of, kernels_for, save
+from measuring import arguments, by_kernels, clock_of, in_one_place, kernels_for, save
 from torchfilm.comparison import Row
 from torchfilm.fusion import resolve
 
@@ -179,10 +180,14 @@ def inside(number: int, batch: int, rounds: int, target: int | None, device: str
         name: listening("film" if name == BY_KERNELS else name, number, watch, target, device)
         for name, watch in watches.items()
     }
+    in_one_place(*models.values())
     seconds: dict[str, list[float]] = {name: [] for name in models}
+    order, shuffle = list(models), random.Random(0).shuffle
     with torch.no_grad():
         for turn in range(rounds + 1):
-            for name, model in models.items():
+            shuffle(order)
+            for name in order:
+                model = models[name]
                 pictures, tokens = inputs(batch, device)
                 watches[name].seconds = 0.0
                 call = functools.partial(model, pictures, cond=tokens)
@@ -200,6 +205,7 @@ def whole(number: int, rounds: int, target: int | None, device: str) -> dict[str
     kernels = kernels_for(device)
     models = {name: listening(name, number, None, target, device) for name in compared(target)}
     by = {} if kernels is None else {BY_KERNELS: ByKernels(listening("film", number, device=device), kernels)}
+    in_one_place(*models.values(), *(one.module for one in by.values()))
     found = tf.compare(models | by, inputs(1, device), rounds=rounds, clock=clock_of(device))
     added = {
         f"{name}_to_cross_attention": found.added_time(name, "cross_attention") for name in ("film", *by)

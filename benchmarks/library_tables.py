@@ -138,5 +138,8 @@ FILES: dict[str, tuple[Callable[[Result], Iterator[Row]], str]] = {
     "layer_speed": (_layers, f"{WITHIN}, fastest calls in the file"),
     "conditioning_speed": (_conditioning, f"{WITHIN}, quartiles in the file"),
     "generator_speed": (_generators, f"{OF_MEDIANS}; where it is encoded anew {WITHIN}"),
-    "fusion_speed": (_fusion, f"{OF_MEDIANS}, quartiles of the times in the file"),
+    "fusion_speed": (
+        _fusion,
+        f"by the stopwatch {OF_MEDIANS}, by whole passes {WITHIN}; quartiles of the times in the file",
+    ),
 }

@@ -98,7 +98,7 @@ def test_added_time_is_shown_by_the_stopwatch_and_by_whole_passes():
     what = "added time, FiLM / cross-attention"
     assert f"| {what}, by a stopwatch | 4 sites, batch 1 | 0.20 | 0.100 | yes |" in table
     assert f"| {what}, whole passes | 4 sites, batch 1 | 0.20 | 0.300 | **no** |" in table
-    assert "fusion_speed.py, ratios of medians" in table
+    assert "fusion_speed.py, by the stopwatch ratios of medians, by whole passes medians of" in table
 
 
 def test_limits_are_shown_with_least_and_most_and_how_many_hold():

@@ -1,7 +1,6 @@
 """What a comparison reports: numbers that can be counted by hand, and orders that cannot be otherwise."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -114,23 +113,42 @@ def test_layers_that_torch_computes_in_one_operation_are_counted(layer: nn.Modul
     assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled) == before
 
 
-def test_latency_is_the_median_of_what_the_clock_says_and_ratios_are_to_the_plain_network():
-    waits = iter([9, 9, 9, 1, 2, 4, 3, 4, 8, 2, 6, 4])  # three rounds, the first of which does not count
-    now = 0.0
+class Timed(nn.Linear):
+    """A layer whose passes take as long as it is told, on a clock of their own."""
 
-    def clock() -> Iterator[float]:
-        nonlocal now
-        for wait in waits:
-            yield now
-            now += wait
-            yield now
+    now, order = 0.0, ""
 
-    times = clock()
-    found = compare(models("film", "bias"), batch(), rounds=3, clock=lambda: next(times))
-    assert [row.milliseconds for row in found.rows] == [2000, 4000, 4000]
-    assert [row.ratio for row in found.rows] == [1, 2, 2]
-    assert found["film"].quartiles == (3000, 5000)
-    assert found.added_time("film", "bias") == 1
+    def __init__(self, name: str, seconds: list[int]) -> None:
+        super().__init__(3, 5)
+        self.name, self.left = name, iter(seconds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Timed.now += next(self.left, 0)
+        Timed.order += self.name
+        return super().forward(x)
+
+
+def test_latency_is_a_median_and_ratios_are_to_the_plain_network_in_the_same_round():
+    seconds = {"a": [9, 2, 1, 6], "b": [9, 2, 10, 6], "c": [9, 3, 2, 18]}  # of which the first does not count
+    nets = {name: Plain(Timed(name, told)) for name, told in seconds.items()}
+    given = (torch.randn(2, 3), torch.randn(2, COND))
+    found = compare(nets, given, rounds=3, clock=lambda: Timed.now)
+    assert [row.milliseconds for row in found.rows] == [2000, 6000, 3000]
+    assert [row.ratio for row in found.rows] == [1, 1, 2]
+    assert found["a"].quartiles == (1500, 4000)
+    assert found.added_time("b", "c") == 0
+
+
+def test_each_round_has_an_order_of_its_own_which_the_seed_tells():
+    given, orders = (torch.randn(2, 3), torch.randn(2, COND)), []
+    for seed in (0, 0, 1):
+        Timed.order = ""
+        compare({name: Plain(Timed(name, [])) for name in "abc"}, given, rounds=9, seed=seed)
+        rounds = [Timed.order[i : i + 3] for i in range(0, 30, 3)]
+        assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+        orders.append(rounds)
+    assert orders[0] == orders[1] != orders[2]
+    assert len(set(orders[0])) > 2
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights():

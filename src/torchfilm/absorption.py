@@ -137,8 +137,9 @@ def ahead() -> bool:
 
     These take a norm's affine and a modulation as they are.
     """
-    watched = is_compiling() or torch._C._is_tracing()
-    return native.kernels is None and not watched and not torch.is_grad_enabled()
+    if native.kernels is not None or torch.is_grad_enabled():
+        return False
+    return not (is_compiling() or torch._C._is_tracing())
 
 
 def prepared(kind: type[nn.Module], norm: Any, modulation: Modulation, dim: int) -> Ready | None:

@@ -67,7 +67,7 @@ class Row:
             what is done number by number, as FiLM itself, is free here and not in milliseconds.
         milliseconds: median of a forward pass over the batch, in eval mode without gradients.
         quartiles: of the same.
-        ratio: of the median to that of the network without conditioning.
+        ratio: to the network without conditioning, median of the ratios within a round.
         kept: bytes that a forward pass in training keeps for the backward pass, parameters not counted; in
             eval mode where a batch norm cannot be trained on the batch, which has one value per channel.
         score: the task's, where it was asked for.
@@ -115,16 +115,16 @@ class Comparison:
         return entry("Comparison", {row.name: row for row in self.rows}, name)
 
     def added_time(self, name: str, other: str) -> float:
-        """Return the time that one adds to the reference as a part of what the other adds.
+        """Return the time that one adds to the reference as a part of what the other adds, by their ratios.
 
         Raises:
             ValueError: for names that there are not, and where the other adds nothing, as the reference.
         """
-        base = self.rows[0]
-        one, added = self[name].milliseconds - base.milliseconds, self[other].milliseconds - base.milliseconds
+        one, added = self[name].ratio - 1, self[other].ratio - 1
         if not added:
+            reference = self.rows[0].name
             raise ValueError(
-                f"Comparison.added_time: expected a network that adds time to the reference '{base.name}', "
+                f"Comparison.added_time: expected a network that adds time to the reference '{reference}', "
                 f"got '{other}'.\nGive the name of one that is conditioned."
             )
         return one / added
@@ -186,9 +186,10 @@ def compare(
         batch: (x, cond) to call model(x, cond=cond), or a mapping of keyword arguments. The same for all: a
             condition that each network's own encoder reads, as (tokens, mask) for `Tokens`.
         score: model -> one number, or one for each sample of a fixed set (which makes gains paired).
-        rounds: how many timed passes each, in turn, after one that is not timed.
+        rounds: how many timed passes each, in turn and each round in another order, after one that is not
+            timed.
         resamples: how many bootstrap resamples make the intervals: seeds first, then samples.
-        seed: of the resamples.
+        seed: of the resamples, and of the orders of the rounds.
         clock: seconds; `time.process_time` where others use the machine.
 
     Raises:
@@ -234,7 +235,7 @@ def compare(
             )
         candidates.insert(0, dataclasses.replace(candidates[0], name="unconditioned", plain=True))
     with in_mode(*(model for trained in seeds.values() for model in trained), training=False):
-        times = _in_turn(candidates, rounds, clock)
+        times = _in_turn(candidates, rounds, clock, np.random.default_rng(seed))
         scores = {name: _scores(name, trained, score) for name, trained in seeds.items()} if score else {}
         _check_sizes(scores)
         first, scored = next(iter(seeds)), {}
@@ -243,7 +244,7 @@ def compare(
             scored[name] = {"score": _scored(found, None, rng, resamples)}
             if name != first:
                 scored[name]["gain"] = _scored(found, scores[first], rng, resamples)
-        base = float(np.median(times[candidates[0].name]))
+        base = times[candidates[0].name]
         rows = tuple(_row(one, times[one.name], base, scored.get(one.name, {})) for one in candidates)
     tensors = (*candidates[0].model.parameters(), *candidates[0].model.buffers())
     return Comparison(rows, rounds, str(tensors[0].device) if tensors else "cpu")
@@ -299,7 +300,9 @@ class _Candidate:
         return len(inputs) > 0
 
 
-def _row(candidate: _Candidate, times: Sequence[float], base: float, scored: Mapping[str, Scored]) -> Row:
+def _row(
+    candidate: _Candidate, times: Sequence[float], base: Sequence[float], scored: Mapping[str, Scored]
+) -> Row:
     low, median, high = np.quantile(times, [0.25, 0.5, 0.75]).tolist()
     with candidate.active():
         return Row(
@@ -308,18 +311,20 @@ def _row(candidate: _Candidate, times: Sequence[float], base: float, scored: Map
             flops=_flops(candidate),
             milliseconds=1000 * median,
             quartiles=(1000 * low, 1000 * high),
-            ratio=median / base,
+            ratio=float(np.median(np.divide(times, base))),
             kept=_kept(candidate),
             **scored,
         )
 
 
 def _in_turn(
-    candidates: Sequence[_Candidate], rounds: int, clock: Callable[[], float]
+    candidates: Sequence[_Candidate], rounds: int, clock: Callable[[], float], rng: np.random.Generator
 ) -> dict[str, list[float]]:
+    """Return the seconds of each: what ran just before, and left what in the caches, is another each time."""
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for turn in range(rounds + 1):
-        for candidate in candidates:
+        for i in rng.permutation(len(candidates)):
+            candidate = candidates[i]
             with candidate.active(), torch.no_grad():
                 _wait()
                 start = clock()
