@@ -1,7 +1,7 @@
 """A diffusion U-Net with classes and guidance: draw a bar in the column that was asked for.
 
 The network knows nothing of time or classes; `condition` tells it both at the norm of each block. Half of the
-labels that it is trained with are wrong, so it hesitates; `guide` exaggerates the class while drawing.
+training labels are drawn at random, so it hesitates; `guide` exaggerates the class while drawing.
 
     python examples/diffusion_with_guidance.py
 """

@@ -63,14 +63,14 @@ def freeze_base(model: nn.Module) -> nn.Module:
 
 
 def checkpoint_context(model: nn.Module) -> CheckpointContext:
-    """Return the `context_fn` with which activation checkpointing hears the condition again.
+    """Return the `context_fn` that gives the condition to reruns of activation checkpointing.
 
-    Checkpointing runs a block a second time in the backward pass, when the call that had the condition is
-    over. The context keeps what the sites had at the first time: `checkpoint(block, x, use_reentrant=False,
+    Checkpointing reruns a block in the backward pass, when the call that had the condition is over. The
+    context keeps the values of the sites from the first run: `checkpoint(block, x, use_reentrant=False,
     context_fn=checkpoint_context(model))`, or, with transformers, `model.gradient_checkpointing_enable(
     {"use_reentrant": False, "context_fn": checkpoint_context(model)})`. Without it a conditioned block
-    raises, inside of `using` too (but for a block that is compiled by itself, which does not ask); the
-    reentrant kind cannot work, for it loses the gradient of the generator.
+    raises, inside `using` too, unless the block is compiled by itself: then nothing detects it. Reentrant
+    checkpointing cannot work, since it loses the gradient of the generator.
 
     Raises:
         ValueError: for a network that is not conditioned.

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from torchfilm.injection import conditioning, film_of, unconditioned
 from torchfilm.naming import entry
@@ -345,6 +344,8 @@ def _kind(value: Any) -> str:
 
 
 def _flops(candidate: _Candidate) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # brings in Triton where that is installed
+
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _product_by_product(), counter:
         candidate()

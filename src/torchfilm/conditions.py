@@ -102,7 +102,7 @@ class Classes(nn.Module):
 class Scalars(nn.Module):
     """A condition of n numbers (a time step, a noise level, an angle): z = [sin(2 pi s f), cos(2 pi s f)].
 
-    Every number gets the same dim / (2 n) frequencies, whose periods go in equal ratios from `min_period` to
+    Every number gets the same dim / (2 n) frequencies, with periods spaced geometrically from `min_period` to
     `max_period`, in the numbers' own unit; its sines come first, then its cosines, then the next number.
     Vaswani et al. 2017, section 3.5 (arXiv 1706.03762). Two numbers are told apart where they differ by a
     good part of the shortest period, and are confused once they are the longest apart:
@@ -297,7 +297,8 @@ class Tokens(nn.Module):
         slices = real.unflatten(-1, (self.heads, -1))
         weights = self._weights(slices, mask)
         pooled = _total((weights[..., None] * slices).flatten(-2)).unflatten(-1, (self.heads, -1))
-        return (pooled / _total(weights).clamp(min=1)[..., None]).flatten(-2)
+        total = _total(weights)  # 1 or more, but for a sequence without a real token
+        return (pooled / total.masked_fill(total == 0, 1)[..., None]).flatten(-2)
 
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
@@ -310,7 +311,8 @@ class Tokens(nn.Module):
         scale = slices.shape[-1] ** -0.5
         scores = _folded(slices * self.query.to(slices.dtype)) * scale
         largest = scores.detach().masked_fill(~mask[..., None], -math.inf).amax(dim=-2, keepdim=True)
-        return torch.where(mask[..., None], (scores - largest).clamp(max=0).exp(), 0)
+        # Not clamped: from torch 2.14 on the gradient is 0 where a bound is met, as by the largest.
+        return (scores - largest).masked_fill(~mask[..., None], -math.inf).exp()
 
 
 def _total(x: Tensor) -> Tensor:

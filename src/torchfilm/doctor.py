@@ -165,11 +165,11 @@ def doctor(
 ) -> Diagnosis:
     """Find sites that are dead, never called, tied, cancelled by a later norm, or far weaker than the rest.
 
-    The network runs once as it is called in its present mode, gamma and beta standing in as leaves, and the
-    gradient of its output is taken. Where constants of a fusion may hide what the condition does, as the zero
-    start of `cross_attention`, it runs once more, with those moved at random; in training it runs once
-    more without dropout of conditions, to see whether encoder and generator tell these apart. It is left as
-    it was: statistics of norms, gradients, random state.
+    The network runs once, in its current mode, and gradients with respect to gamma and beta are taken. If
+    constants of a fusion may hide what the condition does, as the zero start of `cross_attention`, it runs
+    again with these constants randomised. In training mode it also runs without condition dropout, to see
+    whether encoder and generator tell conditions apart. Norm statistics, gradients and random state are
+    restored.
 
     Args:
         model: a conditioned network, compiled or not.

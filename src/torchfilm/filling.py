@@ -404,8 +404,8 @@ def again_active(film: Conditioning, entry: Active | Off | None) -> Iterator[Non
         if not in_turn and sys.exc_info()[0] in (None, GeneratorExit):
             raise RuntimeError(
                 "using: expected the block that was entered last to end first, and in its thread.\n"
-                "Generators that take turns share what is active, and hear each other's conditions; give "
-                "cond=... to their calls instead."
+                "Python generators that run in turns hear each other's conditions; give cond=... to their "
+                "calls instead."
             )
 
 
@@ -441,8 +441,8 @@ def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if film is None:
         raise ValueError(
             f"{type(self).__name__}: expected the conditioned network, got a fresh one of its class, which "
-            f"nobody conditioned.\n"
-            f"Copy the network, copy.deepcopy(model), or make one by the class it had before."
+            f"is not conditioned.\n"
+            f"Copy the network, copy.deepcopy(model), or make one from its original class."
         )
     check_in_place(self)
     cond = kwargs.pop("cond", None) if "cond" in keys else None

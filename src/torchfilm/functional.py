@@ -33,9 +33,9 @@ def film(
     product and the sum are taken in the wider of the precisions of x and gamma and rounded once, to x.dtype:
     in float32 for bfloat16 features, with gamma and beta in float32 as all layers and generators make them.
 
-    With an activation, y = activation(gamma * x + beta), and training keeps x, gamma and beta alone: what
-    lies between is computed again on the way back. That saves one activation, and with `torch.compile` most
-    of the time (forward and backward of 6 MB in NCHW: 1.3 times a ReLU's, against 4 to 7 apart).
+    With an activation, y = activation(gamma * x + beta), and training stores only x, gamma and beta; the
+    intermediate is recomputed in the backward pass. That saves one activation, and with `torch.compile` most
+    of the time (forward and backward of 6 MB in NCHW: 1.3 times a ReLU's, 4 to 7 times if separate).
 
     Args:
         x: features, the channels on axis `dim`: [B, C, H, W], [B, T, C] with dim=-1, ...
@@ -87,11 +87,11 @@ def film_(
     gate: Float[Tensor, "*gate"] | None = None,
     site: str = "",
 ) -> Float[Tensor, "*shape"]:
-    """Do what `film` does, in x's own memory where that is possible: for features that nobody else has.
+    """Do what `film` does, in place where that is possible: for an x that nothing else uses.
 
-    Two passes over memory that is there, where `film` asks for new memory of the size of x: of features of a
-    megabyte and more that takes longer than the product and the sum. With a graph, in a compiler, under
-    `torch.vmap`, or in another precision than that of gamma and beta, x stays as it is.
+    `film` allocates memory of the size of x, which for features of a megabyte and more takes longer than the
+    product and the sum. With a graph, in a compiler, under `torch.vmap`, or in another precision than that
+    of gamma and beta, x is not overwritten.
 
     Args:
         x: features, the channels on axis `dim`; may be overwritten.

@@ -127,15 +127,14 @@ def film_of(model: Any) -> Conditioning | None:
 def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iterator[None]:
     """Make a condition active for all calls in the block, also those that others make (`model.generate`).
 
-    With gradients disabled the generator runs once, at the start of the block; with gradients, or when the
-    condition, the generator's parameters or its mode change in between, it runs at each call of the network,
-    so that each has its own graph; also where a condition holds what changes without a sign, as arrays do.
-    What is written through `.data`, or into tensors made in inference mode,
-    is not seen, and a compiled network sees nothing that is written into tensors: give a new condition.
-    Methods that call parts of the network without the network itself (`vae.encode`) get the values made at
-    the start, but for what a checkpoint runs again in the backward pass: see `checkpoint_context`; in a
-    network that FSDP2 has sharded, in which only calls make values, they raise. A call's own `cond=` wins,
-    also for calls of the network inside of it.
+    With gradients disabled the generator runs once, at the start of the block. With gradients, it runs at
+    each call of the network, so that each has its own graph; so too when the condition, the generator's
+    parameters or its mode change, or when changes cannot be detected, as in arrays. Writing through `.data`,
+    or into tensors made in inference mode, is not detected, nor in a compiled network any writing into
+    tensors: give a new condition. Methods that call parts of the network without the network itself
+    (`vae.encode`) get the values made at the start, except in reruns of a checkpoint: see
+    `checkpoint_context`. In a network sharded by FSDP2, where only calls make values, they raise. A call's
+    own `cond=` wins, also for calls of the network inside of it.
 
     Args:
         model: a conditioned network.
@@ -144,8 +143,8 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
 
     Raises:
         ValueError: unless exactly one of the two is given.
-        RuntimeError: at the end, where a block that was entered later is not over: generators that take turns
-            hear each other's conditions.
+        RuntimeError: at the end, if a block entered later is still open: Python generators run in turns
+            would get each other's conditions.
 
     Example:
         >>> from torchfilm.conditions import Vector

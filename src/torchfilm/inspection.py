@@ -186,10 +186,10 @@ def edit(model: nn.Module, changes: Mapping[str | re.Pattern[str], Change]) -> I
         model: a conditioned network.
         changes: from a regular expression that matches whole names of sites to a function of the modulation,
             which gets a copy, or to a modulation that takes its place. Where several match, they follow one
-            another. Each function of its own costs a compiled network a graph; where many are tried, change
-            `modulations(model, cond)` instead and give it as `modulation=`. Under `using` a function is also
-            asked where one of the two blocks begins, for the parts that are called alone, and may be again
-            where blocks do not end in turn.
+            another. Each new function costs a compiled network a graph; to try many, change
+            `modulations(model, cond)` instead and give it as `modulation=`. Together with `using`, a function
+            is also called where the inner block begins, for parts that are called alone, and may be called
+            again if blocks do not end in order.
 
     Raises:
         ValueError: for an expression that matches no site or is none, for a change that is neither, for a

@@ -98,8 +98,8 @@ def _groups(slot: Holder, x: Tensor) -> tuple[int, int]:
     else:
         raise ValueError(
             f"Site '{site.name}': repeat='any' expected a value of a fusion of the library, got "
-            f"{type(slot.value).__name__}, and nobody knows for how many conditions that is.\n"
-            f"Condition the network with the number of rows that each condition serves."
+            f"{type(slot.value).__name__}, whose number of conditions is unknown.\n"
+            f"Give the rows per condition as a number: condition(..., repeat=5)."
         )
     if groups * each == total and (given is None or given == 1 or given == groups):
         return groups, each

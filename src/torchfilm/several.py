@@ -444,9 +444,9 @@ def _check_parts(parts: Mapping[str, Maybe], combine: str) -> None:
     for name, part in parts.items():
         if not name or "." in name or hasattr(nn.ModuleDict, name):
             raise ValueError(
-                f"Several: expected names that modules may have, got {name!r}: it has a dot, or is that of a "
-                f"method of nn.ModuleDict.\n"
-                f"Take another, as 'the_{name.replace('.', '_')}'."
+                f"Several: expected names that modules may have, got {name!r}: it has a dot, or is a method "
+                f"of nn.ModuleDict.\n"
+                f"Use another, such as 'the_{name.replace('.', '_')}'."
             )
         if isinstance(part.condition, Tokens) and part.condition.pooling is None:
             raise ValueError(_not_vectors(name, part.condition))

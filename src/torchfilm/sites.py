@@ -114,9 +114,9 @@ Pattern = Name | Sequence[Name] | Callable[[str, nn.Module], bool] | Preset | Si
 def preset(name: str) -> Preset:
     """Return the usual sites of a family of networks: `condition(model, preset("resnet"), ...)`.
 
-    Those of "llama" are norms of a class of their own, of which `fold` knows no weights: it keeps a constant
-    there (leftover="constant"). For weights alone condition r".*mlp\\.down_proj". It gets a bias then, which
-    `from_pretrained` drops: a network of that configuration has none there.
+    Those of "llama" are norms of a class that `fold` does not know: it needs leftover="constant". To fold
+    into weights alone, condition r".*mlp\\.down_proj" instead. It gets a bias then,
+    which `from_pretrained` drops, since the configuration has none there.
 
     Raises:
         ValueError: for a name that is not in `PRESETS`.
