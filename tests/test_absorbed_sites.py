@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import torchfilm as tf
 from torchfilm import absorption, slots
@@ -128,6 +129,7 @@ CHANGES = {
     "data": lambda norm: setattr(norm.weight, "data", torch.linspace(1, 2, 6)),
     "statistics": lambda norm: setattr(norm, "running_mean", torch.linspace(1, 2, 6)),
     "eps": lambda norm: setattr(norm, "eps", 0.1),
+    "other bias": lambda norm: setattr(norm, "bias", nn.Parameter(torch.linspace(1, 2, 6))),
     "parameter": lambda norm: setattr(norm, "weight", nn.Parameter(torch.linspace(1, 2, 6))),
 }
 
@@ -197,11 +199,47 @@ def test_what_does_not_fit_into_the_affine_takes_two_steps(monkeypatch):
         assert (found is None) is learns
 
 
+@pytest.mark.parametrize("learning", ["gamma", "beta"])
+def test_a_group_norm_of_channels_last_features_leaves_what_learns_outside(learning: str):
+    x = torch.randn(1, 6, 5, 3).contiguous(memory_format=torch.channels_last)
+    m = tf.Modulation(*(torch.randn(6, requires_grad=name == learning) for name in ("gamma", "beta")))
+    assert absorption.absorbed(nn.GroupNorm, nn.GroupNorm(3, 6), x, m) is None
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_one_row_may_have_a_batch_axis_or_none(kind: str):
+    model, x = network(kind), torch.randn(NORMS[kind][1])
+    gamma, beta = torch.randn(6), torch.randn(6)
+    expected = model(x, modulation={"0": tf.Modulation(gamma, beta)})
+    for m in (tf.Modulation(gamma[None], beta), tf.Modulation(gamma, beta[None])):
+        torch.testing.assert_close(model(x, modulation={"0": m}), expected)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_as_many_numbers_as_channels_on_another_axis_are_refused(kind: str):
+    m = tf.Modulation(torch.randn(6, 1), torch.randn(6, 1))
+    with torch.no_grad(), pytest.raises(ValueError, match="gamma has 1 channels"):
+        network(kind)(torch.randn(NORMS[kind][1]), modulation={"0": m})
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_another_axis_than_the_norm_s_own_is_modulated_behind_it(batch: int):
+    norm = nn.LayerNorm(6)
+    model = trained(tf.condition(nn.Sequential(norm), "0", tf.Vector(5), features=6, dim=1))
+    x, z = torch.randn(batch, 6, 6), torch.randn(batch, 5)
+    m = tf.modulations(model, z)["0"]
+    expected = film(functional.layer_norm(x, (6,)), m.gamma, m.beta, dim=1)
+    for learns in (True, False):
+        with torch.set_grad_enabled(learns):
+            torch.testing.assert_close(model(x, cond=z), expected)
+
+
 @pytest.mark.plain
 @pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_a_trace_takes_other_batches(kind: str, rows: int):
+def test_a_trace_takes_other_batches(kind: str, rows: int, learns: bool):
     model, (_, *size) = trained(network(kind)), NORMS[kind][1]
 
     class Called(nn.Module):
@@ -212,7 +250,9 @@ def test_a_trace_takes_other_batches(kind: str, rows: int):
         def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
             return self.model(x, cond=z)
 
-    traced = torch.jit.trace(Called(), (torch.randn(rows, *size), torch.randn(rows, 5)), check_trace=False)
+    given = (torch.randn(rows, *size), torch.randn(rows, 5))
+    with torch.set_grad_enabled(learns):
+        traced = torch.jit.trace(Called(), given, check_trace=False)
     x, z = torch.randn(3, *size), torch.randn(3, 5)
     torch.testing.assert_close(traced(x, z), model(x, cond=z))
 

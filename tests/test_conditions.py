@@ -257,6 +257,12 @@ def test_what_is_no_condition_is_refused(condition, inputs, message):
         condition(*inputs)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_tokens_of_one_sample_need_no_batch_axis(pooling):
+    pool, tokens = randomise(tf.Tokens(6, pooling)), torch.randn(5, 6)
+    torch.testing.assert_close(pool(tokens), pool(tokens[None])[0])
+
+
 BUILT_WRONG = [
     (lambda: tf.Scalars(3, 8), r"n=3 with dim=8[\s\S]*multiple of 2 n = 6"),
     (lambda: tf.Scalars(0, 8), "n=0 with dim=8"),
@@ -266,6 +272,8 @@ BUILT_WRONG = [
     ),
     (lambda: tf.Tokens(7, "max"), "pooling 'mean', 'attention' or None, got 'max'"),
     (lambda: tf.Tokens(7, "attention", heads=2), "heads that divide dim=7"),
+    (lambda: tf.Tokens(6, "attention", heads=0), "heads that divide dim=6"),
+    (lambda: tf.Tokens(6, "attention", heads=-1), "got heads=-1"),
     (lambda: tf.Tokens(6, heads=2), "got heads=2 with pooling='mean'"),
 ]
 

@@ -44,3 +44,8 @@ def test_taking_rows_keeps_the_kind_of_every_part():
     assert taken[0] == ["b", "b"]
     assert taken[1].tolist() == taken[2].tolist() == [1, 1]
     assert taken[3] is None
+
+
+def test_numbers_beside_numbers_hide_nothing():
+    first, second = keys({"flag": torch.zeros(2, 1), "to": torch.tensor([[1.0], [2.0]])})
+    assert first != second

@@ -116,7 +116,13 @@ class KeepsWhatItGets(Branch):
         return self.last(self.first(x))
 
 
+class StartsWithAFunction(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x.abs()))
+
+
 ASKING = [
+    (StartsWithAFunction, None, "last"),
     (AddsOnlyAlone, "first", None),
     (ReadsTwiceAlone, None, "last"),
     (AddsWhatOneOfTwoLacks, None, None),

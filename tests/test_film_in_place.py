@@ -129,3 +129,11 @@ def test_a_linearised_film_is_the_derivative_at_each_call(way: str, leaf: str | 
         _, derivative = torch.func.linearize(of, *at)
         for _ in range(3):
             torch.testing.assert_close(derivative(*step), expected)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_is_exactly_zero_in_front_of_a_relu_has_no_gradient_as_in_torch(again: bool):
+    beta = torch.zeros(3, requires_grad=True)
+    y = F.film(torch.randn(2, 3, 5), torch.zeros(3), beta, activation="relu")
+    (gradient,) = torch.autograd.grad(y.sum(), beta, create_graph=again)
+    assert not gradient.any()

@@ -110,6 +110,7 @@ NO_SHIFT = [
 INPUTS: list[tuple[str, Build, tuple[int, ...], int]] = [
     ("conv2d", lambda: nn.Conv2d(6, 11, 3), IMAGE, 1),
     ("conv1d grouped", lambda: nn.Conv1d(6, 9, 3, groups=3, bias=False), SEQUENCE, -2),
+    ("conv2d grouped by two", lambda: nn.Conv2d(6, 8, 3, groups=2), IMAGE, 1),
     ("conv2d valid", lambda: nn.Conv2d(6, 11, 3, padding="valid"), IMAGE, 1),
     ("conv2d of size one", lambda: nn.Conv2d(6, 11, 1, padding="same"), IMAGE, 1),
     ("conv2d reflecting", lambda: nn.Conv2d(6, 11, 3, padding=1, padding_mode="reflect"), IMAGE, 1),
@@ -248,12 +249,24 @@ def parametrized() -> nn.Module:
     return nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
 
 
+def patched() -> nn.Module:
+    module = nn.Linear(6, 6)
+    module.forward = lambda x: nn.Linear.forward(module, x).relu()
+    return module
+
+
+def encoder_without_norm() -> nn.Module:
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 7), 1)
+
+
 REFUSED_OUTPUTS = [
     ("a nonlinearity", nn.ReLU, "ReLU does not end with a layer"),
     ("another forward", lambda: Doubled(6, 6), "computes something of its own on top of Linear"),
+    ("another forward of its own", patched, "computes something of its own on top of Linear"),
     ("a parametrized weight", parametrized, "weight is parametrized"),
     ("a layer with hooks", hooked, "Linear has hooks"),
     ("a residual sum", lambda: nn.TransformerEncoderLayer(6, 2, 7, norm_first=True), "residual sum"),
+    ("no norm at the end", encoder_without_norm, "residual sum"),
     ("max_norm", lambda: nn.Embedding(7, 6, max_norm=1.0), "max_norm rescales"),
     ("a meta tensor", lambda: nn.Linear(6, 6, device="meta"), "meta device"),
     ("an empty sequence", lambda: nn.Sequential(nn.Identity()), "no layer with weights"),
@@ -274,9 +287,27 @@ def test_a_layer_used_in_two_places_is_refused():
         fold_output(Draft(module), module[0], affine(6), -1)
 
 
-def test_another_axis_is_refused():
-    with pytest.raises(NotExactError, match="dim=1 is modulated, but Linear has its channels on dim=-1"):
-        fold_output(Draft(module := nn.Linear(6, 6)), module, affine(6), 1)
+OTHER_AXES = [
+    (nn.Linear(6, 6), 1, -1),
+    (nn.Embedding(7, 6), 1, -1),
+    (nn.LayerNorm(6), 1, -1),
+    (nn.RMSNorm(6), 1, -1),
+    (nn.MultiheadAttention(6, 2), 1, -1),
+    (nn.Conv2d(6, 6, 3), -1, -3),
+    (nn.ConvTranspose2d(6, 6, 3), -1, -3),
+    (nn.GroupNorm(2, 6), -1, 1),
+    (nn.InstanceNorm2d(6), -1, -3),
+]
+
+
+@pytest.mark.parametrize(("module", "dim", "own"), OTHER_AXES, ids=str)
+def test_another_axis_is_refused(module, dim, own):
+    message = f"dim={dim} is modulated, but {type(module).__name__} has its channels on dim={own}"
+    with pytest.raises(NotExactError, match=message):
+        fold_output(Draft(module), module, affine(6), dim)
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        with pytest.raises(NotExactError, match=message):
+            fold_input(Draft(module), module, affine(6), dim)
 
 
 def test_mixed_channels_do_not_go_into_what_keeps_them_apart():

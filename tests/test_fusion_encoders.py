@@ -85,3 +85,14 @@ def test_a_generator_of_ones_own_reads_what_it_likes(encoder: nn.Module):
     tokens = torch.randn(2, 5, 13)
     z = tokens if isinstance(encoder, Unpooled) else (tokens, torch.ones(2, 5, dtype=torch.bool))
     assert model(torch.randn(2, 3), cond=z).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "options"), [("concat", {"width": 50}), ("cross_attention", {"width": 50})]
+)
+def test_inner_layers_start_as_those_of_torch(fusion, options):
+    encoder = tf.Tokens(7, None) if fusion == "cross_attention" else tf.Vector(7)
+    net = tf.condition(nn.Sequential(nn.Linear(3, 400)), "0", encoder, fusion=fusion, **options)
+    (inner,) = (p for p in net.film.parameters() if p.shape == (50, 400))
+    assert 0.95 * 400**-0.5 < inner.max() <= 400**-0.5
+    assert 0.95 * 400**-0.5 < -inner.min() <= 400**-0.5

@@ -400,3 +400,13 @@ def test_an_encoder_without_sizes_is_asked_to_run_once():
     model.train()(x, cond=torch.randn(2, 7))
     assert "Maybe, the condition: 36 parameters" in model.film.describe()
     assert model(x, cond=tf.Masked(None)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("bound", "offset"), [("sigmoid", 0.5), ("tanh", 1.0), ("exp", 0.0), ("tanh:0.3", 1.0)]
+)
+def test_a_bound_starts_as_the_identity_with_the_offset_that_makes_it_one_and_with_no_other(bound, offset):
+    made = tf.Generator(7, {"a": 3}, bound=bound, gamma_offset=offset)
+    assert torch.equal(made(torch.randn(2, 7))["a"].gamma, torch.ones(2, 3))
+    with pytest.raises(ValueError, match="needs gamma = 1 at the start"):
+        tf.Generator(7, {"a": 3}, bound=bound, gamma_offset=offset + 0.25)

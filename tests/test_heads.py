@@ -7,7 +7,7 @@ from torch import nn
 import oracles
 import torchfilm as tf
 from catalogue import randomise, refilled_by_name, refilled_by_type
-from torchfilm.heads import AffineHead
+from torchfilm.heads import AffineHead, LowRankHead
 
 SITES = {"block1": 3, "block2": 5, "block3": 3}
 WIDTHS = [6, 10, 6]
@@ -139,6 +139,11 @@ def test_a_random_start_is_found_again_after_the_meta_device(head):
 
 
 @pytest.mark.parametrize("head", KINDS)
+def test_every_parameter_of_a_head_lives_where_it_is_told(head):
+    assert all(p.is_meta for p in generator(head, device="meta").parameters())
+
+
+@pytest.mark.parametrize("head", KINDS)
 def test_every_head_gives_float32_from_bfloat16_and_under_autocast(head):
     made, z = randomise(generator(head)), condition(head)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -188,3 +193,9 @@ def test_the_paper_s_start_of_a_linear_head_is_reproduced_number_by_number():
     nn.init.uniform_(bias, -(7**-0.5), 7**-0.5)
     assert torch.equal(made.weight, weight)
     assert torch.equal(made.bias, bias)
+
+
+def test_a_low_rank_head_goes_down_as_a_linear_layer_of_torch_starts():
+    down = LowRankHead(400, 6, 50).down
+    assert 0.95 * 400**-0.5 < down.max() <= 400**-0.5
+    assert 0.95 * 400**-0.5 < -down.min() <= 400**-0.5

@@ -169,3 +169,12 @@ def test_nodes_listen_to_their_graph_at_all_layers_and_norms(name: str):
     torch.testing.assert_close(layer(x, modulation=layer.modulation(z), rows=rows), expected)
     with pytest.raises(ValueError, match=f"{type(layer).__name__}: expected rows .* of the 5 rows of x"):
         layer(x, z, rows=rows[:3])
+
+
+NORMS = [tf.AdaLNZero, tf.AdaRMSNorm, tf.ConditionalLayerNorm, tf.ConditionalRMSNorm]
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_norm_lives_where_and_as_it_is_told(kind):
+    layer = kind(3, 7, elementwise_affine=True, device="meta", dtype=torch.float64)
+    assert {(p.dtype, p.is_meta) for p in layer.parameters()} == {(torch.float64, True)}

@@ -205,3 +205,13 @@ def test_modulations_are_a_pytree_and_survive_copies():
         assert type(twin) is Modulations
         assert list(twin) == list(a)
         assert all(equal(twin[name], a[name]) for name in a)
+
+
+def test_an_exported_program_that_is_given_modulations_is_saved(tmp_path):
+    net = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7)).eval()
+    with torch.no_grad():
+        x, given = torch.randn(2, 3), modulations(randomise(net), torch.randn(2, 7))
+    program = torch.export.export(net, (x,), {"modulation": given})
+    torch.export.save(program, tmp_path / "net.pt2")
+    loaded = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(loaded(x, modulation=given), net(x, modulation=given))

@@ -31,5 +31,7 @@ def test_a_choice_is_among_those_that_there_are():
         check_choice("here: mode", "smu", (None, "sum"))
     with pytest.raises(ValueError, match=r"one of \['sum', 'x:R'\], got 5.\nChoose one of these.$"):
         check_choice("here: mode", 5, {"sum": 2}, patterns=["x:R"])
+    with pytest.raises(ValueError, match=r"got 'cross'.\nDid you mean 'cross_attention'\?$"):
+        check_choice("here: mode", "cross", ("sum", "cross_attention"))
     with pytest.raises(ValueError, match=r"got \['x'\].\nLeave it out$"):
         check_choice("here: mode", ["x"], ("sum",), remedy="Leave it out")

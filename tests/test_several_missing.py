@@ -101,3 +101,29 @@ def test_those_that_are_named_are_lost_together_and_what_never_is_is_asked_for(m
     assert both({name: torch.ones(3, 2) for name in required}).shape[-1] == 6
     both.joint_dropout = 0.0
     assert both.required == tuple(name for name, may in maybe.items() if not may)
+
+
+def test_what_is_lost_together_is_shown():
+    assert "joint_dropout=0.1 of b" in repr(tf.Several(parts_of(a=False, b=True), joint_dropout=0.1))
+    assert "of b" not in repr(tf.Several(parts_of(a=False, b=True)))
+
+
+def test_a_single_sample_without_a_batch_axis_is_lost_as_a_whole():
+    maybe = randomise(tf.Maybe(tf.Vector(7), dropout=0.5)).train()
+    lost = [bool((maybe(torch.ones(7)) == maybe.null).all()) for _ in range(40)]
+    assert 5 < sum(lost) < 35
+    kept = [torch.equal(maybe(torch.ones(7)), torch.ones(7)) for _ in range(40)]
+    assert 5 < sum(kept) < 35
+
+
+def test_a_vector_that_all_samples_share_is_lost_by_each_for_itself():
+    both = tf.Several(parts_of(a=True, b=True), joint_dropout=0.5).train()
+    gone = both({"a": torch.ones(2), "b": torch.ones(400, 2)}).eq(0)
+    assert torch.equal(gone[:, :2], gone[:, 2:])
+    assert 0.3 < gone.float().mean() < 0.7
+    assert both({"a": torch.ones(2), "b": torch.ones(2, 2)}).shape == (2, 4)
+
+
+def test_a_list_that_says_who_is_present_serves_on_every_device():
+    maybe = tf.Maybe(tf.Vector(7), device="meta")
+    assert maybe(tf.Masked(torch.empty(2, 7, device="meta"), [True, False])).is_meta

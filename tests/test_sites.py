@@ -376,3 +376,9 @@ def test_the_input_of_attention_is_its_query():
     net = nn.Sequential(nn.MultiheadAttention(6, 2))
     assert [site.note for site in tf.find(net, "0", where="input")] == ["the query alone"]
     assert [site.note for site in tf.find(net, "0", where="input", field="key")] == ["input 'key'"]
+
+
+def test_a_site_is_no_network_to_be_conditioned_once_more():
+    net = tf.condition(nn.Sequential(nn.Sequential(nn.Linear(3, 5))), "0", tf.Vector(7), features=5, dim=-1)
+    with pytest.raises(ValueError, match="conditioned already"):
+        tf.condition(net[0], "0", tf.Vector(7))
