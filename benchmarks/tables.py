@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import api_tables
 import library_tables
 import placement_tables
 import policy_tables
@@ -26,6 +27,7 @@ SYSTEMS = ROOT / "src" / "torchfilm" / "systems"
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "alternatives.md",
+    ROOT / "docs" / "api.md",
     ROOT / "docs" / "placement.md",
     ROOT / "docs" / "speed.md",
     *(SYSTEMS / name / "README.md" for name in ("visual_reasoning", "diffusion_policy")),
@@ -41,6 +43,7 @@ def load(folder: Path = RESULTS) -> Results:
 TABLES: dict[str, Callable[[Results], str]] = {
     one.__name__: one
     for one in (
+        api_tables.api,
         library_tables.library_limits,
         library_tables.library_speed,
         placement_tables.placement_reasoning,

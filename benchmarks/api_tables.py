@@ -1,0 +1,56 @@
+"""The page of public names: each with the first paragraph of its docstring, linked to its code."""
+
+import importlib
+import inspect
+from types import ModuleType
+
+import torchfilm
+from table_form import Results, table
+
+GROUPS = {
+    "Condition a network": (
+        "condition find preset Site Sites using unconditioned remove conditioning freeze_base "
+        "checkpoint_context save load Fusion"
+    ),
+    "Conditions": "Vector Classes Scalars Tokens Several Maybe Masked",
+    "Layers": (
+        "FiLM DenseFiLM AdaLNZero AdaRMSNorm ConditionalBatchNorm1d ConditionalBatchNorm2d "
+        "ConditionalBatchNorm3d ConditionalGroupNorm ConditionalInstanceNorm1d ConditionalInstanceNorm2d "
+        "ConditionalInstanceNorm3d ConditionalLayerNorm ConditionalRMSNorm"
+    ),
+    "Generators": "Generator ComposedGenerator build_generator SeparableTable tabulate",
+    "Is the condition heard?": "doctor heard sensitivity",
+    "Look and edit": (
+        "Modulation Modulations modulations record edit sweep summarise save_modulations load_modulations"
+    ),
+    "Guide, fold, compare": "guide fold folded FoldReport compare concat_as_shift",
+}
+MODULES = ("functional", "converters", "native", "plot")
+
+
+def api(results: Results) -> str:
+    """A table for each group, then one for each module beside `tf.`; `results` is not read."""
+    sections = [_section(title, "tf", torchfilm, names.split()) for title, names in GROUPS.items()]
+    for name in MODULES:
+        module = importlib.import_module(f"torchfilm.{name}")
+        sections.append(_section(f"torchfilm.{name}", name, module, _own(module)))
+    return "\n".join(sections)
+
+
+def _own(module: ModuleType) -> list[str]:
+    """The public functions and classes that are written in a module."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and callable(value) and value.__module__ == module.__name__
+    ]
+
+
+def _section(title: str, prefix: str, module: ModuleType, names: list[str]) -> str:
+    rows = []
+    for name in names:
+        value = getattr(module, name)
+        path = f"src/{value.__module__.replace('.', '/')}.py"
+        told = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+        rows.append([f"[`{prefix}.{name}`](../{path})", told])
+    return f"## {title}\n\n{table(['name', 'what it is'], rows, texts=2)}"
