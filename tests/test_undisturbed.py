@@ -165,6 +165,22 @@ def test_compiled_networks_run_eagerly_until_the_last_block_is_over():
     assert len(compiled) == 1
 
 
+@pytest.mark.plain
+def test_a_block_within_a_compiled_function_is_part_of_its_one_graph():
+    torch._dynamo.reset()
+    model, x = nn.Sequential(nn.Dropout(0.9)).train(), torch.randn(2, 3)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def predict(x: Tensor) -> Tensor:
+        with in_mode(model, training=False):
+            return model(x)
+
+    assert torch.equal(predict(x), x)
+    with in_mode(nn.Dropout(), training=False):
+        assert torch.equal(predict(x), x)
+    assert model[0].training
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_a_batch_norm_in_torchscript_is_left_as_it_was_too():
     model = torch.jit.script(nn.BatchNorm1d(3))
