@@ -1,6 +1,11 @@
 """Folding where something else is active, and what may be active where a network is folded."""
 
+import copy
+import pickle
+import threading
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -51,6 +56,9 @@ INSIDE = [
     ("a condition of a call's own", lambda model: model(X, cond=z())),
     ("a condition of a call's own", lambda model: tf.fold(model, cond=z())),
     ("a condition of a call's own", lambda model: tf.folded(model, cond=z()).__enter__()),
+    ("a copy or a pickle", copy.deepcopy),
+    ("a copy or a pickle", pickle.dumps),
+    ("save", lambda model: tf.save(model, "nowhere")),
 ]
 
 
@@ -66,6 +74,68 @@ def test_inside_of_folded_nothing_else_is_silently_ignored(sites, got, act):
             act(model)
         torch.testing.assert_close(model(X), expected)
     assert torch.equal(model(X, cond=cond), expected)
+
+
+IN_ANOTHER_THREAD = [
+    ("a copy or a pickle", lambda model: pickle.dumps(model)),
+    ("save", lambda model: tf.save(model, "nowhere")),
+    ("a call in another thread", lambda model: model(X)),
+    ("a call in another thread", lambda model: model(X, cond=z())),
+    ("using or unconditioned", lambda model: tf.using(model, cond=z()).__enter__()),
+    ("a call in another thread", lambda model: tf.folded(model, cond=z()).__enter__()),
+]
+
+
+@pytest.mark.parametrize(("got", "act"), IN_ANOTHER_THREAD, ids=range(len(IN_ANOTHER_THREAD)))
+def test_inside_of_folded_other_threads_do_not_use_the_network_unnoticed(got, act):
+    model, cond = network("0|2"), z()
+    expected = model(X, cond=cond)
+    with ThreadPoolExecutor(1) as pool:
+        with tf.folded(model, cond=cond):
+            with pytest.raises(ValueError, match=rf"in the same thread(.|\n)*got {got}"):
+                pool.submit(act, model).result()
+            torch.testing.assert_close(model(X), expected)
+        assert torch.equal(pool.submit(model, X, cond=cond).result(), expected)
+        assert torch.equal(copy.deepcopy(model)(X, cond=cond), expected)
+
+
+def meeting(meet: Callable[[], object]) -> nn.Module:
+    """A network whose code meets another thread, so that a trace of it does."""
+
+    class Meeting(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            meet()
+            return super().forward(x)
+
+    return tf.condition(Meeting(nn.Linear(3, 5)).eval(), "0", tf.Vector(7))
+
+
+def test_another_thread_runs_its_network_while_one_is_traced():
+    other, outputs = nn.Sequential(nn.Linear(3, 5), nn.ReLU()), []
+    with ThreadPoolExecutor(1) as pool:
+        tf.fold(meeting(lambda: outputs.append(pool.submit(other, X).result())), cond=z())
+    assert outputs
+    assert all(torch.equal(output, other(X)) for output in outputs)
+
+
+def test_two_threads_that_fold_take_turns_and_leave_torch_as_it_was():
+    before = nn.Module.__call__, nn.Module.__getattr__
+    inside, over, folds = threading.Event(), threading.Event(), []
+
+    def wait_for_over() -> None:
+        inside.set()
+        over.wait(0.1)
+
+    def begin() -> None:
+        if not folds:
+            folds.append(pool.submit(tf.fold, meeting(wait_for_over), cond=z()))
+            inside.wait(0.1)
+
+    with ThreadPoolExecutor(1) as pool:
+        tf.fold(meeting(begin), cond=z())
+        over.set()
+    assert folds[0].exception() is None
+    assert (nn.Module.__call__, nn.Module.__getattr__) == before
 
 
 def test_after_a_write_that_fails_everything_is_back(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,8 @@
 """What folding leaves as it was: the conditioned network, its other copies, and what an earlier fold kept."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -136,6 +138,25 @@ def test_a_copy_shares_nothing_with_an_encoder_that_uses_a_part_of_the_network()
     torch.testing.assert_close(plain(words), model(words, cond=words))
     plain.half()
     assert model[0].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("act", ["fold", "folded"])
+def test_nothing_of_a_folded_network_waits_for_the_garbage_collector(act: str):
+    model = conditioned(
+        nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Sequential(nn.Linear(5, 5), nn.Tanh())), "2"
+    )
+    gc.disable()
+    try:
+        if act == "fold":
+            model, _ = tf.fold(model, cond=z(), leftover="constant")
+        else:
+            with tf.folded(model, cond=z(), leftover="constant"):
+                pass
+        parameters = [weakref.ref(parameter) for parameter in model.parameters()]
+        del model
+        assert [parameter() for parameter in parameters] == [None] * len(parameters)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

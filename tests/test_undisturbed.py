@@ -29,6 +29,22 @@ def test_every_module_gets_its_own_mode_back(fails: bool):
     assert [module.training for model in models for module in model.modules()] == modes
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_blocks_of_threads_that_overlap_give_the_modes_back_at_the_last_end(training: bool, later: bool):
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.Dropout())).train(training)
+    model[0].train(not training)
+    before = [module.training for module in model.modules()]
+    first, second = in_mode(model, training=False), in_mode(model[1], training=later)
+    for block in (first, second):
+        block.__enter__()
+    first.__exit__(None, None, None)
+    assert [model.training, model[0].training] == [training, not training]
+    assert [module.training for module in model[1].modules()] == [later] * 3
+    second.__exit__(None, None, None)
+    assert [module.training for module in model.modules()] == before
+
+
 def test_a_mode_that_cannot_be_set_leaves_the_modes_before():
     class Stubborn(nn.Dropout):
         def train(self, mode: bool = True) -> nn.Module:
@@ -147,6 +163,22 @@ def test_compiled_networks_run_eagerly_until_the_last_block_is_over():
         assert not compiled
     model(torch.randn(2, 3))
     assert len(compiled) == 1
+
+
+@pytest.mark.plain
+def test_a_block_within_a_compiled_function_is_part_of_its_one_graph():
+    torch._dynamo.reset()
+    model, x = nn.Sequential(nn.Dropout(0.9)).train(), torch.randn(2, 3)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def predict(x: Tensor) -> Tensor:
+        with in_mode(model, training=False):
+            return model(x)
+
+    assert torch.equal(predict(x), x)
+    with in_mode(nn.Dropout(), training=False):
+        assert torch.equal(predict(x), x)
+    assert model[0].training
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")

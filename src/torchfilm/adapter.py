@@ -141,11 +141,12 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         folder: is made where it does not exist; earlier files of the same names are replaced.
 
     Raises:
-        ValueError: for a model that is not conditioned, and for state of an encoder or a generator that is no
-            tensor.
+        ValueError: for a model that is not conditioned, inside of `folded`, and for state of an encoder or a
+            generator that is no tensor.
     """
     film, root, path = conditioning(model), unwrapped(model), Path(folder)
     film.check(root)
+    film.check_open("save")
     names = {name: _unwrapped_name(paths[0]) for name, paths in film.paths(root).items()}
     state = film.state_dict()
     _check_tensors(state)

@@ -112,6 +112,7 @@ class Conditioning(nn.Module):
         self.places: list[tuple[tuple[str, ...], Slot]] = []
         self.local = _Local()
         self.takes_cond = True
+        self.folded = False
         self.recipe: dict[str, Any] | None = None
         self.frozen = Frozen()
 
@@ -189,17 +190,23 @@ class Conditioning(nn.Module):
 
     def check_open(self, got: str) -> None:
         """Raise ValueError where the values are fixed: what comes now would not be heard at all sites."""
-        if self.local.fixed is not None:
+        if self.folded or self.local.fixed is not None:
             raise ValueError(
-                f"folded: expected nothing inside the block that changes what is heard: the weights hold a "
-                f"condition, got {got}.\n"
-                f"Leave the block first; what is to change the folded values goes around it: with edit(...), "
-                f"folded(...)."
+                f"folded: expected nothing inside the block but calls without a condition, in the same "
+                f"thread: the weights hold one, got {got}.\n"
+                f"Leave the block first; fold(...) gives a plain copy, and what is to change the folded "
+                f"values goes around it: with edit(...), folded(...)."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check_open("a copy or a pickle")
+        return vars(self)
 
     def values(self, cond: Any, modulation: Any) -> Any:
         """Return what the slots get for these arguments: a value for each site, or PLAIN."""
-        if self.local.fixed is not None:
+        if self.folded or self.local.fixed is not None:
+            if self.local.fixed is None:
+                self.check_open("a call in another thread")
             if cond is not None or modulation is not None:
                 self.check_open("a condition of a call's own")
             return self.local.fixed

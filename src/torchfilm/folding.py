@@ -176,7 +176,8 @@ def folded(
     At the end, also after an exception, the very tensors are back that were there before. Weights are shared
     by all threads, so no other thread may use the network meanwhile. What is left over (leftover="constant")
     stays modulated as it was. An `edit` around the block is folded as well; inside of it, `edit`, `record`,
-    `using` and a call's own `cond=` raise, since the weights would not hear them.
+    `using` and a call's own `cond=` raise, since the weights would not hear them; so do copies, pickles and
+    `save`, since the weights hold the condition, as does `state_dict()`.
 
     Args:
         model: a conditioned network.
@@ -200,13 +201,18 @@ def folded(
     plain, places = _plain_copy(model, memo)
     plan = _planned(plain, places, film, values, leftover, borders=False)
     names = {module: name for name, module in plain.named_modules()}
-    undo = plan.draft.apply(lambda module: model.get_submodule(names[module]))
+    rest = {name: values[name] if name in plan.kept else PLAIN for name in values}
+    film.check_open("another `folded`")
+    film.folded = True
     try:
-        rest = {name: values[name] if name in plan.kept else PLAIN for name in values}
-        with film.fixed(rest if plan.kept else PLAIN):
-            yield model
+        undo = plan.draft.apply(lambda module: model.get_submodule(names[module]))
+        try:
+            with film.fixed(rest if plan.kept else PLAIN):
+                yield model
+        finally:
+            undo()
     finally:
-        undo()
+        film.folded = False
 
 
 def _values(

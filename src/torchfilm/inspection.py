@@ -134,6 +134,8 @@ class Recording(Mapping[str, Modulation], Onlooker):
 def modulations(model: nn.Module, cond: Any) -> Modulations:
     """Return what the generator makes of a condition, without running the network and without dropout.
 
+    A network in training drops no condition meanwhile, in other threads that call it neither.
+
     Args:
         model: a conditioned network.
         cond: as in `model(x, cond=cond)`.

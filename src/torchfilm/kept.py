@@ -34,7 +34,7 @@ class Kept:
     ready = None
 
     def __init__(self, module: nn.Module, site: Site, fusion: Fusion, value: Any) -> None:
-        self.module = module
+        self.buffers = module._buffers  # the module itself would be a cycle
         self.site = site
         self.fusion = fusion
         self.is_plain_film = is_plain_film(site, fusion)
@@ -47,7 +47,7 @@ class Kept:
     @property
     def value(self) -> Any:
         """The value, made of the buffers."""
-        return self.kind(*[self.module._buffers[f"kept_{name}"] for name in self.names])
+        return self.kind(*[self.buffers[f"kept_{name}"] for name in self.names])
 
 
 @dataclass(frozen=True, eq=False)

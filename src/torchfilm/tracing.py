@@ -12,6 +12,7 @@ import dis
 import inspect
 import itertools
 import math
+import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ _UNTRACEABLE = (
 # Each way costs a copy of the module's structure and a trace of it: milliseconds for a block.
 _MOST_WAYS = 64
 _GIVEN = object()
+# torch.fx changes `nn.Module` for all threads, so that two traces at once would undo each other's change.
+_TRACING = threading.RLock()
 _OF_MODULES = {"_parameters", "_buffers", "_modules"}
 _ASKS = {"isinstance", "issubclass", "is_grad_enabled", "is_inference_mode_enabled"}
 
@@ -110,12 +113,25 @@ def ways(module: nn.Module, leaves: Collection[nn.Module] = (), *, takes_first: 
 
 
 class _Tracer(fx.Tracer):
-    """Trace with some arguments fixed, and some modules closed."""
+    """Trace what this thread runs, with some arguments fixed, and some modules closed."""
 
     def __init__(self, leaves: Collection[nn.Module], constants: dict[str, Any]) -> None:
         super().__init__()
         self.leaves = leaves
         self.constants = constants
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Call a module: in another thread as if nothing were traced."""
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Return an attribute of a module: in another thread as if nothing were traced."""
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the code of a module stays closed."""
@@ -155,8 +171,11 @@ def _trace(module: nn.Module, leaves: Collection[nn.Module], constants: dict[str
     memo |= {id(buffer): buffer.detach().clone() for buffer in module.buffers()}
     copied = copy.deepcopy(module, memo)
     tracer = _Tracer({memo[id(leaf)] for leaf in leaves if id(leaf) in memo}, constants)
-    with same_chance():
-        graph = tracer.trace(copied)
+    try:
+        with _TRACING, same_chance():
+            graph = tracer.trace(copied)
+    finally:  # torch.fx leaves the tracer in a cycle, and this copy has the network's own parameters
+        tracer.root, tracer.leaves, tracer.tensor_attrs = nn.Module(), (), {}
     for own in map(vars, copied.modules()):
         for stored in pytree.tree_leaves({key: own[key] for key in own if key not in _OF_MODULES}):
             if isinstance(stored, fx.Proxy):

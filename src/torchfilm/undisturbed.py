@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+# The blocks of `in_mode` that are open, in the order in which they began, with the modes from before each.
+_OPEN: list[dict[nn.Module, bool]] = []
+_CHANGING = threading.RLock()  # held while modes change, and not for a whole block
 
 
 @contextmanager
@@ -16,27 +20,46 @@ def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
 
     Into training by `train`, which others may have made to leave some modules out, and back by `train` too.
     Into evaluation module by module: the `train(False)` of others may write into weights (LoRA merges them).
+    Modes are those of all threads. Where blocks overlap, the last to end gives the modes back.
     """
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    before = [(model, model.training) for model in models]
+    compiling = torch.compiler.is_compiling()  # then no other thread sees a mode change
+    lock, blocks = (nullcontext(), []) if compiling else (_CHANGING, _OPEN)
+    with lock:
+        modes = {module: module.training for model in models for module in model.modules()}
+        blocks.append(modes)
     try:
-        if training:
-            for model in models:
-                model.train()
-        else:
-            for module, mode in modes:
-                if mode:
-                    module.training = False
+        with lock:
+            if training:
+                for model in models:
+                    model.train()
+            else:
+                for module, mode in modes.items():
+                    if mode:
+                        module.training = False
         yield
     finally:
-        try:
-            if any(module.training is not mode for module, mode in modes):
-                for model, mode in before:
-                    model.train(mode)
-        finally:
-            for module, mode in modes:
-                if module.training is not mode:
-                    module.training = mode
+        with lock:
+            place = [block is modes for block in blocks].index(True)
+            _give_back(models, blocks.pop(place), blocks[place:])
+
+
+def _give_back(
+    models: tuple[nn.Module, ...], modes: dict[nn.Module, bool], later: list[dict[nn.Module, bool]]
+) -> None:
+    """Put modules into these modes; leave those of a later block to it, which gives the modes back then."""
+    for module in modes:
+        for block in later:
+            if module in block:
+                block[module], modes[module] = modes[module], module.training
+                break
+    try:
+        if any(module.training is not mode for module, mode in modes.items()):
+            for model in models:
+                model.train(modes[model])
+    finally:
+        for module, mode in modes.items():
+            if module.training is not mode:
+                module.training = mode
 
 
 @contextmanager
