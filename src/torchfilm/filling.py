@@ -102,6 +102,9 @@ class Conditioning(nn.Module):
         sites: each `Site` by its name, in the order of the network.
     """
 
+    folded = False
+    """Whether the weights hold a condition now, in the block of `folded`."""
+
     def __init__(self, cond: nn.Module, generator: nn.Module, fusion: Fusion, sites: Sites) -> None:
         super().__init__()
         self.cond = cond
@@ -112,7 +115,6 @@ class Conditioning(nn.Module):
         self.places: list[tuple[tuple[str, ...], Slot]] = []
         self.local = _Local()
         self.takes_cond = True
-        self.folded = False
         self.recipe: dict[str, Any] | None = None
         self.frozen = Frozen()
 
