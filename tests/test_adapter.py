@@ -281,8 +281,9 @@ def test_encoders_and_generators_of_ones_own_are_given_again(tmp_path: Path):
 def test_another_base_is_refused(tmp_path: Path):
     model = conditioned()
     tf.save(model, tmp_path)
-    with pytest.raises(ValueError, match=r"has other weights than the one behind it, the first in 'stem"):
-        tf.load(Net(), tmp_path)
+    pattern, other = r"has other weights than the one behind it, the first in 'stem", Net()
+    with torch.device("meta"), pytest.raises(ValueError, match=pattern):
+        tf.load(other, tmp_path)
     with pytest.raises(ValueError, match=r"has modules or sizes that the one behind it did not have"):
         tf.load(Net(3), tmp_path)
     other = tf.load(Net(3), tmp_path, any_base=True)

@@ -10,6 +10,7 @@ from torchfilm.dataflow import first_layer, last_layer, read_by_code
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_rules import fold_output
 from torchfilm.folding import fold, folded
+from torchfilm.tracing import ways
 
 
 def conditioned(sites: str, model: nn.Module, **options) -> nn.Module:
@@ -404,3 +405,15 @@ class KeepsWeight(Branch):
 @pytest.mark.parametrize(("build", "count"), [(AsksDtype, 0), (KeepsWeight, 1)])
 def test_code_reads_a_weight_where_its_numbers_count(build, count):
     assert len(read_by_code(build())) == count
+
+
+@pytest.mark.parametrize("pairs", [True, [("0", "1")]], ids=["found", "given"])
+def test_a_network_is_traced_once_to_find_the_norms_too(pairs, monkeypatch: pytest.MonkeyPatch):
+    traced = []
+    monkeypatch.setattr(
+        "torchfilm.dataflow.ways", lambda module, *args: traced.append(1) or ways(module, *args)
+    )
+    model = conditioned("0", nn.Sequential(nn.Conv1d(3, 5, 1), nn.BatchNorm1d(5), nn.ReLU()).eval())
+    _, report = fold(model, cond=z(), fuse_norms=pairs)
+    assert report.fused == (("0", "1"),)
+    assert traced == [1]

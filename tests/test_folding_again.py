@@ -102,8 +102,11 @@ def test_a_site_whose_weights_compute_something_else_is_refused(dtype, monkeypat
         return module
 
     monkeypatch.setattr("torchfilm.folding.fold_output", wrong)
-    with pytest.raises(ValueError, match=r"site '0': expected folded weights that compute the same, got an"):
-        tf.fold(model, cond=z())
+    before = dict(model.named_parameters())
+    for act in (tf.fold, lambda *args, **options: tf.folded(*args, **options).__enter__()):
+        with pytest.raises(ValueError, match=r"site '0': expected folded weights that compute the same, got"):
+            act(model, cond=z())
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
 
 
 def test_a_network_that_keeps_a_mask_moves_converts_and_folds_again():
@@ -157,6 +160,38 @@ def test_nothing_of_a_folded_network_waits_for_the_garbage_collector(act: str):
         assert [parameter() for parameter in parameters] == [None] * len(parameters)
     finally:
         gc.enable()
+
+
+def megabytes() -> float:
+    """What all tensors that are alive take."""
+    gc.collect()
+    found = [one for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter)]
+    tensors = [one for one in found if one.layout is torch.strided]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()) / 1e6
+
+
+class Watched(nn.Sequential):
+    """A network that remembers how much was in memory while it was called."""
+
+    most = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor):
+            Watched.most = max(Watched.most, megabytes())
+        return super().forward(x)
+
+
+def test_folded_weights_are_beside_the_old_ones_and_nothing_else_is():
+    base, x, size = Watched(*[nn.Linear(300, 300) for _ in range(4)]), torch.randn(2, 300), 4 * 0.3612
+    model = tf.condition(base.eval(), ".+", tf.Vector(7))
+    start = megabytes()
+    with tf.folded(model, cond=z()):
+        model(x)
+    assert Watched.most - start < 1.1 * size
+    plain, _ = tf.fold(model, cond=z(), inputs=x)
+    assert Watched.most - start < 2.1 * size
+    assert megabytes() - start < 1.1 * size
+    del plain
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

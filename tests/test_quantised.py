@@ -10,6 +10,7 @@ import torchfilm as tf
 from catalogue import randomise
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_rules import fold_output
+from torchfilm.quantised import rescaled
 
 
 def conditioned(quantised: nn.Module) -> nn.Module:
@@ -19,11 +20,12 @@ def conditioned(quantised: nn.Module) -> nn.Module:
     return model
 
 
-def by_torchao(name: str) -> nn.Module:
+def by_torchao(name: str, dtype: torch.dtype = torch.float32, size: float = 1) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantization = pytest.importorskip("torchao.quantization")
-        model = nn.Sequential(nn.Linear(64, 5), nn.ReLU())
+        model = nn.Sequential(nn.Linear(64, 5), nn.ReLU()).to(dtype)
+        nn.init.normal_(model[0].weight, std=size)
         quantization.quantize_(model, getattr(quantization, name)())
     return model
 
@@ -39,7 +41,8 @@ def by_torch(*, per_channel: bool) -> nn.Module:
 
 def check(model: nn.Module, integers: Tensor) -> nn.Module:
     x, cond = torch.randn(3, 64), torch.randn(1, 7)
-    plain, report = tf.fold(model, cond=cond)
+    with torch.device("meta"):  # another default device than the network's
+        plain, report = tf.fold(model, cond=cond)
     assert (tf.conditioning(model).modulations(cond)["0"].gamma < 0).any()
     torch.testing.assert_close(plain(x), model(x, cond=cond))
     assert report["0"].error < 1e-6
@@ -59,6 +62,18 @@ def test_a_torchao_weight_keeps_its_integers(name: str):
     plain = check(model, integers)
     assert type(plain[0].weight) is type(model[0].weight)
     assert torch.equal(plain[0].weight.qdata, integers)
+
+
+@pytest.mark.parametrize("size", [1, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_torchao_weight_keeps_its_integers_in_half_precision(name: str, dtype: torch.dtype, size: float):
+    model = conditioned(by_torchao(name, dtype, size)).eval()
+    x, cond = torch.randn(3, 64, dtype=dtype), torch.randn(1, 7)
+    plain, report = tf.fold(model, cond=cond, inputs=x)
+    assert torch.equal(plain[0].weight.qdata, model[0].weight.qdata)
+    assert max(report.error, report["0"].error) < 8 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("per_channel", [False, True], ids=["one scale", "a scale per channel"])
@@ -128,3 +143,33 @@ def test_what_has_no_scale_per_channel_is_refused():
     packed = by_torch(per_channel=True)
     with pytest.raises(NotExactError, match="mixes channels"):
         fold_output(Draft(packed), packed[0], mixing, -1)
+
+
+class ByColumn(Tensor):
+    """A quantised weight with a scale for each input channel."""
+
+    @staticmethod
+    def __new__(cls, integers: Tensor, scale: Tensor) -> "ByColumn":
+        made = Tensor._make_wrapper_subclass(cls, integers.shape, dtype=scale.dtype)
+        made.integers, made.scale = integers, scale
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["integers", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(tensors: dict[str, Tensor], *_: object) -> "ByColumn":
+        return ByColumn(**tensors)
+
+    def dequantize(self) -> Tensor:
+        return self.integers * self.scale
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: object) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("size", [1, 1e-9])
+def test_a_scale_along_another_axis_takes_no_factor_however_small_it_is(size: float):
+    weight = ByColumn(torch.arange(25.0).view(5, 5), size * (1 + torch.rand(5)))
+    assert rescaled(weight, torch.rand(5).double()) is None

@@ -50,13 +50,16 @@ def first_layer(module: nn.Module) -> str | None:
     return _agreed(module, ways(module, takes_first=True), _first)
 
 
-def conv_norm_pairs(model: nn.Module, kept: Collection[nn.Module] = ()) -> list[tuple[str, str]]:
+def conv_norm_pairs(
+    model: nn.Module, code: Code | None = None, kept: Collection[nn.Module] = ()
+) -> list[tuple[str, str]]:
     """Return the names of each convolution (or linear layer) and the BatchNorm that alone reads its output.
 
     Both are called once, and neither has a second name. Only norms with running statistics count.
 
     Args:
         model: any network.
+        code: its `code_of`, to trace nothing again; not used where modules are kept.
         kept: modules inside that change what they get or give: a pair is inside of one or outside of it.
 
     Example:
@@ -64,16 +67,17 @@ def conv_norm_pairs(model: nn.Module, kept: Collection[nn.Module] = ()) -> list[
         [('0', '1')]
     """
     roots = [("", model), *((f"{name}.", module) for name, module in model.named_modules() if module in kept)]
+    if kept or code is None:
+        code = [part for start, root in roots for part in _parts(start, root, kept)]
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     found: dict[tuple[str, str], None] = {}
     seen: list[tuple[list[tuple[str, str]], set[str]]] = []
-    for start, root in roots:
-        for prefix, part in _parts(start, root, kept):
-            pairs = [_pairs(model, names, prefix, graph) for graph in part.graphs]
-            called = [{prefix + str(target) for target in _calls(graph)} for graph in part.graphs]
-            seen += zip(pairs, called, strict=True)
-            if part.complete:
-                found |= {pair: None for one in pairs for pair in one}
+    for prefix, part in code:
+        pairs = [_pairs(model, names, prefix, graph) for graph in part.graphs]
+        called = [{prefix + str(target) for target in _calls(graph)} for graph in part.graphs]
+        seen += zip(pairs, called, strict=True)
+        if part.complete:
+            found |= {pair: None for one in pairs for pair in one}
     return [pair for pair in found if all(pair in pairs or called.isdisjoint(pair) for pairs, called in seen)]
 
 

@@ -98,7 +98,7 @@ class Draft:
             raise NotExactError(
                 f"its {name} is a {type(tensor.data).__name__} of {tensor.dtype}, not plain numbers"
             )
-        return tensor.detach().to(_wide(tensor))
+        return wide(tensor)
 
     def latest(self, module: nn.Module, name: str) -> Any:
         """Return a tensor or attribute as it will be, whatever it is."""
@@ -165,6 +165,8 @@ class Draft:
     def apply(self, place: Callable[[nn.Module], nn.Module] = lambda module: module) -> Callable[[], None]:
         """Write everything; return what puts the very objects back that were there.
 
+        Values in float64 are dropped once they are written: a second place shares the tensors of the first.
+
         Args:
             place: from a module that was read to the one to write into, its equal in another copy.
         """
@@ -177,7 +179,8 @@ class Draft:
                     old = module._parameters.get(name, getattr(module, name))
                     undo.append((module, name, parameter, old))
                     if parameter and isinstance(value, Tensor):
-                        module._parameters[name] = _parameter(value, self._like(source, name))
+                        values[name] = _parameter(value, self._like(source, name))
+                        module._parameters[name] = values[name]
                     else:
                         setattr(module, name, value)
         except BaseException:
@@ -202,8 +205,9 @@ def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=like.requires_grad)
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, without its graph; in float32 on mps, which has no float64."""
+    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
 def _restore(undo: list[tuple[nn.Module, str, bool, Any]]) -> None:

@@ -81,7 +81,7 @@ def _relative(actual: Tensor, expected: Tensor) -> Tensor:
     apart = (actual - expected).abs().where(~same, 0).flatten()
     sizes = expected.abs().where(expected.isfinite(), 0).flatten()
     if not apart.numel():
-        return torch.zeros((), dtype=torch.float64)
+        return apart.new_zeros(()).cpu()
     return (apart.max() / sizes.max().clamp(min=_TINY)).cpu()
 
 

@@ -85,7 +85,7 @@ class Reference:
     """What a layer computed before it was folded: its input maps, itself, its output maps, what follows.
 
     Args:
-        layer: a copy from before, in float64 where it can be.
+        layer: a copy from before, which shares its tensors.
         inputs: map and axis of what is modulated in front, the outermost first.
         outputs: likewise behind, the innermost first.
         following: the reference of a BatchNorm that the layer took.
@@ -98,31 +98,39 @@ class Reference:
 
     @classmethod
     def of(cls, layer: nn.Module) -> Reference:
-        """Copy a layer as it is; on the CPU, which has float64, but where its kernels may be elsewhere."""
-        before = copy.deepcopy(layer).requires_grad_(requires_grad=False)
-        return cls(before if is_quantised(layer) else before.cpu().double())
+        """Remember a layer as it is, whatever takes the place of its tensors later."""
+        shared: dict[int, Any] = {id(t): t for t in (*layer.parameters(), *layer.buffers())}
+        return cls(copy.deepcopy(layer, shared))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return what was computed before."""
+        """Return what was computed before, without hooks, in float64 where the layer has plain numbers."""
         for affine, dim in self.inputs:
             x = mapped(x, affine, dim)
-        y = self.layer(x)
+        layer = self.layer if is_quantised(self.layer) else _on_cpu(self.layer).double()
+        y = layer.forward(x).cpu().double()
         for affine, dim in self.outputs:
             y = mapped(y, affine, dim)
         return y if self.following is None else self.following(y)
 
     def error(self, folded: nn.Module) -> float:
         """Return the largest relative difference that folding made, on random features."""
-        now = copy.deepcopy(folded) if is_quantised(folded) else copy.deepcopy(folded).cpu()
-        like = next(
-            (t for t in now.parameters() if t.is_floating_point()), torch.empty(0, dtype=torch.float32)
-        )
-        dtype, x = like.dtype, probe(self.layer).to(like.device)
+        now = _on_cpu(folded)
+        own = (tensor for tensor in now.parameters() if tensor.is_floating_point())
+        like = next(own, torch.empty(0, dtype=torch.float32, device="cpu"))
+        x = probe(self.layer).to(like.device)
+        rounded = x.to(like.dtype) if x.is_floating_point() else x
         with torch.no_grad():
-            expected = self(x.float() if is_quantised(self.layer) and x.is_floating_point() else x)
-            y = now(x.to(dtype) if x.is_floating_point() else x)
-        scale = expected.abs().max().double().clamp(min=torch.finfo(dtype).tiny)
-        return float((y.double() - expected.double()).abs().max() / scale)
+            expected = self(rounded if is_quantised(self.layer) else x)
+            y = now.forward(rounded).cpu().double()
+        return float(
+            (y - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(like.dtype).tiny)
+        )
+
+
+def _on_cpu(layer: nn.Module) -> nn.Module:
+    """Return a copy on the CPU, which has float64; where it is, if its kernels may not be there."""
+    copied = copy.deepcopy(layer)
+    return copied if is_quantised(layer) else copied.cpu()
 
 
 def mapped(x: Tensor, affine: Affine, dim: int) -> Tensor:
@@ -141,7 +149,7 @@ def is_quantised(module: nn.Module) -> bool:
 def probe(layer: Any) -> Tensor:
     """Return random features that a layer of torch takes, in float64; every row for an embedding."""
     if isinstance(layer, nn.Embedding):
-        return torch.arange(layer.num_embeddings)
+        return torch.arange(layer.num_embeddings, device="cpu")
     if isinstance(layer, conv._ConvNd):
         reach = [d * (k - 1) + 3 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         shape = [2, layer.in_channels, *([3] * len(reach) if layer.transposed else reach)]
@@ -156,4 +164,5 @@ def probe(layer: Any) -> Tensor:
         shape = [2, *layer.normalized_shape]
     else:
         shape = [2, 5, layer.in_features]
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    chance = torch.Generator().manual_seed(0)
+    return torch.randn(shape, dtype=torch.float64, device="cpu", generator=chance)

@@ -1,7 +1,7 @@
 """How an affine map of the channels disappears into the weights of the layer before or behind it.
 
-`fold_output` and `fold_input` know torch's own layers and write into a `Draft`. What is not exact raises
-`NotExactError`.
+`affine_of` and `affine_of_norm` return such a map. `fold_output` and `fold_input` know torch's own layers and
+write into a `Draft`. What is not exact raises `NotExactError`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,53 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
+from torch.utils import _pytree as pytree
 
 from torchfilm.dataflow import first_layer, last_layer, passes
-from torchfilm.draft import Affine, Draft, NotExactError
+from torchfilm.draft import Affine, Draft, NotExactError, wide
+from torchfilm.mixing import Mixing
+from torchfilm.modulation import Modulation
 from torchfilm.quantised import is_packed, repacked, rescaled
-from torchfilm.sites import is_patched, kind_of
+from torchfilm.sites import Site, is_patched, kind_of
+
+
+def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
+    """Return the map of the channels that a value of a fusion is, in float64.
+
+    Raises:
+        ValueError: for values of several conditions.
+        NotExactError: for what is no such map, or another one at each position.
+    """
+    if getattr(fusion, "fold", None) is None:
+        raise NotExactError(f"{type(fusion).__name__} is no affine map of the channels")
+    exact = pytree.tree_map_only(Tensor, lambda t: wide(t) if t.is_floating_point() else t, value)
+    made = fusion.fold(exact)
+    if isinstance(made, Modulation):
+        factor, shift = made.gamma, made.beta
+    elif isinstance(made, Mixing):
+        weight = wide(made.weight)
+        factor, shift = weight + torch.eye(site.features, device="cpu").to(weight), made.shift
+    else:
+        raise NotExactError(f"{type(fusion).__name__} is no affine map of the channels")
+    inner = 2 if isinstance(made, Mixing) else 1
+    for tensor, own in ((factor, inner), (shift, 1)):
+        outer = tensor.shape[: tensor.ndim - own]
+        if outer and outer[0] > 1:
+            raise ValueError(
+                f"fold, site '{site.name}': expected one condition, got {outer[0]}.\n"
+                f"One set of weights holds one condition: fold(model, cond=z[:1]), or once for each; for a "
+                f"fixed set of conditions use tabulate(model, conds=z)."
+            )
+        if any(size > 1 for size in outer):
+            raise NotExactError(f"each of {outer.numel()} positions is modulated differently")
+    return Affine(wide(factor).reshape(factor.shape[-inner:]), wide(shift).reshape(-1))
+
+
+def affine_of_norm(draft: Draft, norm: Any) -> Affine:
+    """Return what a BatchNorm in evaluation does: scale and shift by its statistics and its affine."""
+    mean, variance, weight, bias = _numbers(draft, norm)
+    factor = (variance + norm.eps).rsqrt() * (1 if weight is None else weight)
+    return Affine(factor, (0 if bias is None else bias) - mean * factor)
 
 
 def fold_output(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.Module:
@@ -300,11 +342,7 @@ def _batch_norm_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
     _check_apart(module, affine)
     if module.training or module.running_mean is None:
         raise NotExactError("BatchNorm normalises by the batch here and takes the modulation out again")
-    mean, variance, weight, bias = (
-        draft.read(module, name) for name in ("running_mean", "running_var", "weight", "bias")
-    )
-    assert mean is not None
-    assert variance is not None
+    mean, variance, weight, bias = _numbers(draft, module)
     weight, bias = torch.ones_like(mean) if weight is None else weight, 0 if bias is None else bias
     moved = affine.shift - mean + affine.factor * mean
     bias = bias + weight * moved * (variance + module.eps).rsqrt()
@@ -319,6 +357,14 @@ def pads_with_zeros(module: Any) -> bool:
     padded = any(amount not in (0, "valid") for amount in amounts)
     reaches = any(size > 1 for size in module.kernel_size) or "same" not in amounts
     return module.padding_mode == "zeros" and padded and reaches
+
+
+def _numbers(draft: Draft, norm: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the statistics of a BatchNorm, mean and variance, and its affine."""
+    mean, variance = draft.read(norm, "running_mean"), draft.read(norm, "running_var")
+    assert mean is not None
+    assert variance is not None
+    return mean, variance, draft.read(norm, "weight"), draft.read(norm, "bias")
 
 
 def _group(affine: Affine, index: int, groups: int) -> Affine:

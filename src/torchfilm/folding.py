@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -33,13 +33,18 @@ from torchfilm.dataflow import (
 from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.fold_check import check_copied, difference, rounding
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
-from torchfilm.fold_rules import check_forward, fold_border, fold_input, fold_output
+from torchfilm.fold_rules import (
+    affine_of,
+    affine_of_norm,
+    check_forward,
+    fold_border,
+    fold_input,
+    fold_output,
+)
 from torchfilm.freezing import Frozen
 from torchfilm.generator import num_parameters
 from torchfilm.injection import Conditioning, check_forwards, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
-from torchfilm.mixing import Mixing
-from torchfilm.modulation import Modulation
 from torchfilm.naming import entry
 from torchfilm.sites import Site, is_root
 from torchfilm.slots import PLAIN, rebased
@@ -173,11 +178,11 @@ def folded(
 ) -> Iterator[nn.Module]:
     """Fold one condition into the network itself for the block: `model(x)` without a condition, at no cost.
 
-    At the end, also after an exception, the very tensors are back that were there before. Weights are shared
-    by all threads, so no other thread may use the network meanwhile. What is left over (leftover="constant")
-    stays modulated as it was. An `edit` around the block is folded as well; inside of it, `edit`, `record`,
-    `using` and a call's own `cond=` raise, since the weights would not hear them; so do copies, pickles and
-    `save`, since the weights hold the condition, as does `state_dict()`.
+    At the end, also after an exception, the very tensors are back that were there before; in the block both
+    are in memory. Weights are shared by all threads, so no other thread may use the network meanwhile. What
+    is left over (leftover="constant") stays modulated as it was. An `edit` around the block is folded as
+    well; inside of it, `edit`, `record`, `using` and a call's own `cond=` raise, since the weights would not
+    hear them; so do copies, pickles and `save`, since the weights hold the condition, as does `state_dict()`.
 
     Args:
         model: a conditioned network.
@@ -196,23 +201,34 @@ def folded(
         ...     y = model(torch.rand(2, 3, 5, 5))
     """
     film, values = _values(model, cond, modulation, leftover)
+    kept, undo = _fold_in_place(model, film, values, leftover)
+    try:
+        rest = {name: value if name in kept else PLAIN for name, value in values.items()}
+        with film.fixed(rest if kept else PLAIN):
+            yield model
+    finally:
+        undo()
+        film.folded = False
+
+
+def _fold_in_place(
+    model: nn.Module, film: Conditioning, values: dict[str, Any], leftover: str
+) -> tuple[Collection[str], Callable[[], None]]:
+    """Fold a copy, check it, give the network its tensors; return the sites left over, and what undoes it."""
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     memo[id(film.frozen)] = Frozen()  # the copy shares the parameters, which stay frozen
     plain, places = _plain_copy(model, memo)
     plan = _planned(plain, places, film, values, leftover, borders=False)
+    plan.draft.apply()
+    _errors(plan)
     names = {module: name for name, module in plain.named_modules()}
-    rest = {name: values[name] if name in plan.kept else PLAIN for name in values}
     film.check_open("another `folded`")
     film.folded = True
     try:
-        undo = plan.draft.apply(lambda module: model.get_submodule(names[module]))
-        try:
-            with film.fixed(rest if plan.kept else PLAIN):
-                yield model
-        finally:
-            undo()
-    finally:
+        return plan.kept, plan.draft.apply(lambda module: model.get_submodule(names[module]))
+    except BaseException:
         film.folded = False
+        raise
 
 
 def _values(
@@ -354,43 +370,11 @@ def _make_plain(site: nn.Module) -> None:
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
-def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
-    """Return the map of the channels that a value of a fusion is, in float64.
-
-    Raises:
-        ValueError: for values of several conditions.
-        NotExactError: for what is no such map, or another one at each position.
-    """
-    if getattr(fusion, "fold", None) is None:
-        raise NotExactError(f"{type(fusion).__name__} is no affine map of the channels")
-    made = fusion.fold(value)
-    if isinstance(made, Modulation):
-        factor, shift = made.gamma, made.beta
-    elif isinstance(made, Mixing):
-        factor, shift = made.weight + torch.eye(site.features).to(made.weight), made.shift
-    else:
-        raise NotExactError(f"{type(fusion).__name__} is no affine map of the channels")
-    inner = 2 if isinstance(made, Mixing) else 1
-    for tensor, own in ((factor, inner), (shift, 1)):
-        outer = tensor.shape[: tensor.ndim - own]
-        if outer and outer[0] > 1:
-            raise ValueError(
-                f"fold, site '{site.name}': expected one condition, got {outer[0]}.\n"
-                f"One set of weights holds one condition: fold(model, cond=z[:1]), or once for each; for a "
-                f"fixed set of conditions use tabulate(model, conds=z)."
-            )
-        if any(size > 1 for size in outer):
-            raise NotExactError(f"each of {outer.numel()} positions is modulated differently")
-    wide = torch.float32 if factor.device.type == "mps" else torch.float64
-    channels = factor.shape[-inner:]
-    return Affine(factor.detach().reshape(channels).to(wide), shift.detach().reshape(-1).to(wide))
-
-
 def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[Sequence[str]]) -> list[tuple[str, str]]:
     """Return the pairs of convolution and norm to merge, checked."""
     if wanted is False:
         return []
-    found = conv_norm_pairs(plan.model, plan.draft.kept)
+    found = conv_norm_pairs(plan.model, plan.code, plan.draft.kept)
     if wanted is True:
         return [pair for pair in found if _not_mergeable(plan, *pair) is None]
     if wrong := [pair for pair in wanted if isinstance(pair, str) or len(pair) != 2]:
@@ -407,7 +391,7 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[Sequence[str]]) 
     modules = dict(plan.model.named_modules(remove_duplicate=False))
     for name in itertools.chain(*given):
         entry("fold, fuse_norms", modules, name)
-    apart = conv_norm_pairs(plan.model) if plan.draft.kept else []
+    apart = conv_norm_pairs(plan.model, plan.code)
     for pair in given:
         reason = _not_mergeable(plan, *pair)
         if reason is None and pair not in found and pair in apart:
@@ -433,21 +417,10 @@ def _not_mergeable(plan: _Plan, first: str, second: str) -> str | None:
         check_forward(norm, batchnorm._BatchNorm)
         plan.draft.alone(layer)
         plan.draft.alone(norm)
-        fold_output(plan.draft.trial(), layer, _affine_of_norm(plan.draft, norm), 1)
+        fold_output(plan.draft.trial(), layer, affine_of_norm(plan.draft, norm), 1)
     except NotExactError as reason:
         return str(reason)
     return None
-
-
-def _affine_of_norm(draft: Draft, norm: Any) -> Affine:
-    """Return what a BatchNorm in evaluation does: scale and shift by its statistics and its affine."""
-    mean, variance, weight, bias = (
-        draft.read(norm, name) for name in ("running_mean", "running_var", "weight", "bias")
-    )
-    assert mean is not None
-    assert variance is not None
-    factor = (variance + norm.eps).rsqrt() * (1 if weight is None else weight)
-    return Affine(factor, (0 if bias is None else bias) - mean * factor)
 
 
 def _fuse(plan: _Plan, first: str, second: str) -> None:
@@ -455,7 +428,7 @@ def _fuse(plan: _Plan, first: str, second: str) -> None:
     layer, norm = plan.model.get_submodule(first), plan.model.get_submodule(second)
     reference = plan.references.setdefault(layer, Reference.of(layer))
     reference.following = plan.references.pop(norm, None) or Reference.of(norm)
-    fold_output(plan.draft, layer, _affine_of_norm(plan.draft, norm), 1)
+    fold_output(plan.draft, layer, affine_of_norm(plan.draft, norm), 1)
     plan.targets |= {name: layer for name, target in plan.targets.items() if target is norm}
 
 
@@ -466,6 +439,25 @@ def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
     keep(plain, replace(site, repeat=1), padding, Margin(border.to(module.weight)))
 
 
+def _errors(plan: _Plan) -> dict[nn.Module, float]:
+    """Return the error of each layer whose tensors changed, measured.
+
+    Raises:
+        ValueError: for one above rounding.
+    """
+    names = {module: repr(name) for name, module in plan.model.named_modules()}
+    names |= {target: f"site '{name}'" for name, target in plan.targets.items()}
+    errors = {target: reference.error(target) for target, reference in plan.references.items()}
+    for target, error in errors.items():
+        if not error <= (allowed := rounding(target)):
+            raise ValueError(
+                f"fold, {names[target]}: expected folded weights that compute the same, got an error of "
+                f"{error:.1e} on random features, where rounding makes {allowed:.1e} at most.\n"
+                f"These are beyond its precision: fold in float32, then convert the result."
+            )
+    return errors
+
+
 def _report(
     plan: _Plan,
     film: Conditioning,
@@ -474,18 +466,7 @@ def _report(
     error: float | None,
 ) -> FoldReport:
     names = {module: name for name, module in plan.model.named_modules()}
-    named = {target: f"site '{name}'" for name, target in plan.targets.items()}
-    errors: dict[nn.Module, float] = {}
-    for target, reference in plan.references.items():
-        errors[target] = error_here = reference.error(target)
-        if not error_here <= (allowed := rounding(target)):
-            raise ValueError(
-                f"fold, {named.get(target, repr(names[target]))}: expected folded weights that compute the "
-                f"same, got an error of {error_here:.1e} on random features, where rounding makes "
-                f"{allowed:.1e} at most.\n"
-                f"These are beyond its precision: fold in float32, then convert the result."
-            )
-    sites = []
+    errors, sites = _errors(plan), []
     for name in film.sites:
         if name in plan.kept:
             sites.append(FoldedSite(name, "constant", 0.0, plan.kept[name]))

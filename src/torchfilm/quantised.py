@@ -37,7 +37,11 @@ def rescaled(weight: Tensor, factor: Float[Tensor, " out"]) -> Tensor | None:
     tensors["scale"] = (_rows(factor, scale) * scale).to(scale.dtype)
     result = kind.__tensor_unflatten__(tensors, attributes, weight.shape, weight.stride())
     before, after = apart.dequantize(), result.dequantize()
-    return result if torch.allclose(after, (_rows(factor, before) * before).to(after)) else None
+    rows, info = _rows(factor, before), torch.finfo(after.dtype)
+    expected = rows * before
+    # Both were rounded; numbers near zero to a step of the subnormal ones, which the factor makes larger.
+    allowed = 2 * info.eps * expected.abs() + info.eps * info.smallest_normal * (1 + rows.abs())
+    return result if ((after - expected).abs() <= allowed).all() else None
 
 
 def is_packed(module: nn.Module) -> bool:
@@ -59,14 +63,14 @@ def repacked(packed: Any, factor: Float[Tensor, " out"], shift: Float[Tensor, " 
     weight, bias = torch.ops.quantized.linear_unpack(packed)
     rows = weight.shape[0]
     if weight.qscheme() == torch.per_tensor_affine:
-        scales = torch.full((rows,), weight.q_scale(), dtype=torch.float64)
-        zeros = torch.full((rows,), weight.q_zero_point(), dtype=torch.int64)
+        scales = torch.full((rows,), weight.q_scale(), dtype=torch.float64, device="cpu")
+        zeros = torch.full((rows,), weight.q_zero_point(), dtype=torch.int64, device="cpu")
     else:
         scales, zeros = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
     make: Any = getattr(torch, "_make_per_channel_quantized_tensor")  # noqa: B009 (missing in the stubs)
     scaled = make(weight.int_repr(), scales * factor.to(scales), zeros, 0)
-    old = torch.zeros(rows) if bias is None else bias
-    return torch.ops.quantized.linear_prepack(scaled, (old * factor + shift).float())
+    new = shift if bias is None else bias * factor + shift
+    return torch.ops.quantized.linear_prepack(scaled, new.float())
 
 
 def _rows(factor: Tensor, like: Tensor) -> Tensor:
