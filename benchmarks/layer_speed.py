@@ -72,7 +72,7 @@ def saved(way: Way, leaves: list[Tensor]) -> float:
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # with its graph, an output that a node saves would hold that node for ever
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         way(*leaves)

@@ -1,9 +1,11 @@
 """What the benchmarks share: the same script measures on the CPU and on an accelerator, and says which."""
 
+import gc
 import importlib
 import json
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +59,15 @@ def test_results_of_a_device_are_a_file_of_their_own_with_its_name(tmp_path, mon
 def test_a_benchmark_runs_on_the_device_it_is_given():
     found = generator_speed.small(1, "cpu", rounds=1)
     assert found["largest_error"]["fused"] < 1e-5
+
+
+def test_what_a_forward_pass_keeps_is_freed_after_it_was_counted():
+    x = torch.randn(2, 3, requires_grad=True)
+    there = weakref.ref(x)
+    assert importlib.import_module("layer_speed").saved(torch.relu, [x]) == 1
+    del x
+    gc.collect()
+    assert there() is None
 
 
 ABOUT = dict.fromkeys(("machine", "torch", "date", "command"), "x")

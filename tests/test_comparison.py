@@ -1,6 +1,8 @@
 """What a comparison reports: numbers that can be counted by hand, and orders that cannot be otherwise."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -45,6 +47,15 @@ def test_a_layer_that_base_and_encoder_share_is_the_base_s():
     found = compare({"film": condition(net, "1", encoder)}, (torch.randn(2, 5), torch.randn(2, 5)), rounds=1)
     counts = [(row.parameters, row.added) for row in found.rows]
     assert counts == [(30 + 18, 0), (30 + 18 + 36, 36)]
+
+
+def test_a_network_that_was_compared_is_freed_with_its_last_name():
+    given = models("film")
+    weight = weakref.ref(given["film"][0].weight)
+    compare(given, batch(), rounds=1)
+    del given
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_network_without_parameters_is_compared():

@@ -112,3 +112,26 @@ def test_a_frozen_weight_that_is_replaced_is_let_go_and_the_new_one_is_thawed_wh
     tf.remove(model)
     assert model[0].weight.requires_grad
     assert not model[1].weight.requires_grad
+
+
+@pytest.mark.plain
+def test_a_frozen_network_with_a_parameter_of_its_own_is_freed_at_once():
+    model = Net()
+    model.token = nn.Parameter(torch.zeros(3))
+    tf.freeze_base(tf.condition(model, SITES, tf.Vector(13)))
+    weight = weakref.ref(model.stem.weight)
+    gc.disable()
+    try:
+        del model
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("copied", [lambda x: x, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_parameter_of_the_root_is_frozen_and_trained_again_after_removal(copied):
+    model = Net()
+    model.token = nn.Parameter(torch.zeros(3))
+    model = copied(tf.freeze_base(tf.condition(model, SITES, tf.Vector(13))))
+    assert not model.token.requires_grad
+    assert tf.remove(model).token.requires_grad

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -224,6 +225,26 @@ def test_several_inputs_are_a_tuple():
     assert model.training
     model.eval()
     assert found.effects == heard(lambda both, cond: model(*both, cond=cond), [([x, t], z)]).effects
+
+
+def test_of_a_long_loader_a_few_arrays_are_kept():
+    found = []
+
+    def loader():
+        for number in range(65):
+            if number in (16, 64):
+                taken = tracemalloc.take_snapshot()
+                found.append(
+                    len(taken.filter_traces([tracemalloc.Filter(True, "*/torchfilm/heard.py")]).traces)
+                )
+            yield torch.full((2, 5), float(number)), torch.arange(14.0).reshape(2, 7)
+
+    tracemalloc.start()
+    try:
+        heard(listens, loader(), resamples=2)
+    finally:
+        tracemalloc.stop()
+    assert found[1] < 2 * found[0]
 
 
 def test_the_random_state_is_left_as_it_was():

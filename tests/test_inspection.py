@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -424,6 +425,17 @@ def test_a_pattern_without_a_site_names_the_nearest():
             ValueError, match=r"at least one of 2 to be chosen, got none by .*\nThere are 'a'"
         ):
             matching(["a", "b"], none)
+
+
+@pytest.mark.plain
+def test_thousands_of_sites_are_edited_by_their_names_in_a_moment():
+    names = [f"layers.{i}" for i in range(3000)]
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(2, 3) for _ in names)})
+    tf.condition(model, r"layers\.\d+", tf.Vector(7))
+    start = time.process_time()
+    assert matching(names, names) == names
+    with edit(model, dict.fromkeys(names, closed)):
+        assert time.process_time() - start < 1
 
 
 @pytest.mark.plain

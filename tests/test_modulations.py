@@ -100,6 +100,14 @@ def test_a_frame_has_a_line_for_each_site_row_and_channel():
     assert frame["gate"][line.item()] == m["b"].gate[1, 0, 6].item()
 
 
+def test_a_frame_is_no_larger_for_a_long_name():
+    sizes = [
+        sum(column.nbytes for column in Modulations({name: tf.Modulation.identity(2, 3)}).frame().values())
+        for name in ("a", "model.layers.31.post_attention_layernorm")
+    ]
+    assert sizes[0] == sizes[1]
+
+
 @pytest.mark.parametrize("steps", [2, 5])
 def test_in_a_frame_a_field_without_steps_is_that_of_its_sample(steps: int):
     m = tf.Modulation(torch.rand(2, steps, 3), torch.rand(2, 3))

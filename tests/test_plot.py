@@ -27,7 +27,7 @@ def test_histograms_count_every_value_and_state_the_share_below_zero() -> None:
     figure = plot.histograms(VALUES, {k: -v for k, v in VALUES.items()})
     assert len(panels(figure)) == 4
     for ax, values in zip(figure.axes[:2], VALUES.values(), strict=True):
-        assert sum(patch.get_height() for patch in ax.patches) == values.size
+        assert sum(patch.get_data().values.sum() for patch in ax.patches) == values.size
         assert f"{(values < 0).mean():.0%} of γ below 0" in ax.get_title()
 
 
@@ -233,8 +233,8 @@ def test_a_beta_without_steps_is_that_of_its_sample(steps: int, kind: str) -> No
 def test_a_constant_is_drawn(value: float) -> None:
     m = tf.Modulation(torch.full((3, 5), value), torch.full((3, 5), value))
     for ax in plot.histograms({"s": m}).axes:
-        seen = [patch.get_height() for patch in ax.patches if patch.get_width() > 1e-9 * max(1, abs(value))]
-        assert sum(seen) == 15
+        ((counts, edges, _),) = [patch.get_data() for patch in ax.patches]
+        assert counts[np.diff(edges) > 1e-9 * max(1, abs(value))].sum() == 15
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -259,6 +259,14 @@ def test_figures_of_nothing_are_refused() -> None:
     }.items():
         with pytest.raises(ValueError, match=f"{who}: expected at least one site, got none"):
             draw()
+
+
+def test_figures_of_hundreds_of_sites_are_refused() -> None:
+    m = tf.Modulations({f"site{i}": tf.Modulation.identity(2, 3) for i in range(101)})
+    with pytest.raises(ValueError, match=r"at most 100 panels, got 101 \(1 x 101\).\nDraw some of the sites"):
+        plot.heat(m, ["a", "b"], neutral=1, unit="γ")
+    with pytest.raises(ValueError, match=r"at most 100 panels, got 202 \(2 x 101\)"):
+        plot.histograms(m)
 
 
 def test_labels_without_a_style_or_of_another_number_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Finding sites: what matches, where the channels are, what is refused and why."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -178,6 +179,21 @@ def test_a_name_stands_for_itself_whatever_it_is_as_an_expression(name: str):
     assert [site.name for site in tf.find(model, name)] == [name]
     model["again"] = model[name]
     assert [site.name for site in tf.find(model, ["again", name])] == [name]
+
+
+def test_a_dot_in_a_name_stands_for_any_character():
+    model = nn.Sequential(*[nn.Linear(2, 3) for _ in range(101)])
+    model[1] = nn.Sequential(nn.Linear(3, 5))
+    assert [site.name for site in tf.find(model, "1.0")] == ["1.0", "100"]
+    assert [site.name for site in tf.find(model, ["1.0", "99"])] == ["1.0", "99", "100"]
+
+
+@pytest.mark.plain
+def test_thousands_of_names_are_found_in_a_moment():
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(2, 3) for _ in range(3000))})
+    names, start = [f"layers.{i}" for i in range(3000)], time.process_time()
+    assert [site.name for site in tf.find(model, names)] == names
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.plain

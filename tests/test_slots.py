@@ -3,7 +3,10 @@
 import abc
 import copy
 import gc
+import sys
 import threading
+import types
+import weakref
 from typing import Generic, TypeVar
 
 import pytest
@@ -233,6 +236,20 @@ def test_a_class_that_registers_its_subclasses_registers_none_of_ours():
     assert isinstance(model, Small)
     assert model(torch.randn(2, 3), cond=torch.randn(2, 13)).shape == (2, 5)
     assert type(tf.remove(copy.deepcopy(model))) is Small
+
+
+@pytest.mark.plain
+def test_a_class_that_its_module_defines_anew_is_let_go(monkeypatch):
+    cell, seen = types.ModuleType("cell"), []
+    monkeypatch.setitem(sys.modules, "cell", cell)
+    for _ in range(5):
+        exec("from torch import nn\nclass Net(nn.Sequential): ...", vars(cell))
+        seen.append(weakref.ref(cell.Net))
+        tf.condition(cell.Net(nn.Linear(2, 3)), "0", tf.Vector(5))
+    for _ in range(3):
+        gc.collect()
+    assert [one() is cell.Net for one in seen] == [False] * 4 + [True]
+    assert [one() for one in seen[:4]] == [None] * 4
 
 
 def test_a_condition_per_row_of_a_dict_of_modules():

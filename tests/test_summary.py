@@ -38,6 +38,22 @@ def test_labels_may_be_tensors_and_arrays_which_say_what_their_numbers_say(label
     assert 0 < expected < 0.5
 
 
+def test_labels_are_gone_through_once_for_all_sites_and_steps():
+    asked = []
+
+    class Labels(list):
+        def __iter__(self):
+            asked.append(self)
+            return super().__iter__()
+
+    m, labels = tf.Modulation(torch.randn(6, 5, 3), torch.randn(6, 5, 3)), Labels("abcabc")
+    found = summarise({"a": m, "b": m, "c": m}, labels)
+    assert len(asked) == 1
+    flat = tf.Modulation(m.gamma.flatten(0, 1), m.beta.flatten(0, 1))
+    expected = summarise({"c": flat}, [label for label in "abcabc" for _ in range(5)])
+    assert found["c"].between == expected["c"].between > 0
+
+
 @pytest.mark.plain
 def test_what_is_no_modulation_or_no_site_is_refused():
     found = summarise({"here": tf.Modulation.identity(2, 3)})

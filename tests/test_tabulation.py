@@ -146,3 +146,12 @@ def test_what_is_no_table_of_modulations_is_refused_and_the_model_is_as_it_was()
         tabulate(conditioned(), conds=torch.randn(7))
     with pytest.raises(ValueError, match="expected single conditions in the list"):
         tabulate(conditioned(), conds=[torch.randn(2, 7)])
+
+
+def test_a_table_does_not_keep_what_was_asked_for_without_a_bound():
+    rows = Table(torch.randn(300, 200), {str(site): (1, 2) for site in range(100)})
+    for index in range(300):
+        assert rows(index)["7"].gamma == rows.table[index, 14]
+    assert len(rows._seen[1]) == 100
+    assert rows(3)["7"] is rows(3)["7"]
+    assert rows(299)["7"].beta == rows.table[299, 15]

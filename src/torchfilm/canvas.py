@@ -20,6 +20,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's colours, which people with any kind of colour vision can tell apart; yellow is left out."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "xx")
+MOST_PANELS = 100
 
 Array = np.ndarray
 
@@ -50,7 +51,16 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def grid(rows: int, columns: int, width: float, height: float, **sharing: Any) -> tuple[Figure, Array]:
-    """Return a figure with panels of this size in inches, and its axes [rows, columns]."""
+    """Return a figure with panels of this size in inches, and its axes [rows, columns].
+
+    Raises:
+        ValueError: for more than 100 panels: a figure of some hundreds takes minutes, if it can be written.
+    """
+    if rows * columns > MOST_PANELS:
+        raise ValueError(
+            f"Figure: expected at most {MOST_PANELS} panels, got {rows * columns} ({rows} x {columns}).\n"
+            f"Draw some of the sites at a time: {{name: values[name] for name in chosen}}."
+        )
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **sharing)
     for ax in axes.flat:

@@ -391,7 +391,7 @@ def _held(candidate: _Candidate) -> int:
         storage = tensor.untyped_storage()
         alive.append(storage)  # a freed address would be given to the next tensor
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # with its graph, an output that a node saves would hold that node for ever
 
     hook: Any = torch.compiler.disable(pack)  # compiled, it would be once for each length of the list
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(hook, lambda tensor: tensor):

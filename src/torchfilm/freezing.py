@@ -19,7 +19,8 @@ class Frozen:
     """
 
     def __init__(self) -> None:
-        self.parameters: list[tuple[nn.Module, str]] = []  # where they are: who replaces one frees it
+        # Where they are: who replaces one frees it. None stands for the root, which has this object inside.
+        self.parameters: list[tuple[nn.Module | None, str]] = []
         self.norms: dict[str, tuple[nn.Module, bool]] = {}
 
     def freeze(self, root: nn.Module) -> None:
@@ -33,7 +34,7 @@ class Frozen:
             for key, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
                     parameter.requires_grad = False
-                    self.parameters.append((module, key))
+                    self.parameters.append((None if module is root else module, key))
 
     def rest(self, root: nn.Module) -> None:
         """Put the norms into evaluation mode, also those that took the place of one."""
@@ -46,7 +47,7 @@ class Frozen:
     def thaw(self, root: nn.Module) -> None:
         """Let everything train again that did before, also what took its place in the same module."""
         for module, key in self.parameters:
-            for one in _tensors(module, key):
+            for one in _tensors(root if module is None else module, key):
                 if one.is_floating_point() or one.is_complex():
                     one.requires_grad = True
         modules = dict(root.named_modules())

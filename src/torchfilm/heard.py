@@ -219,7 +219,7 @@ class _Tally:
         self.scores = {
             name: score for name, score in (("loss", loss), ("success", success)) if score is not None
         }
-        self.found: dict[str, list[dict[str, Numbers]]] = {}
+        self.found: dict[str, dict[str, list[Numbers]]] = {}
 
     def add(self, name: str, right: Any, changed: Any, target: Any, kept: Flags) -> None:
         """Take in one batch's outputs, with the right and with the changed conditions."""
@@ -236,8 +236,9 @@ class _Tally:
                 )
             before, after = (_scored(score, function, y, target, len(kept)) for y in (right, changed))
             found |= {f"{score} before": before, score: after - before}
-        rows = {key: values[kept] for key, values in found.items()}
-        self.found.setdefault(name, []).append(rows)
+        change = self.found.setdefault(name, {})
+        for key, values in found.items():
+            _append(change.setdefault(key, []), values[kept])
 
     def effect(self, name: str, rng: np.random.Generator, resamples: int) -> Effect:
         """Return the estimates of one change."""
@@ -256,13 +257,23 @@ class _Tally:
         return self._mean("repeat", f"{score} before", rng, resamples)
 
     def _mean(self, name: str, key: str, rng: np.random.Generator, resamples: int) -> Estimate | None:
-        if key not in self.found[name][0]:
+        if key not in self.found[name]:
             return None
         values = self._all(name, key)
         return _estimate(lambda rows: values[rows].mean(axis=1), len(values), rng, resamples)
 
     def _all(self, name: str, key: str) -> Numbers:
-        return np.concatenate([batch[key] for batch in self.found[name]])
+        return np.concatenate(self.found[name][key])
+
+
+def _append(arrays: list[Numbers], rows: Numbers) -> None:
+    """Append rows, and join arrays until each is twice as long as the next.
+
+    Many small arrays, one for each batch, would lie between freed memory and keep it from being given back.
+    """
+    arrays.append(rows)
+    while len(arrays) > 1 and len(arrays[-2]) < 2 * len(arrays[-1]):
+        arrays[-2:] = [np.concatenate(arrays[-2:])]
 
 
 def _parts(batch: Sequence[Any]) -> tuple[Any, Any, Any]:

@@ -8,6 +8,7 @@ raises.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -296,8 +297,7 @@ def _size(cond: nn.Module, *, several: bool) -> Any:
 
 
 def _check_unique(sites: Sites) -> None:
-    names = [site.name for site in sites]
-    double = sorted({name for name in names if names.count(name) > 1})
+    double = sorted(name for name, times in Counter(site.name for site in sites).items() if times > 1)
     if double:
         raise ValueError(
             f"condition: expected each module once, got {', '.join(map(repr, double))} more often.\n"

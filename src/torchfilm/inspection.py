@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.filling import Onlooker
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
-from torchfilm.modulations import Modulations, SitePattern, fields_of, matching
+from torchfilm.modulations import Modulations, SitePattern, fields_of, hits_of_each, matching
 from torchfilm.naming import UnknownNameError, entry
 
 Change = Callable[[Modulation], Modulation] | Modulation
@@ -207,8 +207,7 @@ def edit(model: nn.Module, changes: Mapping[str | re.Pattern[str], Change]) -> I
         0.0
     """
     film = conditioning(model)
-    names = list(film.sites)
-    chosen: dict[str, list[Change]] = {name: [] for name in names}
+    chosen: dict[str, list[Change]] = {name: [] for name in film.sites}
     for pattern, change in changes.items():
         if not isinstance(change, Modulation) and not callable(change):
             raise ValueError(
@@ -216,7 +215,8 @@ def edit(model: nn.Module, changes: Mapping[str | re.Pattern[str], Change]) -> I
                 f"got {type(change).__name__}.\n"
                 f"For a factor: lambda m: m.replace(gamma=factor * m.gamma)."
             )
-        for name in matching(names, pattern):
+    for change, found in zip(changes.values(), hits_of_each(film.sites, changes), strict=True):
+        for name in found:
             chosen[name].append(change)
     with film.transformed(_Edit(chosen)):
         yield

@@ -16,6 +16,8 @@ from torchfilm.modulation import Modulation
 
 Index = int | Int[Tensor, "*batch"]
 
+_MOST_KEPT = 10_000  # modulations that a table keeps for the next call, of some 1 KB each
+
 
 def row(table: Float[Tensor, "k numbers"], index: Index) -> Float[Tensor, "*batch numbers"]:
     """Return rows of a table.
@@ -106,9 +108,11 @@ class Table(nn.Module):
         if table is not self._buffers["table"]:  # moved since; what is written into it, the views see
             rows = {}
             self._seen = (self.table, rows)
-        if index not in rows:
-            rows[index] = self._split(row(self.table, index))
-        return rows[index].copy()
+        if (found := rows.get(index)) is None:
+            found = self._split(row(self.table, index))
+            if len(rows) * len(found) < _MOST_KEPT:
+                rows[index] = found
+        return found.copy()
 
     def _split(self, row: Float[Tensor, "*batch numbers"]) -> dict[str, Modulation]:
         parts = iter(row.split(self._widths, dim=-1))

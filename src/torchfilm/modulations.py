@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,12 @@ class Modulations(dict[str, Modulation]):
             rows, *steps, channels = fields["gamma"].shape
             gamma = fields["gamma"].reshape(rows, math.prod(steps), channels)
             row, step, channel = (axis.ravel() for axis in np.indices(gamma.shape))
-            part = {"site": np.full(gamma.numel(), name), "row": row, "step": step, "channel": channel}
+            part = {
+                "site": np.full(gamma.numel(), name, dtype=object),
+                "row": row,
+                "step": step,
+                "channel": channel,
+            }
             part |= {field: _column(value) for field, value in fields.items()}
             if gated and m.gate is None:
                 part["gate"] = np.full(gamma.numel(), np.nan)
@@ -182,8 +187,8 @@ def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
     if callable(sites):
         found.update(name for name in names if sites(name))
     else:
-        for pattern in [sites] if isinstance(sites, str | re.Pattern) else sites:
-            found.update(_hits(names, pattern))
+        patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
+        found.update(*hits_of_each(names, patterns))
     if not found:
         raise ValueError(
             f"Sites: expected at least one of {len(names)} to be chosen, got none by {sites!r}.\n"
@@ -192,15 +197,20 @@ def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
     return [name for name in names if name in found]
 
 
-def _hits(names: Sequence[str], pattern: str | re.Pattern[str]) -> list[str]:
-    found = hits(names, pattern)
-    if not found:
-        text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
-        raise ValueError(
-            f"Sites: expected a name, or an expression for whole names, got {text!r}.\n"
-            f"The nearest are {nearest(text, list(names))}."
-        )
-    return found
+def hits_of_each(names: Collection[str], patterns: Collection[str | re.Pattern[str]]) -> Iterator[list[str]]:
+    """Yield for each name or regular expression the names that match.
+
+    Raises:
+        ValueError: for an expression that matches nothing, with the three nearest names, or is none.
+    """
+    for pattern, found in zip(patterns, hits(names, patterns), strict=True):
+        if not found:
+            text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
+            raise ValueError(
+                f"Sites: expected a name, or an expression for whole names, got {text!r}.\n"
+                f"The nearest are {nearest(text, names)}."
+            )
+        yield found
 
 
 def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) -> Path:

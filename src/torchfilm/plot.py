@@ -3,7 +3,7 @@
 Every function takes arrays, those of gamma and beta also modulations as `record` has them, and returns a
 matplotlib Figure of its own, without pyplot and its global state; `save` writes it. Categories get a colour
 and a marker each, so that they can be told apart without seeing colours well. All raise ValueError: for no
-site, labels or titles that are not one for each, and numbers that are not finite.
+site, more than 100 panels, labels or titles that are not one for each, and numbers that are not finite.
 """
 
 import math
@@ -47,13 +47,14 @@ def histograms(gamma: Values, beta: Values | None = None, *, bins: int = 100) ->
         edges = np.linspace(low - 1e-6 * max(1, abs(low)), high + 1e-6 * max(1, abs(high)), bins + 1)
         for column, (site, found) in enumerate(values.items()):
             ax: Axes = axes[row, column]
-            ax.hist(np.ravel(found), edges.tolist(), color=COLORS[row], log=True)
+            ax.stairs(*np.histogram(found, edges), fill=True, color=COLORS[row])
             ax.axvline(neutral, color="black", linewidth=0.8, linestyle=":")
             between = ": " if len(site) <= 12 else "\n"
             share = f"{np.mean(found < 0):.0%} of {symbol} below 0"
             ax.set_title(f"{shortened(site)}{between}{share}", fontsize=8)
             ax.set_xlabel(symbol)
             ax.tick_params(labelsize=7)
+        axes[row, 0].set_yscale("log", nonpositive="clip")  # of the whole row
         axes[row, 0].set_ylabel("number of values")
     return figure
 

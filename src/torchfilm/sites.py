@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, NoReturn, get_args
@@ -208,18 +208,37 @@ def _check_unsaid(options: Mapping[str, Any]) -> None:
         )
 
 
-def hits(names: Collection[str], pattern: Name) -> list[str]:
-    """Return the names that a regular expression matches from start to end, and the one that is its text.
+def hits(names: Iterable[str], patterns: Iterable[Name]) -> Iterator[list[str]]:
+    """Yield for each pattern the names that it matches from start to end, and the name that is its text.
 
     Raises:
         ValueError: for what is neither a name nor a regular expression.
 
     Example:
-        >>> hits(["block1", "block2", "stem", "block[0]"], "block.")
-        ['block1', 'block2']
-        >>> hits(["block1", "block2", "stem", "block[0]"], "block[0]")
-        ['block[0]']
+        >>> list(hits(["block1", "block2", "stem", "block[0]"], ["block.", "block[0]"]))
+        [['block1', 'block2'], ['block[0]']]
     """
+    named = dict.fromkeys(names)
+    alike: dict[tuple[int, int], list[str]] = {}
+    for name in named:
+        alike.setdefault((len(name), name.count(".")), []).append(name)
+    for pattern in patterns:
+        if isinstance(pattern, str) and pattern in named and not _matches_others(pattern, alike):
+            yield [pattern]
+        else:
+            yield _matched(named, pattern)
+
+
+def _matches_others(name: str, alike: Mapping[tuple[int, int], Sequence[str]]) -> bool:
+    """Tell whether a name, read as a regular expression, may match others, by their length and dots.
+
+    One of letters and dots alone matches others of its length that have fewer dots.
+    """
+    others = (one for dots in range(name.count(".")) for one in alike.get((len(name), dots), ()))
+    return not re.fullmatch(r"[\w.]+", name) or any(re.fullmatch(name, one) for one in others)
+
+
+def _matched(names: Collection[str], pattern: Name) -> list[str]:
     try:
         matches = re.compile(pattern).fullmatch
     except re.error as error:
@@ -292,7 +311,7 @@ def _matches(
 ) -> list[str]:
     """Return the matching names in the order of the model; each pattern has to match something."""
     if isinstance(sites, Preset):
-        hits = next((hits for pattern in sites.patterns if (hits := _hits(names, pattern))), [])
+        hits = next((hits for hits in _hits(names, sites.patterns) if hits), [])
         return hits or _nothing(names, *sites.patterns)
     if isinstance(sites, nn.Module):
         own = next((name for name in names if model.get_submodule(name) is sites), "its name")
@@ -304,18 +323,21 @@ def _matches(
         hits = [name for name in names if sites(name, model.get_submodule(name))]
         return hits or _nothing(names, getattr(sites, "__name__", "the function"))
     patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
-    found = {name for pattern in patterns for name in _hits(names, pattern) or _nothing(names, pattern)}
+    each = zip(patterns, _hits(names, patterns), strict=True)
+    found = {name for pattern, hits in each for name in hits or _nothing(names, pattern)}
     return [name for name in names if name in found] or _nothing(names, "an empty list")
 
 
-def _hits(names: dict[str, list[str]], pattern: str | re.Pattern[str]) -> list[str]:
-    if not isinstance(pattern, str | re.Pattern):
-        raise ValueError(
-            f"find: expected patterns for names, got a {type(pattern).__name__} among them.\n"
-            f"Give the names of modules; or a function: lambda name, module: module in mine."
-        )
+def _hits(names: dict[str, list[str]], patterns: Sequence[Name]) -> Iterator[list[str]]:
+    for pattern in patterns:
+        if not isinstance(pattern, str | re.Pattern):
+            raise ValueError(
+                f"find: expected patterns for names, got a {type(pattern).__name__} among them.\n"
+                f"Give the names of modules; or a function: lambda name, module: module in mine."
+            )
     called = {one: name for name, others in names.items() for one in (name, *others)}
-    return list(dict.fromkeys(called[one] for one in hits(called, pattern)))
+    for found in hits(called, patterns):
+        yield list(dict.fromkeys(called[one] for one in found))
 
 
 def _nothing(names: dict[str, list[str]], *given: str | re.Pattern[str]) -> NoReturn:

@@ -198,7 +198,7 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
             namespace |= {"_apply": _apply, "_film_slot": None}
         made = _SUBCLASSES.setdefault((base, forward), _made(base, namespace))
         if getattr(sys.modules.get(base.__module__), base.__qualname__, None) is base:
-            _KEPT.append(made)
+            _KEPT[base.__module__, base.__qualname__, forward] = made
     return made
 
 
@@ -228,9 +228,10 @@ def _copied(function: Any) -> types.FunctionType:
     return copied
 
 
-# Each as long as its modules; of a class that can be imported for good, as what is compiled for it.
+# Each as long as its modules; of a class that can be imported, as what is compiled for it, until its module
+# has another one of that name.
 _SUBCLASSES: MutableMapping[Any, type[nn.Module]] = WeakValueDictionary()
-_KEPT: list[type[nn.Module]] = []
+_KEPT: dict[tuple[str, str, Any], type[nn.Module]] = {}
 
 ROOT_KEYWORDS = ("cond", "modulation")
 
