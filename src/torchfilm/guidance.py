@@ -168,8 +168,8 @@ def _read_scale(
 
 
 def _per_sample(scale: Scales, device: torch.device | None) -> Scale:
-    """Return a number, or a tensor of scales without axes of size one behind the batch's."""
-    if not isinstance(scale, numbers.Real):
+    """Return a number, or a tensor on a device, without axes of size one behind the batch's."""
+    if not isinstance(scale, Tensor | numbers.Real):
         try:
             scale = torch.as_tensor(scale, device=device)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -179,7 +179,7 @@ def _per_sample(scale: Scales, device: torch.device | None) -> Scale:
             ) from error
     while isinstance(scale, Tensor) and scale.ndim > 1 and scale.shape[-1] == 1:
         scale = scale.squeeze(-1)
-    return scale
+    return scale.to(device) if isinstance(scale, Tensor) else scale
 
 
 def _weights(scales: Sequence[Scale]) -> list[Scale]:
