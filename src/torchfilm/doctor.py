@@ -182,9 +182,9 @@ def doctor(
         cond: the condition: a batch as in training, since what a BatchNorm does depends on it; or
         modulation: ready modulations.
         at: where gradients are taken: at what the generator gives, or at gamma = 1 and beta = 0.
-        score: from the output to what counts, with a gradient; without it, the whole output but what is
-            masked by infinity or torch.finfo(dtype).min. Of logits with other masks, as -1e9, give those that
-            are not masked.
+        score: from the output to what counts, with a gradient. Without it, the whole output counts but for
+            masked entries: those that are infinite, or torch.finfo(dtype).min. If your mask is another
+            number, such as -1e9, give a score of the other entries.
 
     Returns:
         A report: `print` it, or read `findings` and `pulses`; it is true where every site can be heard.

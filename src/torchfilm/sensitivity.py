@@ -80,8 +80,8 @@ def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]
 
     With a score, the sum of what it gives for each sample. Without, the product of the output with normally
     distributed numbers: its squared gradients are in the mean those of the whole Jacobian,
-    E[(v . dy/dg)^2] = |dy/dg|^2, and the unit is |y|^2. Masked entries count for nothing: those that are
-    infinite, or at least half as large as their precision allows.
+    E[(v . dy/dg)^2] = |dy/dg|^2, and the unit is |y|^2. Masked entries are left out: those that are
+    infinite, or at least half of the largest number of their precision.
 
     Raises:
         ValueError: for an output or a score without a gradient.
@@ -129,10 +129,11 @@ def sensitivity(
     """Return how much each channel's gamma and beta moves the output: one Modulation [C] for each site.
 
     Without a score: |dy/dgamma_c| / |y| over all samples, so 0.1 says that gamma_c + 1 changes the output by
-    about a tenth. Entries of y that are masked, by infinity or torch.finfo(y.dtype).min, are left out; where
-    others are, as -1e9, give a score. With a score: |dscore/dgamma_c|, root mean square over the scores of
-    samples; where one modulation is for all, that takes a backward pass for each. The network is left as it
-    was.
+    about a tenth. Masked entries of y are left out: those that are infinite, or torch.finfo(y.dtype).min. If
+    your mask is another number, such as -1e9, give a score of the other entries.
+
+    With a score: |dscore/dgamma_c|, root mean square over the scores of samples; where one modulation is for
+    all, that takes a backward pass for each. The network is left as it was.
 
     Args:
         model: a conditioned network, compiled or not; it runs in its present mode.
