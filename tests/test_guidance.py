@@ -108,7 +108,9 @@ def test_every_sample_may_have_a_scale_of_its_own(x, labels):
 def test_scales_may_be_a_list(x, labels, space: str):
     model, scales = conditioned(tf.Maybe(tf.Classes(11, 7))), [0, 1.0, 2.0, -1.0, 7.5]
     expected = tf.guide(model, x, cond=labels, scale=torch.tensor(scales), space=space)
-    assert torch.equal(tf.guide(model, x, cond=labels, scale=scales, space=space), expected)
+    for device in ("cpu", "meta"):  # whatever the default is
+        with torch.device(device):
+            assert torch.equal(tf.guide(model, x, cond=labels, scale=scales, space=space), expected)
     both, cond = conditioned(several()), given()
     named = [tf.guide(both, x, cond=cond, scale={"style": s, "text": 2.0}, space=space) for s in (3.0, [3.0])]
     torch.testing.assert_close(*named)
@@ -358,6 +360,12 @@ def test_half_precision_is_weighted_in_float32_and_rounded_once():
     assert torch.equal(y, expected.bfloat16())
 
 
+def test_complex_outputs_are_guided():
+    x, cond, null = (torch.randn(3, 2, dtype=torch.complex64) for _ in range(3))
+    y = tf.guide(lambda x, cond: x * cond, x, cond=cond, null=null, scale=3.0)
+    torch.testing.assert_close(y, x * null + 3 * (x * cond - x * null))
+
+
 def test_every_tensor_of_the_output_is_guided():
     def model(x, cond):
         return {"noise": x * cond, "steps": torch.arange(len(x)), "name": "velocity"}
@@ -375,6 +383,31 @@ def test_it_works_compiled(x, labels):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     expected = tf.guide(model, x, cond=labels, scale=2.0)
     torch.testing.assert_close(tf.guide(compiled, x, cond=labels, scale=2.0), expected)
+
+
+class Guided(nn.Module):
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.model, self.options = conditioned(several()), options
+
+    def forward(self, x: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
+        return tf.guide(self.model, x, cond=given, scale={"text": 3.0, "style": [2.0]}, **self.options)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("space", ["output", "modulation"])
+def test_it_is_compiled_and_exported_as_a_part_of_a_network_for_every_batch_size(x, space: str):
+    guided, cond = Guided(space=space).eval(), given()
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    shapes = (batch, dict.fromkeys(cond, batch))
+    runs = [
+        torch.compile(guided, fullgraph=True, dynamic=True, backend="eager"),
+        torch.export.export(guided, (x, cond), dynamic_shapes=shapes, strict=False).module(),
+    ]
+    for rows in (5, 3):
+        less = {name: value[:rows] for name, value in cond.items()}
+        for run in runs:
+            torch.testing.assert_close(run(x[:rows], less), guided(x[:rows], less))
 
 
 LABELS = torch.tensor([3, 4, 5, 6, 7])

@@ -51,6 +51,14 @@ def test_a_network_that_uses_its_condition_is_heard():
     assert "the success falls by" in found.words
 
 
+def test_the_host_hears_under_another_default_device():
+    given = batches()
+    expected = heard(listens, given, loss=squared)
+    with torch.device("meta"):
+        found = heard(lambda *a, **k: listens(*a, **k).numpy(), given, loss=lambda y, t: (y - t.numpy()) ** 2)
+    assert found == expected
+
+
 def test_a_network_that_does_not_use_its_condition_ignores_it():
     found = heard(deaf, batches(), loss=squared)
     assert found.verdict == "ignored"

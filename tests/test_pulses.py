@@ -1,6 +1,7 @@
 """The numbers of a pass against those of the whole Jacobian, and in units of what a site modulates."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -85,3 +86,22 @@ def test_a_site_is_as_strong_as_the_features_that_it_modulates(kind: str):
     found = doctor(model, torch.randn(50, 3), cond=torch.randn(50, 11))
     assert found.findings == ()
     assert 0.1 < found.pulses["inner"].fields["beta"] < 3
+
+
+def test_the_work_is_linear_in_the_number_of_sites():
+    def events(sites: int) -> int:
+        net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(sites)))
+        model, count = condition(net, ".*", tf.Vector(11)), [0]
+
+        def note(*event: object) -> None:
+            count[0] += 1
+
+        sys.setprofile(note)
+        try:
+            doctor(model, torch.randn(2, 3), cond=torch.randn(2, 11))
+        finally:
+            sys.setprofile(None)
+        return count[0]
+
+    events(5)  # what is imported the first time
+    assert events(200) < 2.2 * events(100)

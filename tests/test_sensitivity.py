@@ -8,6 +8,7 @@ from torch import nn
 
 import torchfilm as tf
 from catalogue import randomise
+from torchfilm.doctor import Diagnosis
 from torchfilm.injection import condition
 from torchfilm.inspection import modulations
 from torchfilm.sensitivity import sensitivity
@@ -180,6 +181,55 @@ def test_complex_outputs_are_measured_as_pairs_of_real_ones(conjugated: bool):
     assert tf.doctor(models[0], x, cond=z).of("0") == []
     with pytest.raises(ValueError, match=r"score: expected a tensor with a gradient, got torch.complex64"):
         sensitivity(models[0], x, cond=z, score=lambda y: y)
+
+
+class Scored(nn.Module):
+    """A policy whose logits have a unit, and a mask on the last."""
+
+    def __init__(self, unit: float = 1.0, mask: float | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 7))
+        self.unit, self.mask = unit, mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body(x) * self.unit
+        return y if self.mask is None else y.masked_fill(torch.arange(7) == 6, self.mask)
+
+
+def asked(net: nn.Module, **options: object) -> tuple[tf.Modulation, Diagnosis]:
+    model = condition(net, r"body\.[02]", tf.Vector(11), init="default")
+    x, z = (torch.linspace(-2, 2, 2 * n).sin().reshape(2, n) for n in (3, 11))
+    return sensitivity(model, x, cond=z, **options)["body.0"], tf.doctor(model, x, cond=z, **options)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-24, 1e24, 1e30])
+def test_the_numbers_are_the_same_in_every_unit_of_the_output(unit: float):
+    (expected, well), (found, report) = asked(Scored()), asked(Scored(unit))
+    torch.testing.assert_close(found.gamma, expected.gamma)
+    torch.testing.assert_close(found.beta, expected.beta)
+    assert well.findings == report.findings == ()
+    for site, pulse in well.pulses.items():
+        assert report.pulses[site].fields == pytest.approx(pulse.fields)
+    found, _ = asked(Scored(unit), score=lambda y: y[:, 0])
+    torch.testing.assert_close(found.gamma / unit, asked(Scored(), score=lambda y: y[:, 0])[0].gamma)
+
+
+@pytest.mark.parametrize("mask", [-torch.inf, torch.finfo(torch.float32).min])
+def test_what_is_masked_counts_for_nothing(mask: float):
+    (expected, well), (found, report) = asked(Scored(mask=0.0)), asked(Scored(mask=mask))
+    torch.testing.assert_close(found.gamma, expected.gamma)
+    assert well.findings == report.findings == ()
+    assert report.pulses["body.2"].fields == pytest.approx(well.pulses["body.2"].fields)
+    assert asked(Scored(mask=torch.nan))[1].of("body.0") == ["nonfinite"]
+
+
+def test_a_network_is_asked_under_another_default_device():
+    model, x, z = network(), torch.randn(2, 3).double(), torch.randn(2, 11).double()
+    expected, well = sensitivity(model, x, cond=z)["0"].gamma, tf.doctor(model, x, cond=z)
+    with torch.device("meta"):
+        assert torch.equal(sensitivity(model, x, cond=z)["0"].gamma, expected)
+        assert tf.doctor(model, x, cond=z) == well
 
 
 @pytest.mark.plain

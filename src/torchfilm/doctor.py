@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from torchfilm.injection import Conditioning, conditioning, unwrapped
@@ -131,10 +133,13 @@ class Diagnosis:
     def __str__(self) -> str:
         """Show a line for each site, then each finding with its remedy."""
         names = list(dict.fromkeys(name for pulse in self.pulses.values() for name in pulse.fields))
+        kinds: dict[str, list[str]] = {}
+        for finding in self.findings:
+            kinds.setdefault(finding.site, []).append(finding.kind)
         rows = [("site", "calls", *names, "finding")]
         for pulse in self.pulses.values():
             cells = [pulse.cell(name) for name in names]
-            rows.append((pulse.site, str(pulse.calls), *cells, ", ".join(self.of(pulse.site)) or "ok"))
+            rows.append((pulse.site, str(pulse.calls), *cells, ", ".join(kinds.get(pulse.site, ["ok"]))))
         count = len(self.pulses)
         heard = count - len({finding.site for finding in self.problems if finding.site})
         numbers = ", ".join(f"|dy/d{name}| {'rms(x) ' if name in SHIFTS else ''}/ |y|" for name in names)
@@ -177,7 +182,9 @@ def doctor(
         cond: the condition: a batch as in training, since what a BatchNorm does depends on it; or
         modulation: ready modulations.
         at: where gradients are taken: at what the generator gives, or at gamma = 1 and beta = 0.
-        score: from the output to what counts, with a gradient; without it, the whole output.
+        score: from the output to what counts, with a gradient. Without it, the whole output counts but for
+            masked entries: those that are infinite, or torch.finfo(dtype).min. If your mask is another
+            number, such as -1e9, give a score of the other entries.
 
     Returns:
         A report: `print` it, or read `findings` and `pulses`; it is true where every site can be heard.
@@ -275,15 +282,20 @@ class _Case:
     given: Mapping[str, Any]
     same: bool = field(kw_only=True)
 
+    @cached_property
+    def strengths(self) -> NDArray[np.float64]:
+        """Return the strengths above zero of all sites, in ascending order."""
+        return np.sort([pulse.strength for pulse in self.pulses.values() if pulse.strength > 0])
+
     def about(self, site: Site) -> Iterator[Finding]:
         """Yield what there is to say about one site."""
         pulse = self.pulses[site.name]
-        present = pulse.heard
+        present, weak = pulse.heard, self._weak(pulse)
         if not present:
             yield _silent(site, pulse)
         elif any(value != value or value == float("inf") for value in present.values()):
             yield self._nonfinite(site)
-        elif self._weak(pulse):
+        elif weak:
             yield self._quiet(site, pulse)
         elif pulse.together is not None and not self.same and pulse.together < WEAK * pulse.strength:
             yield Finding(
@@ -294,7 +306,7 @@ class _Case:
                 f"{pulse.strength:.2g}).",
                 "Mix conditions within each batch, as here; or put the site behind the norm.",
             )
-        if not self._weak(pulse):
+        if not weak:
             yield from self._partly(site, pulse)
         _, *others = self.paths[site.name]
         if others:
@@ -325,8 +337,9 @@ class _Case:
             )
 
     def _weak(self, pulse: Pulse) -> bool:
-        others = [one.strength for one in self.pulses.values() if one is not pulse and one.strength > 0]
-        floor = max(self.faint, WEAK * float(np.median(others))) if others else self.faint
+        own = np.searchsorted(self.strengths, pulse.strength)
+        others = np.delete(self.strengths, own) if pulse.strength > 0 else self.strengths
+        floor = max(self.faint, WEAK * float(np.median(others))) if len(others) else self.faint
         return not pulse.strength > floor * (NORMED if self.readers[pulse.site] else 1)
 
     def _nonfinite(self, site: Site) -> Finding:

@@ -92,7 +92,8 @@ def guide(
         >>> y = guide(model, torch.rand(2, 3), cond=torch.tensor([4, 9]), scale=3.0)
     """
     names, scales = _read_scale(cond, scale)
-    weights = _weights([_per_sample(one) for one in scales])
+    device = _device((cond, inputs, keywords))
+    weights = _weights([_per_sample(one, device) for one in scales])
     needed = [i for i, weight in enumerate(weights) if isinstance(weight, Tensor) or weight != 0]
     _check_missing(model, names[needed[0] :], null)
     chosen = [weights[i] for i in needed]
@@ -166,11 +167,11 @@ def _read_scale(
     return list(scale), list(scale.values())
 
 
-def _per_sample(scale: Scales) -> Scale:
-    """Return a number, or a tensor of scales without axes of size one behind the batch's."""
+def _per_sample(scale: Scales, device: torch.device | None) -> Scale:
+    """Return a number, or a tensor on a device, without axes of size one behind the batch's."""
     if not isinstance(scale, Tensor | numbers.Real):
         try:
-            scale = torch.as_tensor(scale)
+            scale = torch.as_tensor(scale, device=device)
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"guide: expected a scale that is a number, a tensor or a list of numbers, got {scale!r}.\n"
@@ -178,7 +179,7 @@ def _per_sample(scale: Scales) -> Scale:
             ) from error
     while isinstance(scale, Tensor) and scale.ndim > 1 and scale.shape[-1] == 1:
         scale = scale.squeeze(-1)
-    return scale
+    return scale.to(device) if isinstance(scale, Tensor) else scale
 
 
 def _weights(scales: Sequence[Scale]) -> list[Scale]:
@@ -210,7 +211,8 @@ def _joined(copies: Sequence[Any], rows: int, device: torch.device | None) -> An
     if any(isinstance(copy, Masked) for copy in copies):
         values = [copy.value if isinstance(copy, Masked) else copy for copy in copies]
         masks = [_present(copy, rows, device) for copy in copies]
-        steps = max(masks, key=lambda mask: mask.ndim).shape[1:]
+        axes = max(mask.ndim for mask in masks)
+        steps = next(mask.shape[1:] for mask in masks if mask.ndim == axes)
         wide = [m.reshape(*m.shape, *[1] * (len(steps) + 1 - m.ndim)).expand(-1, *steps) for m in masks]
         return Masked(_joined(values, rows, device), torch.cat(wide))
     if any(isinstance(copy, Mapping) for copy in copies):
@@ -224,7 +226,7 @@ def _present(copy: Any, rows: int, device: torch.device | None) -> Tensor:
     present = copy.present if isinstance(copy, Masked) and copy.present is not None else True
     own = _device(copy.value if isinstance(copy, Masked) else copy)
     mask = torch.as_tensor(present, device=device if own is None else own)
-    return mask.expand(rows, *mask.shape[1:]) if mask.ndim == 0 or len(mask) == 1 else mask
+    return mask.expand(rows, *mask.shape[1:]) if mask.ndim == 0 or mask.shape[0] == 1 else mask
 
 
 def _stacked(leaves: Sequence[Any], rows: int, device: torch.device | None) -> Any:
@@ -234,9 +236,9 @@ def _stacked(leaves: Sequence[Any], rows: int, device: torch.device | None) -> A
     if _are_one(leaves):
         return leaves[0]
     tensors = _tensors(leaves, device)
-    same = [leaf.ndim == 0 or len(leaf) == 1 for leaf in tensors]
+    same = [leaf.ndim == 0 or leaf.shape[0] == 1 for leaf in tensors]
     full = [x.expand(rows, *x.shape[1:]) if one else x for x, one in zip(tensors, same, strict=True)]
-    if any(len(leaf) != rows or leaf.shape[1:] != full[0].shape[1:] for leaf in full):
+    if any(leaf.shape[0] != rows or leaf.shape[1:] != full[0].shape[1:] for leaf in full):
         raise ValueError(
             f"guide: expected conditions and nulls of {rows} rows, or one, and otherwise of one shape, "
             f"got {[tuple(leaf.shape) for leaf in tensors]}.\n"
@@ -295,7 +297,7 @@ def _check_repeated(inputs: Any) -> None:
 def _tiled(leaf: Any, times: int, rows: int) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
-    if leaf.shape[:1] == (rows,):
+    if leaf.ndim and leaf.shape[0] == rows:
         return torch.cat([leaf] * times)
     numbered = leaf.dtype in (torch.int64, torch.int32) and leaf.ndim == 2 and len(leaf) == 2
     if numbered and leaf.numel() and leaf.max() < rows:
@@ -323,20 +325,20 @@ def _combined(leaf: Any, weights: Sequence[Scale], rows: int) -> Any:
             f"use_cache=False."
         )
     copies = len(weights)
-    if leaf.ndim == 0 or len(leaf) % max(copies * rows, 1):
+    if leaf.ndim == 0 or leaf.shape[0] % max(copies * rows, 1):
         raise ValueError(
             f"guide: expected outputs with rows for each of {copies} copies of a batch of {rows}, "
             f"got a tensor {tuple(leaf.shape)}.\n"
             f"Guide what the network gives for each sample, with the batch first: a function around it that "
             f"returns that alone will do. For graphs use space='modulation'."
         )
-    return _weighted(leaf.chunk(copies), weights)
+    return _weighted(leaf.tensor_split(copies), weights)
 
 
 def _weighted(parts: Sequence[Tensor], weights: Sequence[Scale]) -> Tensor:
     """Return the weighted sum, in float32 or wider, rounded once; integers are those of the last part."""
     last = parts[-1]
-    if not last.is_floating_point():
+    if not (last.is_floating_point() or last.is_complex()):
         return last
     wide = torch.promote_types(last.dtype, torch.float32)
     terms = [_like(weight, part) * part.to(wide) for weight, part in zip(weights, parts, strict=True)]
@@ -377,7 +379,7 @@ def _mixed_modulations(
 
 def _mixed(modulations: Sequence[Modulation], weights: Sequence[Scale]) -> Modulation:
     gammas, betas, gates = zip(*((m.gamma, m.beta, m.gate) for m in modulations), strict=True)
-    axes = max((1 + weight.ndim for weight in weights if isinstance(weight, Tensor)), default=0)
+    axes = max(1 + weight.ndim if isinstance(weight, Tensor) else 0 for weight in weights)
     gate = None if gates[0] is None else _weighted(aligned(*gates, axes=axes), weights)
     gamma, beta = (_weighted(aligned(*parts, axes=axes), weights) for parts in (gammas, betas))
     return Modulation(gamma, beta, gate)
@@ -410,7 +412,8 @@ def _rows(inputs: Any, cond: Any, keywords: Any) -> int:
     """
     given = _with_rows(inputs) or _with_rows(keywords)
     axes = given[0].ndim if given else 0
-    sizes = [len(leaf) for leaf in given if leaf.ndim >= axes] + [len(leaf) for leaf in _with_rows(cond)]
+    counted = [leaf for leaf in given if leaf.ndim >= axes] + _with_rows(cond)
+    sizes = (leaf.shape[0] for leaf in counted)
     return next((size for size in sizes if size != 1), 1)
 
 

@@ -331,7 +331,7 @@ def _distance(first: Any, second: Any) -> Numbers:
 
 def _numbers(value: Any) -> Tensor:
     """Return an output in the memory of the host, complex numbers as pairs of real ones."""
-    found = torch.as_tensor(value).detach().cpu()
+    found = torch.as_tensor(value, device="cpu").detach()
     return torch.view_as_real(found.resolve_conj()) if found.is_complex() else found
 
 
@@ -357,7 +357,7 @@ def _apart(column: Any) -> Numbers:
 
 
 def _scored(name: str, function: Score, output: Any, target: Any, count: int) -> Numbers:
-    values = torch.as_tensor(function(output, target)).detach().cpu().double()
+    values = torch.as_tensor(function(output, target), device="cpu").detach().double()
     per_sample = values.ndim > 0 and len(values) == count
     if not per_sample or not values.isfinite().all():
         raise ValueError(

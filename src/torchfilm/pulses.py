@@ -97,7 +97,7 @@ class _Measuring:
     def apply(self, x: Tensor, value: Any, dim: int, site: str) -> Tensor:
         """Note the size of x, and apply the fusion itself."""
         if self.name not in self.sizes:
-            self.sizes[self.name] = float(x.detach().abs().float().square().mean().sqrt())
+            self.sizes[self.name] = float(x.detach().abs().double().square().mean().sqrt())
         return self.fusion.apply(x, value, dim, site)
 
 
@@ -169,9 +169,9 @@ def take_pulses(
             fields[name][part] = None
             continue
         scale = seen.size.get(name, 1.0) if part in SHIFTS else 1.0
-        each = gradient.double() * scale / unit**0.5
+        each, size = gradient.double() * scale, unit**0.5
         batched = gradient.ndim > 1 and len(gradient) > 1
-        alone, shared = _norm(each), _norm(each.sum(dim=0) if batched else each)
+        alone, shared = _norm(each) / size, _norm(each.sum(dim=0) if batched else each) / size
         together[name] += [shared] * (batched and part in moved[name])
         fields[name][part] = shared if same and part in moved[name] else alone
     return {
@@ -191,11 +191,13 @@ def readers(
         seen: what the forward pass left.
         mixed: also behind mixtures of channels, where a shift of whole channels is still one.
     """
-    users, starts = _graph(total)
-    nodes: dict[str, list[Any]] = {}
+    nodes, starts = _graph(total)
+    behind = _norms_behind(nodes, seen, () if mixed else _MIXING)
+    found: dict[str, list[tuple[int, str]]] = {}
     for name, leaf in leaves:
-        nodes.setdefault(name, []).extend([starts[id(leaf)]] if id(leaf) in starts else [])
-    return {name: _reader(users, found, seen, () if mixed else _MIXING) for name, found in nodes.items()}
+        node = starts.get(id(leaf))
+        found.setdefault(name, []).extend([behind[node]] if node in behind else [])
+    return {name: min(norms, default=(0, ""))[1] for name, norms in found.items()}
 
 
 def _norm(values: Tensor) -> float:
@@ -223,43 +225,54 @@ _MIXING = (
 )
 
 
-Users = dict[Any, list[tuple[Any, int]]]
-
-
-def _graph(total: Tensor) -> tuple[Users, dict[int, Any]]:
-    """Return who reads each node of the graph behind a result, as which input, and each leaf's node by id."""
-    users: Users = {}
+def _graph(total: Tensor) -> tuple[list[Any], dict[int, Any]]:
+    """Return the nodes of the graph behind a result, and each leaf's node by its id."""
+    known: dict[Any, None] = {}
     starts: dict[int, Any] = {}
-    todo, known = [total.grad_fn], set()
+    todo = [total.grad_fn]
     while todo:
         node = todo.pop()
         if node is None or node in known:
             continue
-        known.add(node)
+        known[node] = None
         if (variable := getattr(node, "variable", None)) is not None:
             starts[id(variable)] = node
-        for index, (below, _) in enumerate(node.next_functions):
-            users.setdefault(below, []).append((node, index))
-            todo.append(below)
-    return users, starts
+        todo += [below for below, _ in node.next_functions]
+    return list(known), starts
 
 
-def _reader(users: Users, starts: list[Any], seen: Seen, mixing: tuple[str, ...]) -> str:
-    """Return which norm reads what these nodes modulate, in front of what is mixing; "" for none.
+def _norms_behind(nodes: list[Any], seen: Seen, mixing: tuple[str, ...]) -> dict[Any, tuple[int, str]]:
+    """Return for each node how far the nearest norm behind it is, in front of what is mixing, and its name.
+
+    From the norms back, breadth first, so that each node is visited once for all sites.
+    """
+    passed = dict.fromkeys(node for node in nodes if not any(name in node.name() for name in mixing))
+    todo = deque(
+        (below, 1, norm)
+        for node in passed
+        for index, (below, _) in enumerate(node.next_functions)
+        if (norm := _norm_at(node, index, seen))
+    )
+    found: dict[Any, tuple[int, str]] = {}
+    while todo:
+        node, steps, norm = todo.popleft()
+        if node is None or node in found:
+            continue
+        found[node] = steps, norm
+        if node in passed:
+            todo += [(below, steps + 1, norm) for below, _ in node.next_functions]
+    return found
+
+
+def _norm_at(node: Any, index: int, seen: Seen) -> str:
+    """Return which norm reads what a node makes, or is the node as reader of this input; "" for none.
 
     A norm reads features as its first input. The others are its affine, which may have taken a modulation in.
     """
-    todo, reached = deque((start, 0) for start in starts), set()
-    while todo:
-        node, index = todo.popleft()
-        if (node, index) in reached or any(name in node.name() for name in mixing):
-            continue
-        reached.add((node, index))
-        if node in seen.norms:
-            return seen.norms[node]
-        if index == 0 and "GroupNorm" in node.name():
-            return "a norm"
-        if index == 0 and "BatchNorm" in node.name() and getattr(node, "_saved_training", True):
-            return "a norm"  # of a function; torch's instance norm is a batch norm of more channels
-        todo += users.get(node, [])
+    if node in seen.norms:
+        return seen.norms[node]
+    if index == 0 and "GroupNorm" in node.name():
+        return "a norm"
+    if index == 0 and "BatchNorm" in node.name() and getattr(node, "_saved_training", True):
+        return "a norm"  # of a function; torch's instance norm is a batch norm of more channels
     return ""

@@ -80,7 +80,8 @@ def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]
 
     With a score, the sum of what it gives for each sample. Without, the product of the output with normally
     distributed numbers: its squared gradients are in the mean those of the whole Jacobian,
-    E[(v . dy/dg)^2] = |dy/dg|^2, and the unit is |y|^2.
+    E[(v . dy/dg)^2] = |dy/dg|^2, and the unit is |y|^2. Masked entries are left out: those that are
+    infinite, or at least half of the largest number of their precision.
 
     Raises:
         ValueError: for an output or a score without a gradient.
@@ -108,11 +109,12 @@ def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]
     chance = torch.Generator().manual_seed(seed)
     total, square = torch.zeros((), device=found[0].device), 0.0
     for y in found:
+        y = y.masked_fill(y.detach().abs() >= torch.finfo(y.dtype).max / 2, 0)
         wide = torch.promote_types(y.dtype, torch.float32)
-        v = torch.randn(y.shape, generator=chance, dtype=wide).to(y.device)
+        v = torch.randn(y.shape, generator=chance, dtype=wide, device="cpu").to(y.device)
         total = total + (v * y).sum().to(total.device)
-        square += float(y.detach().to(wide).square().sum())
-    return total, max(square, torch.finfo(torch.float32).tiny)
+        square += float(y.detach().cpu().double().square().sum())
+    return total, max(square, torch.finfo(torch.float64).tiny)
 
 
 def sensitivity(
@@ -127,8 +129,11 @@ def sensitivity(
     """Return how much each channel's gamma and beta moves the output: one Modulation [C] for each site.
 
     Without a score: |dy/dgamma_c| / |y| over all samples, so 0.1 says that gamma_c + 1 changes the output by
-    about a tenth. With one: |dscore/dgamma_c|, root mean square over the scores of samples; where one
-    modulation is for all, that takes a backward pass for each. The network is left as it was.
+    about a tenth. Masked entries of y are left out: those that are infinite, or torch.finfo(y.dtype).min. If
+    your mask is another number, such as -1e9, give a score of the other entries.
+
+    With a score: |dscore/dgamma_c|, root mean square over the scores of samples; where one modulation is for
+    all, that takes a backward pass for each. The network is left as it was.
 
     Args:
         model: a conditioned network, compiled or not; it runs in its present mode.
@@ -166,9 +171,13 @@ def sensitivity(
                 total, [tensor for _, _, tensor in fields], retain_graph=True, materialize_grads=True
             )
             for (name, field, _), gradient in zip(fields, gradients, strict=True):
-                square = gradient.reshape(-1, gradient.shape[-1]).square().sum(dim=0) / (unit * draws)
+                rows = gradient.cpu().double().reshape(-1, gradient.shape[-1])
+                square = rows.square().sum(dim=0) / (unit * draws)
                 squares[name][field] = squares[name].get(field, 0) + square
-    return {name: Modulation(**{f: s.sqrt() for f, s in found.items()}) for name, found in squares.items()}
+    return {
+        name: Modulation(**{field: s.sqrt().to(getattr(value, field)) for field, s in squares[name].items()})
+        for name, value in found.values.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -248,7 +257,8 @@ def _drawn(value: Any, *, last: bool, dim: Any) -> Any:
         return torch.randn_like(value)
     if not isinstance(value, Tensor | int):
         return value
-    largest = int(torch.as_tensor(value).max()) or (dim - 1 if isinstance(dim, int) else 0)
+    largest = int(value.max() if isinstance(value, Tensor) else value)
+    largest = largest or (dim - 1 if isinstance(dim, int) else 0)
     return torch.full_like(value, largest * last) if isinstance(value, Tensor) else largest * last
 
 

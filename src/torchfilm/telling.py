@@ -104,7 +104,9 @@ def is_cut_off(encoder: nn.Module, values: Mapping[str, Any]) -> bool:
 
 
 def _is_missing(cond: Masked) -> bool:
-    return cond.value is None or (cond.present is not None and not bool(torch.as_tensor(cond.present).all()))
+    return cond.value is None or (
+        cond.present is not None and not bool(torch.as_tensor(cond.present, device="cpu").all())
+    )
 
 
 def _one_row(column: Any) -> bool:
