@@ -424,7 +424,7 @@ def test_a_run_that_goes_on_with_another_budget_is_told_what_to_do(data, eyes, t
     given = ("train", "--recipe", "tiny", "--data", data, "--out", trained, "--perception", eyes)
     assert run(*given, "--steps", 5, "--resume") == 2
     said = complaint_after_notes(capsys)
-    assert "train.steps: 4 in the run, 5 now. Resume with the run's own config, or start a new run" in said
+    assert "train.steps: 4 in the run, 5 now. Resume with the run's own config and data, or start a" in said
     assert "To train longer, begin the new run with these weights (--start" in said
 
 

@@ -23,7 +23,9 @@ GIVEN = {
     "minutes": ["2"],
     "only": ["a"],
     "picture": ["1"],
+    "run": ["r1"],
     "scenes": ["2"],
+    "seed": ["2"],
     "seeds": ["2"],
     "steps": ["3"],
 }
@@ -67,6 +69,48 @@ def test_options_that_the_recipe_perception_does_not_read_are_refused(capsys):
     for option, value in (("--lr", "0.5"), ("--start", "r1"), ("--scenes", "3"), ("--perception", "r1")):
         said = refused(capsys, "train", "--recipe", "perception", option, value)
         assert f"{option} says nothing to the recipe 'perception'" in said
+
+
+UNREAD = [
+    (experiment, option)
+    for experiment, read in evaluate.READ.items()
+    for option in sorted({option for options in evaluate.READ.values() for option in options} - set(read))
+]
+
+
+@pytest.mark.parametrize(("experiment", "option"), UNREAD)
+def test_an_option_of_another_experiment_is_refused(experiment, option, capsys):
+    flag = [] if option == "run" else [f"--{option}"]
+    given = [*flag, *GIVEN.get(option, ["nope"])]
+    said = refused(capsys, "eval", "visual_reasoning", *given, "--experiment", experiment, "--data", "nope")
+    assert f"{(*flag, 'RUN')[0]} says nothing to the experiment '{experiment}'. Leave it out." in said
+
+
+def test_each_experiment_says_what_it_reads():
+    assert tuple(evaluate.READ) == evaluate.EXPERIMENTS["visual_reasoning"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("eval --data nope --scenes 3", "--scenes says nothing to the command 'with --data'"),
+        ("eval --split val", "--split says nothing to the command 'without --data'"),
+        ("eval --cache a --images b", "--images says nothing to the command 'without --data'"),
+        ("eval --data nope --features b", "--features says nothing to the network over 'maps'"),
+        ("inspect --data nope --scenes 3", "--scenes says nothing to the command 'with --data'"),
+        ("inspect --cache a", "--cache says nothing to the command 'without --data'"),
+        ("inspect --picture 3", "--picture says nothing to the command 'without --between'"),
+        ("inspect --between a b --points 9", "--points says nothing to the command 'with --between'"),
+        ("train --recipe tiny --data . --features a", "--features says nothing to the recipe over 'maps'"),
+        ("train --recipe paper --data . --perception a", "--perception says nothing to the recipe over"),
+        (
+            "eval --experiment ablations --recipe paper --data . --perception a",
+            "--perception says nothing to the recipe over 'features'",
+        ),
+    ],
+)
+def test_an_option_that_says_nothing_beside_the_others_is_refused(arguments, message, capsys):
+    assert message in refused(capsys, *arguments.split())
 
 
 def test_each_system_runs_an_experiment_or_refuses_it(capsys):

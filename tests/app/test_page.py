@@ -192,6 +192,13 @@ def test_a_new_scene_brings_another_picture_and_other_questions(page):
     assert "seed=" in page.browser.current_url
 
 
+@pytest.mark.parametrize("seed", [99999999999, "x"])
+def test_a_seed_that_no_scene_has_gives_a_fresh_one(page, seed):
+    page.open(seed)
+    page.until(lambda: page.answer)
+    assert int(page.browser.current_url.split("seed=")[1]) < 2**32
+
+
 def test_the_facts_of_the_scene_are_shown_on_request(page, scenes):
     page.find("#facts summary").click()
     page.until(lambda: page.all("#facts li"))

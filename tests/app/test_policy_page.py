@@ -23,8 +23,8 @@ SEED = 1
 class Page(Opened):
     """The open page, in the words of the tests."""
 
-    def open(self) -> None:
-        self.browser.get(f"{self.address}/?seed={SEED}")
+    def open(self, seed: int = SEED) -> None:
+        self.browser.get(f"{self.address}/?seed={seed}")
         self.until(lambda: len(self.all(".verdict.good, .verdict.bad")) == 4 and not self.busy)
 
     def write(self, take: int, text: str) -> None:
@@ -104,3 +104,9 @@ def test_a_new_table_is_another_one(page):
     page.find("#fresh").click()
     page.until(lambda: page.browser.current_url != before and not page.busy)
     assert all("understood" in page.said(take) for take in range(4))
+
+
+def test_a_seed_that_no_table_has_gives_a_fresh_one(page):
+    page.open(seed=99999999999)
+    assert int(page.browser.current_url.split("seed=")[1]) < 2**32
+    page.open()

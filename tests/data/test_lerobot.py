@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchfilm.data import lerobot
@@ -195,3 +196,53 @@ def test_damage_is_named(made):
     info.unlink()
     with pytest.raises(ValueError, match=r"expected a dataset in LeRobot's format, got .* without meta/info"):
         LeRobotFolder(made)
+
+
+def change_info(root, change) -> None:
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    change(info)
+    path.write_text(json.dumps(info))
+
+
+def change_rows(root, place, change) -> None:
+    table = pq.read_table(root / place)
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows), root / place)
+
+
+EPISODES, TASKS = "meta/episodes/chunk-000/file-000.parquet", "meta/tasks.parquet"
+
+
+@pytest.mark.parametrize("name", ["features", "total_episodes", "total_frames", "fps"])
+def test_an_entry_that_the_dataset_lacks_is_named(made, name):
+    change_info(made, lambda info: info.pop(name))
+    with pytest.raises(ValueError, match=rf"made: expected all entries of LeRobot's format .*'{name}'"):
+        LeRobotFolder(made).column("action")
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (EPISODES, lambda rows: [row.pop("episode_index") for row in rows], "got KeyError.'episode_index'"),
+        (
+            EPISODES,
+            lambda rows: rows[2].update(episode_index=1),
+            r"numbered 0 to 2, got \[0, 1, 1\]",
+        ),
+        (TASKS, lambda rows: [row.pop("task_index") for row in rows], "expected all entries .*task_index"),
+        (TASKS, lambda rows: rows[1].update(task_index=5), r"expected all entries .* got KeyError\(1\)"),
+    ],
+)
+def test_episodes_and_sentences_have_their_numbers(made, place, change, message):
+    change_rows(made, place, change)
+    with pytest.raises(ValueError, match=message):
+        LeRobotFolder(made)
+
+
+@pytest.mark.parametrize("feature", [{"dtype": "banana", "shape": [2]}, {"dtype": "float32"}])
+def test_a_feature_of_no_known_kind_is_refused(made, feature):
+    change_info(made, lambda info: info["features"].update(action=feature))
+    with pytest.raises(ValueError, match="made: expected all entries of LeRobot's format"):
+        LeRobotFolder(made).column("action")

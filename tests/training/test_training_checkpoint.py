@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from torchfilm.training import CheckpointError, load_weights, save_weights
-from torchfilm.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
+from torchfilm.training.checkpoint import (
+    Checkpoint,
+    newest_checkpoint,
+    read_checkpoint,
+    read_json,
+    write_checkpoint,
+    write_json,
+)
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -60,6 +67,21 @@ def test_a_write_cut_short_leaves_the_one_before(tmp_path: Path, monkeypatch: py
     (tmp_path / "partial_step_0000006").mkdir()  # what a kill in the middle leaves
     write_checkpoint(tmp_path, checkpoint(7))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_0000005", "step_0000007"]
+
+
+def test_a_file_that_cannot_be_written_is_named_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_json(tmp_path / "report.json", {"n": 1})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torchfilm.training.checkpoint.os.fsync", full)
+    with pytest.raises(OSError, match=r"could not be written: No space left .*report\.json"):
+        write_json(path, {"n": 2})
+    assert read_json(path) == {"n": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_same_step_is_replaced(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def test_a_run_has_exactly_one_budget(budget: dict[str, float]) -> None:
         ("lr", 0.0, r"TrainConfig\.lr: expected a number above 0, got 0\.0"),
         ("checkpoint_seconds", -1.0, r"checkpoint_seconds: expected a number above 0"),
         ("weight_decay", -0.1, r"weight_decay: expected 0 or more"),
+        ("seed", 2**64, r"seed: expected a number below 2\*\*63, got 18446744073709551616"),
         ("cooldown", 1.5, r"cooldown: expected a share in \(0, 1\]"),
         ("ema", 1.0, r"ema: expected a decay in \[0, 1\)"),
         ("schedule", "step", r"schedule: expected one of constant, linear, cosine, got 'step'"),

@@ -9,6 +9,7 @@ from torch import nn
 from toy_line import Line, Points, mean_error, squared_error, toy_config
 
 from torchfilm.training import CheckpointError, Draw, RunFolderError, find_weights, train
+from torchfilm.training.folder import describe
 
 
 def run(out: Path, *, resume: bool = False, module: nn.Module | None = None, **changes: object) -> None:
@@ -77,6 +78,20 @@ def test_resuming_with_another_config_names_the_fields(tmp_path: Path) -> None:
             extra_config={"model": {"width": 5}},
         )
     assert contents(tmp_path) == before
+
+
+def test_data_is_compared_where_the_run_has_written_which(tmp_path: Path) -> None:
+    config = toy_config(steps=6, evaluate_steps=None)
+
+    def resume(**extra: object) -> None:
+        train(Line(), squared_error, Points(), config, tmp_path, resume=True, extra_config=extra)
+
+    train(Line(), squared_error, Points(), config, tmp_path)
+    resume(data={"questions": "1a"})
+    (tmp_path / "config.json").write_text(json.dumps(describe(config, {"data": {"questions": "1a"}})))
+    resume(data={"questions": "1a"})
+    with pytest.raises(RunFolderError, match=r"extra\.data\.questions: '1a' in the run, '2b' now"):
+        resume(data={"questions": "2b"})
 
 
 def test_how_often_to_save_may_change_on_resuming(tmp_path: Path) -> None:

@@ -53,4 +53,4 @@ def check_finite(options: Any, name: str) -> None:
 
 def _flag(name: str) -> str:
     """The option of a field, as it is typed."""
-    return f"--{name.replace('_', '-')}"
+    return "RUN" if name == "run" else f"--{name.replace('_', '-')}"

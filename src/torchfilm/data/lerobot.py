@@ -11,10 +11,11 @@ The format is that of LeRobot 0.4 and later (github.com/huggingface/lerobot, src
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,18 @@ def _task_table(pa: Any, tasks: dict[str, int]) -> Any:
     return table.replace_schema_metadata({b"pandas": json.dumps(note).encode()})
 
 
+@contextlib.contextmanager
+def complete(root: str | Path) -> Iterator[None]:
+    """Raise ValueError, with the folder's name, where an entry of a dataset is missing or of another kind."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{root}: expected all entries of LeRobot's format {VERSION}, got {error!r}. "
+            "The dataset is damaged: copy or make it again."
+        ) from error
+
+
 class LeRobotFolder:
     """Reads a dataset in LeRobot's format v3.0: its numbers, its sentences, its episodes.
 
@@ -253,6 +266,7 @@ class LeRobotFolder:
 
     Attributes:
         info: meta/info.json.
+        fps: frames a second.
         features: name -> dtype, shape and names, of the columns that hold numbers.
         tasks: the sentences, by task_index.
         episodes: the rows of meta/episodes, without the statistics.
@@ -267,6 +281,10 @@ class LeRobotFolder:
 
     def __init__(self, root: str | Path) -> None:
         self._root, self._pa = Path(root), require_pyarrow()
+        with complete(root):
+            self._read(root)
+
+    def _read(self, root: str | Path) -> None:
         self.info = self._json("meta/info.json")
         version = self.info.get("codebase_version")
         if version != VERSION:
@@ -274,14 +292,15 @@ class LeRobotFolder:
                 f"{root}: expected LeRobot's format {VERSION}, got {version}. Convert it with LeRobot's "
                 "convert_dataset_v21_to_v30"
             )
+        self.fps: int = self.info["fps"]
         seen = ("image", "video", "string")
         self.features = {k: f for k, f in self.info["features"].items() if f["dtype"] not in seen}
         table = self._table(Path("meta/tasks.parquet"))
         text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
         if text is None:
             raise ValueError(f"{root}/meta/tasks.parquet: expected sentences, got {table.column_names}")
-        pairs = zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)
-        self.tasks: list[str] = [sentence for _, sentence in sorted(pairs)]
+        sentences = dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+        self.tasks: list[str] = [sentences[number] for number in range(len(table))]
         parts = [self._table(p, stats=False) for p in self._files("meta/episodes")]
         rows = [row for part in parts for row in part.to_pylist()]
         self.episodes: list[dict[str, Any]] = sorted(rows, key=lambda row: row["episode_index"])
@@ -290,28 +309,30 @@ class LeRobotFolder:
                 f"{root}: expected {self.info['total_episodes']} episodes, got {len(self.episodes)}. "
                 "The copy is not whole."
             )
+        numbers = [row["episode_index"] for row in self.episodes]
+        if numbers != list(range(len(numbers))):
+            raise ValueError(
+                f"{root}: expected episodes numbered 0 to {len(numbers) - 1}, got {numbers[:8]}... "
+                "The copy is not whole."
+            )
 
     def __len__(self) -> int:
         return len(self.episodes)
-
-    @property
-    def fps(self) -> int:
-        """Frames a second."""
-        return self.info["fps"]
 
     def column(self, name: str) -> NDArray[Any]:
         """All frames of a feature in order: [frames, ...size], or [frames] for a size of one."""
         if name not in self.features:
             raise ValueError(f"{self._root}: expected one of {', '.join(self.features)}, got {name!r}")
         parts, feature = [], self.features[name]
-        for path in self._files("data"):
-            array = self._table(path, [name])[name].combine_chunks()
-            while hasattr(array, "flatten") and self._pa.types.is_nested(array.type):
-                array = array.flatten()
-            parts.append(array.to_numpy(zero_copy_only=False))
-        shape = () if feature["shape"] == [1] else tuple(feature["shape"])
-        values = np.concatenate(parts).astype(feature["dtype"])
-        frames = self.info["total_frames"]
+        with complete(self._root):
+            for path in self._files("data"):
+                array = self._table(path, [name])[name].combine_chunks()
+                while hasattr(array, "flatten") and self._pa.types.is_nested(array.type):
+                    array = array.flatten()
+                parts.append(array.to_numpy(zero_copy_only=False))
+            shape = () if feature["shape"] == [1] else tuple(feature["shape"])
+            values = np.concatenate(parts).astype(feature["dtype"])
+            frames = self.info["total_frames"]
         if values.size != frames * int(np.prod(shape)):
             raise ValueError(
                 f"{self._root}: expected {frames} frames of {name}, got {values.size} numbers. The copy is "

@@ -175,8 +175,12 @@ def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, where
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: into a name beside it, flushed, then renamed over it."""
     partial = path.with_name(f".{path.name}.partial")
-    _write(partial, content)
-    partial.replace(path)
+    try:
+        _write(partial, content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"could not be written: {error.strerror}", str(path)) from error
     _sync_folder(path.parent)
 
 

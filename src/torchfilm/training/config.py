@@ -73,6 +73,8 @@ class TrainConfig:
         for name in ("warmup_steps", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"TrainConfig.{name}: expected 0 or more, got {getattr(self, name)}.")
+        if self.seed >= 2**63:
+            raise ValueError(f"TrainConfig.seed: expected a number below 2**63, got {self.seed}.")
         if not 0 < self.cooldown <= 1:
             raise ValueError(f"TrainConfig.cooldown: expected a share in (0, 1], got {self.cooldown}.")
         if self.ema is not None and not 0 <= self.ema < 1:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .checkpoint import newest_checkpoint, read_json, write_json
 from .config import TrainConfig
 
 FREE_TO_CHANGE = ("checkpoint_seconds", "checkpoint_steps", "keep", "tensorboard")
 """Fields that change nothing of what is learned: a resumed run may have them differently."""
+
+LATER = "extra.data"
+"""What a run learns from, and is measured on: not compared where an older version has not written it."""
 
 _DEFAULTS = json.loads(json.dumps({field.name: field.default for field in fields(TrainConfig)}))
 
@@ -24,6 +30,14 @@ class RunFolderError(ValueError):
 def describe(config: TrainConfig, extra: Mapping[str, Any] | None) -> dict[str, Any]:
     """What config.json says: {"train": the config's fields, "extra": what the caller adds}."""
     return json.loads(json.dumps({"train": asdict(config), "extra": dict(extra or {})}))
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """A short name of what arrays hold."""
+    whole = hashlib.sha256()
+    for array in arrays:
+        whole.update(np.ascontiguousarray(array).data)
+    return whole.hexdigest()[:12]
 
 
 def started(out: Path) -> bool:
@@ -99,12 +113,13 @@ def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
         f"  {name}: {one!r} in the run, {other!r} now"
         for name, (one, other) in differences(before, now).items()
         if name not in {f"train.{n}" for n in FREE_TO_CHANGE}
+        and not (one == "absent" and f"{name}.".startswith(f"{LATER}."))
     ]
     if differing:
         raise RunFolderError(
             f"Resume: the config differs from that of the run in {out}:\n" + "\n".join(differing) + "\n"
-            "Resume with the run's own config, or start a new run in another folder. To train longer, begin "
-            "the new run with these weights (--start, where the system has it)."
+            "Resume with the run's own config and data, or start a new run in another folder. To train "
+            "longer, begin the new run with these weights (--start, where the system has it)."
         )
 
 

@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -199,11 +201,26 @@ def test_a_truncated_file_says_after_how_many_items(tmp_path, cut) -> None:
         ('{"questions": [{"question": "a?"}]}', "question 0 needs"),
         ('{"questions": [{"question": "a?", "image_filename": "a.jpg"}]}', "question 0 needs"),
         ('{"questions": [3]}', "question 0 needs"),
+        ('{"questions": [{"question": "a?", "image_index": null}]}', "question 0 needs"),
+        ('{"questions": [{"question": "a?", "image_index": -1}]}', "expected image_index from 0 to"),
+        ('{"questions": [{"question": "a?", "image_index": 1.7}]}', "expected image_index from 0 to .* 1.7"),
+        ('{"questions": [{"question": "a?", "image_index": "x"}]}', "expected image_index from 0 to"),
+        (f'{{"questions": [{{"question": "a?", "image_index": {10**12}}}]}}', "got 1000000000000"),
+        (
+            '{"questions": [{"question": "a?", "image_index": 0, "question_family_index": 40000}]}',
+            r"_questions\.json: question 0 .*expected question_family_index from 0 to 32767, got 40000",
+        ),
+        (
+            f'{{"questions": [{{"question": "{"a " * 20000}", "image_index": 0}}]}}',
+            "question of fewer than 32768 characters",
+        ),
+        ('{"questions": [' + "[" * 100_000, "nested less deeply"),
+        ('{"questions": [\udcff', "expected text in UTF-8"),
     ],
 )
 def test_a_file_that_holds_no_questions_is_refused(tmp_path, text, message) -> None:
     (tmp_path / "questions").mkdir()
-    (tmp_path / "questions" / "CLEVR_val_questions.json").write_text(text)
+    (tmp_path / "questions" / "CLEVR_val_questions.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message):
         list(ClevrFolder(tmp_path).questions("val"))
 
@@ -237,6 +254,42 @@ def test_a_broken_image_is_named_and_leaves_no_cache(folder) -> None:
     assert list((folder.root / ".cache").iterdir()) == []
     with pytest.raises(ValueError, match="expected an image"):
         read_image(folder.root / "questions" / "CLEVR_val_questions.json")
+
+
+def test_a_damaged_cache_says_that_it_can_be_deleted(folder) -> None:
+    def read() -> None:
+        folder.encoded("val", folder.vocabulary("val"))
+        folder.images("val", 20, 30)
+
+    read()
+    for path in sorted((folder.root / ".cache").iterdir()):
+        whole = path.read_bytes()
+        for content in (b"", whole[: len(whole) // 2], b"other bytes"):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=rf"{path.name}: expected a cache .* Delete the file"):
+                read()
+        path.unlink()
+        read()
+
+
+def test_pictures_on_a_full_disk_are_one_clear_error_and_leave_no_draft(folder, monkeypatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=r"no space left for .*images-val-.*npy\. Free some space"):
+        folder.images("val", 20, 30)
+    assert list((folder.root / ".cache").iterdir()) == []
+
+
+def test_a_picture_that_was_exchanged_is_decoded_again(folder) -> None:
+    before = np.array(folder.images("val", 20, 30))
+    files = folder.image_files("val")
+    shutil.copy(files[0], files[1])
+    os.utime(files[1], ns=(0, 0))
+    after = folder.images("val", 20, 30)
+    assert np.array_equal(after[1], before[0])
+    assert not np.array_equal(before[1], before[0])
 
 
 def test_a_cache_that_cannot_be_written_says_how_to_name_another(folder, tmp_path) -> None:

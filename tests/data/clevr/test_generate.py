@@ -157,6 +157,21 @@ def test_a_finished_split_is_left_as_it_is(whole, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["images/train/CLEVR_train_000003.png", "masks/train/CLEVR_train_000005.png"]
+    + [f"{what}/CLEVR_train_{what}.json" for what in ("scenes", "views", "questions")],
+)
+@pytest.mark.parametrize("content", [None, b""])
+def test_what_a_finished_split_has_lost_is_made_again(whole, name, content):
+    before = contents(whole)
+    (whole / name).unlink()
+    if content is not None:
+        (whole / name).write_bytes(content)
+    generate(whole)
+    assert contents(whole) == before
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"seed": 4}, r"split 'train' made with seed=3, not 4"),

@@ -1,10 +1,15 @@
 """Demonstrations: the same seed, the same bytes; what is read is what was shown."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 pytest.importorskip("mujoco")
 pytest.importorskip("pyarrow")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from torchfilm.app import cli
 from torchfilm.data.lerobot import LeRobotFolder, Recording, write_lerobot
@@ -77,6 +82,7 @@ def test_mistakes_are_named_and_change_nothing(made, tmp_path, monkeypatch):
         ({"num_episodes": 0, "seed": 0}, "num_episodes: expected at least 1, got 0"),
         ({"num_episodes": 1, "seed": -1}, "seed: expected at least 0, got -1"),
         ({"num_episodes": 1, "seed": 0, "noise": float("nan")}, "noise: expected at least 0, got nan"),
+        ({"num_episodes": 1, "seed": 0, "noise": float("inf")}, "noise: expected a finite number .* inf"),
     ):
         with pytest.raises(ValueError, match=pattern):
             generate_demonstrations(tmp_path / "new", **options)
@@ -90,6 +96,34 @@ def test_mistakes_are_named_and_change_nothing(made, tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="expected demonstrations made by `torchfilm data table`"):
         read_demonstrations(alien)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("torchfilm/told", None, "expected all entries .* got TypeError"),
+        ("torchfilm/scene", "{", "expected all entries .* got JSONDecodeError"),
+        ("torchfilm/outcome", '{"a": 1}', "expected all entries .* got TypeError"),
+        ("dataset_from_index", 0, "expected frames in the order of index and episode_index"),
+    ],
+)
+def test_a_damaged_row_of_an_episode_is_named(made, tmp_path, name, value, message):
+    shutil.copytree(made.out, tmp_path / "new")
+    path = tmp_path / "new/meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[3][name] = value
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(ValueError, match=f"new: {message}"):
+        read_demonstrations(tmp_path / "new")
+
+
+def test_frames_in_another_order_are_refused(made, tmp_path):
+    shutil.copytree(made.out, tmp_path / "new")
+    path = tmp_path / "new/data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.take(np.random.default_rng(0).permutation(len(table))), path)
+    with pytest.raises(ValueError, match="new: expected frames in the order of index and episode_index"):
+        read_demonstrations(tmp_path / "new")
 
 
 def test_the_command_makes_them(tmp_path, capsys):

@@ -219,6 +219,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
         assert torch.equal(again.policy.state_dict()[name], value), name
 
 
+def test_a_run_goes_on_with_its_own_demonstrations_alone(run, folder):
+    out, _ = run
+    shown = read_demonstrations(folder)
+    train_policy("tiny", QUICK, shown, out, resume=True)
+    with pytest.raises(RunFolderError, match=r"extra\.data: '\w+' in the run, '\w+' now"):
+        train_policy("tiny", QUICK, replace(shown, action=shown.action + 0.01), out, resume=True)
+
+
 def test_where_nothing_was_begun_there_is_nothing_to_resume(folder, tmp_path):
     with pytest.raises(RunFolderError, match=r"expected a run in .*nothing, found no config\.json there"):
         train_policy("tiny", UNDERSTOOD, read_demonstrations(folder), tmp_path / "nothing", resume=True)

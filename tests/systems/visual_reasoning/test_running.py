@@ -1,6 +1,7 @@
 """From a folder to a trained bundle: what is seen, what is written, what is read again."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,8 @@ from torchfilm.systems.visual_reasoning.bundle import (
 from torchfilm.systems.visual_reasoning.perception import Perception, PerceptionConfig, object_labels
 from torchfilm.systems.visual_reasoning.recipe import RECIPES, TINY, Recipe
 from torchfilm.systems.visual_reasoning.running import Material, budgeted, fitted, train_bundle
-from torchfilm.systems.visual_reasoning.sights import Labelled, LabelledBatches, split_maps
-from torchfilm.training import Draw, Interrupted, Loss, TrainConfig, train
+from torchfilm.systems.visual_reasoning.sights import Labelled, LabelledBatches, split_maps, train_sight
+from torchfilm.training import Draw, Interrupted, Loss, RunFolderError, TrainConfig, train
 from torchfilm.training.checkpoint import newest_checkpoint
 
 SMALL = PerceptionConfig((4, 6, 8), num_blocks=1)
@@ -131,6 +132,29 @@ def test_a_run_stopped_half_way_goes_on_to_the_bit(stopped_by, material, tmp_pat
     assert len(told(whole)) == 5
 
 
+def test_a_run_goes_on_with_its_own_data_alone(material, folder, tmp_path):
+    train_bundle("tiny", tiny(), material, tmp_path / "run")
+    resumed = {"name": "tiny", "recipe": tiny(), "out": tmp_path / "run", "resume": True}
+    shutil.copytree(folder.root, tmp_path / "data")
+    train_bundle(material=replace(material, folder=ClevrFolder(tmp_path / "data")), **resumed)
+    asked = tmp_path / "data" / "questions" / "CLEVR_train_questions.json"
+    asked.write_text(asked.read_text().replace('"answer":"yes"', '"answer":"no"'))
+    other = replace(material, folder=ClevrFolder(tmp_path / "data"))
+    with pytest.raises(RunFolderError, match=r"extra\.data\.questions\.train: '\w+' in the run, '\w+' now"):
+        train_bundle(material=other, **resumed)
+    with pytest.raises(RunFolderError, match=r"extra\.data\.splits\.held_out: 'val' in the run, 'train' now"):
+        train_bundle(material=replace(material, val_split="train"), **resumed)
+
+
+def test_a_perception_goes_on_with_its_own_data_alone(folder, tmp_path):
+    config = TrainConfig(steps=2, batch_size=4, tensorboard=False)
+    given = {"out": tmp_path, "training": config, "config": SMALL}
+    train_sight(folder, "train", held_out="val", **given)
+    train_sight(folder, "train", held_out="val", resume=True, **given)
+    with pytest.raises(RunFolderError, match=r"extra\.data\.held_out: 'val' in the run, 'train' now"):
+        train_sight(folder, "train", held_out="train", resume=True, **given)
+
+
 def test_a_run_resumed_after_its_end_trains_no_further(material, tmp_path):
     first = train_bundle("tiny", tiny(), material, tmp_path)
     second = train_bundle("tiny", tiny(), material, tmp_path, resume=True)
@@ -189,6 +213,19 @@ def test_maps_are_what_the_perception_sees_and_are_kept(material, folder, sight)
     other = Sight(SMALL, Perception(SMALL).eval())
     assert other.digest != sight.digest
     assert not np.allclose(split_maps(other, images), expected, atol=2e-3)
+
+
+def test_maps_of_older_pictures_are_dropped_and_damaged_ones_are_named(sight, tmp_path):
+    generate_dataset(tmp_path, "val", 3, seed=2, workers=1, questions_per_scene=0)
+    folder = ClevrFolder(tmp_path)
+    first = Path(str(split_maps(sight, folder.images("val", 64, 96)).filename))
+    folder.image_files("val")[1].touch()
+    images = folder.images("val", 64, 96)
+    second = Path(str(split_maps(sight, images).filename))
+    assert [path for path in (first, second) if path.exists()] == [second]
+    second.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"maps-.*npy: expected a cache .* Delete the file"):
+        split_maps(sight, images)
 
 
 def test_pixels_come_in_0_to_1_and_channels_first(material, folder):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torchfilm.app.commands.train import known_system
+from torchfilm.app.commands.train import SEEN, known_system
 from torchfilm.app.console import Bar, emit, note, percent, table
 from torchfilm.app.options import (
     OptionalFloat,
@@ -51,6 +51,22 @@ OWN = {
     "diffusion_policy": ("guidance", "execution"),
 }
 """System -> the options that it has for itself."""
+
+_ASKED = ("run", "limit", "seed")
+_TRAINED = ("recipe", "minutes", "steps", "seeds", "only", "perception")
+READ = {
+    "accuracy": (*_ASKED, "scenes", "blind", "families"),
+    "means": (*_ASKED, "scenes"),
+    "noise": (*_ASKED, "scenes"),
+    "arithmetic": _ASKED,
+    "ablations": _TRAINED,
+    "data_size": (*_TRAINED, "blind"),
+    "cogent": _TRAINED,
+}
+"""Experiment of visual_reasoning -> the options that not all of its experiments read."""
+
+ASKED_OF = {"with --data": ("split", "images", "cache", "features"), "without --data": ("scenes",)}
+"""Where the questions come from -> the options for that alone."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +157,7 @@ class Evaluate:
                 "Train one with --experiment cogent: runs/cogent/on_a/seed_0."
             )
         bundle = load_bundle(self.run)
+        check_own(self, SEEN, bundle.network.config.input, "network over")
         with data_folder(self, bundle) as (folder, seed):
             split = self.split or usual_split(folder, usual)
             exam = bundle_exam(bundle, folder, split, self.features)
@@ -167,6 +184,8 @@ class Evaluate:
                 f"experiment {self.experiment!r} is one of {others}; {self.system} has {', '.join(here)}."
             )
         check_own(self, OWN, self.system, "system")
+        if self.system == "visual_reasoning":
+            check_own(self, READ, self.experiment, "experiment")
         check_least(self, limit=1, scenes=2 if self.system == "diffusion_policy" else 1, seeds=1, seed=0)
         check_finite(self, "guidance")
 
@@ -225,6 +244,7 @@ def data_folder(options: Evaluate | Inspect, bundle: Bundle) -> Iterator[tuple[C
     from torchfilm.data.clevr.files import ClevrFolder
     from torchfilm.data.clevr.generate import generate_dataset
 
+    check_own(options, ASKED_OF, f"with{'' if options.data else 'out'} --data", "command")
     if options.data is not None:
         yield ClevrFolder(options.data, options.images, options.cache), options.seed or 0
         return

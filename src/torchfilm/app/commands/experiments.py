@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchfilm.app.commands.train import known_recipe, trained_alike
+from torchfilm.app.commands.train import SEEN, known_recipe, trained_alike
 from torchfilm.app.console import Bar, emit, note, percent, table
+from torchfilm.app.options import check_own
 
 if TYPE_CHECKING:
     from torchfilm.app.commands.evaluate import Evaluate
@@ -114,6 +115,7 @@ def _prepared(options: Evaluate, train_split: str, val_split: str, *others: str)
     if options.data is None:
         raise ValueError(f"eval --experiment {options.experiment} trains: expected --data, got none")
     recipe = known_recipe(options.recipe, RECIPES)
+    check_own(options, SEEN, recipe.config.input, "recipe over")
     recipe = replace(recipe, training=trained_alike(recipe.training, options, seed=0))
     folder = ClevrFolder(options.data, options.images, options.cache)
     sight = load_sight(options.perception) if recipe.config.input == "maps" else None

@@ -25,6 +25,9 @@ OWN = {
 }
 """System -> the options that it has for itself."""
 
+DRAWN = {"with --between": ("picture",), "without --between": ("points",)}
+"""What is drawn -> the options for that alone."""
+
 
 class OnDemand(Sequence[np.ndarray]):
     """Pictures at their own size, read when they are shown."""
@@ -85,6 +88,7 @@ class Inspect:
         """Draw."""
         known_system(self.system)
         check_own(self, OWN, self.system, "system")
+        check_own(self, DRAWN, f"with{'' if self.between else 'out'} --between", "command")
         check_least(self, points=4, scenes=1, seed=0)
         files, about = self._policy() if self.system == "diffusion_policy" else self._reasoning()
         if self.json:

@@ -33,6 +33,9 @@ OWN = {
 }
 """System -> the options that it has for itself; `LEARNED`: not for the recipe perception."""
 
+SEEN = {"features": ("features",), "maps": ("perception",), "pixels": ()}
+"""What a network of visual_reasoning sees -> the options for that alone."""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -129,6 +132,7 @@ class Train:
             if can_grow(start.network.config, recipe.config):
                 start = replace(start, network=grown(start.network, recipe.config))
             recipe = replace(recipe, config=start.network.config)
+        check_own(self, SEEN, recipe.config.input, "recipe over")
         train_split = self.train_split or "train"
         held_out = self._held_out(folder)
         note(f"reading the questions of {folder.root}, split {train_split}")

@@ -547,4 +547,5 @@ figure.addEventListener("drop", (event) => {
   upload(event.dataTransfer.files[0]);
 });
 
-freshScene(new URLSearchParams(location.search).get("seed"));
+const named = new URLSearchParams(location.search).get("seed");
+freshScene(/^\d+$/.test(named ?? "") && named < 2 ** 32 ? named : null);

@@ -211,4 +211,4 @@ $("deed").addEventListener("change", (e) => attempt(() => example(+e.target.valu
 for (const input of document.querySelectorAll('input[type="radio"]')) input.addEventListener("change", strips);
 takes = Array.from({ length: 4 }, () => new Take($("takes")));
 const asked = new URLSearchParams(location.search).get("seed");
-attempt(() => lay(/^\d+$/.test(asked ?? "") ? asked : null));
+attempt(() => lay(/^\d+$/.test(asked ?? "") && asked < 2 ** 32 ? asked : null));

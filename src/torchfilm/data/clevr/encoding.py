@@ -1,6 +1,5 @@
 """Questions as compact arrays: a million questions in about 160 MB, parsed once and kept in a cache file."""
 
-import os
 import zipfile
 from array import array
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .caches import damaged, draft
 from .question_types import TYPES, family, function, program_tokens
 from .vocabulary import UNK, Vocabulary, answer_text
 
@@ -20,6 +20,8 @@ No prediction equals it, so it counts as wrong, and cross-entropy ignores it by 
 """
 
 FORMAT = 1
+LONGEST = 2**15
+"""A question has fewer characters than that: its words are counted in int16."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +67,8 @@ class EncodedQuestions:
     def save(self, path: Path) -> None:
         """Write all arrays to one .npz file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as stream:
-                np.savez(stream, **{field.name: getattr(self, field.name) for field in fields(self)})
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with draft(path) as part, part.open("wb") as stream:
+            np.savez(stream, **{field.name: getattr(self, field.name) for field in fields(self)})
 
     @staticmethod
     def load(path: Path) -> "EncodedQuestions":
@@ -82,10 +79,7 @@ class EncodedQuestions:
                     **{field.name: file[field.name] for field in fields(EncodedQuestions)}
                 )
         except (KeyError, zipfile.BadZipFile, EOFError, ValueError) as error:
-            raise ValueError(
-                f"{path}: expected a cache of encoded questions, got {error!r}. "
-                "Delete the file; it is made again."
-            ) from error
+            raise damaged(path, "encoded questions", error) from error
 
 
 def encode_questions(questions: Iterable[Mapping[str, Any]], vocabulary: Vocabulary) -> EncodedQuestions:

@@ -6,6 +6,8 @@ from types import TracebackType
 import h5py
 import numpy as np
 
+from .caches import draft
+
 
 class FeatureFile:
     """Pre-extracted image features: one dataset `features`, float32 [N, C, H, W], row = image_index.
@@ -59,10 +61,8 @@ class FeatureFile:
 
 def write_features(path: Path, features: np.ndarray) -> None:
     """Write features [N, C, H, W] as the original's extraction does, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with h5py.File(part, "w") as file:
+    with draft(path) as part, h5py.File(part, "w") as file:
         file.create_dataset("features", data=np.asarray(features, np.float32))
-    part.replace(path)
 
 
 def _open(path: Path) -> h5py.File:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .encoding import FORMAT, EncodedQuestions, encode_questions
+from .caches import damaged, drop_older, read_rows, write_rows
+from .encoding import FORMAT, LONGEST, EncodedQuestions, encode_questions
 from .json_stream import Progress, stream_array
 from .vocabulary import Vocabulary, answer_text
 
@@ -106,10 +107,10 @@ class ClevrFolder:
         for number, question in enumerate(stream_array(path, "questions", progress)):
             try:
                 yield _as_released(question)
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise ValueError(
                     f"{path}: question {number} needs 'question' and 'image_index' or 'image_filename', "
-                    f"got {str(question)[:120]}."
+                    f"got {str(question)[:120]} ({error})."
                 ) from error
 
     def encoded(
@@ -130,7 +131,7 @@ class ClevrFolder:
             return EncodedQuestions.load(kept)
         encoded = encode_questions(self.questions(split, progress), vocabulary)
         encoded.save(kept)
-        _drop_older(kept)
+        drop_older(kept)
         return encoded
 
     def vocabulary(
@@ -142,10 +143,13 @@ class ClevrFolder:
         """
         kept = self._cache_file(cache, self._json(split, "questions"), f"vocabulary-{split}", "json")
         if kept.is_file():
-            return Vocabulary.load(kept)
+            try:
+                return Vocabulary.load(kept)
+            except ValueError as error:
+                raise damaged(kept, "the vocabulary", error) from error
         vocabulary = Vocabulary.build(self.questions(split, progress))
         vocabulary.save(kept)
-        _drop_older(kept)
+        drop_older(kept)
         return vocabulary
 
     @property
@@ -199,13 +203,16 @@ class ClevrFolder:
         tells `progress` of the files done.
         """
         files = self.image_files(split)
-        newest = max(files[i].stat().st_mtime_ns for i in (0, len(files) // 2, -1))
-        stamp = f"{len(files)}-{newest}-{files[0]}"
+        about = [
+            (path.name, status.st_size, status.st_mtime_ns) for path in files for status in [path.stat()]
+        ]
+        stamp = f"{files[0].parent}-{about}"
         kept = self._cache_folder(cache) / f"images-{split}-{height}x{width}-{_short(stamp)}.npy"
         if not kept.is_file():
-            _decode_all(files, (height, width), kept, workers, progress)
-            _drop_older(kept)
-        return np.load(kept, mmap_mode="r")
+            shape = (len(files), height, width, 3)
+            write_rows(kept, np.uint8, shape, lambda rows: _decode_all(files, rows, workers, progress))
+            drop_older(kept)
+        return read_rows(kept)
 
     def _cache_folder(self, cache: Path | None) -> Path:
         folder = Path(cache or self.cache or self.root / ".cache")
@@ -228,23 +235,21 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _drop_older(kept: Path) -> None:
-    """Delete caches of the same thing made from an older source."""
-    stem = kept.stem.rsplit("-", 1)[0]
-    for path in kept.parent.glob(f"{stem}-*{kept.suffix}"):
-        if path != kept and len(path.stem) == len(kept.stem):
-            path.unlink(missing_ok=True)
-
-
 def _as_released(question: dict[str, Any]) -> dict[str, Any]:
     question["question"] = str(question["question"])
     if question.get("answer") is not None:
         question["answer"] = answer_text(question["answer"])
-    if "image_index" not in question:
+    if question.get("image_index") is None:
         match = _IMAGE.fullmatch(question["image_filename"])
         if match is None:
             raise KeyError("image_index")
         question["image_index"] = int(match["index"])
+    for name, most in (("image_index", 2**31), ("question_family_index", 2**15)):
+        number = question.get(name)
+        if number is not None and not (type(number) is int and 0 <= number < most):
+            raise ValueError(f"expected {name} from 0 to {most - 1}, got {number!r}")
+    if len(question["question"]) >= LONGEST:
+        raise ValueError(f"expected a question of fewer than {LONGEST} characters")
     for node in question.get("program") or []:
         if "function" not in node and "type" in node:
             node["function"] = node.pop("type")
@@ -266,23 +271,13 @@ def read_image(path: Path, height: int | None = None, width: int | None = None) 
     return np.asarray(image)
 
 
-def _decode_all(
-    files: list[Path], size: tuple[int, int], kept: Path, workers: int | None, progress: Progress | None
-) -> None:
-    """Decode all files into one .npy file, whole or not at all."""
-    part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-    try:
-        rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(files), *size, 3))
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            for start in range(0, len(files), 256):
-                group = files[start : start + 256]
-                decoded = pool.map(read_image, group, *map(itertools.repeat, size))
-                for row, image in enumerate(decoded, start):
-                    rows[row] = image
-                if progress is not None:
-                    progress(start + len(group), len(files))
-        rows.flush()
-        del rows
-        part.replace(kept)
-    finally:
-        part.unlink(missing_ok=True)
+def _decode_all(files: list[Path], rows: np.ndarray, workers: int | None, progress: Progress | None) -> None:
+    """Decode all files into `rows`, [files, height, width, 3]."""
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for start in range(0, len(files), 256):
+            group = files[start : start + 256]
+            decoded = pool.map(read_image, group, *map(itertools.repeat, rows.shape[1:3]))
+            for row, image in enumerate(decoded, start):
+                rows[row] = image
+            if progress is not None:
+                progress(start + len(group), len(files))

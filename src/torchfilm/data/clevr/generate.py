@@ -8,6 +8,7 @@ Masks and views are additions: a mask is 0 on the ground and i + 1 on object i o
 released test split, ours has answers and programs in every split.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,9 +22,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+from .caches import is_full
 from .json_stream import Progress
 from .scenes import SceneConfig
-from .shards import DatasetConfig, finish_shard, is_full, make_scenes, merge, shard_file, write_whole
+from .shards import DatasetConfig, finish_shard, is_there, make_scenes, merge, shard_file, write_whole
 
 # The date and version that files carry are those of the format, so that the same settings give the same
 # bytes.
@@ -116,6 +118,8 @@ def generate_dataset(
 ) -> Generated:
     """Make a split in the folder `out`, or finish what an earlier, killed call began.
 
+    Files that a finished split has lost are made again.
+
     `split`, `num_scenes`, `seed`, `recipe` and `overrides` are those of `dataset_config`; the bytes depend
     on them alone. `workers` processes (default: one per core that we may use) share the work;
     `progress(done, total)` is called with scenes. Several splits can share one folder. Processes are
@@ -134,15 +138,13 @@ def generate_dataset(
     record = _check_folder(out, config)
     report = progress or (lambda done, total: None)
     try:
-        if not record["finished"]:
+        if not (record["finished"] and _is_whole(out, config)):
+            record["finished"] = None
             _write_record(out, record)
             _make_shards(out, config, workers, report)
-            counts = {
-                what: merge(out, config, what, {"split": split, **_INFO})
-                for what in ("scenes", "views", "questions")
-                if what != "questions" or config.questions_per_scene
+            record["finished"] = {
+                what: merge(out, config, what, {"split": split, **_INFO}) for what in _kinds(config)
             }
-            record["finished"] = counts
             _write_record(out, record)
     except OSError as error:
         if not is_full(error):
@@ -154,6 +156,21 @@ def generate_dataset(
     shutil.rmtree(shard_file(out, split, 0).parent, ignore_errors=True)
     report(num_scenes, num_scenes)
     return Generated(out, split, num_scenes, record["finished"].get("questions", 0))
+
+
+def _kinds(config: DatasetConfig) -> tuple[str, ...]:
+    return ("scenes", "views", "questions") if config.questions_per_scene else ("scenes", "views")
+
+
+def _is_whole(out: Path, config: DatasetConfig) -> bool:
+    """Whether the files of a finished split are still there."""
+    lists = [out / what / f"CLEVR_{config.split}_{what}.json" for what in _kinds(config)]
+    pictures = (
+        out / kind / config.split / f"CLEVR_{config.split}_{index:06d}.png"
+        for kind in ("images", "masks")
+        for index in range(config.num_scenes)
+    )
+    return all(map(is_there, itertools.chain(lists, pictures)))
 
 
 def _usable_cores() -> int:
@@ -211,7 +228,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _make_shards(out: Path, config: DatasetConfig, workers: int, report: Progress) -> None:
     """Make all shards that are missing."""
-    missing = [s for s in range(config.num_shards) if not shard_file(out, config.split, s).exists()]
+    missing = [s for s in range(config.num_shards) if not is_there(shard_file(out, config.split, s))]
     done = config.num_scenes - sum(len(config.indices(shard)) for shard in missing)
     report(done, config.num_scenes)
     if not missing:

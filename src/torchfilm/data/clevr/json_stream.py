@@ -34,7 +34,12 @@ class _Cursor:
 
     def refill(self) -> bool:
         """Drop what was read and append the next chunk; False at the end of the file."""
-        chunk = "" if self.ended else self.stream.read(max(_CHUNK, len(self.text) - self.at))
+        try:
+            chunk = "" if self.ended else self.stream.read(max(_CHUNK, len(self.text) - self.at))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.path}: expected text in UTF-8, got {error}. Copy or generate it again."
+            ) from error
         self.ended = not chunk
         self.text, self.at = self.text[self.at :] + chunk, 0
         if self.progress is not None:
@@ -64,6 +69,8 @@ class _Cursor:
                 value, end = _DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError:
                 end = None
+            except RecursionError:
+                raise self.fail("values that are nested less deeply") from None
             if end is not None and (end < len(self.text) or self.ended):
                 self.at = end
                 return value

@@ -5,7 +5,6 @@ Everything follows from (seed, split, shard, scene), so it does not matter which
 often, or in which order. Files appear whole or not at all.
 """
 
-import errno
 import hashlib
 import io
 import json
@@ -68,7 +67,7 @@ def make_scenes(out: Path, config: DatasetConfig, indices: range) -> list[dict[s
         name = f"CLEVR_{config.split}_{index:06d}.png"
         scene |= {"split": config.split, "image_index": index, "image_filename": name}
         image, mask = out / "images" / config.split / name, out / "masks" / config.split / name
-        if not (image.exists() and mask.exists()):
+        if not (is_there(image) and is_there(mask)):
             rendered = render(scene, view, config.width, config.height)
             write_whole(mask, _png(rendered.mask))
             write_whole(image, _png(rendered.image))
@@ -153,9 +152,12 @@ def write_whole(path: Path, content: bytes | Iterator[bytes]) -> None:
         raise
 
 
-def is_full(error: OSError) -> bool:
-    """Return whether an error says that there is no room left to write."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_there(path: Path) -> bool:
+    """Return whether there is such a file, with something in it: a power cut may leave an empty one."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -9,7 +9,6 @@ tokens and 32 answers.
 import difflib
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .caches import draft
 from .question_types import program_tokens
 
 NULL, START, END, UNK = 0, 1, 2, 3
@@ -138,9 +138,8 @@ class Vocabulary:
         content = dict(
             zip(_KEYS, (dict(self.questions), dict(self.programs), dict(self.answers)), strict=True)
         )
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        part.replace(path)
+        with draft(path) as part:
+            part.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     @staticmethod
     def load(path: Path) -> "Vocabulary":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from torchfilm.data.lerobot import LeRobotFolder, Recording, write_lerobot
+from torchfilm.data.lerobot import LeRobotFolder, Recording, complete, write_lerobot
 
 from .episodes import Episode, sample_episode
 from .model import FPS
@@ -145,6 +146,8 @@ def generate_demonstrations(
     for name, value, least in (("num_episodes", num_episodes, 1), ("seed", seed, 0), ("noise", noise, 0)):
         if not value >= least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if math.isinf(noise):
+        raise ValueError(f"noise: expected a finite number of metres, got {noise}")
     frames = attempts = 0
     report = progress or (lambda done, total: None)
 
@@ -188,20 +191,33 @@ def read_demonstrations(root: str | Path) -> Demonstrations:
             raise ValueError(
                 f"{root}: expected finite numbers, got {values[frame]} in frame {frame} of {key}"
             )
-    starts = [row["dataset_from_index"] for row in folder.episodes] + [folder.info["total_frames"]]
-    return Demonstrations(
-        *(columns[key] for key in _KEYS),
-        starts=np.array(starts),
-        episodes=[
-            Episode(
-                Scene.from_dict(json.loads(row["torchfilm/scene"])),
-                (Instruction.from_dict(json.loads(row["torchfilm/told"])),),
-            )
-            for row in folder.episodes
-        ],
-        outcomes=[Outcome(**json.loads(row["torchfilm/outcome"])) for row in folder.episodes],
-        fps=folder.fps,
-    )
+    with complete(root):
+        starts = [row["dataset_from_index"] for row in folder.episodes] + [folder.info["total_frames"]]
+        _check_order(root, folder, starts)
+        return Demonstrations(
+            *(columns[key] for key in _KEYS),
+            starts=np.array(starts),
+            episodes=[
+                Episode(
+                    Scene.from_dict(json.loads(row["torchfilm/scene"])),
+                    (Instruction.from_dict(json.loads(row["torchfilm/told"])),),
+                )
+                for row in folder.episodes
+            ],
+            outcomes=[Outcome(**json.loads(row["torchfilm/outcome"])) for row in folder.episodes],
+            fps=folder.fps,
+        )
+
+
+def _check_order(root: str | Path, folder: LeRobotFolder, starts: list[int]) -> None:
+    """Raise ValueError unless all frames are in order, and each episode begins where its first frame is."""
+    number = folder.column("episode_index")
+    found = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(number)]
+    if starts != found or not np.array_equal(folder.column("index"), np.arange(len(number))):
+        raise ValueError(
+            f"{root}: expected frames in the order of index and episode_index, got another order. "
+            "The dataset is damaged: copy or make it again."
+        )
 
 
 def _recording(episode: Episode, outcome: Outcome, seen: list[tuple[NDArray, NDArray, NDArray]]) -> Recording:

@@ -41,7 +41,7 @@ from torchfilm.training import (
     train,
 )
 from torchfilm.training.checkpoint import write_json
-from torchfilm.training.folder import no_run
+from torchfilm.training.folder import digest, no_run
 
 BALANCE = 0.5
 """How much long episodes are held back, see `Windows`."""
@@ -155,6 +155,7 @@ def train_policy(
         "network": describe(config),
         "episodes": len(demonstrations.episodes),
         "frames": len(windows),
+        "data": digest(recordings.observations.numpy(), recordings.actions.numpy()),
         "balance": BALANCE,
         "beginnings": BEGINNINGS,
     }

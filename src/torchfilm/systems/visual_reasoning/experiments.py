@@ -4,17 +4,13 @@ Each takes the training as a function and runs it for one setting after the othe
 in a folder per run, so that a stopped series goes on where it was; delete a run's folder to repeat it.
 """
 
-import hashlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from torchfilm import plot
-from torchfilm.data.clevr.encoding import EncodedQuestions
 from torchfilm.training.checkpoint import write_csv, write_json
 from torchfilm.training.series import Run, run_all
 
@@ -62,26 +58,12 @@ def described(recipe: Recipe) -> dict[str, Any]:
 
 def sources(material: Material) -> dict[str, Any]:
     """What is learned from and measured on, in plain values: words, perception, the splits' questions."""
-    splits = {"train": material.train_split, "held_out": material.val_split}
     return {
         "vocabulary": material.vocabulary.digest,
         "perception": None if material.sight is None else material.sight.digest,
         "scenes": material.scenes,
-        "splits": splits,
-        "questions": {
-            split: digest(material.folder.encoded(split, material.vocabulary))
-            for split in splits.values()
-            if split is not None
-        },
+        **material.learned_from(),
     }
-
-
-def digest(questions: EncodedQuestions) -> str:
-    """A short name of the questions, their answers and the scenes that they are about."""
-    whole = hashlib.sha256()
-    for part in (questions.tokens, questions.answers, questions.image_index):
-        whole.update(np.ascontiguousarray(part).data)
-    return whole.hexdigest()[:12]
 
 
 def ablation_table(

@@ -36,6 +36,7 @@ from torchfilm.training import (
     load_weights,
     train,
 )
+from torchfilm.training.folder import digest
 
 HELD_OUT_QUESTIONS = 10_000
 """How many held-out questions a run is measured on."""
@@ -117,6 +118,15 @@ class Material:
         return Exam(
             self.pictures(config, split), self.folder.encoded(split, self.vocabulary), self.vocabulary
         )
+
+    def learned_from(self) -> dict[str, Any]:
+        """The splits learned from and measured on, and digests of their questions, answers and scenes."""
+        splits = {"train": self.train_split, "held_out": self.val_split}
+        asked = {s: self.folder.encoded(s, self.vocabulary) for s in splits.values() if s is not None}
+        return {
+            "splits": splits,
+            "questions": {s: digest(q.tokens, q.answers, q.image_index) for s, q in asked.items()},
+        }
 
     def training_questions(self) -> EncodedQuestions:
         """The questions that training asks."""
@@ -229,6 +239,7 @@ def train_bundle(
                 "perception": None if material.sight is None else material.sight.digest,
                 "feed": asdict(feed),
                 "scenes": material.scenes,
+                "data": material.learned_from(),
                 **({} if recipe.trained == "all" else {"trained": recipe.trained}),
             },
         )

@@ -6,7 +6,6 @@ on ImageNet. What it sees of a split is kept beside the split's decoded images.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchfilm.data.clevr.caches import drop_older, read_rows, write_rows
 from torchfilm.data.clevr.files import ClevrFolder
 from torchfilm.data.clevr.json_stream import Progress
 from torchfilm.systems.visual_reasoning.bundle import Sight, frozen
@@ -29,6 +29,7 @@ from torchfilm.systems.visual_reasoning.perception import (
     perception_loss,
 )
 from torchfilm.training import Draw, EpochOrder, Loss, TrainConfig, TrainResult, train
+from torchfilm.training.folder import digest
 
 HEIGHT, WIDTH = 64, 96
 HELD_OUT = 1000
@@ -106,11 +107,12 @@ def train_sight(
     torch.manual_seed(training.seed)
     network = Perception(config).to("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    labelled = Labelled.of(folder, split)
     exam = None if held_out is None else Labelled.of(folder, held_out, HELD_OUT)
     result = train(
         network,
         sight_loss,
-        LabelledBatches(Labelled.of(folder, split)),
+        LabelledBatches(labelled),
         training,
         out,
         evaluate=None if exam is None else lambda module: sight_accuracy(module, exam),
@@ -118,6 +120,14 @@ def train_sight(
         extra_config={
             "recipe": "perception",
             "split": split,
+            "data": {
+                "held_out": held_out,
+                "objects": {
+                    name: digest(one.attributes, one.places)
+                    for name, one in ((split, labelled), (held_out, exam))
+                    if one is not None
+                },
+            },
             "widths": config.widths,
             "blocks": config.num_blocks,
         },
@@ -147,19 +157,15 @@ def split_maps(sight: Sight, images: np.ndarray, progress: Progress | None = Non
     source = Path(str(getattr(images, "filename", "")))
     kept = source.with_name(f"maps-{sight.digest}-{source.stem}.npy")
     if not kept.is_file():
-        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-        try:
-            _see_all(sight.network, images, part, progress)
-            part.replace(kept)
-        finally:
-            part.unlink(missing_ok=True)
-    return np.load(kept, mmap_mode="r")
+        number, height, width = images.shape[:3]
+        shape = (number, NUM_MAPS, height // STRIDE, width // STRIDE)
+        write_rows(kept, np.float16, shape, lambda rows: _see_all(sight.network, images, rows, progress))
+        drop_older(kept)
+    return read_rows(kept)
 
 
-def _see_all(perception: Perception, images: np.ndarray, path: Path, progress: Progress | None) -> None:
-    number, height, width = images.shape[:3]
-    shape = (number, NUM_MAPS, height // STRIDE, width // STRIDE)
-    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+def _see_all(perception: Perception, images: np.ndarray, rows: np.ndarray, progress: Progress | None) -> None:
+    number = len(images)
     network = perception.to("cuda" if torch.cuda.is_available() else "cpu")
     device = next(network.parameters()).device
     with torch.inference_mode():
@@ -168,4 +174,3 @@ def _see_all(perception: Perception, images: np.ndarray, path: Path, progress: P
             rows[start : start + 128] = network.maps(pixels.permute(0, 3, 1, 2)).cpu().numpy()
             if progress is not None:
                 progress(min(start + 128, number), number)
-    rows.flush()
