@@ -195,7 +195,7 @@ class Maybe(nn.Module):
         if null is None:
             some = next(self.condition.parameters(), None)
             null = torch.zeros(self.dim, device=None if some is None else some.device)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not torch.jit.is_tracing():
             for name, parameter in self.condition.named_parameters():
                 if not parameter.requires_grad:
                     continue
@@ -207,7 +207,7 @@ class Maybe(nn.Module):
                         f"training, got '{name}', which is lazy.\n"
                         f"Give the condition once before it is missing."
                     )
-                null = null + torch.where(torch.zeros_like(null, dtype=torch.bool), parameter.sum(), 0)
+                null = null + torch.where(torch.zeros_like(null, dtype=torch.bool), parameter.sum().real, 0)
         if isinstance(self.condition, Tokens) and self.condition.pooling is None:
             return null.view(1, 1, -1), torch.ones(1, 1, dtype=torch.bool, device=null.device)
         return null
