@@ -200,8 +200,8 @@ def gated_residual(
 
 
 def _wide_gate(gate: Tensor, x: Tensor) -> Tensor:
-    """Return a gate in float64 beside features of it: its product with gamma would round before theirs."""
-    return gate.to(torch.promote_types(gate.dtype, x.dtype)) if x.dtype == torch.float64 else gate
+    """Return a gate in the wider of its precision and that of x, or its product with gamma would round."""
+    return gate if gate.dtype == x.dtype else gate.to(torch.promote_types(gate.dtype, x.dtype))
 
 
 def _writable(x: Tensor, gamma: Tensor, beta: Tensor) -> bool:
