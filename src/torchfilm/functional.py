@@ -90,12 +90,12 @@ def film_(
     """Do what `film` does, in place where that is possible: for an x that nothing else uses.
 
     `film` allocates memory of the size of x, which for features of a megabyte and more takes longer than the
-    product and the sum. With a graph, in a compiler, under `torch.vmap`, or in another precision than that
-    of gamma and beta, x is not overwritten.
+    product and the sum. With a graph, in a compiler or a trace, under `torch.vmap`, or in another precision
+    than that of gamma and beta, x is not overwritten.
 
     Args:
         x: features, the channels on axis `dim`; may be overwritten.
-        gamma: [C], [B, C] or [B, T, C], channels last.
+        gamma: [C], [B, C] or [B, T, C], channels last; in memory of its own, no view of x.
         beta: as gamma.
         dim: the channel axis of x.
         gate: as gamma; y = gate * (gamma * x + beta).
@@ -118,7 +118,7 @@ def film_(
     if y is not None:
         return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, -1, site)
-    if not writable:
+    if not writable or torch.jit.is_tracing():
         return rounded(affine(x, gamma, beta), x)
     try:
         y = x.mul_(gamma)
