@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from torchfilm import onepass
 from torchfilm.generator_options import ACTIVATIONS, read_options
 from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
-from torchfilm.modulation import Modulation
+from torchfilm.modulation import Modulation, aligned
 from torchfilm.several import Sizes
 from torchfilm.writing import in_columns
 
@@ -353,9 +353,10 @@ def _distances(modulations: Mapping[str, Modulation], gate_start: float) -> Tens
         )
     found = []
     for m in modulations.values():
-        squares = (m.gamma - 1).square() + m.beta.square()
-        if m.gate is not None:
-            squares = squares + (m.gate - gate_start).square()
+        gamma, beta, *gates = aligned(*m.present())
+        squares = (gamma - 1).square() + beta.square()
+        for gate in gates:
+            squares = squares + (gate - gate_start).square()
         each = squares.sum(dim=-1)
         found.append(each.mean() if each.numel() else each.sum())
     return torch.stack(found).sum()
