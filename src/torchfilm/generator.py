@@ -79,6 +79,7 @@ class Generator(nn.Module):
         widths = [channels * len(self.emit) for channels in self.sites.values()]
         self.trunk = _build_trunk(cond_dim, self.options.trunk, device)
         numbers = [layer for layer in self.options.trunk if not isinstance(layer, str)]
+        self._trunk_learns = len(numbers) > 0
         head_dim = numbers[-1] if numbers else cond_dim
         self.head = build_head(self.options.head, head_dim, widths, self.options.start, device)
         learned = self.options.learned_scale
@@ -120,7 +121,8 @@ class Generator(nn.Module):
                     f"got shape {tuple(condition.shape)}.\n"
                     f"Build the generator with the condition's size, or project the condition first."
                 )
-            condition = trunk(like_weights(condition, next(trunk.parameters(), None)))
+            weights = trunk if self._trunk_learns else self.head
+            condition = trunk(like_weights(condition, next(weights.parameters(), None)))
         raw, scale = self.head(condition), self.scale
         return raw if scale is None else raw * scale
 
