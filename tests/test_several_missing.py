@@ -110,6 +110,15 @@ def test_a_trace_may_have_a_condition_that_is_missing():
     assert torch.equal(traced(x), x + traced.encoder.null)
 
 
+@pytest.mark.plain
+def test_a_condition_that_is_missing_compiles_in_one_graph_with_gradients():
+    encoder = randomise(tf.Maybe(Layer()))
+    compiled = torch.compile(lambda x: x + encoder(None), backend="eager", fullgraph=True)
+    compiled(torch.zeros(2, 7)).sum().backward()
+    assert torch.equal(encoder.null.grad, torch.full((7,), 2.0))
+    assert torch.equal(encoder.condition.weight.grad, torch.zeros(7, 3))
+
+
 def parts_of(**maybe: bool) -> dict[str, nn.Module]:
     return {name: tf.Maybe(tf.Vector(2)) if may else tf.Vector(2) for name, may in maybe.items()}
 

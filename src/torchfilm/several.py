@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.jit._trace import is_tracing
+from torch.nn.parameter import UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from torchfilm.conditions import Classes, Tokens
@@ -195,13 +196,12 @@ class Maybe(nn.Module):
         if null is None:
             some = next(self.condition.parameters(), None)
             null = torch.zeros(self.dim, device=None if some is None else some.device)
-        if torch.is_grad_enabled() and not torch.jit.is_tracing():
+        if torch.is_grad_enabled() and not is_tracing():
             for name, parameter in self.condition.named_parameters():
-                if not parameter.requires_grad:
+                lazy = isinstance(parameter, UninitializedParameter)
+                if not parameter.requires_grad or (lazy and not self.training):
                     continue
-                if is_lazy(parameter):
-                    if not self.training:
-                        continue
+                if lazy:
                     raise ValueError(
                         f"Maybe: expected a condition whose parameters have sizes where it is missing in "
                         f"training, got '{name}', which is lazy.\n"
