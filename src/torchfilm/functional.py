@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
 
 from torchfilm import onepass
 from torchfilm.affine import Activation, activated, affine, has_graph, rounded
@@ -118,7 +119,7 @@ def film_(
     if y is not None:
         return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, -1, site)
-    if not writable or torch.jit.is_tracing():
+    if not writable or is_tracing():
         return rounded(affine(x, gamma, beta), x)
     try:
         y = x.mul_(gamma)
