@@ -250,9 +250,8 @@ def test_a_trace_takes_other_batches(kind: str, rows: int, learns: bool):
         def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
             return self.model(x, cond=z)
 
-    given = (torch.randn(rows, *size), torch.randn(rows, 5))
     with torch.set_grad_enabled(learns):
-        traced = torch.jit.trace(Called(), given, check_trace=False)
+        traced = torch.jit.trace(Called(), (torch.randn(rows, *size), torch.randn(rows, 5)))
     x, z = torch.randn(3, *size), torch.randn(3, 5)
     torch.testing.assert_close(traced(x, z), model(x, cond=z))
 

@@ -1,5 +1,7 @@
 """film_ computes what film computes, in x's own memory where that is possible."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -108,6 +110,20 @@ WAYS = {
     "film and SiLU": lambda x, gamma, beta: F.film(x, gamma, beta, activation="silu"),
     "film_": lambda x, gamma, beta: torch.tanh(F.film_(2 * x, gamma, beta)),
 }
+
+
+@pytest.mark.plain
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 20_000)], ids=str)
+def test_a_trace_passes_torchs_check_which_runs_again_without_gradients(
+    way: str, shape: tuple, tmp_path: Path
+):
+    x = torch.randn(shape).transpose(1, 2).contiguous().transpose(1, 2)  # channels innermost
+    gamma, beta = (torch.randn(2, 3, requires_grad=True) for _ in range(2))
+    traced = torch.jit.trace(lambda *given: WAYS[way](*given), (x, gamma, beta))
+    torch.jit.save(traced, str(tmp_path / "traced.pt"))
+    torch.testing.assert_close(traced(x + 1, gamma, beta), WAYS[way](x + 1, gamma, beta))
 
 
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node", "ignore:.torch.jit.script")

@@ -488,9 +488,13 @@ def test_the_native_compiler_makes_the_same_numbers_forward_and_backward():
 
 
 @pytest.mark.parametrize("function", [F.film, F.film_])
-def test_a_gate_is_taken_in_the_precision_of_the_features_where_that_is_wider(function):
-    x = torch.rand(2, 3, 5, dtype=torch.float64)
-    gamma, beta, gate = torch.rand(3, 2, 3)
-    wide = [value.double()[..., None] for value in (gamma, beta, gate)]
-    expected = wide[2] * (wide[0] * x + wide[1])
-    torch.testing.assert_close(function(x, gamma, beta, gate=gate), expected, rtol=1e-14, atol=1e-14)
+@pytest.mark.parametrize(
+    ("narrow", "wide"), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)]
+)
+def test_a_gate_is_taken_in_the_precision_of_the_features_where_that_is_wider(function, narrow, wide):
+    x = torch.rand(2, 3, 5, dtype=wide)
+    gamma, beta, gate = torch.rand(3, 2, 3, dtype=narrow)
+    g, b, a = (value.to(wide)[..., None] for value in (gamma, beta, gate))
+    expected = a * (g * x + b)
+    eps = 4 * torch.finfo(wide).eps
+    torch.testing.assert_close(function(x, gamma, beta, gate=gate), expected, rtol=eps, atol=eps)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 import oracles
@@ -154,6 +155,7 @@ def test_a_folded_value_does_the_same(name: str):
 
 
 @over_fusions
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
 def test_gradients_are_those_of_finite_differences(name: str):
     fusion, x = make(name), torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     generator = randomise(fusion.build(COND, {"a": 3}).double())
@@ -166,6 +168,9 @@ def test_gradients_are_those_of_finite_differences(name: str):
 
     leaves = [value.detach().requires_grad_() for value in values]
     assert torch.autograd.gradcheck(run, (x, z, *leaves), fast_mode=True)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.autograd.gradcheck(run, (x, z, *leaves), fast_mode=True, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(run, (x, z, *leaves), fast_mode=True)
 
 
 @pytest.mark.plain

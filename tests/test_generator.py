@@ -212,6 +212,11 @@ def test_a_trunk_of_one_activation_is_that_of_dense_film():
     torch.testing.assert_close(generator(z)["here"].gamma, layer.modulation(z).gamma)
 
 
+def test_a_condition_in_bfloat16_is_activated_in_the_precision_of_the_head():
+    generator, z = randomise(tf.Generator(7, SITES, trunk=("mish",))), torch.randn(2, 7).bfloat16()
+    assert torch.equal(generator(z)["block2"].gamma, generator(z.float())["block2"].gamma)
+
+
 def test_a_learned_scale_starts_at_the_identity_and_learns_first():
     generator = tf.Generator(7, SITES, learned_scale=True)
     modulations = generator(torch.randn(2, 7))
@@ -249,6 +254,16 @@ def test_the_penalty_is_the_distance_from_the_identity():
     assert generator.penalty(generator(torch.randn(0, 7))).item() == 0
     with pytest.raises(ValueError, match=r"modulations of at least one site, got none.\nGive those of the b"):
         generator.penalty({})
+
+
+@pytest.mark.parametrize("without_steps", ["gamma", "beta", "gate"])
+def test_the_penalty_counts_a_field_without_steps_for_every_step(without_steps: str):
+    generator = tf.Generator(7, {"a": 3}, emit=GATED)
+    fields = dict(zip(GATED, torch.rand(3, 2, 5, 3), strict=True))
+    fields[without_steps] = fields[without_steps][:, :1]
+    expected = generator.penalty({"a": tf.Modulation(*(field.expand(2, 5, 3) for field in fields.values()))})
+    fields[without_steps] = fields[without_steps][:, 0]
+    torch.testing.assert_close(generator.penalty({"a": tf.Modulation(**fields)}), expected)
 
 
 def test_the_penalty_of_a_learned_scale_is_its_size():

@@ -44,6 +44,12 @@ def test_dense_film_scales_and_shifts_by_a_linear_map_of_mish():
     torch.testing.assert_close(layer(x, z), torch.from_numpy(oracles.film(x.numpy(), gamma, beta, -1)))
 
 
+@pytest.mark.parametrize("make", [tf.DenseFiLM, tf.AdaLNZero])
+def test_a_condition_in_bfloat16_is_activated_in_the_precision_of_the_parameters(make: type):
+    layer, z = randomise(make(3, 7)), torch.randn(2, 7).bfloat16()
+    assert torch.equal(layer.modulation(z).gamma, layer.modulation(z.float()).gamma)
+
+
 def test_the_layers_keep_a_plain_layout_of_names_in_the_state_dict():
     assert set(tf.FiLM(3, 7).state_dict()) == {"head.weight", "head.bias"}
     assert set(tf.DenseFiLM(3, 7).state_dict()) == {"film.head.weight", "film.head.bias"}

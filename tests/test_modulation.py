@@ -37,6 +37,17 @@ def test_the_identity_changes_nothing_and_is_float32():
     assert torch.equal(apply(m, x), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_identity_is_float32_under_any_default(dtype: torch.dtype):
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        m = Modulation.identity(3)
+    finally:
+        torch.set_default_dtype(before)
+    assert m.gamma.dtype == m.beta.dtype == torch.float32
+
+
 @pytest.mark.parametrize("gates", [(False, False), (True, False), (False, True), (True, True)])
 def test_two_modulations_compose_into_one(gates: tuple):
     (first, second), x = (modulation(gate=gate) for gate in gates), torch.randn(X, dtype=torch.float64)

@@ -74,6 +74,51 @@ def test_finite_numbers_where_it_is_missing_stay_as_they_are_for_encoders_that_t
         assert encoder.condition.layer.weight.grad.isfinite().all()
 
 
+class Spectral(nn.Module):
+    """An encoder with a complex parameter."""
+
+    dim = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+
+    def forward(self, v: torch.Tensor) -> torch.Tensor:
+        return (torch.fft.fft(v) * self.weight).abs()
+
+
+def test_an_encoder_with_a_complex_parameter_may_be_missing():
+    encoder = tf.Maybe(Spectral())
+    z = encoder(None)
+    assert z.dtype == torch.float32
+    z.sum().backward()
+    assert torch.equal(encoder.condition.weight.grad, torch.zeros(3, dtype=torch.complex64))
+
+
+@pytest.mark.plain
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_may_have_a_condition_that_is_missing():
+    class Unconditional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = randomise(tf.Maybe(Layer()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.encoder(None)
+
+    traced, x = torch.jit.trace(Unconditional(), torch.randn(2, 7)), torch.randn(3, 7)
+    assert torch.equal(traced(x), x + traced.encoder.null)
+
+
+@pytest.mark.plain
+def test_a_condition_that_is_missing_compiles_in_one_graph_with_gradients():
+    encoder = randomise(tf.Maybe(Layer()))
+    compiled = torch.compile(lambda x: x + encoder(None), backend="eager", fullgraph=True)
+    compiled(torch.zeros(2, 7)).sum().backward()
+    assert torch.equal(encoder.null.grad, torch.full((7,), 2.0))
+    assert torch.equal(encoder.condition.weight.grad, torch.zeros(7, 3))
+
+
 def parts_of(**maybe: bool) -> dict[str, nn.Module]:
     return {name: tf.Maybe(tf.Vector(2)) if may else tf.Vector(2) for name, may in maybe.items()}
 

@@ -113,6 +113,24 @@ def test_a_table_of_a_network_in_bfloat16_is_that_of_its_weights_in_float32():
         torch.testing.assert_close(found.beta, expected[site].beta, rtol=0.02, atol=0.02)
 
 
+def test_a_table_of_a_network_in_float64_keeps_its_precision():
+    both, rest = conditions().double(), {"seen": torch.randn(2, 8).double(), "task": torch.arange(2)}
+    generator = randomise(tf.Generator(both.dim, SITES, trunk=("mish",))).double()
+    table = tf.SeparableTable(both, generator, "time", STEPS.double())
+    expected = generator(both({**rest, "time": torch.full((2, 1), 4.0).double()}))
+    for site, found in table(4, table.encode(rest)).items():
+        torch.testing.assert_close(found.gamma, expected[site].gamma, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.beta, expected[site].beta, rtol=1e-12, atol=1e-12)
+
+
+def test_a_table_activates_a_condition_in_bfloat16_as_the_generator_does():
+    both = tf.Several({"time": tf.Scalars(1, 8), "seen": tf.Vector(8)}).eval()
+    generator = randomise(tf.Generator(both.dim, SITES, trunk=("mish",)))
+    seen = torch.randn(2, 8).bfloat16()
+    table = tf.SeparableTable(both, generator, "time", STEPS)
+    assert torch.equal(table.encode({"seen": seen}), table.encode({"seen": seen.float()}))
+
+
 def test_autocast_leaves_what_is_encoded_in_float32():
     both, rest = conditions(), observed()
     generator = tf.Generator(both.dim, SITES, trunk=("mish",), gamma_offset=1.001, init="default", init_std=0)

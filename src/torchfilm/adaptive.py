@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchfilm.heads import like_weights
 from torchfilm.layers import FiLM, GateStart, resolve
 from torchfilm.modulation import Modulation
 from torchfilm.norms import ListeningNorm, channels_of
@@ -108,7 +109,7 @@ class AdaLNZero(_GatedNorm, nn.LayerNorm):
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma, beta and the gate for a condition, without applying them."""
-        return self.film.modulation(functional.silu(condition))
+        return self.film.modulation(functional.silu(like_weights(condition, self.film.head.weight)))
 
 
 class AdaRMSNorm(_GatedNorm, nn.RMSNorm):

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
 
 Activation = Literal["relu", "silu"]
 
@@ -35,7 +36,7 @@ def affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         x.numel() >= _ONE_PASS_FROM
         and x.dtype == gamma.dtype
         and _channels_inner(x, gamma)
-        and not has_graph(x, gamma, beta)
+        and not (has_graph(x, gamma, beta) or is_tracing())
     ):
         return torch.addcmul(beta, gamma, x)
     y = x * gamma
@@ -97,7 +98,7 @@ def activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor
             f"film: activation expected one of {list(get_args(Activation))} or None, got {activation!r}.\n"
             f"Leave it out and apply any function to the result; these two are computed again in backward."
         )
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 or is_tracing():
         return rounded(getattr(torch.nn.functional, activation)(affine(x, gamma, beta)), x)
     if has_graph(x, gamma, beta):
         return _with_graph().apply(x, gamma, beta, activation)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
 
 from torchfilm import onepass
 from torchfilm.affine import Activation, activated, affine, has_graph, rounded
@@ -90,12 +91,12 @@ def film_(
     """Do what `film` does, in place where that is possible: for an x that nothing else uses.
 
     `film` allocates memory of the size of x, which for features of a megabyte and more takes longer than the
-    product and the sum. With a graph, in a compiler, under `torch.vmap`, or in another precision than that
-    of gamma and beta, x is not overwritten.
+    product and the sum. With a graph, in a compiler or a trace, under `torch.vmap`, or in another precision
+    than that of gamma and beta, x is not overwritten.
 
     Args:
         x: features, the channels on axis `dim`; may be overwritten.
-        gamma: [C], [B, C] or [B, T, C], channels last.
+        gamma: [C], [B, C] or [B, T, C], channels last; in memory of its own, no view of x.
         beta: as gamma.
         dim: the channel axis of x.
         gate: as gamma; y = gate * (gamma * x + beta).
@@ -118,7 +119,7 @@ def film_(
     if y is not None:
         return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, -1, site)
-    if not writable:
+    if not writable or is_tracing():
         return rounded(affine(x, gamma, beta), x)
     try:
         y = x.mul_(gamma)
@@ -200,8 +201,8 @@ def gated_residual(
 
 
 def _wide_gate(gate: Tensor, x: Tensor) -> Tensor:
-    """Return a gate in float64 beside features of it: its product with gamma would round before theirs."""
-    return gate.to(torch.promote_types(gate.dtype, x.dtype)) if x.dtype == torch.float64 else gate
+    """Return a gate in the wider of its precision and that of x, or its product with gamma would round."""
+    return gate if gate.dtype == x.dtype else gate.to(torch.promote_types(gate.dtype, x.dtype))
 
 
 def _writable(x: Tensor, gamma: Tensor, beta: Tensor) -> bool:

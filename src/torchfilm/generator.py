@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from torchfilm import onepass
 from torchfilm.generator_options import ACTIVATIONS, read_options
 from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
-from torchfilm.modulation import Modulation
+from torchfilm.modulation import Modulation, aligned
 from torchfilm.several import Sizes
 from torchfilm.writing import in_columns
 
@@ -79,6 +79,7 @@ class Generator(nn.Module):
         widths = [channels * len(self.emit) for channels in self.sites.values()]
         self.trunk = _build_trunk(cond_dim, self.options.trunk, device)
         numbers = [layer for layer in self.options.trunk if not isinstance(layer, str)]
+        self._trunk_learns = len(numbers) > 0
         head_dim = numbers[-1] if numbers else cond_dim
         self.head = build_head(self.options.head, head_dim, widths, self.options.start, device)
         learned = self.options.learned_scale
@@ -120,7 +121,8 @@ class Generator(nn.Module):
                     f"got shape {tuple(condition.shape)}.\n"
                     f"Build the generator with the condition's size, or project the condition first."
                 )
-            condition = trunk(like_weights(condition, next(trunk.parameters(), None)))
+            weights = trunk if self._trunk_learns else self.head
+            condition = trunk(like_weights(condition, next(weights.parameters(), None)))
         raw, scale = self.head(condition), self.scale
         return raw if scale is None else raw * scale
 
@@ -353,9 +355,10 @@ def _distances(modulations: Mapping[str, Modulation], gate_start: float) -> Tens
         )
     found = []
     for m in modulations.values():
-        squares = (m.gamma - 1).square() + m.beta.square()
-        if m.gate is not None:
-            squares = squares + (m.gate - gate_start).square()
+        gamma, beta, *gates = aligned(*m.present())
+        squares = (gamma - 1).square() + beta.square()
+        for gate in gates:
+            squares = squares + (gate - gate_start).square()
         each = squares.sum(dim=-1)
         found.append(each.mean() if each.numel() else each.sum())
     return torch.stack(found).sum()

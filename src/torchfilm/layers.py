@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchfilm.functional import film
-from torchfilm.heads import AffineHead
+from torchfilm.heads import AffineHead, like_weights
 from torchfilm.modulation import Modulation
 
 GateStart = Literal["zero", "one"]
@@ -217,4 +217,4 @@ class DenseFiLM(nn.Module):
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma = 1 + scale and beta = shift for a condition, without applying them."""
-        return self.film.modulation(functional.mish(condition))
+        return self.film.modulation(functional.mish(like_weights(condition, self.film.head.weight)))

@@ -251,6 +251,9 @@ class CrossAttention:
     counts as a single token, and then every position gets the same, as in `Bias`. What padding holds does
     not matter; a sequence without a real token adds nothing. O is zero at the start.
 
+    On a CPU, second derivatives and forward-mode differentiation work only within
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`: torch's fused attention has none there.
+
     Args:
         width: size of queries, keys and values of all heads together; None for the channels of each site.
         heads: number of heads; the width is divisible by it.

@@ -59,7 +59,8 @@ class Modulation:
     @classmethod
     def identity(cls, *shape: int, device: torch.device | str | None = None) -> Modulation:
         """Return gamma = 1, beta = 0 in float32, of the given shape: `Modulation.identity(2, 64)`."""
-        return cls(torch.ones(shape, device=device), torch.zeros(shape, device=device))
+        gamma = torch.ones(shape, device=device, dtype=torch.float32)
+        return cls(gamma, torch.zeros_like(gamma))
 
     def replace(self, **changes: Tensor | None) -> Modulation:
         """Return a copy with the named fields changed: `m.replace(gamma=0 * m.gamma)` closes all channels."""

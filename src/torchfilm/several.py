@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.jit._trace import is_tracing
+from torch.nn.parameter import UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from torchfilm.conditions import Classes, Tokens
@@ -195,19 +196,18 @@ class Maybe(nn.Module):
         if null is None:
             some = next(self.condition.parameters(), None)
             null = torch.zeros(self.dim, device=None if some is None else some.device)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not is_tracing():
             for name, parameter in self.condition.named_parameters():
-                if not parameter.requires_grad:
+                lazy = isinstance(parameter, UninitializedParameter)
+                if not parameter.requires_grad or (lazy and not self.training):
                     continue
-                if is_lazy(parameter):
-                    if not self.training:
-                        continue
+                if lazy:
                     raise ValueError(
                         f"Maybe: expected a condition whose parameters have sizes where it is missing in "
                         f"training, got '{name}', which is lazy.\n"
                         f"Give the condition once before it is missing."
                     )
-                null = null + torch.where(torch.zeros_like(null, dtype=torch.bool), parameter.sum(), 0)
+                null = null + torch.where(torch.zeros_like(null, dtype=torch.bool), parameter.sum().real, 0)
         if isinstance(self.condition, Tokens) and self.condition.pooling is None:
             return null.view(1, 1, -1), torch.ones(1, 1, dtype=torch.bool, device=null.device)
         return null

@@ -73,7 +73,8 @@ class SeparableTable:
             vectors = self._alone({name: conditions.parts[name](values)}).double()
             exact = copy.deepcopy(generator).double()
             rows = exact.raw(vectors) - exact.raw(torch.zeros_like(vectors[:1]))
-            self.rows: Float[Tensor, "k rows"] = rows.to(torch.float32)
+            precision = torch.promote_types(next(generator.head.parameters()).dtype, torch.float32)
+            self.rows: Float[Tensor, "k rows"] = rows.to(precision)
             offsets = generator.offsets  # added once per observation
             self._start = None if offsets is None else offsets.to(rows.device)
 
@@ -152,7 +153,7 @@ def raw_of_others(
     or made of activations alone, which keep zero.
     """
     head: Any = generator.head
-    z = generator.trunk(z)
+    z = generator.trunk(like_weights(z, next(head.parameters())))
     if isinstance(head, LowRankHead):
         raw = head.up(_product(z, head.down, None, start, stop))
     elif isinstance(head, SharedHead):
@@ -165,7 +166,7 @@ def raw_of_others(
 def _product(z: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: int) -> Tensor:
     """Return W z + b without the columns of W from `start` to `stop`, one product on each side of them."""
     before, _, after = weight.tensor_split((start, stop), dim=1)
-    parts = like_weights(z, weight).split([before.shape[1], after.shape[1]], dim=-1)
+    parts = z.split([before.shape[1], after.shape[1]], dim=-1)
     sides = [side for side in zip(parts, (before, after), strict=True) if side[1].shape[1] > 0]
     first, *other = sides
     made = wide(functional.linear(*first, bias))
