@@ -272,7 +272,7 @@ def test_without_a_graph_a_new_output_is_modulated_where_it_lies(kind: str, monk
     assert calls == [True, False]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
 @pytest.mark.parametrize("kind", ["linear", "convolution"])
 def test_derivatives_of_a_frozen_network_go_forwards_through_what_is_written_in_place(kind: str):
     model, x = listening(kind).double().requires_grad_(False), torch.randn(FRESH[kind][1]).double()

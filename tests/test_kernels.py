@@ -220,7 +220,7 @@ def test_what_the_kernels_do_not_take_goes_the_plain_way(name: str, calls: list[
 
 
 @needs_compiler
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
 def test_transforms_go_the_plain_way(calls: list[str]):
     x, gamma, beta = torch.randn(2, 6, 4, 8), torch.randn(2, 6), torch.randn(2, 6)
     layer = tf.ConditionalGroupNorm(3, 6, cond_dim=2)

@@ -149,7 +149,7 @@ def test_compiled_networks_run_eagerly_until_the_last_block_is_over():
     assert len(compiled) == 1
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_a_batch_norm_in_torchscript_is_left_as_it_was_too():
     model = torch.jit.script(nn.BatchNorm1d(3))
     with unchanged(model):
