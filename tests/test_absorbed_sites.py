@@ -200,7 +200,7 @@ def test_what_does_not_fit_into_the_affine_takes_two_steps(monkeypatch):
 @pytest.mark.plain
 @pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 def test_a_trace_takes_other_batches(kind: str, rows: int):
     model, (_, *size) = trained(network(kind)), NORMS[kind][1]
 
