@@ -164,8 +164,9 @@ def test_an_exported_network_takes_other_batches_and_conditions(strict: bool):
         warnings.filterwarnings("ignore", "While (compiling|exporting), we found certain side effects")
         program = torch.export.export(model, (x,), {"cond": z}, strict=strict, dynamic_shapes=shapes)
     other, condition = inputs(5)
+    module = program.module(check_guards=not strict)  # torch 2.9 fails to check *args of the strict exporter
     torch.testing.assert_close(
-        program.module()(other, cond=condition), model(other, cond=condition), rtol=1e-4, atol=1e-4
+        module(other, cond=condition), model(other, cond=condition), rtol=1e-4, atol=1e-4
     )
     assert set(tf.conditioning(model).held()) == {(None, None)}
 
