@@ -238,7 +238,7 @@ def test_another_axis_than_the_norm_s_own_is_modulated_behind_it(batch: int):
 @pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("learns", [True, False])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 def test_a_trace_takes_other_batches(kind: str, rows: int, learns: bool):
     model, (_, *size) = trained(network(kind)), NORMS[kind][1]
 
@@ -311,7 +311,7 @@ def test_without_a_graph_a_new_output_is_modulated_where_it_lies(kind: str, monk
     assert calls == [True, False]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
 @pytest.mark.parametrize("kind", ["linear", "convolution"])
 def test_derivatives_of_a_frozen_network_go_forwards_through_what_is_written_in_place(kind: str):
     model, x = listening(kind).double().requires_grad_(False), torch.randn(FRESH[kind][1]).double()

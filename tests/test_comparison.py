@@ -263,7 +263,7 @@ class Late(nn.Module):
         return x
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_buffers_that_come_late_and_those_of_torchscript_are_left_as_they_were():
     net = nn.Sequential(nn.Linear(3, 5), torch.jit.script(nn.BatchNorm1d(5)), Late())
     model = condition(net, "0", Vector(COND))

@@ -161,15 +161,17 @@ def test_an_exported_network_takes_other_batches_and_conditions(strict: bool):
     shapes = {"x": {0: batch}, "cond": {0: batch}}
     with warnings.catch_warnings():
         # The slots are filled and emptied again while the strict exporter watches, which it says.
-        warnings.filterwarnings("ignore", "While compiling, we found certain side effects")
+        warnings.filterwarnings("ignore", "While (compiling|exporting), we found certain side effects")
         program = torch.export.export(model, (x,), {"cond": z}, strict=strict, dynamic_shapes=shapes)
     other, condition = inputs(5)
+    module = program.module(check_guards=not strict)  # torch 2.9 fails to check *args of the strict exporter
     torch.testing.assert_close(
-        program.module()(other, cond=condition), model(other, cond=condition), rtol=1e-4, atol=1e-4
+        module(other, cond=condition), model(other, cond=condition), rtol=1e-4, atol=1e-4
     )
     assert set(tf.conditioning(model).held()) == {(None, None)}
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch's own, up to 2.9
 @pytest.mark.parametrize("kind", ["modulations", "masked"])
 def test_an_exported_network_is_read_back_without_a_word(kind: str, tmp_path: Path, capfd):
     model, (x, z) = tf.condition(Net(), SITES, tf.Maybe(tf.Vector(13))).eval(), inputs()

@@ -192,7 +192,7 @@ def compiled(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.plain
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_compiled_network_is_recorded_call_by_call_by_one_more_graph(compiled: tuple):
     model, fast = compiled
     fast(X, cond=z())
@@ -208,7 +208,7 @@ def test_a_compiled_network_is_recorded_call_by_call_by_one_more_graph(compiled:
 
 
 @pytest.mark.plain
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_calls_of_a_compiled_network_may_have_different_fields(compiled: tuple):
     model, fast = compiled
     with torch.no_grad():
@@ -261,7 +261,7 @@ class Shift:
 
 
 @pytest.mark.plain
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_value_that_holds_words_and_numbers_is_recorded():
     torch._dynamo.reset()
     model = condition(Net(), "first", tf.Vector(11), fusion=Shift())
@@ -274,7 +274,7 @@ def test_a_value_that_holds_words_and_numbers_is_recorded():
 
 
 @pytest.mark.plain
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_compiled_network_is_edited_swept_and_given_modulations(compiled: tuple):
     model, fast = compiled
     a, b, c = (z() for _ in range(3))

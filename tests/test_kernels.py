@@ -220,7 +220,7 @@ def test_what_the_kernels_do_not_take_goes_the_plain_way(name: str, calls: list[
 
 
 @needs_compiler
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
 def test_transforms_go_the_plain_way(calls: list[str]):
     x, gamma, beta = torch.randn(2, 6, 4, 8), torch.randn(2, 6), torch.randn(2, 6)
     layer = tf.ConditionalGroupNorm(3, 6, cond_dim=2)
@@ -305,7 +305,7 @@ def test_a_compiled_network_compiles_the_plain_way(calls: list[str]):
 
 @needs_compiler
 @pytest.mark.plain
-@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
+@pytest.mark.filterwarnings("ignore:While (compiling|exporting), we found certain side effects:UserWarning")
 @pytest.mark.parametrize("graph", [True, False])
 def test_a_conditioned_network_is_compiled_and_exported_as_ever(calls: list[str], graph: bool):
     net = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))

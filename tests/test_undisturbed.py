@@ -181,7 +181,7 @@ def test_a_block_within_a_compiled_function_is_part_of_its_one_graph():
     assert model[0].training
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_a_batch_norm_in_torchscript_is_left_as_it_was_too():
     model = torch.jit.script(nn.BatchNorm1d(3))
     with unchanged(model):

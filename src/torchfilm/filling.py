@@ -434,15 +434,6 @@ def _left(film: Conditioning, frame: _Frame) -> bool:
     return True
 
 
-def check_in_place(root: Any) -> None:
-    """Check the sites of a root; a compiled network does so while it is compiled, as after each change."""
-    root._modules["film"].check(root)
-
-
-# What torch.compiler.assume_constant_result does, which would import the whole compiler for it.
-check_in_place._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Fill the slots from `cond` or `modulation`, run the original forward, and leave the slots as before."""
     keys = self._film_keywords
@@ -453,7 +444,7 @@ def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             f"is not conditioned.\n"
             f"Copy the network, copy.deepcopy(model), or make one from its original class."
         )
-    check_in_place(self)
+    self._film_check()
     cond = kwargs.pop("cond", None) if "cond" in keys else None
     modulation = kwargs.pop("modulation", None) if "modulation" in keys else None
     values = film.values(cond, modulation)

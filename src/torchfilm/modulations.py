@@ -276,9 +276,10 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
 
 def fields_of(modulation: Modulation) -> dict[str, Tensor]:
     """Return the fields that are there, with one shape and a batch axis."""
+    values = modulation.spread()
     return {
         field: value[None] if value.ndim == 1 else value
-        for field, value in zip(_FIELDS, modulation.spread(), strict=False)
+        for field, value in zip(_FIELDS[: len(values)], values, strict=True)
     }
 
 

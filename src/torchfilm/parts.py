@@ -138,7 +138,7 @@ def num_conditions(value: Any) -> int | None:
 
 def with_output_modulated(slot: Holder, output: Any) -> Any:
     """Return the output of a module with the part of it modulated that the site names."""
-    if isinstance(output, Tensor | PackedSequence) and slot.site.field is None:
+    if isinstance(output, (Tensor, PackedSequence)) and slot.site.field is None:
         return _modulated(slot, output)
     field = slot.site.field
     if isinstance(output, tuple | list) and isinstance(field, int | None) and not hasattr(output, "_fields"):

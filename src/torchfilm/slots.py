@@ -89,6 +89,10 @@ class Slot(threading.local):
         """
         self.lent, self.backward = value, _backward_pass()
 
+    def in_its_pass(self) -> bool:
+        """Tell whether what is lent was lent in the pass that runs."""
+        return self.backward == _backward_pass()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Slot, (self.site, self.fusion)
 
@@ -124,15 +128,10 @@ def _backward_pass() -> int:
     return torch._C._current_graph_task_id()
 
 
-def _in_its_pass(slot: Slot) -> bool:
-    """Tell whether what is lent to a site was lent in the pass that runs."""
-    return slot.backward == _backward_pass()
-
-
 # A compiled call asks while it is compiled, and is no other one in each backward pass. Asking `is_compiling`
 # would cost `lend` its effect there.
 _backward_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_in_its_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
+Slot.in_its_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_plain_film(site: Site, fusion: Fusion) -> bool:
@@ -193,7 +192,7 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
             "__doc__": base.__doc__,
         }
         if is_root:
-            namespace |= {"train": _train, **_as_container(base)}
+            namespace |= {"train": _train, "_film_check": _film_check, **_as_container(base)}
         else:
             namespace |= {"_apply": _apply, "_film_slot": None}
         made = _SUBCLASSES.setdefault((base, forward), _made(base, namespace))
@@ -271,7 +270,7 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _with_lent(self: nn.Module, slot: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the forward of a site with what is lent to it; ValueError where that is nothing."""
-    if slot.lent is None or not _in_its_pass(slot):
+    if slot.lent is None or not slot.in_its_pass():
         raise ValueError(no_condition(f"Site '{slot.site.name}'"))
     slot.value = slot.lent
     try:
@@ -310,6 +309,14 @@ def _train(self: Any, mode: bool = True, *args: Any, **kwargs: Any) -> Any:  # n
         film.check(self)
         film.frozen.rest(self)
     return self
+
+
+def _film_check(self: Any) -> None:
+    """Check the sites of a root; a compiled network does so while it is compiled, as after each change."""
+    self._modules["film"].check(self)
+
+
+_film_check._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: FBT001, FBT002
