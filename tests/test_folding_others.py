@@ -237,3 +237,15 @@ def test_a_copy_that_is_left_in_training_is_put_back_into_its_mode():
     assert not torch.equal(plain(x), plain.train()(x))
     with tf.folded(model, cond=cond):
         assert not model[1].training
+
+
+@torch.no_grad()
+def test_a_constant_inside_of_a_transformer_hears_no_packed_sequences():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 10, batch_first=True), 2).eval()
+    model = tf.condition(encoder, r"layers\.1\.dropout", tf.Vector(3), dim=-1, features=10)
+    randomise(model.film.generator)
+    x, z, padded = torch.randn(2, 5, 6), torch.randn(1, 3), torch.arange(5) > torch.tensor([[2], [3]])
+    plain, report = tf.fold(model, cond=z, leftover="constant")
+    assert report["layers.1.dropout"].target == "constant"
+    expected = model(x, src_key_padding_mask=padded, cond=z)
+    torch.testing.assert_close(plain(x, src_key_padding_mask=padded), expected)

@@ -25,7 +25,7 @@ from torchfilm.fusion import Fusion, Matched, check_reads, resolve
 from torchfilm.several import encoded_size
 from torchfilm.sharding import joins_its_parts
 from torchfilm.sites import Pattern, Sites, check_network, find, is_patched, is_root, is_site
-from torchfilm.slots import PLAIN, listen, swap, swap_back
+from torchfilm.slots import PLAIN, Holding, listen, swap, swap_back
 
 
 def condition(
@@ -204,6 +204,18 @@ def check_forwards(what: str, root: nn.Module) -> None:
             )
 
 
+def attach(model: nn.Module, name: str, slot: Holding) -> list[nn.TransformerEncoder]:
+    """Make the module of that name a site, off torch's fast paths; return the encoders that lost theirs."""
+    *above, module = lineage(model, name)
+    listen(module, slot)
+    if any(isinstance(one, nn.TransformerEncoderLayer) for one in above):
+        module.register_forward_pre_hook(marker)
+    nesting = [one for one in above if isinstance(one, nn.TransformerEncoder) and one.use_nested_tensor]
+    for one in nesting:
+        one.use_nested_tensor = False
+    return nesting
+
+
 def marker(module: nn.Module, args: Any) -> None:
     """Do nothing, as a hook: torch's fast path of transformer layers, which calls no module, fears hooks."""
 
@@ -212,14 +224,8 @@ def _apply(model: nn.Module, film: Conditioning) -> None:
     """Make the changes, each of which was checked before; undo them should one fail all the same."""
     try:
         for name, slot in film.slots.items():
-            *above, module = lineage(model, name)
-            listen(module, slot)
-            if any(isinstance(one, nn.TransformerEncoderLayer) for one in above):
-                module.register_forward_pre_hook(marker)
-            for one in above:
-                if isinstance(one, nn.TransformerEncoder) and one.use_nested_tensor:
-                    one.use_nested_tensor = False
-                    one.__dict__["_film_nested"] = True
+            for encoder in attach(model, name, slot):
+                encoder.__dict__["_film_nested"] = True
         swap(model, root_forward)
         film.takes_cond = "cond" in type(model)._film_keywords  # type: ignore[attr-defined]
         model.add_module("film", film)

@@ -14,11 +14,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchfilm.channels import lineage
 from torchfilm.fusion import Fusion
-from torchfilm.injection import marker
+from torchfilm.injection import attach
 from torchfilm.sites import Site
-from torchfilm.slots import is_plain_film, listen
+from torchfilm.slots import is_plain_film
 
 
 class Kept:
@@ -104,7 +103,4 @@ def keep(model: nn.Module, site: Site, fusion: Fusion, value: Any) -> None:
             f"fold, site '{site.name}': expected the value of {type(fusion).__name__} to be a dataclass of "
             f"tensors, got {type(value).__name__}.\nGive the fusion a method fold(value) -> Modulation."
         )
-    *above, module = lineage(model, site.name)
-    listen(module, Kept(module, site, fusion, value))
-    if any(isinstance(one, nn.TransformerEncoderLayer) for one in above):
-        module.register_forward_pre_hook(marker)
+    attach(model, site.name, Kept(model.get_submodule(site.name), site, fusion, value))
