@@ -393,3 +393,17 @@ def test_classes_of_others_live_no_longer_than_their_networks():
     gc.collect()  # what condition made
     gc.collect()  # what it was made of
     assert [ref() for ref in known] == [None] * 4
+
+
+def test_a_block_that_another_thread_ended_is_over_for_all_who_ask():
+    model, x, z = small()
+
+    def block() -> Iterator[None]:
+        with tf.unconditioned(model):
+            yield
+
+    entered = block()
+    next(entered)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match=r"in its thread"):
+        pool.submit(entered.close).result()
+    assert tf.sensitivity(model, x, cond=z).keys() == {"1"}

@@ -123,6 +123,12 @@ class Conditioning(nn.Module):
         """This thread's functions from the values of all sites to other ones, applied in order."""
         return self.local.transforms
 
+    @property
+    def active(self) -> Active | Off | None:
+        """What a block made active in this thread, where that block is not over."""
+        entry = self.local.active
+        return None if entry is None or entry.ended else entry
+
     def forward(self, cond: Any) -> dict[str, Any]:
         """Return the value of each site for a condition: a tensor, or a tuple of the encoder's arguments."""
         parts: Any = self._modules  # a third of the time that the attributes take
@@ -212,15 +218,15 @@ class Conditioning(nn.Module):
             if cond is not None or modulation is not None:
                 self.check_open("a condition of a call's own")
             return self.local.fixed
-        active = self.local.active
-        if isinstance(active, Off) and not active.ended:
+        active = self.active
+        if isinstance(active, Off):
             return PLAIN
         if cond is None and modulation is None:
             running = next(iter(self.slots.values())).value
             if running is not None and running is not PLAIN:  # a call inside of one hears what that one does
                 values = {name: slot.value for name, slot in self.slots.items()}
                 return self._transformed(values, self.local.applied)
-            if not isinstance(active, Active) or active.ended:
+            if not isinstance(active, Active):
                 raise ValueError(no_condition("Conditioned network", takes=self.takes_cond) + self._none())
             cond, modulation = active.cond, active.modulation
             if active.is_ready(self):

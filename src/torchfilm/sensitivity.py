@@ -58,7 +58,7 @@ def leaves(
         ValueError: inside of `unconditioned`, where no site gets any.
     """
     found, film = Leaves(start), conditioning(model)
-    if isinstance(film.local.active, Off):
+    if isinstance(film.active, Off):
         raise ValueError(
             "doctor, sensitivity: expected a network that is conditioned at present, got it inside of "
             "`with unconditioned(model):`, where its sites hear nothing.\n"

@@ -46,7 +46,7 @@ def untouched(generator: nn.Module) -> bool | None:
 
 def active_condition(film: Conditioning, cond: Any) -> Any:
     """Return the condition of a call, or of the block around it; None where there is none."""
-    active = film.local.active
+    active = film.active
     return active.cond if cond is None and isinstance(active, Active) else cond
 
 
