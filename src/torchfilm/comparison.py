@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchfilm.injection import conditioning, film_of, unconditioned
-from torchfilm.naming import entry
+from torchfilm.naming import Entries
 from torchfilm.sites import check_network
 from torchfilm.undisturbed import in_mode, unchanged
 from torchfilm.writing import in_columns
@@ -86,7 +86,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Entries[Row]):
     """What `compare` found; `print` shows a table, `torchfilm.plot.comparison` draws it.
 
     Args:
@@ -99,19 +99,9 @@ class Comparison:
     rounds: int
     device: str
 
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a row of that name, or that row."""
-        return any(name in (row, row.name) for row in self.rows)
-
-    def __getitem__(self, name: str) -> Row:
-        """Return the row of that name; ValueError for one that there is not."""
-        return entry("Comparison", {row.name: row for row in self.rows}, name)
+    def _by_name(self) -> dict[str, Row]:
+        """Return the rows by the names of the networks."""
+        return {row.name: row for row in self.rows}
 
     def added_time(self, name: str, other: str) -> float:
         """Return the time that one adds to the reference as a part of what the other adds, by their ratios.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
 from torchfilm.draft import Affine
-from torchfilm.naming import entry
+from torchfilm.naming import Entries
 from torchfilm.writing import in_columns
 
 
@@ -36,7 +35,7 @@ class FoldedSite:
 
 
 @dataclass(frozen=True)
-class FoldReport:
+class FoldReport(Entries[FoldedSite]):
     """What folding did, site by site; prints as a table.
 
     Args:
@@ -52,18 +51,9 @@ class FoldReport:
     error: float | None = None
     fused: tuple[tuple[str, str], ...] = ()
 
-    def __iter__(self) -> Iterator[FoldedSite]:
-        return iter(self.sites)
-
-    def __len__(self) -> int:
-        return len(self.sites)
-
-    def __contains__(self, site: object) -> bool:
-        """Whether there is an entry of that site, or that entry."""
-        return any(site in (one, one.site) for one in self.sites)
-
-    def __getitem__(self, site: str) -> FoldedSite:
-        return entry("FoldReport", {one.site: one for one in self.sites}, site)
+    def _by_name(self) -> dict[str, FoldedSite]:
+        """Return the entries by the names of the sites."""
+        return {one.site: one for one in self.sites}
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

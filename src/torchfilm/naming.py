@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -29,6 +29,29 @@ def entry(what: str, entries: Mapping[str, T], name: str) -> T:
             f"The nearest are {nearest(name, entries)}."
         )
     return entries[name]
+
+
+class Entries(Generic[T]):
+    """What a report is made of: goes through its entries, counts them, and finds one by its name.
+
+    An entry is in it, and so is its name.
+    """
+
+    def _by_name(self) -> dict[str, T]:
+        """Return the entries by their names, in order."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._by_name().values())
+
+    def __len__(self) -> int:
+        return len(self._by_name())
+
+    def __contains__(self, one: object) -> bool:
+        return any(one in named for named in self._by_name().items())
+
+    def __getitem__(self, name: str) -> T:
+        return entry(type(self).__name__, self._by_name(), name)
 
 
 def check_choice(

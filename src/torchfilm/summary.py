@@ -7,7 +7,7 @@ condition was about, the share of the spread between labels tells what a site ha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchfilm.modulation import Modulation, aligned, check_finite, check_modulations
-from torchfilm.naming import entry
+from torchfilm.naming import Entries
 from torchfilm.writing import in_columns
 
 CLOSED = 0.01
@@ -63,24 +63,14 @@ class SiteSummary:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Entries[SiteSummary]):
     """A line for each site; `print` shows the table."""
 
     sites: tuple[SiteSummary, ...]
 
-    def __iter__(self) -> Iterator[SiteSummary]:
-        return iter(self.sites)
-
-    def __len__(self) -> int:
-        return len(self.sites)
-
-    def __contains__(self, site: object) -> bool:
-        """Whether there is a line of that site, or that line."""
-        return any(site in (line, line.site) for line in self.sites)
-
-    def __getitem__(self, site: str) -> SiteSummary:
-        """Return the line of a site; ValueError for one that there is not."""
-        return entry("Summary", {line.site: line for line in self.sites}, site)
+    def _by_name(self) -> dict[str, SiteSummary]:
+        """Return the lines by the names of the sites."""
+        return {line.site: line for line in self.sites}
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return plain values, one dict for each site."""
