@@ -1,5 +1,6 @@
 """The page of public names: each with the first paragraph of its docstring, linked to its code."""
 
+import ast
 import importlib
 import inspect
 from types import ModuleType
@@ -38,12 +39,12 @@ def api(results: Results) -> str:
 
 
 def _own(module: ModuleType) -> list[str]:
-    """The public functions and classes that are written in a module."""
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and callable(value) and value.__module__ == module.__name__
-    ]
+    """The public functions and classes that a module defines, or imports under a name that it repeats."""
+    body = ast.parse(inspect.getsource(module)).body
+    imported = [alias for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    names = [alias.name for alias in imported if alias.asname == alias.name]
+    names += [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return [name for name in names if not name.startswith("_")]
 
 
 def _section(title: str, prefix: str, module: ModuleType, names: list[str]) -> str:

@@ -1,11 +1,11 @@
 """Condition any PyTorch network on anything, with FiLM: gamma * x + beta."""
 
-from .adapter import checkpoint_context as checkpoint_context
 from .adapter import freeze_base as freeze_base
 from .adapter import load as load
 from .adapter import save as save
 from .adaptive import AdaLNZero as AdaLNZero
 from .adaptive import AdaRMSNorm as AdaRMSNorm
+from .checkpointing import checkpoint_context as checkpoint_context
 from .comparison import compare as compare
 from .concatenation import concat_as_shift as concat_as_shift
 from .conditions import Classes as Classes

@@ -1,4 +1,4 @@
-"""Train, checkpoint and ship the conditioning of a network apart from the network.
+"""Train and ship the conditioning of a network apart from the network.
 
 `save` writes a folder with what `condition` added (film.safetensors) and how to add it again (film.json, no
 pickle); `load` puts it on a fresh copy of the same base.
@@ -10,9 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
-from torchfilm.filling import again_active
 from torchfilm.fusion import Fusion
 from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
@@ -60,72 +57,6 @@ def freeze_base(model: nn.Module) -> nn.Module:
     film.frozen.freeze(root)
     root.train(root.training)
     return model
-
-
-def checkpoint_context(model: nn.Module) -> CheckpointContext:
-    """Return the `context_fn` that gives the condition to reruns of activation checkpointing.
-
-    Checkpointing reruns a block in the backward pass, when the call that had the condition is over. The
-    context keeps the values of the sites from the first run: `checkpoint(block, x, use_reentrant=False,
-    context_fn=checkpoint_context(model))`, or, with transformers, `model.gradient_checkpointing_enable(
-    {"use_reentrant": False, "context_fn": checkpoint_context(model)})`. Without it a conditioned block
-    raises, inside `using` too, unless the block is compiled by itself: then nothing detects it. Reentrant
-    checkpointing cannot work, since it loses the gradient of the generator.
-
-    Raises:
-        ValueError: for a network that is not conditioned.
-
-    Example:
-        >>> from torch.utils.checkpoint import checkpoint
-        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
-        >>> with torch.enable_grad():
-        ...     context = checkpoint_context(model)
-    """
-    return CheckpointContext(conditioning(model))
-
-
-class CheckpointContext:
-    """Called by `torch.utils.checkpoint` at each first run of a block; is copied with the network."""
-
-    def __init__(self, film: Conditioning) -> None:
-        self.film = film
-
-    def __call__(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """Return the context of the first run, an empty one, and that of the second."""
-        return nullcontext(), _Again(self.film)
-
-
-class _Again(AbstractContextManager["_Again"]):
-    """Make active, and fill the slots with, what was there when this was made; may be entered again."""
-
-    def __init__(self, film: Conditioning) -> None:
-        self.film = film
-        self.active, self.values, self.transforms = film.local.active, film.held(), list(film.transforms)
-        self.lent = film.lent()
-        self.fixed = film.local.fixed
-        self.entered: list[ExitStack] = []
-
-    def __enter__(self) -> _Again:
-        film, stack = self.film, ExitStack()
-        if film.local.fixed is not self.fixed:
-            raise ValueError(
-                "checkpoint: expected the backward pass where the forward pass was, inside or outside of "
-                "`folded`, whose weights are others.\nPut both into the block, or both outside."
-            )
-        stack.enter_context(again_active(film, self.active))
-        stack.callback(setattr, film.local, "transforms", film.transforms)
-        film.local.transforms = list(self.transforms)
-        film.restore(self.values)
-        film.local.unedited = self.lent.unedited
-        for slot, (value, _) in zip(film.slots.values(), self.lent.slots, strict=True):
-            slot.lend(value)
-        self.entered.append(stack)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.entered.pop().__exit__(kind, error, trace)
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:

@@ -77,7 +77,6 @@ def _silu_sloped(grad: Tensor, before: Tensor) -> Tensor:
 
 
 _SHAPES = {
-    None: _Shape(lambda before: before, lambda grad, before: grad, lambda grad, before: grad.clone()),
     "relu": _Shape(
         torch.relu_,
         lambda grad, before: torch.where(before > 0, grad, 0),
@@ -101,17 +100,13 @@ def activated(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor
     if forward_ad._current_level >= 0 or is_tracing():
         return rounded(getattr(torch.nn.functional, activation)(affine(x, gamma, beta)), x)
     if has_graph(x, gamma, beta):
-        return _with_graph().apply(x, gamma, beta, activation)  # type: ignore[no-any-return]
+        transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        way = _Activated if transformed else _ActivatedInOne
+        return way.apply(x, gamma, beta, activation)  # type: ignore[no-any-return]
     return _activated_now(x, gamma, beta, activation)
 
 
-def _with_graph() -> type[torch.autograd.Function]:
-    """Return the form of `_Activated` that what is at work here takes."""
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return _Activated if transformed else _ActivatedInOne
-
-
-def _activated_now(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
+def _activated_now(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor:
     return rounded(_SHAPES[activation].value(affine(x, gamma, beta)), x)
 
 
@@ -123,7 +118,7 @@ class _ActivatedInOne(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor:
         ctx.activation = activation
         ctx.save_for_backward(x, gamma, beta)
         return _activated_now(x, gamma, beta, activation)
@@ -140,22 +135,19 @@ class _Activated(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
+    def forward(x: Tensor, gamma: Tensor, beta: Tensor, activation: str) -> Tensor:
         return _activated_now(x, gamma, beta, activation)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str | None], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: Tensor) -> None:
         *tensors, ctx.activation = inputs
         ctx.save_for_backward(*tensors)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, *aligned = ctx.saved_tensors
-        return *gradients(grads[0], x, aligned, ctx.activation, ctx.needs_input_grad), None
+    backward = staticmethod(_ActivatedInOne.backward)
 
 
 def gradients(
-    grad: Tensor, x: Tensor, aligned: Sequence[Tensor], activation: str | None, needs: Sequence[bool]
+    grad: Tensor, x: Tensor, aligned: Sequence[Tensor], activation: str, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return those of x, gamma and beta, as far as needed, given that of activation(gamma * x + beta)."""
     gamma, beta = aligned
@@ -169,7 +161,7 @@ def gradients(
     return grad_x, grad_gamma, grad_beta
 
 
-def _before_activation(grad: Tensor, before: Tensor, activation: str | None) -> tuple[Tensor, bool]:
+def _before_activation(grad: Tensor, before: Tensor, activation: str) -> tuple[Tensor, bool]:
     """Return the gradient in front of the activation, and whether it may be overwritten."""
     shape = _SHAPES[activation]
     if torch.is_grad_enabled() or torch.compiler.is_compiling():  # differentiated again, or fused

@@ -1,4 +1,4 @@
-"""Look at modulations: histograms, gamma-beta planes, embeddings, curves, and maps over a picture.
+"""Look at modulations: histograms, gamma-beta planes, embeddings, heat maps; and charts of other numbers.
 
 Every function takes arrays, those of gamma and beta also modulations as `record` has them, and returns a
 matplotlib Figure of its own, without pyplot and its global state; `save` writes it. Categories get a colour
@@ -16,13 +16,19 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from torch import Tensor
 
-from torchfilm.canvas import COLORS, HATCHES, MARKERS, Array, as_values, grid, legend, name_bars, shortened
+from torchfilm.canvas import COLORS, Array, as_values, grid, legend, shortened
 from torchfilm.canvas import Mark as Mark
 from torchfilm.canvas import marks as marks
 from torchfilm.canvas import save as save
+from torchfilm.charts import bars as bars
+from torchfilm.charts import curves as curves
+from torchfilm.charts import dots as dots
+from torchfilm.charts import grouped_bars as grouped_bars
+from torchfilm.charts import over_pictures as over_pictures
+from torchfilm.charts import paths_over_pictures as paths_over_pictures
+from torchfilm.charts import table as table
 from torchfilm.comparison import Comparison
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_choice
@@ -247,42 +253,6 @@ def _scatter(ax: Axes, x: Array, y: Array, labels: Labels, styles: Mapping[Any, 
         ax.scatter(x[here], y[here], linewidths=0, rasterized=True, **look)
 
 
-def curves(
-    x: Sequence[float],
-    series: Mapping[str, Sequence[float]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    levels: Mapping[str, float] | None = None,
-    log_x: bool = False,
-    markers: bool = True,
-) -> Figure:
-    """Named curves over x, each with its own colour and marker; `levels` are horizontal lines with a name."""
-    figure, axes = grid(1, 1, 6.0, 3.8)
-    ax: Axes = axes[0, 0]
-    for i, (name, values) in enumerate(series.items()):
-        ax.plot(
-            x,
-            values,
-            color=COLORS[i % len(COLORS)],
-            marker=MARKERS[i % len(MARKERS)] if markers else None,
-            linestyle=("-", "--", "-.", ":")[i // len(COLORS) % 4] if not markers else "-",
-            markersize=4,
-            linewidth=1.5,
-            label=name,
-        )
-    for i, (name, value) in enumerate((levels or {}).items()):
-        ax.axhline(value, color="0.45", linewidth=0.9, linestyle=("--", ":", "-.")[i % 3], label=name)
-    if log_x:
-        ax.set_xscale("log")
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    ax.grid(color="0.92", linewidth=0.6)
-    if len(series) + len(levels or {}) > 1:
-        figure.legend(loc="outside right center", fontsize=8, frameon=False)
-    return figure
-
-
 def channels(
     mean: Mapping[str, Array | Tensor], spread: Mapping[str, Array | Tensor], *, ylabel: str
 ) -> Figure:
@@ -301,139 +271,6 @@ def channels(
         ax.set_xlabel("channel, by mean", fontsize=8)
         ax.tick_params(labelsize=7)
     axes[0, 0].set_ylabel(ylabel)
-    return figure
-
-
-def over_pictures(
-    pictures: Sequence[Array], maps: Array, titles: Sequence[str], *, unit: str, strength: float = 0.75
-) -> Figure:
-    """Maps [n, h, w] laid over pictures uint8 [H, W, 3] in squares of their own cells; one panel each, one
-    scale.
-
-    A cell is the more opaque the more it has; `unit` says what is counted.
-    """
-    columns = min(4, len(pictures))
-    rows = -(-len(pictures) // columns)
-    tallest = max(len(picture) / picture.shape[1] for picture in pictures)
-    figure, axes = grid(rows, columns, 3.0, 3.0 * tallest + 0.55)
-    top = max(float(np.max(maps, initial=0)), 1e-9)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, picture, cells, title in zip(axes.flat, pictures, maps, titles, strict=False):
-        height, width = picture.shape[:2]
-        ax.imshow(picture, extent=(0, width, height, 0))
-        ax.imshow(
-            cells,
-            extent=(0, width, height, 0),
-            cmap="inferno",
-            vmin=0,
-            vmax=top,
-            alpha=np.clip(cells / top, 0, 1) ** 0.5 * strength,
-            interpolation="nearest",
-        )
-        ax.set_title(title, fontsize=7)
-    bar = figure.colorbar(ScalarMappable(Normalize(0, top), "inferno"), ax=axes, shrink=0.6, pad=0.01)
-    bar.set_label(unit, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    return figure
-
-
-def paths_over_pictures(pictures: Sequence[Array], paths: Sequence[Array], titles: Sequence[str]) -> Figure:
-    """A path [steps, 2], in pixels to the right and down, over each picture uint8 [H, W, 3], in one row.
-
-    It goes from the open circle to the dot; points stand a fifth of a second apart at 20 steps a second, so
-    that slow parts are dense.
-    """
-    figure, axes = grid(1, len(pictures), 2.9, 3.75)
-    for ax, picture, path, title in zip(axes.flat, pictures, paths, titles, strict=True):
-        height, width = picture.shape[:2]
-        ax.imshow(picture, extent=(0, width, height, 0))
-        ax.plot(*path.T, color=COLORS[3], linewidth=1.2)
-        ax.plot(*path[::4].T, ".", color=COLORS[3], markersize=4)
-        ax.plot(*path[0], "o", color="black", fillstyle="none", markersize=7)
-        ax.plot(*path[-1], "o", color="black", markersize=5)
-        ax.set_title(title, fontsize=7)
-        ax.set_anchor("S")  # what is left of the height is the titles'
-        ax.set_axis_off()
-    return figure
-
-
-def table(
-    values: Array, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, unit: str
-) -> Figure:
-    """A matrix [rows, columns] of shares 0..1 as a heat map with its numbers in percent."""
-    figure, axes = grid(1, 1, 1.6 + 0.34 * len(columns), 1.2 + 0.28 * len(rows))
-    ax: Axes = axes[0, 0]
-    shown = ax.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for i, j in np.argwhere(values >= 0.005):
-        ink = "white" if values[i, j] > 0.6 else "black"
-        ax.text(j, i, f"{100 * values[i, j]:.0f}", ha="center", va="center", fontsize=6, color=ink)
-    ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
-    ax.set_yticks(range(len(rows)), rows, fontsize=7)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    figure.colorbar(shown, ax=ax, shrink=0.7).set_label(unit, fontsize=8)
-    return figure
-
-
-def bars(values: Mapping[Any, float], *, xlabel: str, ylabel: str) -> Figure:
-    """One bar per name, in the given order."""
-    width = max(4.0, 1.5 + 0.35 * len(values))
-    figure, axes = grid(1, 1, width, 3.2)
-    ax: Axes = axes[0, 0]
-    ax.bar(range(len(values)), list(values.values()), color=COLORS[0])
-    name_bars(ax, list(values), (width - 1) / max(1, len(values)))
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    return figure
-
-
-def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], *, ylabel: str) -> Figure:
-    """A group of bars per entry of `values`, one bar per name, with its value written above; nan draws none.
-
-    values: group -> one value per name.
-    """
-    across = max(4.5, 1.5 + 0.6 * len(names) * len(values))
-    figure, axes = grid(1, 1, across, 3.4)
-    ax: Axes = axes[0, 0]
-    width = 0.8 / len(names)
-    for i, name in enumerate(names):
-        places = [group + (i - (len(names) - 1) / 2) * width for group in range(len(values))]
-        heights = [found[i] for found in values.values()]
-        drawn = ax.bar(places, heights, 0.92 * width, color=COLORS[i % len(COLORS)], edgecolor="white")
-        for bar in drawn:
-            bar.set_hatch(HATCHES[i // len(COLORS) % len(HATCHES)])
-        texts = ["" if np.isnan(found[i]) else f"{found[i]:.1f}" for found in values.values()]
-        ax.bar_label(drawn, texts, fontsize=7, padding=1)
-        drawn.set_label(name)
-    name_bars(ax, list(values), (across - 1) / max(1, len(values)))
-    ax.set_ylabel(ylabel)
-    if len(names) > 1:
-        columns = max(1, int(across / (0.5 + 0.07 * max(map(len, names)))))
-        figure.legend(loc="outside upper right", ncols=min(len(names), columns), fontsize=8, frameon=False)
-    return figure
-
-
-def dots(
-    values: Mapping[str, Sequence[float]], references: Mapping[str, float], *, xlabel: str, reference: str
-) -> Figure:
-    """One line per name, from top to bottom: a dot per value, an open diamond for the name's reference."""
-    figure, axes = grid(1, 1, 6.5, 0.9 + 0.26 * len(values))
-    ax: Axes = axes[0, 0]
-    for row, (name, found) in enumerate(values.items()):
-        ax.plot(found, [row] * len(found), "o", color=COLORS[0], markersize=5, alpha=0.8)
-        if name in references:
-            ax.plot(references[name], row, "D", color=COLORS[1], markersize=5, fillstyle="none")
-    ax.set_yticks(range(len(values)), list(values), fontsize=8)
-    ax.set_ylim(len(values) - 0.5, -0.5)
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_xlabel(xlabel)
-    handles = [Line2D([], [], linestyle="", marker="o", color=COLORS[0], label="measured here")]
-    if references:
-        handles.append(
-            Line2D([], [], linestyle="", marker="D", color=COLORS[1], fillstyle="none", label=reference)
-        )
-    figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     return figure
 
 

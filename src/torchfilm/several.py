@@ -7,7 +7,7 @@ so every sample of a batch may miss something else, every process of a DDP group
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.conditions import Classes, Tokens
 from torchfilm.modulation import aligned
 from torchfilm.naming import check_choice
+from torchfilm.presence import check_present, cleared, drawn, each_row, viewed
 
 Null = Literal["learned", "zero"]
 Combine = Literal["sum", "concat", "compose"]
@@ -138,7 +139,7 @@ class Maybe(nn.Module):
         """
         z, present = self.encode((value, *more) if more else value, generator=generator)
         if present is None and z is not None and self.training and self.dropout > 0:
-            present = drawn(z, self.dropout, generator)
+            present = drawn(z[0] if isinstance(z, tuple) else z, self.dropout, generator)
         return self.choose(z, present)
 
     def encode(
@@ -157,9 +158,9 @@ class Maybe(nn.Module):
         arguments = value if self._takes_several and type(value) is tuple else (value,)
         if present is not None:
             first, others = arguments[:1], arguments[1:]
-            first = pytree.tree_map(lambda leaf: _cleared(leaf, present, Tensor.isfinite), first)
+            first = pytree.tree_map(lambda leaf: cleared(leaf, present, Tensor.isfinite), first)
             # Infinity beside a condition may be a mask.
-            others = pytree.tree_map(lambda leaf: _cleared(leaf, present, lambda one: ~one.isnan()), others)
+            others = pytree.tree_map(lambda leaf: cleared(leaf, present, lambda one: ~one.isnan()), others)
             arguments = (*first, *others)
         z = self.condition(*arguments, **options)
         if present is not None and not isinstance(present, Tensor):
@@ -178,13 +179,13 @@ class Maybe(nn.Module):
         null = tokens.new_zeros(self.dim) if self.null is None else self.null.to(tokens.dtype)
         if present is None:
             present = torch.ones((), dtype=torch.bool, device=tokens.device)
-        _check_present(present, tokens, 2 if isinstance(z, tuple) else 1)
-        chosen = torch.where(_like(present, tokens.ndim), tokens, null)
+        check_present(present, tokens, 2 if isinstance(z, tuple) else 1)
+        chosen = torch.where(viewed(present, tokens.ndim), tokens, null)
         if not isinstance(z, tuple):
             return chosen
         first = torch.zeros_like(z[1])
         first[..., :1] = True
-        return chosen, torch.where(_like(present, z[1].ndim), z[1], first)
+        return chosen, torch.where(viewed(present, z[1].ndim), z[1], first)
 
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
@@ -296,12 +297,12 @@ class Several(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the vector of each condition by name, nulls in place, before they are combined."""
         self._check_names(conditions)
-        encoded = {
-            name: part.encode(conditions.get(name), generator=generator) for name, part in self._named()
-        }
-        for name, (z, _) in encoded.items():
+        encoded: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        for name, part in self._named():
+            z, present = part.encode(conditions.get(name), generator=generator)
             if isinstance(z, tuple):
-                raise ValueError(_not_vectors(name, self.parts[name].condition))
+                raise ValueError(_not_vectors(name, part.condition))
+            encoded[name] = z, present
         kept = self._kept(encoded, generator)
         chosen = {}
         for name, part in self._named():
@@ -311,7 +312,7 @@ class Several(nn.Module):
                 if part.dropout > 0:
                     own = drawn(z, part.dropout, generator)
                     present = own if present is None else own & present
-                z = _each(z, present)
+                z = each_row(z, present)
             chosen[name] = part.choose(z, present)
         return chosen
 
@@ -387,55 +388,6 @@ def _unequal(vectors: Mapping[str, Tensor]) -> str:
         f"Several: expected conditions of one batch, got different sizes.\n{lines}\n"
         f"Give every condition one row per sample; repeat_interleave what several samples share."
     )
-
-
-def drawn(z: Encoded, dropout: float, generator: torch.Generator | None = None) -> Bool[Tensor, "*batch"]:
-    """Draw which samples keep a condition: True with probability 1 - dropout, one number per row of z."""
-    vectors = z[0] if isinstance(z, tuple) else z
-    shape = vectors.shape[:1] if vectors.ndim > 1 else ()
-    if generator is None:  # written out: Dynamo refuses generator=None
-        return torch.rand(shape, device=vectors.device) >= dropout
-    return torch.rand(shape, generator=generator, device=vectors.device) >= dropout
-
-
-def _cleared(value: Any, present: Any, is_good: Callable[[Tensor], Tensor]) -> Any:
-    """Return numbers with 0 for those that are missing and not good: NaN times a gradient of 0 is NaN."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    if value.layout is not torch.strided or value.is_nested:
-        return value
-    present = torch.as_tensor(present, device=value.device)
-    if present.dtype != torch.bool or present.shape != value.shape[: present.ndim]:
-        return value  # refused behind the encoder, unless it has no rows
-    return torch.where(_like(present, value.ndim) | is_good(value), value, 0)
-
-
-def _each(z: Encoded, present: Tensor | None) -> Encoded:
-    """Give a vector that all samples share a row for each sample of a mask."""
-    if (
-        isinstance(z, tuple)
-        or present is None
-        or present.ndim == 0
-        or (z.ndim > 1 and len(z) == len(present))
-    ):
-        return z
-    return z.expand(len(present), *z.shape[1:] if z.ndim > 1 else z.shape)
-
-
-def _like(present: Tensor, ndim: int) -> Tensor:
-    """View a mask with axes of size one behind it."""
-    return present.reshape(*present.shape, *[1] * (ndim - present.ndim))
-
-
-def _check_present(present: Tensor, z: Tensor, inner: int) -> None:
-    """Refuse a mask that is not boolean or not as long as the batch; `inner` axes of z are no batch axes."""
-    batch = z.shape[: z.ndim - inner]
-    if present.dtype != torch.bool or present.shape != batch[: present.ndim]:
-        raise ValueError(
-            f"Masked: expected booleans, one per sample {tuple(batch)}, True where it is present, "
-            f"got {present.dtype} {tuple(present.shape)}.\n"
-            f"For 0 and 1 with 1 for present use present.bool()."
-        )
 
 
 def _check_parts(parts: Mapping[str, Maybe], combine: str) -> None:

@@ -1,0 +1,78 @@
+"""Let activation checkpointing, which runs a block again in the backward pass, hear the condition again."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from torchfilm.filling import again_active
+from torchfilm.injection import Conditioning, conditioning
+
+
+def checkpoint_context(model: nn.Module) -> CheckpointContext:
+    """Return the `context_fn` that gives the condition to reruns of activation checkpointing.
+
+    Checkpointing reruns a block in the backward pass, when the call that had the condition is over. The
+    context keeps the values of the sites from the first run: `checkpoint(block, x, use_reentrant=False,
+    context_fn=checkpoint_context(model))`, or, with transformers, `model.gradient_checkpointing_enable(
+    {"use_reentrant": False, "context_fn": checkpoint_context(model)})`. Without it a conditioned block
+    raises, inside `using` too, unless the block is compiled by itself: then nothing detects it. Reentrant
+    checkpointing cannot work, since it loses the gradient of the generator.
+
+    Raises:
+        ValueError: for a network that is not conditioned.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> context = checkpoint_context(model)
+    """
+    return CheckpointContext(conditioning(model))
+
+
+class CheckpointContext:
+    """Called by `torch.utils.checkpoint` at each first run of a block; is copied with the network."""
+
+    def __init__(self, film: Conditioning) -> None:
+        self.film = film
+
+    def __call__(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """Return the context of the first run, an empty one, and that of the second."""
+        return nullcontext(), _Again(self.film)
+
+
+class _Again(AbstractContextManager["_Again"]):
+    """Make active, and fill the slots with, what was there when this was made; may be entered again."""
+
+    def __init__(self, film: Conditioning) -> None:
+        self.film = film
+        self.active, self.values, self.transforms = film.local.active, film.held(), list(film.transforms)
+        self.lent = film.lent()
+        self.fixed = film.local.fixed
+        self.entered: list[ExitStack] = []
+
+    def __enter__(self) -> _Again:
+        film, stack = self.film, ExitStack()
+        if film.local.fixed is not self.fixed:
+            raise ValueError(
+                "checkpoint: expected the backward pass where the forward pass was, inside or outside of "
+                "`folded`, whose weights are others.\nPut both into the block, or both outside."
+            )
+        stack.enter_context(again_active(film, self.active))
+        stack.callback(setattr, film.local, "transforms", film.transforms)
+        film.local.transforms = list(self.transforms)
+        film.restore(self.values)
+        film.local.unedited = self.lent.unedited
+        for slot, (value, _) in zip(film.slots.values(), self.lent.slots, strict=True):
+            slot.lend(value)
+        self.entered.append(stack)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.entered.pop().__exit__(kind, error, trace)
