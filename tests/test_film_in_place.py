@@ -113,7 +113,7 @@ WAYS = {
 
 
 @pytest.mark.plain
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 20_000)], ids=str)
 def test_a_trace_passes_torchs_check_which_runs_again_without_gradients(

@@ -110,6 +110,32 @@ def meeting(meet: Callable[[], object]) -> nn.Module:
     return tf.condition(Meeting(nn.Linear(3, 5)).eval(), "0", tf.Vector(7))
 
 
+def test_a_network_that_calls_its_parts_in_threads_folds():
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with ThreadPoolExecutor(2) as pool:
+                parts = [pool.submit(part, x) for part in (self.a, self.b)]
+                return parts[0].result() + parts[1].result()
+
+    model, cond = tf.condition(Parallel().eval(), "a", tf.Vector(7)), z()
+    randomise(model.film)
+    with tf.using(model, cond=cond):  # slots are of the calling thread alone
+        expected = model.b(X) + model.a(X)
+    torch.testing.assert_close(tf.fold(model, cond=cond)[0](X), expected)
+
+
+def test_weights_are_folded_and_checked_in_their_own_precision_under_autocast():
+    model, cond = network("0|2"), z()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(X, cond=cond)
+        with tf.folded(model, cond=cond):
+            torch.testing.assert_close(model(X), expected, atol=0.05, rtol=0.05)
+
+
 def test_another_thread_runs_its_network_while_one_is_traced():
     other, outputs = nn.Sequential(nn.Linear(3, 5), nn.ReLU()), []
     with ThreadPoolExecutor(1) as pool:
@@ -213,3 +239,25 @@ def test_weights_packed_in_half_precision_are_refused():
     model = tf.condition(base, tf.find(base, "0", dim=-1, features=5), tf.Vector(7))
     with pytest.raises(ValueError, match=r"0  its weight is packed as torch.float16, not as integers"):
         tf.fold(model, cond=z())
+
+
+def test_a_fusion_with_numbers_of_its_own_folds_in_their_precision():
+    class Basis:
+        basis = torch.randn(4, 5)
+
+        def build(self, cond_dim: int, sites: dict[str, int]) -> nn.Module:
+            class Coordinates(nn.Linear):
+                def forward(self, z: Tensor) -> dict[str, Tensor]:
+                    return dict.fromkeys(sites, super().forward(z))
+
+            return Coordinates(cond_dim, 4)
+
+        def apply(self, x: Tensor, value: Tensor, dim: int, site: str) -> Tensor:
+            return x * (1 + value @ self.basis)
+
+        def fold(self, value: Tensor) -> tf.Modulation:
+            gamma = 1 + value @ self.basis
+            return tf.Modulation(gamma, torch.zeros_like(gamma))
+
+    model, cond = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7), fusion=Basis()), z()
+    torch.testing.assert_close(tf.fold(model, cond=cond)[0](X), model(X, cond=cond))

@@ -262,10 +262,10 @@ def test_figures_of_nothing_are_refused() -> None:
 
 
 def test_figures_of_hundreds_of_sites_are_refused() -> None:
-    m = tf.Modulations({f"site{i}": tf.Modulation.identity(2, 3) for i in range(101)})
-    with pytest.raises(ValueError, match=r"at most 100 panels, got 101 \(1 x 101\).\nDraw some of the sites"):
+    m = tf.Modulations({f"site{i}": tf.Modulation.identity(2, 3) for i in range(151)})
+    with pytest.raises(ValueError, match=r"at most 150 panels, got 151 \(1 x 151\).\nDraw some of the sites"):
         plot.heat(m, ["a", "b"], neutral=1, unit="γ")
-    with pytest.raises(ValueError, match=r"at most 100 panels, got 202 \(2 x 101\)"):
+    with pytest.raises(ValueError, match=r"at most 150 panels, got 302 \(2 x 151\)"):
         plot.histograms(m)
 
 

@@ -224,6 +224,17 @@ def test_what_is_masked_counts_for_nothing(mask: float):
     assert asked(Scored(mask=torch.nan))[1].of("body.0") == ["nonfinite"]
 
 
+def test_what_has_overflowed_and_what_is_merely_large_in_half_precision_is_no_mask():
+    class Half(Scored):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (4e4 + super().forward(x)).half()
+
+    assert asked(Scored(torch.inf))[1].of("body.0") == ["nonfinite"]
+    found, report = asked(Half(100.0))
+    assert found.gamma.min() > 0
+    assert report.findings == ()
+
+
 def test_a_network_is_asked_under_another_default_device():
     model, x, z = network(), torch.randn(2, 3).double(), torch.randn(2, 11).double()
     expected, well = sensitivity(model, x, cond=z)["0"].gamma, tf.doctor(model, x, cond=z)

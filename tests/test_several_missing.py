@@ -96,7 +96,7 @@ def test_an_encoder_with_a_complex_parameter_may_be_missing():
 
 
 @pytest.mark.plain
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 def test_a_trace_may_have_a_condition_that_is_missing():
     class Unconditional(nn.Module):
         def __init__(self) -> None:

@@ -20,7 +20,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's colours, which people with any kind of colour vision can tell apart; yellow is left out."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "xx")
-MOST_PANELS = 100
+MOST_PANELS = 150
 
 Array = np.ndarray
 
@@ -54,7 +54,7 @@ def grid(rows: int, columns: int, width: float, height: float, **sharing: Any) -
     """Return a figure with panels of this size in inches, and its axes [rows, columns].
 
     Raises:
-        ValueError: for more than 100 panels: a figure of some hundreds takes minutes, if it can be written.
+        ValueError: for more than 150 panels: a figure of some hundreds takes minutes, if it can be written.
     """
     if rows * columns > MOST_PANELS:
         raise ValueError(

@@ -183,7 +183,7 @@ def doctor(
         modulation: ready modulations.
         at: where gradients are taken: at what the generator gives, or at gamma = 1 and beta = 0.
         score: from the output to what counts, with a gradient. Without it, the whole output counts but for
-            masked entries: those that are infinite, or torch.finfo(dtype).min. If your mask is another
+            masked entries: those that are -inf, or torch.finfo(dtype).min. If your mask is another
             number, such as -1e9, give a score of the other entries.
 
     Returns:
@@ -389,7 +389,7 @@ class _Case:
         """Say which fields are lost though another is heard; exactly zero is what a closed gate leaves."""
         best = max(pulse.heard, key=lambda name: pulse.heard[name], default="")
         for name, value in pulse.heard.items():
-            if not 0 < value <= WEAK * pulse.strength:
+            if not 0 < value <= WEAK * pulse.strength < float("inf"):
                 continue
             norm = self.readers[site.name] or self.behind[site.name]
             fact, remedy = "what is behind the site hardly depends on it", "Condition a later site"

@@ -102,7 +102,7 @@ class Conditioning(nn.Module):
         sites: each `Site` by its name, in the order of the network.
     """
 
-    folded = False
+    folded = False  # also of networks that were pickled before
     """Whether the weights hold a condition now, in the block of `folded`."""
 
     def __init__(self, cond: nn.Module, generator: nn.Module, fusion: Fusion, sites: Sites) -> None:
@@ -115,6 +115,7 @@ class Conditioning(nn.Module):
         self.places: list[tuple[tuple[str, ...], Slot]] = []
         self.local = _Local()
         self.takes_cond = True
+        self.folded = False
         self.recipe: dict[str, Any] | None = None
         self.frozen = Frozen()
 

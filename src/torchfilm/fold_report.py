@@ -109,7 +109,7 @@ class Reference:
         like = next(own, torch.empty(0, dtype=torch.float32, device="cpu"))
         x = probe(self.layer).to(like.device)
         rounded = x.to(like.dtype) if x.is_floating_point() else x
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
             expected = self(rounded if is_quantised(self.layer) else x)
             y = now.forward(rounded).cpu().double()
         return float(

@@ -32,7 +32,10 @@ def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
     if getattr(fusion, "fold", None) is None:
         raise NotExactError(f"{type(fusion).__name__} is no affine map of the channels")
     exact = pytree.tree_map_only(Tensor, lambda t: wide(t) if t.is_floating_point() else t, value)
-    made = fusion.fold(exact)
+    try:
+        made = fusion.fold(exact)
+    except RuntimeError:  # it has tensors of its own, in another precision
+        made = fusion.fold(value)
     if isinstance(made, Modulation):
         factor, shift = made.gamma, made.beta
     elif isinstance(made, Mixing):

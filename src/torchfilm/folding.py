@@ -207,8 +207,10 @@ def folded(
         with film.fixed(rest if kept else PLAIN):
             yield model
     finally:
-        undo()
-        film.folded = False
+        try:
+            undo()
+        finally:
+            film.folded = False
 
 
 def _fold_in_place(

@@ -100,7 +100,8 @@ class Modulations(dict[str, Modulation]):
         """Return a long table, one line per site, row and channel: `pandas.DataFrame(a.frame())`.
 
         Its columns are site, row, step (for modulations [N, T, C]; else 0), channel, gamma, beta and, where
-        a site has one, gate (NaN elsewhere).
+        a site has one, gate (NaN elsewhere). The sites are Python strings (dtype object): before
+        `np.savez` convert them by `frame["site"].astype(str)`.
 
         Raises:
             ValueError: for no site.

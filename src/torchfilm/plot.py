@@ -3,7 +3,7 @@
 Every function takes arrays, those of gamma and beta also modulations as `record` has them, and returns a
 matplotlib Figure of its own, without pyplot and its global state; `save` writes it. Categories get a colour
 and a marker each, so that they can be told apart without seeing colours well. All raise ValueError: for no
-site, more than 100 panels, labels or titles that are not one for each, and numbers that are not finite.
+site, more than 150 panels, labels or titles that are not one for each, and numbers that are not finite.
 """
 
 import math

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -97,7 +98,8 @@ class _Measuring:
     def apply(self, x: Tensor, value: Any, dim: int, site: str) -> Tensor:
         """Note the size of x, and apply the fusion itself."""
         if self.name not in self.sizes:
-            self.sizes[self.name] = float(x.detach().abs().double().square().mean().sqrt())
+            size = torch.linalg.vector_norm(x.detach().abs(), dtype=torch.float64)
+            self.sizes[self.name] = float(size) / max(x.numel(), 1) ** 0.5
         return self.fusion.apply(x, value, dim, site)
 
 

@@ -81,7 +81,7 @@ def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]
     With a score, the sum of what it gives for each sample. Without, the product of the output with normally
     distributed numbers: its squared gradients are in the mean those of the whole Jacobian,
     E[(v . dy/dg)^2] = |dy/dg|^2, and the unit is |y|^2. Masked entries are left out: those that are
-    infinite, or at least half of the largest number of their precision.
+    -inf, and those of about `torch.finfo(y.dtype).min`.
 
     Raises:
         ValueError: for an output or a score without a gradient.
@@ -109,12 +109,20 @@ def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]
     chance = torch.Generator().manual_seed(seed)
     total, square = torch.zeros((), device=found[0].device), 0.0
     for y in found:
-        y = y.masked_fill(y.detach().abs() >= torch.finfo(y.dtype).max / 2, 0)
+        y = _unmasked(y)
         wide = torch.promote_types(y.dtype, torch.float32)
         v = torch.randn(y.shape, generator=chance, dtype=wide, device="cpu").to(y.device)
         total = total + (v * y).sum().to(total.device)
         square += float(y.detach().cpu().double().square().sum())
     return total, max(square, torch.finfo(torch.float64).tiny)
+
+
+def _unmasked(y: Tensor) -> Tensor:
+    """Return an output with 0 for what is masked; what has overflowed everywhere is no mask."""
+    if y.is_complex():
+        return y
+    masked = y.detach() <= 0.9 * torch.finfo(y.dtype).min
+    return y if masked.all() else y.masked_fill(masked, 0)
 
 
 def sensitivity(
@@ -129,7 +137,7 @@ def sensitivity(
     """Return how much each channel's gamma and beta moves the output: one Modulation [C] for each site.
 
     Without a score: |dy/dgamma_c| / |y| over all samples, so 0.1 says that gamma_c + 1 changes the output by
-    about a tenth. Masked entries of y are left out: those that are infinite, or torch.finfo(y.dtype).min. If
+    about a tenth. Masked entries of y are left out: those that are -inf, or torch.finfo(y.dtype).min. If
     your mask is another number, such as -1e9, give a score of the other entries.
 
     With a score: |dscore/dgamma_c|, root mean square over the scores of samples; where one modulation is for

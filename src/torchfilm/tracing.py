@@ -122,8 +122,9 @@ class _Tracer(fx.Tracer):
         self.thread = threading.get_ident()
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Call a module: in another thread as if nothing were traced."""
-        if threading.get_ident() != self.thread:
+        """Call a module: in another thread as if nothing were traced, unless the traced code runs there."""
+        traced = any(isinstance(one, fx.Proxy) for one in pytree.tree_leaves((args, kwargs)))
+        if threading.get_ident() != self.thread and not traced:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 

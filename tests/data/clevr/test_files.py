@@ -107,6 +107,9 @@ def test_the_public_generators_keys_and_answers_are_read_as_released(tmp_path) -
         for n in record["program"]
     ]
     record |= {"answer": 2, "template_filename": "zero_hop.json", "question_family_index": 0}
+    unknown = record | {"question_family_index": -1}
+    write_questions(tmp_path / "questions" / "CLEVR_test_questions.json", [unknown])
+    assert next(iter(ClevrFolder(tmp_path).questions("test")))["question_family_index"] == -1
     write_questions(tmp_path / "questions" / "CLEVR_val_questions.json", [record])
     (read,) = ClevrFolder(tmp_path).questions("val")
     assert read["program"] == records("val")[0]["program"]
@@ -208,7 +211,7 @@ def test_a_truncated_file_says_after_how_many_items(tmp_path, cut) -> None:
         (f'{{"questions": [{{"question": "a?", "image_index": {10**12}}}]}}', "got 1000000000000"),
         (
             '{"questions": [{"question": "a?", "image_index": 0, "question_family_index": 40000}]}',
-            r"_questions\.json: question 0 .*expected question_family_index from 0 to 32767, got 40000",
+            r"_questions\.json: question 0 .*expected question_family_index from -1 to 32767, got 40000",
         ),
         (
             f'{{"questions": [{{"question": "{"a " * 20000}", "image_index": 0}}]}}',

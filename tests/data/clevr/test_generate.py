@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,14 @@ def test_what_a_finished_split_has_lost_is_made_again(whole, name, content):
         (whole / name).write_bytes(content)
     generate(whole)
     assert contents(whole) == before
+
+
+def test_pictures_are_not_written_again_for_lost_masks(whole):
+    image = whole / "images" / "train" / "CLEVR_train_000003.png"
+    before = image.stat().st_mtime_ns
+    shutil.rmtree(whole / "masks")
+    generate(whole)
+    assert image.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,11 @@ def write_rows(
         rows = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
         if hasattr(os, "posix_fallocate"):  # a page of a map that the disk has no room for ends the process
             with part.open("rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+                try:
+                    os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+                except OSError as error:
+                    if is_full(error):  # else the file system knows no such call
+                        raise
         fill(rows)
         rows.flush()
         del rows

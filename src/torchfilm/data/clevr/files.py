@@ -244,10 +244,10 @@ def _as_released(question: dict[str, Any]) -> dict[str, Any]:
         if match is None:
             raise KeyError("image_index")
         question["image_index"] = int(match["index"])
-    for name, most in (("image_index", 2**31), ("question_family_index", 2**15)):
+    for name, least, most in (("image_index", 0, 2**31), ("question_family_index", -1, 2**15)):
         number = question.get(name)
-        if number is not None and not (type(number) is int and 0 <= number < most):
-            raise ValueError(f"expected {name} from 0 to {most - 1}, got {number!r}")
+        if number is not None and not (type(number) is int and least <= number < most):
+            raise ValueError(f"expected {name} from {least} to {most - 1}, got {number!r}")
     if len(question["question"]) >= LONGEST:
         raise ValueError(f"expected a question of fewer than {LONGEST} characters")
     for node in question.get("program") or []:

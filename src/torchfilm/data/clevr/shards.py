@@ -69,8 +69,9 @@ def make_scenes(out: Path, config: DatasetConfig, indices: range) -> list[dict[s
         image, mask = out / "images" / config.split / name, out / "masks" / config.split / name
         if not (is_there(image) and is_there(mask)):
             rendered = render(scene, view, config.width, config.height)
-            write_whole(mask, _png(rendered.mask))
-            write_whole(image, _png(rendered.image))
+            for path, pixels in ((mask, rendered.mask), (image, rendered.image)):
+                if not is_there(path):  # a picture that is written anew is a new one to the caches
+                    write_whole(path, _png(pixels))
         records.append(
             {"scene": scene, "view": {"image_index": index, "image_filename": name, **view.to_dict()}}
         )
