@@ -93,14 +93,14 @@ def test_each_experiment_says_what_it_reads():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("eval --data nope --scenes 3", "--scenes says nothing to the command 'with --data'"),
-        ("eval --split val", "--split says nothing to the command 'without --data'"),
-        ("eval --cache a --images b", "--images says nothing to the command 'without --data'"),
+        ("eval --data nope --scenes 3", "--scenes says nothing with --data"),
+        ("eval --split val", "--split says nothing without --data"),
+        ("eval --cache a --images b", "--images says nothing without --data"),
         ("eval --data nope --features b", "--features says nothing to the network over 'maps'"),
-        ("inspect --data nope --scenes 3", "--scenes says nothing to the command 'with --data'"),
-        ("inspect --cache a", "--cache says nothing to the command 'without --data'"),
-        ("inspect --picture 3", "--picture says nothing to the command 'without --between'"),
-        ("inspect --between a b --points 9", "--points says nothing to the command 'with --between'"),
+        ("inspect --data nope --scenes 3", "--scenes says nothing with --data"),
+        ("inspect --cache a", "--cache says nothing without --data"),
+        ("inspect --picture 3", "--picture says nothing without --between"),
+        ("inspect --between a b --points 9", "--points says nothing with --between"),
         ("train --recipe tiny --data . --features a", "--features says nothing to the recipe over 'maps'"),
         ("train --recipe paper --data . --perception a", "--perception says nothing to the recipe over"),
         (

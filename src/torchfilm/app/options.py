@@ -21,19 +21,22 @@ SystemName = Annotated[Positional[str], arg(metavar="SYSTEM")]
 RunPath = Annotated[Positional[Path | None], arg(metavar="RUN", help_behavior_hint="")]
 
 
-def check_own(options: DataclassInstance, own: Mapping[str, Collection[str]], name: str, kind: str) -> None:
+def check_own(
+    options: DataclassInstance, own: Mapping[str, Collection[str]], name: str, kind: str = ""
+) -> None:
     """Raise ValueError where an option was given that others of the kind have for themselves, and not `name`.
 
     Args:
         options: of a command.
         own: name -> the options that not all have. An option that is in none of them is everybody's.
         name: whose command it is.
-        kind: what the names are those of, as "system".
+        kind: what the names are those of, as "system"; none where a name says it all, as "with --data".
     """
+    whose = f"to the {kind} {name!r}" if kind else name
     others = {option for one in own.values() for option in one} - set(own[name])
     for option in fields(options):
         if option.name in others and getattr(options, option.name) != option.default:
-            raise ValueError(f"{_flag(option.name)} says nothing to the {kind} {name!r}. Leave it out.")
+            raise ValueError(f"{_flag(option.name)} says nothing {whose}. Leave it out.")
 
 
 def check_least(options: Any, **least: int) -> None:

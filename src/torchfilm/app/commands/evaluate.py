@@ -244,7 +244,7 @@ def data_folder(options: Evaluate | Inspect, bundle: Bundle) -> Iterator[tuple[C
     from torchfilm.data.clevr.files import ClevrFolder
     from torchfilm.data.clevr.generate import generate_dataset
 
-    check_own(options, ASKED_OF, f"with{'' if options.data else 'out'} --data", "command")
+    check_own(options, ASKED_OF, f"with{'' if options.data else 'out'} --data")
     if options.data is not None:
         yield ClevrFolder(options.data, options.images, options.cache), options.seed or 0
         return

@@ -88,7 +88,7 @@ class Inspect:
         """Draw."""
         known_system(self.system)
         check_own(self, OWN, self.system, "system")
-        check_own(self, DRAWN, f"with{'' if self.between else 'out'} --between", "command")
+        check_own(self, DRAWN, f"with{'' if self.between else 'out'} --between")
         check_least(self, points=4, scenes=1, seed=0)
         files, about = self._policy() if self.system == "diffusion_policy" else self._reasoning()
         if self.json:
