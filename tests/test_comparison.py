@@ -313,7 +313,7 @@ def test_no_networks_and_scores_of_other_samples_are_refused():
     with pytest.raises(ValueError, match=r"of the same samples for all networks, got {'film': 3, 'bias': 4}"):
         compare(models("film", "bias"), batch(), rounds=1, score=lambda model: [1.0] * next(counts))
     counts = iter([3, 4])
-    with pytest.raises(ValueError, match=r"as many for each seed of 'film', got \[\(3,\), \(4,\)\]"):
+    with pytest.raises(ValueError, match=r"at least one, for each seed of 'film', got \[\(3,\), \(4,\)\]"):
         compare(
             {"film": [models("film")["film"], models("film")["film"]]},
             batch(),

@@ -163,7 +163,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one site, got none"):
         save_modulations({}, tmp_path / "none.safetensors")
     presets = {name: modulations(network("first"), z()) for name in ("red", "green")}
-    with pytest.raises(ValueError, match=r"of all for \['red', 'green'\]\.\nOne file per preset"):
+    with pytest.raises(ValueError, match=r"several presets: \['red', 'green'\]\.\nOne file per preset"):
         save_modulations(presets, tmp_path / "presets.safetensors")
     assert not (tmp_path / "presets.safetensors").exists()
 

@@ -400,8 +400,8 @@ def _scores(name: str, models: Sequence[nn.Module], score: Score) -> Numbers:
     if len({numbers.shape for numbers in found}) > 1 or found[0].ndim != 1 or not found[0].size:
         shapes = [numbers.shape for numbers in found]
         raise ValueError(
-            f"compare: expected one score or a list of as many for each seed of '{name}', got {shapes}.\n"
-            f"Score every seed on the same samples, at least one."
+            f"compare: expected equally many scores, at least one, for each seed of '{name}', got {shapes}.\n"
+            f"Score every seed on the same samples."
         )
     return np.stack(found)
 

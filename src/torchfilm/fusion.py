@@ -275,7 +275,7 @@ def check_reads(generator: nn.Module, cond: nn.Module) -> None:
     parts = list(generator.modules())
     table = any(isinstance(part, TableHead) for part in parts)
     if isinstance(inner, Classes) and inner.table is None and not table:
-        fact = f"vectors in front of {kind}, got {inner}, which hands on the class itself"
+        fact = f"vectors in front of {kind}, got {inner}, which returns the class itself"
         remedy = f"Use Classes({inner.num_classes}, 64), or head='table' for a row of modulations per class."
     elif isinstance(inner, Tokens) and inner.pooling is None and not isinstance(generator, Attentions):
         raise ValueError(_tokens(kind, inner))

@@ -256,7 +256,10 @@ class ComposedGenerator(nn.Module):
     ) -> None:
         super().__init__()
         if not cond_dims:
-            raise ValueError("ComposedGenerator: expected the sizes of the conditions, got none.")
+            raise ValueError(
+                "ComposedGenerator: expected the sizes of the conditions, got none.\n"
+                "Give one for each, as build_generator does for Several(..., combine='compose')."
+            )
         self.cond_dims = tuple(cond_dims)
         self.sites = dict(sites)
         self.parts = nn.ModuleList(Generator(dim, sites, device=device, **options) for dim in cond_dims)

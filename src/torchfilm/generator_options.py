@@ -81,7 +81,10 @@ class GeneratorOptions:
         layers: Sequence[Any] = self.trunk
         for layer in layers:
             if isinstance(layer, Integral) and layer < 1:
-                raise ValueError(f"Generator: trunk expected sizes from 1 on, got {layer} in {self.trunk}.")
+                raise ValueError(
+                    f"Generator: trunk expected sizes from 1 on, got {layer} in {self.trunk}.\n"
+                    f"Leave it out, or give the number of units."
+                )
             if not isinstance(layer, Integral):
                 check_choice("Generator: trunk", layer, get_args(Activation))
         self._check_start()

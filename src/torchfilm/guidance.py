@@ -399,8 +399,8 @@ def _check_missing(model: Callable[..., Any], dropped: Sequence[str | None], nul
     without = f"{needed}, whose null training never met" if needed else f"{type(model).__name__} without one"
     raise ValueError(
         f"guide: expected a condition that may be missing, got {without}.\n"
-        f"Build it with Maybe(condition, dropout=0.1) and train so, also around a Several inside of another; "
-        f"or say what stands for none by null=..."
+        f"Wrap it in Maybe(condition, dropout=0.1) and train with that (also around a Several inside of "
+        f"another), or pass null=..."
     )
 
 

@@ -326,7 +326,7 @@ def _made(function: str, site: str, value: Any, change: Callable[..., Any], *mor
     except (AttributeError, TypeError) as error:
         raise ValueError(
             f"{function}: expected a change of what site '{site}' hears, a {type(value).__name__} of "
-            f"{', '.join(vars(value))}, got one that fails there: {error}.\n"
+            f"{', '.join(vars(value))}, got one that fails on it: {error}.\n"
             f"gamma and beta are of fusion film, scale, bias and gate; change the fields of this one by "
             f"dataclasses.replace."
         ) from error

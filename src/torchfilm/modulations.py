@@ -226,7 +226,7 @@ def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) ->
         )
     if presets := [name for name, m in modulations.items() if isinstance(m, Mapping)]:
         raise ValueError(
-            f"save_modulations: expected one modulation for each site, got those of all for {presets}.\n"
+            f"save_modulations: expected one modulation for each site, got several presets: {presets}.\n"
             f"One file per preset: save_modulations(presets[name], folder / f'{{name}}.safetensors')."
         )
     check_modulations("save_modulations", modulations)

@@ -332,5 +332,6 @@ def _array(values: Array | Tensor) -> Array:
 def _same_names(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     if not first or list(first) != list(second):
         raise ValueError(
-            f"plot: expected the same sites twice, at least one, got {list(first)} and {list(second)}."
+            f"plot: expected the same sites twice, at least one, got {list(first)} and {list(second)}.\n"
+            f"Take both from the same network, or choose the sites that both have."
         )
