@@ -12,7 +12,6 @@ differ by more than what is added: their ratio wants many rounds.
 """
 
 import functools
-import random
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import torchfilm as tf
-from measuring import arguments, by_kernels, clock_of, in_one_place, kernels_for, save
+from measuring import arguments, by_kernels, clock_of, in_one_place, kernels_for, samples, save
 from torchfilm.comparison import Row
 from torchfilm.fusion import resolve
 
@@ -175,25 +174,24 @@ def inside(number: int, batch: int, rounds: int, target: int | None, device: str
     """Milliseconds of a pass that go into the condition, fusions in turn: median and quartiles."""
     kernels = kernels_for(device)
     by = [] if kernels is None else [BY_KERNELS]
-    watches = {name: Stopwatch(clock_of(device)) for name in (*compared(target), *by)}
+    watch = Stopwatch(clock_of(device))
     models = {
         name: listening("film" if name == BY_KERNELS else name, number, watch, target, device)
-        for name, watch in watches.items()
+        for name in (*compared(target), *by)
     }
     in_one_place(*models.values())
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    order, shuffle = list(models), random.Random(0).shuffle
+
+    def passed(model: nn.Module) -> None:
+        pictures, tokens = inputs(batch, device)
+        model(pictures, cond=tokens)
+
+    calls = {name: functools.partial(passed, model) for name, model in models.items()}
+    calls |= {name: by_kernels(calls[name], kernels) for name in by}
     with torch.no_grad():
-        for turn in range(rounds + 1):
-            shuffle(order)
-            for name in order:
-                model = models[name]
-                pictures, tokens = inputs(batch, device)
-                watches[name].seconds = 0.0
-                call = functools.partial(model, pictures, cond=tokens)
-                (by_kernels(call, kernels) if name == BY_KERNELS else call)()
-                seconds[name] += [1000 * watches[name].seconds] if turn else []
-    quartiles = {name: statistics.quantiles(times, n=4) for name, times in seconds.items()}
+        seconds = samples(calls, rounds, clock=lambda: watch.seconds, shuffled=True)
+    quartiles = {
+        name: statistics.quantiles([1000 * one for one in times], n=4) for name, times in seconds.items()
+    }
     found = {f"{name}_ms": [round(quartile, 3) for quartile in times] for name, times in quartiles.items()}
     attention = quartiles["cross_attention"][1]
     ratios = {f"{name}_to_cross_attention": quartiles[name][1] / attention for name in ("film", *by)}
