@@ -123,9 +123,10 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Call a module: in another thread as if nothing were traced, unless the traced code runs there."""
-        traced = any(isinstance(one, fx.Proxy) for one in pytree.tree_leaves((args, kwargs)))
-        if threading.get_ident() != self.thread and not traced:
-            return forward(*args, **kwargs)
+        if threading.get_ident() != self.thread:
+            given = pytree.tree_leaves((args, kwargs))
+            if not any(isinstance(one, fx.Proxy) for one in given):
+                return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
