@@ -196,12 +196,13 @@ def test_removal_is_exact():
 @pytest.mark.plain
 def test_an_exception_leaves_nothing_behind():
     model, (x, z) = conditioned(), inputs()
-    held = conditioning(model).held()
+    film = conditioning(model)
     with pytest.raises(RuntimeError), tf.using(model, cond=z):
         model(torch.randn(2, 5, 11, 7))
     with pytest.raises(RuntimeError):
         model(torch.randn(2, 5, 11, 7), cond=z)
-    assert conditioning(model).held() == held == [(None, None)] * 2
+    assert film.local.values is None
+    assert [(slot.value, slot.ready) for slot in film.slots.values()] == [(None, None)] * 2
     with pytest.raises(ValueError, match="expected an active condition"):
         model(x)
     tf.remove(model)

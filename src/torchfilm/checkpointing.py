@@ -50,7 +50,11 @@ class _Again(AbstractContextManager["_Again"]):
 
     def __init__(self, film: Conditioning) -> None:
         self.film = film
-        self.active, self.values, self.transforms = film.local.active, film.held(), list(film.transforms)
+        self.active, self.values, self.transforms = (
+            film.local.active,
+            film.local.values,
+            list(film.transforms),
+        )
         self.lent = film.lent()
         self.fixed = film.local.fixed
         self.entered: list[ExitStack] = []
@@ -65,7 +69,7 @@ class _Again(AbstractContextManager["_Again"]):
         stack.enter_context(again_active(film, self.active))
         stack.callback(setattr, film.local, "transforms", film.transforms)
         film.local.transforms = list(self.transforms)
-        film.restore(self.values)
+        film.fill(self.values)
         film.local.unedited = self.lent.unedited
         for slot, (value, _) in zip(film.slots.values(), self.lent.slots, strict=True):
             slot.lend(value)

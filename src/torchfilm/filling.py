@@ -74,7 +74,7 @@ class _Frame:
     """A block, and what was active and in the slots before it."""
 
     def __init__(self, film: Conditioning) -> None:
-        self.active, self.held, self.lent = film.local.active, film.held(), film.lent()
+        self.active, self.values, self.lent = film.local.active, film.local.values, film.lent()
 
 
 class _Local(threading.local):
@@ -82,6 +82,8 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.active: Active | Off | None = None
+        self.values: Any = None  # what the slots hold: a value for each site, PLAIN, or None outside of calls
+        self.ready = False  # whether slots hold norms made ready for these values
         self.fixed: Any = None
         self.unedited: dict[str, Any] | None = None  # what is lent, before edits
         self.applied = 0  # how many transforms the call that runs has had
@@ -175,7 +177,7 @@ class Conditioning(nn.Module):
         transforms, before = self.transforms, self.lent()  # of this thread, in whichever the block ends
         transforms.append(transform)
         try:
-            runs = next(iter(self.slots.values())).value is not None  # then parts hear what the call does
+            runs = self.local.values is not None  # then parts hear what the call does
             if before.unedited is not None and not runs and not isinstance(transform, Onlooker):
                 self._edit_lent({name: slot.lent for name, slot in self.slots.items()}, [transform])
             yield
@@ -188,14 +190,15 @@ class Conditioning(nn.Module):
     @contextmanager
     def fixed(self, values: Any) -> Iterator[None]:
         """Let the slots hold these values or PLAIN in the block, as they are, whatever else is active."""
-        before, held = self.local.fixed, self.held()
+        local = self.local
+        before, held = local.fixed, local.values
         try:
-            self.local.fixed = values
+            local.fixed = values
             self.fill(values)
             yield
         finally:
-            self.local.fixed = before
-            self.restore(held)
+            local.fixed = before
+            self.fill(held)
 
     def check_open(self, got: str) -> None:
         """Raise ValueError where the values are fixed: what comes now would not be heard at all sites."""
@@ -223,10 +226,9 @@ class Conditioning(nn.Module):
         if isinstance(active, Off):
             return PLAIN
         if cond is None and modulation is None:
-            running = next(iter(self.slots.values())).value
+            running = self.local.values
             if running is not None and running is not PLAIN:  # a call inside of one hears what that one does
-                values = {name: slot.value for name, slot in self.slots.items()}
-                return self._transformed(values, self.local.applied)
+                return self._transformed(running, self.local.applied)
             if not isinstance(active, Active):
                 raise ValueError(no_condition("Conditioned network", takes=self.takes_cond) + self._none())
             cond, modulation = active.cond, active.modulation
@@ -244,13 +246,19 @@ class Conditioning(nn.Module):
 
     def fill(self, values: Any) -> None:
         """Put its value into the slot of each site; PLAIN or None into all."""
-        for name, slot in self.slots.items():
-            slot.fill(values if values is None or values is PLAIN else values[name])
+        local, slots = self.local, self.slots
+        local.values = values
+        for name, slot in slots.items():
+            slot.value = values if values is None or values is PLAIN else values[name]
+        if local.ready:
+            local.ready = False
+            for slot in slots.values():
+                slot.ready = None
 
     def lend(self, values: dict[str, Any] | None) -> None:
         """Let each site apply its value, edited, where no call of the network runs; None for none."""
+        self.fill(None)
         for slot in self.slots.values():
-            slot.fill(None)
             slot.lend(None)
         self.local.unedited = values
         if values is not None:
@@ -279,15 +287,6 @@ class Conditioning(nn.Module):
             slot.lent, slot.backward = value, backward
         if lent.unedited is not None and lent.edits != (edits := self._edits()):
             self._edit_lent(lent.unedited, edits)
-
-    def held(self) -> list[tuple[Any, Any]]:
-        """Return what the slots hold now, to be put back by `restore`."""
-        return [(slot.value, slot.ready) for slot in self.slots.values()]
-
-    def restore(self, held: list[tuple[Any, Any]]) -> None:
-        """Let the slots hold again what they held."""
-        for slot, (value, ready) in zip(self.slots.values(), held, strict=True):
-            slot.value, slot.ready = value, ready
 
     def check(self, root: nn.Module) -> None:
         """Raise ValueError where a site's module is in the network no more: the condition would not be heard.
@@ -329,6 +328,7 @@ class Conditioning(nn.Module):
                 module = module._modules[key]
             if not hooked:
                 make_ready(module)
+        self.local.ready = True
 
     def _in_place(self, root: Any) -> bool:
         """Tell whether all sites are where they were: a microsecond each."""
@@ -433,10 +433,10 @@ def _left(film: Conditioning, frame: _Frame) -> bool:
     later = frames[frames.index(frame) + 1 :]
     frames.remove(frame)
     if later:
-        later[0].active, later[0].held, later[0].lent = frame.active, frame.held, frame.lent
+        later[0].active, later[0].values, later[0].lent = frame.active, frame.values, frame.lent
         return False
     local.active = frame.active
-    film.restore(frame.held)
+    film.fill(frame.values)
     film.relend(frame.lent)
     return True
 
@@ -455,15 +455,16 @@ def root_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     cond = kwargs.pop("cond", None) if "cond" in keys else None
     modulation = kwargs.pop("modulation", None) if "modulation" in keys else None
     values = film.values(cond, modulation)
-    held, local = film.held(), film.local
-    applied, local.applied = local.applied, len(local.transforms)
+    local = film.local
+    held, applied = local.values, local.applied
+    local.applied = len(local.transforms)
     try:
         film.fill(values)
         if values is not PLAIN and ahead():
             film.make_ready(self)
         output = self._film_base.forward(self, *args, **kwargs)
     finally:
-        film.restore(held)
+        film.fill(held)
         local.applied = applied
     if type(output) in _LATER and values is not PLAIN and not (cond is None and modulation is None):
         raise ValueError(_runs_later(self, output))

@@ -20,6 +20,7 @@ from torch.nn.modules import module as _module
 from torch.nn.parameter import is_lazy
 
 from torchfilm import onepass
+from torchfilm.affine import has_graph
 from torchfilm.generator_options import ACTIVATIONS, read_options
 from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
 from torchfilm.modulation import Modulation, aligned
@@ -102,7 +103,8 @@ class Generator(nn.Module):
         Raises:
             ValueError: where the condition's last axis is not `cond_dim`.
         """
-        parts = self._in_one_call(condition)
+        kernels = onepass.kernels()
+        parts = None if kernels is None else self._in_one_call(kernels, condition)
         return self.modulations(self.raw(condition)) if parts is None else self._of_parts(parts)
 
     def raw(
@@ -126,18 +128,21 @@ class Generator(nn.Module):
         raw, scale = self.head(condition), self.scale
         return raw if scale is None else raw * scale
 
-    def _in_one_call(self, condition: Tensor) -> tuple[Tensor, ...] | None:
-        """Return every field of every site by the kernels, where a head and offsets make them; or None."""
+    def _in_one_call(self, kernels: Any, condition: Tensor) -> tuple[Tensor, ...] | None:
+        """Return every field of every site by the kernels, where a head and offsets make them; or None.
+
+        None with a graph, and for several conditions, for which torch's product reads the weights once.
+        """
         offsets = self.offsets
-        if onepass.kernels() is None or offsets is None or not self._is_affine or _overridden(self):
+        if offsets is None or not self._is_affine or _overridden(self):
             return None
         head: Any = self._modules["head"]  # a third of the time that the attributes take, here and below
         if type(head) is not AffineHead or _watched(head):
             return None
         weight, bias = head._parameters.get("weight"), head._parameters.get("bias")
-        if weight is None or bias is None:
+        if weight is None or bias is None or has_graph(condition, weight, bias):
             return None
-        return onepass.generated(condition, weight, bias, offsets, self._rows)
+        return kernels.generated(condition, weight, bias, offsets, self._rows)  # type: ignore[no-any-return]
 
     def modulations(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
         """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""

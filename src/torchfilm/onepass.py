@@ -104,19 +104,6 @@ class _FilmAndReLU(torch.autograd.Function):
         return None, *found, None
 
 
-def generated(
-    z: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, sizes: tuple[int, ...]
-) -> tuple[Tensor, ...] | None:
-    """Return W z + b + offsets, cut along the last axis, of a single z, [..., columns] with one row; or None.
-
-    None with a graph, and for several rows, of which torch's product reads the weights once.
-    """
-    by = kernels()
-    if by is None or has_graph(z, weight, bias):
-        return None
-    return by.generated(z, weight, bias, offsets, sizes)  # type: ignore[no-any-return]
-
-
 class Norm(NamedTuple):
     """A norm that the kernels compute, modulation included.
 

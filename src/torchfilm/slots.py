@@ -77,10 +77,6 @@ class Slot(threading.local):
         self.ready: Ready | None = None
         self.is_plain_film = is_plain_film(site, fusion)
 
-    def fill(self, value: Any) -> None:
-        """Apply a value from here on."""
-        self.value, self.ready = value, None
-
     def lend(self, value: Any) -> None:
         """Apply a value from here on where somebody calls a part of the network without the network.
 
