@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 from toy_line import Line, Points, mean_error, squared_error, toy_config
 
 from torchfilm.training import CheckpointError, Draw, RunFolderError, find_weights, train
-from torchfilm.training.folder import describe
+from torchfilm.training.folder import alone_in, describe
 
 
 def run(out: Path, *, resume: bool = False, module: nn.Module | None = None, **changes: object) -> None:
@@ -31,6 +33,23 @@ def test_a_folder_with_a_run_is_refused_and_untouched(tmp_path: Path) -> None:
     ):
         run(tmp_path / "run")
     assert contents(tmp_path / "run") == before
+
+
+def test_a_second_process_that_goes_on_with_the_same_run_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = contents(tmp_path)
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_training_folder import run
+run(Path({str(tmp_path)!r}), resume=True)
+"""
+    with alone_in(tmp_path):
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "expected no other process that trains there, found one. Wait for it, or stop it" in told.stderr
+    assert contents(tmp_path) == before
+    run(tmp_path, resume=True)
 
 
 def test_other_files_in_the_folder_do_not_matter(tmp_path: Path) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from .checkpoint import newest_checkpoint, read_json, write_json
 from .config import TrainConfig
@@ -75,8 +82,38 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
         )
 
 
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Make the folder, and keep other processes from training in it while the block lasts.
+
+    The system ends this with the process, however it ends. Where it has no such locks, none is taken.
+
+    Raises:
+        RunFolderError: where another process trains there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise RunFolderError(
+            f"Run folder {out}: expected no other process that trains there, found one. Wait for it, or "
+            "stop it first (Ctrl-C: it writes a checkpoint); nothing was changed."
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
 def write_description(out: Path, description: Mapping[str, Any]) -> None:
-    """Make the folder and its config.json."""
+    """Write config.json, and make the folder where there is none."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", description)
 

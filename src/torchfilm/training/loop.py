@@ -26,7 +26,7 @@ from .checkpoint import (
 )
 from .config import TrainConfig
 from .distributed import Ranks, data_parallel, joined, local_device, synced_batch_norm
-from .folder import describe, open_folder, write_description
+from .folder import alone_in, describe, open_folder, write_description
 from .interruption import Interrupted, StopRequest
 from .metrics import Events, Mean, MetricsFile, ProgressLine
 from .nonfinite import NonFiniteError, find_at_rest, find_in_step
@@ -85,9 +85,9 @@ def train(
     Under torchrun every process takes its share of the same global batch; the loss is that of one
     process.
 
-    Raises RunFolderError (another run in `out`, another config), CheckpointError (damaged, or of another
-    module), NonFiniteError (a NaN or infinity: step and layer named), Interrupted (Ctrl-C, SIGTERM: an
-    exit with 130, checkpoint written).
+    Raises RunFolderError (another run or process in `out`, another config), CheckpointError (damaged, or of
+    another module), NonFiniteError (a NaN or infinity: step and layer named), Interrupted (Ctrl-C, SIGTERM:
+    an exit with 130, checkpoint written).
     """
     device = local_device(next(module.parameters()).device)
     module.to(device)
@@ -101,6 +101,8 @@ def train(
         description = describe(config, extra_config)
         open_folder(out, description, resume=resume)
         ranks.wait()  # all have looked before one writes
+        if ranks.first:
+            stack.enter_context(alone_in(out))
         stack.enter_context(GlobalRandomState())
         if ranks.world_size > 1:
             stack.enter_context(synced_batch_norm(module))
