@@ -113,17 +113,15 @@ COSTS = (
     "control step, ms",
     "control step",
     "training step",
-    "claimed elsewhere",
 )
 
 
 def policy_alternatives(results: Results) -> str:
-    """FiLM against the alternatives: means over the seeds and their range, costs, and what others claimed."""
+    """FiLM against the alternatives: means over the seeds and their range, and costs."""
     found = results.get("diffusion_policy_alternatives")
     if found is None:
         return PENDING
     rows: dict[str, Mapping[str, Any]] = {name.replace("_", " "): row for name, row in found["rows"].items()}
-    claims = {name.replace("_", " "): claim for name, claim in found["claimed"].items()}
     tables = [
         table(
             ["%", *columns.values()],
@@ -131,7 +129,7 @@ def policy_alternatives(results: Results) -> str:
         )
         for columns in (REACHED, LOST)
     ]
-    costs = [[name, *_costs(row, claims.get(name))] for name, row in rows.items()]
+    costs = [[name, *_costs(row)] for name, row in rows.items()]
     budget = f"{found['minutes']:g} minutes" if found["minutes"] else f"{found['steps']:,} steps"
     note = (
         f"{budget} of one core each, {of_seeds(rows)}, {found['scenes']} scenes in four manners; "
@@ -146,7 +144,7 @@ def of_seeds(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "one seed" if most == 1 else f"{most} seeds (their mean, least and most)"
 
 
-def _costs(row: Mapping[str, Any], claimed: tuple[float, float, float] | None) -> list[str]:
+def _costs(row: Mapping[str, Any]) -> list[str]:
     paper = row["parameters_added_paper"]
     return [
         f"{100 * row['parameters_added']:+.1f} %",
@@ -154,7 +152,6 @@ def _costs(row: Mapping[str, Any], claimed: tuple[float, float, float] | None) -
         f"{row['milliseconds_added']:+.1f}",
         f"{row['time']:.2f}",
         f"{row['training_time']:.2f}",
-        "–" if claimed is None else f"{claimed[0]:g} %, {claimed[1]:g} ms, {claimed[2]:+g} %",
     ]
 
 

@@ -1,7 +1,6 @@
 """FiLM against the alternatives in one policy: each trains, is measured, and is not trained twice."""
 
 import json
-import os
 from dataclasses import replace
 
 import pytest
@@ -12,12 +11,12 @@ from torchfilm.systems.diffusion_policy.alternatives import (
     ALTERNATIVES,
     Contest,
     added_at_paper_size,
-    alone,
     hold,
     restore,
     summary,
 )
 from torchfilm.training import TrainConfig
+from torchfilm.training.folder import alone_in
 from torchfilm.training.series import RESULT
 
 for package in ("mujoco", "pyarrow", "gymnasium", "diffusers"):
@@ -72,11 +71,10 @@ def test_a_contest_is_held_once_and_grows_by_names(shown, tmp_path):
 
 def test_two_processes_do_not_share_a_folder(shown, tmp_path):
     out = tmp_path / "out"
-    out.mkdir()
-    with alone(out), pytest.raises(ValueError, match=rf"alone, found process {os.getpid()} at work"):
+    with alone_in(out), pytest.raises(ValueError, match="expected no other process that trains there"):
         hold(Contest(QUICK, ("film",), seeds=1, scenes=2), shown, out)
-    assert [path.name for path in out.iterdir()] == ["lock"]
-    with alone(out):  # free again
+    assert not list(out.iterdir())
+    with alone_in(out):  # free again
         pass
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +29,6 @@ from torchfilm.training.checkpoint import write_json
 from torchfilm.training.series import RESULT, SETTING, Progress, run_all
 
 _BATCH = 64  # windows of the training step that is timed
-
-CLAIMED: dict[str, tuple[float, float, float]] = {
-    "film": (92.3, 1.2, 0.5),
-    "concat": (85.7, 2.8, 12.4),
-    "cross_attention": (89.1, 15.6, 8.2),
-}
-"""Success in percent, latency in ms, parameters added in percent: claimed elsewhere, not measured by us."""
 
 
 def _fields(**changes: Any) -> Callable[[PolicyConfig], PolicyConfig]:
@@ -112,10 +102,9 @@ def hold(
         progress: hears which run comes next, how many are done, and of how many.
 
     Returns:
-        plain values: "rows" by name, "claimed", and what was asked for.
+        plain values: "rows" by name, and what was asked for.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with alone(out):
+    with run_folder.alone_in(out):
         about = run_folder.describe(contest.recipe.training, _what_is_compared(contest, demonstrations))
         run_folder.open_folder(out, about, resume=run_folder.started(out))
         run_folder.write_description(out, about)
@@ -143,7 +132,6 @@ def _held(contest: Contest, demonstrations: Demonstrations, out: Path, progress:
     training = contest.recipe.training
     found = {
         "rows": {name: summary(numbers) | costs.row(name) for name, numbers in results.items()},
-        "claimed": CLAIMED,
         "minutes": training.minutes,
         "steps": training.steps,
         "scenes": contest.scenes,
@@ -311,21 +299,3 @@ def _what_is_compared(contest: Contest, demonstrations: Demonstrations) -> dict[
         "scenes": contest.scenes,
         "scene_seed": contest.scene_seed,
     }
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keep other processes out of a folder; ends with the process. Raises ValueError if one is there."""
-    with (out / "lock").open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise ValueError(
-                f"compare: expected {out} for this process alone, found process {stream.read()} at work "
-                "there. Wait for its end, or take another folder."
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
