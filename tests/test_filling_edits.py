@@ -38,6 +38,22 @@ def test_an_edit_is_heard_by_parts_whether_it_is_inside_of_using_or_around_it():
         model.features(x)
 
 
+@pytest.mark.parametrize("given", ["part", "none", "list"])
+def test_modulations_that_lack_a_site_are_named_where_an_edit_is_heard_too(given: str):
+    model, (x, z) = conditioned(), inputs()
+    whole = tf.modulations(model, z)
+    wrong = {"part": dict(list(whole.items())[:1]), "none": {}, "list": [1]}[given]
+    said = "expected a mapping" if given == "list" else "expected one for each of the 2 sites, got none for"
+    with tf.edit(model, DOUBLED):
+        with pytest.raises(ValueError, match=said):
+            model(x, modulation=wrong)
+        with pytest.raises(ValueError, match=said), tf.using(model, modulation=wrong):
+            pass
+    with pytest.raises(ValueError, match=said):
+        tf.sweep(model, ".*", [1.0], lambda: model(x, modulation=wrong))
+    model(x, modulation=whole)
+
+
 def test_edits_that_end_in_another_order_than_they_began_leave_nothing():
     model, (x, z) = conditioned(), inputs()
     shifted = {".*": lambda m: m.replace(beta=m.beta + 1)}

@@ -228,7 +228,7 @@ class Conditioning(nn.Module):
         if cond is None and modulation is None:
             running = self.local.values
             if running is not None and running is not PLAIN:  # a call inside of one hears what that one does
-                return self._transformed(running, self.local.applied)
+                return self._through(self.transforms[self.local.applied :], running)
             if not isinstance(active, Active):
                 raise ValueError(no_condition("Conditioned network", takes=self.takes_cond) + self._none())
             cond, modulation = active.cond, active.modulation
@@ -236,13 +236,14 @@ class Conditioning(nn.Module):
                 modulation = active.ready
         elif cond is not None and modulation is not None:
             raise ValueError(_TRACED if isinstance(cond, Proxy) else not_both("got both"))
-        return self._transformed(self(cond) if modulation is None else modulation)
+        return self._through(self.transforms, self(cond) if modulation is None else modulation)
 
-    def _transformed(self, values: Any, start: int = 0) -> dict[str, Any]:
-        """Return the values after this thread's transforms from `start` on."""
-        for transform in self.transforms[start:]:
-            values = transform(values)
-        return self._checked(values)
+    def _through(self, transforms: list[Transform], values: Any) -> dict[str, Any]:
+        """Return what transforms make of the values; one for each site, before and after each."""
+        values = self._checked(values)
+        for transform in transforms:
+            values = self._checked(transform(values))
+        return values
 
     def fill(self, values: Any) -> None:
         """Put its value into the slot of each site; PLAIN or None into all."""
@@ -269,9 +270,7 @@ class Conditioning(nn.Module):
 
     def _edit_lent(self, values: dict[str, Any], edits: list[Transform]) -> None:
         """Lend the sites what edits make of the values, in the pass in which they have been lent some."""
-        for edit in edits:
-            values = edit(values)
-        values = self._checked(values)
+        values = self._through(edits, values)
         for name, slot in self.slots.items():
             slot.lent = values[name]
 
