@@ -42,7 +42,7 @@ def measured(name: str, batch: int, rounds: int, cond_dim: int, device: str) -> 
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=40, rounds_help="for batch 1; fewer for larger batches")
+    parser = arguments(__doc__, rounds=200, rounds_help="for batch 1; fewer for larger batches")
     parser.add_argument("--cond-dim", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     given = parser.parse_args()

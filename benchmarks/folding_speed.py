@@ -84,7 +84,7 @@ def generators(sites: int, channels: int, cond_dim: int, rounds: int, device: st
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=60)
+    parser = arguments(__doc__, rounds=40)
     parser.add_argument("--cond-dim", type=int, default=64)
     given = parser.parse_args()
     torch.set_num_threads(1)

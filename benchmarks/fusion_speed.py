@@ -233,7 +233,7 @@ def row_numbers(row: Row) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = arguments(__doc__, rounds=60).parse_args()
+    given = arguments(__doc__, rounds=40).parse_args()
     torch.set_num_threads(1)
     numbers: dict[str, object] = {}
     for number in (4, 8):

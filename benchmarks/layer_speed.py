@@ -155,7 +155,7 @@ def norms(
 
 
 def main() -> None:
-    given = arguments(__doc__, rounds=25).parse_args()
+    given = arguments(__doc__, rounds=31).parse_args()
     last_two: Any = given.rounds, given.device
     torch.set_num_threads(1)
     torch.manual_seed(0)
