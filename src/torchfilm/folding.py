@@ -43,7 +43,7 @@ from torchfilm.fold_rules import (
 )
 from torchfilm.freezing import Frozen
 from torchfilm.generator import num_parameters
-from torchfilm.injection import Conditioning, check_forwards, conditioning, remove
+from torchfilm.injection import Conditioning, Network, check_forwards, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.naming import entry
 from torchfilm.sites import Site, is_root
@@ -80,14 +80,14 @@ class _Plan:
 
 
 def fold(
-    model: nn.Module,
+    model: Network,
     cond: Any = None,
     *,
     modulation: dict[str, Any] | None = None,
     leftover: Leftover = "error",
     fuse_norms: bool | Sequence[Sequence[str]] = False,
     inputs: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
-) -> tuple[nn.Module, FoldReport]:
+) -> tuple[Network, FoldReport]:
     """Return a plain copy of a conditioned network that computes what it computes under one condition.
 
     The copy has the original classes and keys, plus biases and affines that were missing (the report says
@@ -170,12 +170,12 @@ def fold(
 
 @contextmanager
 def folded(
-    model: nn.Module,
+    model: Network,
     cond: Any = None,
     *,
     modulation: dict[str, Any] | None = None,
     leftover: Leftover = "error",
-) -> Iterator[nn.Module]:
+) -> Iterator[Network]:
     """Fold one condition into the network itself for the block: `model(x)` without a condition, at no cost.
 
     At the end, also after an exception, the very tensors are back that were there before; in the block both
@@ -270,7 +270,7 @@ def _values(
     return film, values
 
 
-def _plain_copy(model: nn.Module, memo: dict[int, Any]) -> tuple[nn.Module, dict[str, str]]:
+def _plain_copy(model: Network, memo: dict[int, Any]) -> tuple[Network, dict[str, str]]:
     """Return a copy without the conditioning, and the path of each site's module in it.
 
     In the modes of the network: copies of others lose theirs, as that of a torchvision feature extractor,
