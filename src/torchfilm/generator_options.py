@@ -63,7 +63,7 @@ class GeneratorOptions:
     def __post_init__(self) -> None:
         """Check what can be checked without the sizes; ValueError for what cannot be meant."""
         check_choice("Generator: init", self.init, get_args(Init))
-        _check_tuple("emit", "'gamma', 'beta' and 'gate'", self.emit)
+        _check_tuple("emit", "some of 'gamma', 'beta', 'gate'", self.emit)
         _check_tuple("trunk", "sizes and activations", self.trunk)
         for name in self.emit:
             check_choice("Generator: emit", name, get_args(Emitted))
