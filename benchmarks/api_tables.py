@@ -3,29 +3,14 @@
 import ast
 import importlib
 import inspect
+import re
 from types import ModuleType
 
 import torchfilm
 from table_form import Results, table
 
-GROUPS = {
-    "Condition a network": (
-        "condition find preset Site Sites using unconditioned remove conditioning freeze_base "
-        "checkpoint_context save load Fusion"
-    ),
-    "Conditions": "Vector Classes Scalars Tokens Several Maybe Masked",
-    "Layers": (
-        "FiLM DenseFiLM AdaLNZero AdaRMSNorm ConditionalBatchNorm1d ConditionalBatchNorm2d "
-        "ConditionalBatchNorm3d ConditionalGroupNorm ConditionalInstanceNorm1d ConditionalInstanceNorm2d "
-        "ConditionalInstanceNorm3d ConditionalLayerNorm ConditionalRMSNorm"
-    ),
-    "Generators": "Generator ComposedGenerator build_generator SeparableTable tabulate",
-    "Is the condition heard?": "doctor heard sensitivity",
-    "Look and edit": (
-        "Modulation Modulations modulations record edit sweep summarise save_modulations load_modulations"
-    ),
-    "Guide, fold, compare": "guide fold folded FoldReport compare concat_as_shift",
-}
+GROUPS = dict(re.findall(r"^(\S.*)\n((?: {4}\w.*\n)+)", torchfilm.__doc__ or "", re.MULTILINE))
+"""The names below each heading of the package's docstring."""
 MODULES = ("functional", "converters", "native", "plot")
 
 

@@ -134,8 +134,29 @@ def test_a_folder_without_a_conditioning_is_refused(tmp_path: Path):
     tf.save(model, tmp_path)
     description = json.loads((tmp_path / "film.json").read_text())
     (tmp_path / "film.json").write_text(json.dumps(description | {"format": 99}))
-    with pytest.raises(ValueError, match=r"expected format 1, got 99"):
+    with pytest.raises(
+        ValueError, match=r"expected format 1, which torchfilm .* reads, got 99 .* which torchfilm \d.* wrote"
+    ):
         tf.load(Net(), tmp_path)
+
+
+@pytest.mark.plain
+def test_both_files_say_which_version_wrote_them_and_earlier_ones_are_read(tmp_path: Path):
+    model = conditioned()
+    described, tensors = tf.save(model, tmp_path) / "film.json", tmp_path / "film.safetensors"
+    description = json.loads(described.read_text())
+    assert description.pop("torchfilm") == tf.__version__
+    with safetensors.safe_open(tensors, "pt") as file:
+        assert file.metadata()["torchfilm"] == tf.__version__
+    described.write_text(json.dumps(description))
+    safetensors.torch.save_file(safetensors.torch.load_file(tensors), tensors)
+    base = copy.deepcopy(tf.remove(model))
+    tf.load(base, tmp_path)
+    described.write_text(json.dumps(description | {"format": 2}))
+    with pytest.raises(
+        ValueError, match=r"got 2 in .*film.json, which an unknown version of torchfilm wrote"
+    ):
+        tf.load(tf.remove(base), tmp_path)
 
 
 @pytest.mark.plain

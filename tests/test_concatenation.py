@@ -118,7 +118,7 @@ REFUSED = [
     (hooked("register_forward_hook"), 3, "it has hooks, which would not run"),
     (hooked("register_forward_pre_hook"), 3, "it has hooks"),
     (hooked("register_full_backward_hook"), 3, "it has hooks"),
-    (weight_norm(nn.Conv2d(14, 6, 1)), 3, "its weight is parametrized; remove_parametrizations first"),
+    (weight_norm(nn.Conv2d(14, 6, 1)), 3, "its weight is parametrized; it has to be plain first"),
     (site(), 3, r"it is conditioned, and would not be heard; remove\(\) that first"),
     (nn.ReLU(), 3, "it is none of these"),
     (nn.Linear(3, 5), 3, "it has 3 inputs, of which features=3 leaves no condition"),

@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import torchfilm as tf
 from catalogue import randomise
@@ -39,6 +39,16 @@ def test_a_parametrized_layer_inside_of_a_site_stays_one_in_the_original_and_its
     assert torch.equal(model(x, cond=cond), expected)
     assert torch.equal(average(x, cond=cond), expected)
     assert torch.equal(layer(x), alone)
+
+
+def test_parametrizations_taken_off_the_copy_stay_at_the_original_also_beside_the_sites():
+    model, x, cond = conditioned(nn.Sequential(normed(), nn.Linear(5, 5)), "1"), torch.randn(2, 5), z()
+    expected = model(x, cond=cond)
+    plain, _ = tf.fold(model, cond=cond)
+    assert parametrize.is_parametrized(plain[0])
+    parametrize.remove_parametrizations(plain[0], "weight")
+    torch.testing.assert_close(plain(x), expected)
+    assert torch.equal(model(x, cond=cond), expected)
 
 
 def kept(kind: str) -> tuple[nn.Module, tuple[int, ...]]:

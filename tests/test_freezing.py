@@ -59,6 +59,31 @@ def test_removal_lets_the_base_train_again():
     assert model.train().blocks[0].bn.training
 
 
+def test_unfreezing_lets_everything_train_as_before_and_keeps_the_conditioning():
+    model = tf.condition(Net(), SITES, tf.Vector(13))
+    model.stem.requires_grad_(False)
+    model.blocks[1].eval()
+    assert tf.unfreeze_base(tf.freeze_base(model)) is model
+    assert [block.bn.training for block in model.blocks] == [True, False]
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"stem.weight", "stem.bias"}
+    assert model.eval().train().blocks[1].bn.training
+    x, z = inputs(4)
+    model(x, cond=z).sum().backward()
+    assert model.blocks[0].bn.num_batches_tracked == 1
+    assert model.head.weight.grad is not None
+    model.head.requires_grad_(False)
+    tf.remove(tf.unfreeze_base(model))  # frozen no more: what is frozen since stays so
+    assert not model.head.weight.requires_grad
+
+
+@pytest.mark.parametrize("change", [tf.freeze_base, tf.unfreeze_base], ids=lambda change: change.__name__)
+def test_inside_of_folded_nothing_is_frozen_nor_unfrozen(change):
+    model, (_, z) = tf.condition(Net().eval(), SITES, tf.Vector(13)), inputs()
+    with tf.folded(model, cond=z[:1]), pytest.raises(ValueError, match=f"got {change.__name__}"):
+        change(model)
+
+
 WRAPPED = {
     "compiled": lambda block: torch.compile(block, backend="eager"),
     "wrapped": nn.Sequential,

@@ -333,6 +333,7 @@ REFUSED = [
     ({"trunk": ("sliu",)}, "trunk expected one of .* got 'sliu'[\\s\\S]*Did you mean 'silu'"),
     ({"haed": "linear"}, "options expected one of .* got 'haed'[\\s\\S]*Did you mean 'head'"),
     ({"emit": ()}, r"got \(\)"),
+    ({"emit": "gamma"}, r"emit expected a tuple of .* got 'gamma'.\nA single .* too: \('gamma',\)"),
     ({"init_std": 0.1}, "init='identity' has zero weights, got init_std=0.1"),
     (
         {"bound": "tanh"},

@@ -154,7 +154,17 @@ def test_an_unread_field_is_found():
 # 4. Imports point one way.
 
 LIBRARY = (
-    ("freezing", "modulation", "naming", "native", "sharding", "snapshot", "undisturbed", "writing"),
+    (
+        "freezing",
+        "modulation",
+        "naming",
+        "native",
+        "sharding",
+        "snapshot",
+        "undisturbed",
+        "version",
+        "writing",
+    ),
     ("affine",),
     ("onepass",),
     ("functional", "heads"),

@@ -12,8 +12,8 @@ from torch import nn
 import torchfilm as tf
 from catalogue import randomise
 from torchfilm.injection import condition, using
-from torchfilm.inspection import edit, modulations, record, strength, sweep
-from torchfilm.modulations import matching, save_modulations
+from torchfilm.inspection import edit, record, strength, sweep
+from torchfilm.modulations import matching, modulations, save_modulations
 
 
 class Net(nn.Module):

@@ -7,14 +7,15 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm.inspection import modulations, record
-from torchfilm.modulations import Modulations, load_modulations, save_modulations, whole
+from torchfilm.inspection import record
+from torchfilm.modulations import Modulations, load_modulations, modulations, save_modulations, whole
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 
@@ -136,6 +137,32 @@ def test_a_preset_is_read_as_it_was_written(tmp_path):
     with record(model) as rec:
         y = model(X, cond=z())
     torch.testing.assert_close(model(X, modulation=load_modulations(rec.save(path))), y)
+
+
+def test_a_preset_says_its_format_and_version_and_one_without_is_read(tmp_path):
+    a, path = modulations(network(), z()), tmp_path / "a.safetensors"
+    with safe_open(a.save(path), "pt") as file:
+        about = file.metadata()
+    assert about["torchfilm"] == tf.__version__
+    tensors = load_file(path)
+    save_file(tensors, path, about | {"format_number": "2", "torchfilm": "9.8"})
+    with pytest.raises(
+        ValueError, match=r"expected format 1, which torchfilm 0.* got '2' .* torchfilm 9.8 wrote"
+    ):
+        load_modulations(path)
+    save_file(tensors, path, {key: about[key] for key in ("format", "sites")})
+    assert equal(load_modulations(path)["second"], a["second"])
+
+
+def test_they_are_shown_by_names_and_shapes():
+    plain, gated = tf.Modulation.identity(2, 3), tf.Modulation(*[torch.ones(5)] * 3)
+    assert repr(Modulations({"a": plain, "bc": gated})) == (
+        "site  gamma   beta    gate\na     (2, 3)  (2, 3)\nbc    (5,)    (5,)    (5,)"
+    )
+    assert str(Modulations({"a": plain})) == "site  gamma   beta\na     (2, 3)  (2, 3)"
+    stands_in = Modulations()
+    stands_in.update({"a": 5})  # type: ignore[dict-item]
+    assert repr(stands_in).splitlines()[1].split() == ["a", "5", "5"]
 
 
 def test_a_preset_that_cannot_be_written_leaves_nothing_behind(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
+import torchfilm as tf
 from torchfilm.naming import UnknownNameError, check_choice, entry, nearest
 
 
@@ -33,5 +35,27 @@ def test_a_choice_is_among_those_that_there_are():
         check_choice("here: mode", 5, {"sum": 2}, patterns=["x:R"])
     with pytest.raises(ValueError, match=r"got 'cross'.\nDid you mean 'cross_attention'\?$"):
         check_choice("here: mode", "cross", ("sum", "cross_attention"))
+    with pytest.raises(ValueError, match=r"got 'sum_first'.\nDid you mean 'sum'\?$"):
+        check_choice("here: mode", "sum_first", ("sum", "summer", "some_fish"))
     with pytest.raises(ValueError, match=r"got \['x'\].\nLeave it out$"):
         check_choice("here: mode", ["x"], ("sum",), remedy="Leave it out")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("algin", "align"),
+        ("feature", "features"),
+        ("batch_first", "batch"),
+        ("repaet", "repeat"),
+        ("match_parameters", "match_params"),
+        ("haed", "head"),
+        ("gate", "gate_start"),
+    ],
+)
+def test_an_option_that_there_is_not_is_answered_with_the_one_that_was_meant(wrong: str, meant: str):
+    takes = r"condition, fusion='film': options expected one of \['where', .*'batch', .*'head'"
+    with pytest.raises(ValueError, match=rf"{takes}.* got '{wrong}'.\nDid you mean '{meant}'\?$"):
+        tf.condition(nn.Linear(3, 5), "", tf.Vector(7), **{wrong: 1})
+    with pytest.raises(ValueError, match=r"fusion='concat': .* got 'bound'.\nChoose one of these"):
+        tf.condition(nn.Linear(3, 5), "", tf.Vector(7), fusion="concat", bound="tanh")

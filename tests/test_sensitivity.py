@@ -10,7 +10,7 @@ import torchfilm as tf
 from catalogue import randomise
 from torchfilm.doctor import Diagnosis
 from torchfilm.injection import condition
-from torchfilm.inspection import modulations
+from torchfilm.modulations import modulations
 from torchfilm.sensitivity import sensitivity
 
 

@@ -1,59 +1,165 @@
-"""Condition any PyTorch network on anything, with FiLM: gamma * x + beta."""
+"""Condition any PyTorch network on anything, with FiLM: gamma * x + beta.
 
-from .adapter import freeze_base as freeze_base
-from .adapter import load as load
-from .adapter import save as save
-from .adaptive import AdaLNZero as AdaLNZero
-from .adaptive import AdaRMSNorm as AdaRMSNorm
-from .checkpointing import checkpoint_context as checkpoint_context
-from .comparison import compare as compare
-from .concatenation import concat_as_shift as concat_as_shift
-from .conditions import Classes as Classes
-from .conditions import Scalars as Scalars
-from .conditions import Tokens as Tokens
-from .conditions import Vector as Vector
-from .doctor import doctor as doctor
-from .fold_report import FoldReport as FoldReport
-from .folding import fold as fold
-from .folding import folded as folded
-from .fusion import Fusion as Fusion
-from .generator import ComposedGenerator as ComposedGenerator
-from .generator import Generator as Generator
-from .generator import build_generator as build_generator
-from .guidance import guide as guide
-from .heard import heard as heard
-from .injection import condition as condition
-from .injection import conditioning as conditioning
-from .injection import remove as remove
-from .injection import unconditioned as unconditioned
-from .injection import using as using
-from .inspection import edit as edit
-from .inspection import modulations as modulations
-from .inspection import record as record
-from .inspection import sweep as sweep
-from .layers import DenseFiLM as DenseFiLM
-from .layers import FiLM as FiLM
-from .modulation import Modulation as Modulation
-from .modulations import Modulations as Modulations
-from .modulations import load_modulations as load_modulations
-from .modulations import save_modulations as save_modulations
-from .norms import ConditionalBatchNorm1d as ConditionalBatchNorm1d
-from .norms import ConditionalBatchNorm2d as ConditionalBatchNorm2d
-from .norms import ConditionalBatchNorm3d as ConditionalBatchNorm3d
-from .norms import ConditionalGroupNorm as ConditionalGroupNorm
-from .norms import ConditionalInstanceNorm1d as ConditionalInstanceNorm1d
-from .norms import ConditionalInstanceNorm2d as ConditionalInstanceNorm2d
-from .norms import ConditionalInstanceNorm3d as ConditionalInstanceNorm3d
-from .norms import ConditionalLayerNorm as ConditionalLayerNorm
-from .norms import ConditionalRMSNorm as ConditionalRMSNorm
-from .sensitivity import sensitivity as sensitivity
-from .several import Masked as Masked
-from .several import Maybe as Maybe
-from .several import Several as Several
-from .sites import Site as Site
-from .sites import Sites as Sites
-from .sites import find as find
-from .sites import preset as preset
-from .summary import summarise as summarise
-from .tables import SeparableTable as SeparableTable
-from .tabulation import tabulate as tabulate
+    >>> import torch, torchfilm as tf
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    >>> model = tf.condition(model, "1", tf.Vector(16))
+    >>> y = model(torch.rand(2, 3, 9, 9), cond=torch.rand(2, 16))
+
+These are the names; help(torchfilm.condition), and so on, shows shapes, errors and an example of each.
+
+Condition a network
+    condition find preset Site Sites using unconditioned remove conditioning Conditioning
+    freeze_base unfreeze_base checkpoint_context save load Fusion
+
+Conditions
+    Vector Classes Scalars Tokens Several Maybe Masked
+
+Layers
+    FiLM DenseFiLM AdaLNZero AdaRMSNorm
+    ConditionalBatchNorm1d ConditionalBatchNorm2d ConditionalBatchNorm3d ConditionalGroupNorm
+    ConditionalInstanceNorm1d ConditionalInstanceNorm2d ConditionalInstanceNorm3d
+    ConditionalLayerNorm ConditionalRMSNorm
+
+Generators
+    Generator GeneratorOptions ComposedGenerator build_generator SeparableTable tabulate
+
+Is the condition heard?
+    doctor Diagnosis heard Hearing sensitivity
+
+Look and edit
+    Modulation Modulations modulations record Recording edit sweep summarise Summary
+    save_modulations load_modulations
+
+Guide, fold, compare
+    guide fold folded FoldReport compare Comparison concat_as_shift
+
+Modules beside these: torchfilm.functional, torchfilm.converters, torchfilm.native, torchfilm.plot.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import converters as converters
+from . import functional as functional
+from . import native as native
+from . import version
+from .adapter import freeze_base, load, save, unfreeze_base
+from .adaptive import AdaLNZero, AdaRMSNorm
+from .checkpointing import checkpoint_context
+from .comparison import Comparison, compare
+from .concatenation import concat_as_shift
+from .conditions import Classes, Scalars, Tokens, Vector
+from .doctor import Diagnosis, doctor
+from .filling import Conditioning
+from .fold_report import FoldReport
+from .folding import fold, folded
+from .fusion import Fusion
+from .generator import ComposedGenerator, Generator, build_generator
+from .generator_options import GeneratorOptions
+from .guidance import guide
+from .heard import heard
+from .hearing import Hearing
+from .injection import condition, conditioning, remove, unconditioned, using
+from .inspection import Recording, edit, record, sweep
+from .layers import DenseFiLM, FiLM
+from .modulation import Modulation
+from .modulations import Modulations, load_modulations, modulations, save_modulations
+from .norms import (
+    ConditionalBatchNorm1d,
+    ConditionalBatchNorm2d,
+    ConditionalBatchNorm3d,
+    ConditionalGroupNorm,
+    ConditionalInstanceNorm1d,
+    ConditionalInstanceNorm2d,
+    ConditionalInstanceNorm3d,
+    ConditionalLayerNorm,
+    ConditionalRMSNorm,
+)
+from .sensitivity import sensitivity
+from .several import Masked, Maybe, Several
+from .sites import Site, Sites, find, preset
+from .summary import Summary, summarise
+from .tables import SeparableTable
+from .tabulation import tabulate
+
+__version__ = version.VERSION
+
+if TYPE_CHECKING:
+    from . import plot as plot
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import `torchfilm.plot`, which needs matplotlib, when it is asked for."""
+        if name != "plot":
+            raise AttributeError(f"module 'torchfilm' has no attribute {name!r}")
+        return importlib.import_module("torchfilm.plot")
+
+
+__all__ = [
+    "AdaLNZero",
+    "AdaRMSNorm",
+    "Classes",
+    "Comparison",
+    "ComposedGenerator",
+    "ConditionalBatchNorm1d",
+    "ConditionalBatchNorm2d",
+    "ConditionalBatchNorm3d",
+    "ConditionalGroupNorm",
+    "ConditionalInstanceNorm1d",
+    "ConditionalInstanceNorm2d",
+    "ConditionalInstanceNorm3d",
+    "ConditionalLayerNorm",
+    "ConditionalRMSNorm",
+    "Conditioning",
+    "DenseFiLM",
+    "Diagnosis",
+    "FiLM",
+    "FoldReport",
+    "Fusion",
+    "Generator",
+    "GeneratorOptions",
+    "Hearing",
+    "Masked",
+    "Maybe",
+    "Modulation",
+    "Modulations",
+    "Recording",
+    "Scalars",
+    "SeparableTable",
+    "Several",
+    "Site",
+    "Sites",
+    "Summary",
+    "Tokens",
+    "Vector",
+    "build_generator",
+    "checkpoint_context",
+    "compare",
+    "concat_as_shift",
+    "condition",
+    "conditioning",
+    "doctor",
+    "edit",
+    "find",
+    "fold",
+    "folded",
+    "freeze_base",
+    "guide",
+    "heard",
+    "load",
+    "load_modulations",
+    "modulations",
+    "preset",
+    "record",
+    "remove",
+    "save",
+    "save_modulations",
+    "sensitivity",
+    "summarise",
+    "sweep",
+    "tabulate",
+    "unconditioned",
+    "unfreeze_base",
+    "using",
+    "__version__",
+]

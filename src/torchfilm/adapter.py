@@ -21,11 +21,12 @@ from torch import Tensor, distributed, nn
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
 from torchfilm.fusion import Fusion
-from torchfilm.injection import Conditioning, condition, conditioning, remove, unwrapped
+from torchfilm.injection import Conditioning, Network, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import is_sharded
 from torchfilm.sites import Site, Sites, check_network
+from torchfilm.version import WRITER, check_format
 from torchfilm.writing import whole
 
 TENSORS, DESCRIPTION, FORMAT = "film.safetensors", "film.json", 1
@@ -38,15 +39,15 @@ _SAMPLED_TENSORS, _SAMPLED_VALUES = 16, 8
 _TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
 
 
-def freeze_base(model: nn.Module) -> nn.Module:
+def freeze_base(model: Network) -> Network:
     """Make only the conditioning trainable, and keep the running statistics of the base's norms as they are.
 
-    The norms that have such statistics stay in evaluation mode, also after `model.train()`. `remove` lets
-    everything train again that did before. A conditioned network inside of this one is part of the base: its
-    own conditioning is frozen too, whichever was frozen first.
+    The norms that have such statistics stay in evaluation mode, also after `model.train()`. `unfreeze_base`,
+    as `remove`, lets everything train again that did before. A conditioned network inside of this one is part
+    of the base: its own conditioning is frozen too, whichever was frozen first.
 
     Raises:
-        ValueError: for a model that is not conditioned.
+        ValueError: for a model that is not conditioned, and inside of `folded`.
 
     Example:
         >>> model = condition(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "1", Vector(7))
@@ -54,8 +55,29 @@ def freeze_base(model: nn.Module) -> nn.Module:
         ['film.generator.head.weight', 'film.generator.head.bias']
     """
     film, root = conditioning(model), unwrapped(model)
+    film.check_open("freeze_base")
     film.frozen.freeze(root)
     root.train(root.training)
+    return model
+
+
+def unfreeze_base(model: Network) -> Network:
+    """Undo `freeze_base`: what trained before trains again, and the norms follow the network's mode.
+
+    An optimiser made meanwhile has the conditioning alone: give it the base's parameters too, or make
+    another. A network that is not frozen stays as it is.
+
+    Raises:
+        ValueError: for a model that is not conditioned, and inside of `folded`.
+
+    Example:
+        >>> model = condition(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "1", Vector(7))
+        >>> all(p.requires_grad for p in unfreeze_base(freeze_base(model)).parameters())
+        True
+    """
+    film = conditioning(model)
+    film.check_open("unfreeze_base")
+    film.frozen.thaw(unwrapped(model))
     return model
 
 
@@ -85,6 +107,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     tensors = {key: _whole(value).detach().cpu().clone().contiguous() for key, value in state.items()}
     description = {
         "format": FORMAT,
+        **WRITER,
         "sites": [dataclasses.asdict(site) | {"name": names[site.name]} for site in film.sites.values()],
         "cond": _describe(film.cond),
         "fusion": film.recipe,
@@ -95,20 +118,20 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         return path
     text = json.dumps(description, indent=1, default=_number)
     with whole(path / DESCRIPTION) as described, whole(path / TENSORS) as numbers:
-        save_file(tensors, numbers, {_DESCRIBED: _hashed(text)})
+        save_file(tensors, numbers, {_DESCRIBED: _hashed(text), **WRITER})
         described.write_text(text, encoding="utf-8")
     return path
 
 
 def load(
-    base: nn.Module,
+    base: Network,
     folder: str | Path,
     *,
     cond: nn.Module | None = None,
     fusion: str | Fusion | None = None,
     generator: nn.Module | Callable[[int, Mapping[str, int]], nn.Module] | None = None,
     any_base: bool = False,
-) -> nn.Module:
+) -> Network:
     """Condition a fresh base, in place, as `save` found it; strictly: everything has to fit.
 
     Args:
@@ -210,11 +233,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"load: expected {TENSORS} and {DESCRIPTION} as save wrote them, got a broken one in {path}: "
             f"{error}.\nSave again, or copy the folder again."
         ) from error
-    if description.get("format") != FORMAT:
-        raise ValueError(
-            f"load: expected format {FORMAT}, got {description.get('format')!r} in {path / DESCRIPTION}.\n"
-            f"Load it with the version of torchfilm that wrote it."
-        )
+    check_format("load", path / DESCRIPTION, description.get("format"), FORMAT, description)
     if described not in (None, _hashed(text)):
         raise ValueError(
             f"load: expected the {DESCRIPTION} that was saved with {TENSORS}, got another one in {path}.\n"

@@ -122,7 +122,7 @@ class Comparison(Entries[Row]):
         """Return plain values."""
         return asdict(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Show the table, and what its columns mean."""
         head = ("", "parameters", "added", "GFLOP", "added", "ms", "[middle half]", "time", "kept MB")
         scored = any(row.score for row in self.rows)

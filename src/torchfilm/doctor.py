@@ -130,7 +130,7 @@ class Diagnosis:
         """Return plain values."""
         return {"healthy": bool(self)} | asdict(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Show a line for each site, then each finding with its remedy."""
         names = list(dict.fromkeys(name for pulse in self.pulses.values() for name in pulse.fields))
         kinds: dict[str, list[str]] = {}

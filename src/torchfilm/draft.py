@@ -84,7 +84,7 @@ class Draft:
         if name in self._values.get(module, {}):
             return self._values[module][name]
         if parametrize.is_parametrized(module, name):
-            raise NotExactError(f"its {name} is parametrized; remove_parametrizations first")
+            raise NotExactError(f"its {name} is parametrized; it has to be plain first")
         if name not in module._parameters and name not in module._buffers:
             raise NotExactError(
                 f"its {name} is no parameter but made by a hook, as weight_norm's; remove that first"

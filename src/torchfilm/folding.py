@@ -43,7 +43,7 @@ from torchfilm.fold_rules import (
 )
 from torchfilm.freezing import Frozen
 from torchfilm.generator import num_parameters
-from torchfilm.injection import Conditioning, check_forwards, conditioning, remove
+from torchfilm.injection import Conditioning, Network, check_forwards, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.naming import entry
 from torchfilm.sites import Site, is_root
@@ -80,14 +80,14 @@ class _Plan:
 
 
 def fold(
-    model: nn.Module,
+    model: Network,
     cond: Any = None,
     *,
     modulation: dict[str, Any] | None = None,
     leftover: Leftover = "error",
     fuse_norms: bool | Sequence[Sequence[str]] = False,
     inputs: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
-) -> tuple[nn.Module, FoldReport]:
+) -> tuple[Network, FoldReport]:
     """Return a plain copy of a conditioned network that computes what it computes under one condition.
 
     The copy has the original classes and keys, plus biases and affines that were missing (the report says
@@ -170,12 +170,12 @@ def fold(
 
 @contextmanager
 def folded(
-    model: nn.Module,
+    model: Network,
     cond: Any = None,
     *,
     modulation: dict[str, Any] | None = None,
     leftover: Leftover = "error",
-) -> Iterator[nn.Module]:
+) -> Iterator[Network]:
     """Fold one condition into the network itself for the block: `model(x)` without a condition, at no cost.
 
     At the end, also after an exception, the very tensors are back that were there before; in the block both
@@ -270,11 +270,12 @@ def _values(
     return film, values
 
 
-def _plain_copy(model: nn.Module, memo: dict[int, Any]) -> tuple[nn.Module, dict[str, str]]:
+def _plain_copy(model: Network, memo: dict[int, Any]) -> tuple[Network, dict[str, str]]:
     """Return a copy without the conditioning, and the path of each site's module in it.
 
     In the modes of the network: copies of others lose theirs, as that of a torchvision feature extractor,
-    which has another graph in each.
+    which has another graph in each. With classes of its own where tensors are parametrized: torch takes a
+    parametrization off the class, which a plain copy shares.
     """
     copied = copy.deepcopy(model, memo)
     modes = {name: module.training for name, module in model.named_modules()}
@@ -282,7 +283,10 @@ def _plain_copy(model: nn.Module, memo: dict[int, Any]) -> tuple[nn.Module, dict
         if module.training is not modes[name]:
             module.train(modes[name])
     paths = conditioning(copied).paths(copied)
-    return remove(copied), {name: found[0] for name, found in paths.items()}
+    remove(copied)
+    for module in filter(parametrize.is_parametrized, copied.modules()):
+        module.__class__ = rebased(type(module), type(module).__bases__)
+    return copied, {name: found[0] for name, found in paths.items()}
 
 
 def _planned(
@@ -318,10 +322,13 @@ def _planned(
             plan.draft.keep(module)
     if plan.kept and leftover == "error":
         reasons = "\n".join(f"  {name}  {plan.kept[name]}" for name in film.sites if name in plan.kept)
+        inside = (inner for name in plan.kept for inner in modules[name].modules())
+        copies = "\nfold(model) makes parametrized weights plain, in the copy that it returns."
         raise ValueError(
             f"fold: expected sites that fold exactly into weights, got {len(plan.kept)} of {len(values)} "
             f"that do not:\n{reasons}\n"
             f"Use leftover='constant' to keep these as constants, or condition a layer with weights."
+            f"{copies if any(map(parametrize.is_parametrized, inside)) else ''}"
         )
     return plan
 
@@ -361,15 +368,10 @@ def _notes(plan: _Plan, site: Site, target: nn.Module) -> Iterator[str]:
 
 
 def _make_plain(site: nn.Module) -> None:
-    """Replace parametrized tensors by what they are now; weights that are computed cannot be folded into.
-
-    Torch removes a tensor from the class, which copies share: the copy gets one of its own first.
-    """
-    for module in site.modules():
-        if parametrize.is_parametrized(module):
-            module.__class__ = rebased(type(module), type(module).__bases__)
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    """Replace parametrized tensors by what they are now; weights that are computed cannot be folded into."""
+    for module in filter(parametrize.is_parametrized, site.modules()):
+        for name in list(module.parametrizations):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
 def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[Sequence[str]]) -> list[tuple[str, str]]:

@@ -54,6 +54,7 @@ class Frozen:
         for name, (norm, follows) in self.norms.items():
             for one in (norm, *([modules[name]] if isinstance(modules.get(name), _NormBase) else [])):
                 one.train(root.training and follows)
+        self.parameters, self.norms = [], {}
 
 
 def _tensors(module: Any, key: str) -> list[Tensor]:

@@ -36,6 +36,7 @@ from torch.nn import functional
 from torchfilm.conditions import Classes, Tokens
 from torchfilm.functional import film
 from torchfilm.generator import ComposedGenerator, Generator, build_generator, num_parameters
+from torchfilm.generator_options import NAMES
 from torchfilm.heads import TableHead
 from torchfilm.mixing import Attentions, Bilinears, Concat, Concatenations, CrossAttention, LowRank
 from torchfilm.modulation import Modulation
@@ -241,21 +242,18 @@ def resolve(
             )
         return fusion
     check_choice("fusion:", fusion, FUSIONS)
-    _check_options(fusion, options)
+    for name in options:
+        check_choice(f"fusion={fusion!r}: options", name, takes(fusion), remedy="Leave it out.")
     return FUSIONS[fusion](**options)
 
 
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse what a fusion does not take; those of FiLM are checked by its generator."""
-    kind = FUSIONS[name]
-    known = [key for key in inspect.signature(kind).parameters if key != "options"]
-    free = issubclass(kind, Film)
-    unknown = [key for key in options if (key == "emit" and kind is not Film if free else key not in known)]
-    if unknown:
-        takes = "what film takes but emit, which it sets itself" if free else _listed(known)
-        raise ValueError(
-            f"fusion={name!r}: expected options among: {takes}; got {_listed(unknown)}.\nLeave it out."
-        )
+def takes(fusion: str) -> list[str]:
+    """Return the names of the options that the fusion of that name takes."""
+    kind = FUSIONS[fusion]
+    if not issubclass(kind, Film):
+        return ["match_params", *inspect.signature(kind).parameters]
+    generated = [name for name in NAMES if name != "emit" or kind is Film]  # the others set it themselves
+    return ["match_params", "align", *generated]
 
 
 def check_reads(generator: nn.Module, cond: nn.Module) -> None:

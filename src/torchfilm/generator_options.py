@@ -63,6 +63,8 @@ class GeneratorOptions:
     def __post_init__(self) -> None:
         """Check what can be checked without the sizes; ValueError for what cannot be meant."""
         check_choice("Generator: init", self.init, get_args(Init))
+        _check_tuple("emit", "some of 'gamma', 'beta', 'gate'", self.emit)
+        _check_tuple("trunk", "sizes and activations", self.trunk)
         for name in self.emit:
             check_choice("Generator: emit", name, get_args(Emitted))
         if not self.emit or list(self.emit) != [name for name in get_args(Emitted) if name in self.emit]:
@@ -73,11 +75,6 @@ class GeneratorOptions:
             )
         if self.spread is None:
             check_choice("Generator: bound", self.bound, (None, *get_args(Bound)), patterns=["tanh:R"])
-        if isinstance(self.trunk, str) or not isinstance(self.trunk, Sequence):
-            raise ValueError(
-                f"Generator: trunk expected a tuple of sizes and activations, got {self.trunk!r}.\n"
-                f"A single layer is a tuple too: ({self.trunk!r},)."
-            )
         layers: Sequence[Any] = self.trunk
         for layer in layers:
             if isinstance(layer, Integral) and layer < 1:
@@ -140,9 +137,20 @@ class GeneratorOptions:
             )
 
 
+NAMES = tuple(field.name for field in dataclasses.fields(GeneratorOptions))
+"""The names of all options."""
+
+
 def read_options(options: Mapping[str, Any]) -> GeneratorOptions:
     """Return the options of these names; ValueError for an unknown one, with the nearest names."""
-    known = [field.name for field in dataclasses.fields(GeneratorOptions)]
     for name in options:
-        check_choice("Generator: options", name, known)
+        check_choice("Generator: options", name, NAMES)
     return GeneratorOptions(**options)
+
+
+def _check_tuple(option: str, of: str, value: Any) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(
+            f"Generator: {option} expected a tuple of {of}, got {value!r}.\n"
+            f"A single one is a tuple too: ({value!r},)."
+        )

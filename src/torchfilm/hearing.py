@@ -123,7 +123,7 @@ class Hearing:
         """Return plain values: all numbers and the verdict."""
         return asdict(self) | {"verdict": self.verdict, "ignored": list(self.ignored), "words": self.words}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Show the verdict, a table of all numbers with 95 % intervals, and what they mean."""
         rows = [("condition", "output changes by", "loss", "success", "n")]
         n = self.effects["repeat"].output.n

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from inspect import signature
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,15 +22,19 @@ from torch.optim.swa_utils import AveragedModel
 
 from torchfilm.channels import Where, lineage
 from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
-from torchfilm.fusion import Fusion, Matched, check_reads, resolve
+from torchfilm.fusion import FUSIONS, Fusion, Matched, check_reads, resolve, takes
+from torchfilm.naming import check_choice
 from torchfilm.several import encoded_size
 from torchfilm.sharding import joins_its_parts
 from torchfilm.sites import Pattern, Sites, check_network, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, Holding, listen, swap, swap_back
 
+Network = TypeVar("Network", bound=nn.Module)
+_SEARCH = ("field", "repeat", "batch")  # of `find`, among the options of `condition`
+
 
 def condition(
-    model: nn.Module,
+    model: Network,
     sites: Pattern,
     cond: nn.Module,
     *,
@@ -39,7 +44,7 @@ def condition(
     fusion: str | Fusion = "film",
     generator: nn.Module | Callable[[int, Mapping[str, int]], nn.Module] | None = None,
     **options: Any,
-) -> nn.Module:
+) -> Network:
     """Condition a network in place: afterwards `model(x, cond=...)`; the same object, output and keys.
 
     FiLM at each site, y = gamma(z) * x + beta(z) (Perez et al. 2018, arXiv 1709.07871), or another fusion.
@@ -57,15 +62,15 @@ def condition(
         generator: instead of the fusion's own: a module from the encoded condition to a dict of one value for
             each site, or a function of cond_dim and {site: channels} that makes one. The encoder's `dim` may
             be a tuple then.
-        options: `field`, `repeat` and `batch`, as in `find`; all others go to the fusion, which for "film" is
-            `Generator`'s: bound="tanh", head="shared", ...
+        options: `field`, `repeat` and `batch`, as in `find`; all others go to the fusion, which for "film"
+            takes `align` and the fields of `GeneratorOptions`: bound="tanh", head="shared", ...
 
     Returns:
         The model itself.
 
     Raises:
         ValueError: as `find`; for a model that is conditioned already, has a child `film`, or is wrapped; for
-            an encoder that the fusion cannot read.
+            an encoder that the fusion cannot read; for options that there are not.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -73,7 +78,9 @@ def condition(
         >>> y = condition(model, "1", Vector(7))(torch.rand(2, 3, 5, 5), cond=torch.rand(2, 7))
     """
     _check_root(model)
-    search = {key: options.pop(key) for key in ("field", "repeat", "batch") if key in options}
+    if generator is None:
+        _check_names(fusion, options)
+    search = {key: options.pop(key) for key in _SEARCH if key in options}
     found = find(model, sites, where=where, dim=dim, features=features, **search)
     _check_unique(found)
     given = generator is not None
@@ -181,7 +188,7 @@ def unconditioned(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def remove(model: nn.Module) -> nn.Module:
+def remove(model: Network) -> Network:
     """Take everything away that `condition` added; the network is what it was.
 
     Raises:
@@ -294,6 +301,14 @@ def _check_root(model: nn.Module) -> None:
     else:
         return
     raise ValueError(f"condition: {fact}.\n{remedy}")
+
+
+def _check_names(fusion: str | Fusion, options: Mapping[str, Any]) -> None:
+    """Refuse options that neither `condition` takes nor the fusion of that name."""
+    if isinstance(fusion, str) and fusion in FUSIONS:
+        own = [name for name, one in signature(condition).parameters.items() if one.kind is one.KEYWORD_ONLY]
+        for name in options:
+            check_choice(f"condition, {fusion=}: options", name, [*own, *_SEARCH, *takes(fusion)])
 
 
 def _size(cond: nn.Module, *, several: bool) -> Any:

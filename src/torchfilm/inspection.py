@@ -25,6 +25,8 @@ from torchfilm.modulations import Modulations, SitePattern, fields_of, hits_of_e
 from torchfilm.naming import UnknownNameError, entry
 
 Change = Callable[[Modulation], Modulation] | Modulation
+# The keys of a mapping that somebody has in a variable are of one kind.
+Changes = Mapping[str, Change] | Mapping[re.Pattern[str], Change] | Mapping[str | re.Pattern[str], Change]
 T = TypeVar("T")
 
 
@@ -106,6 +108,9 @@ class Recording(Mapping[str, Modulation], Onlooker):
         """Whether that site was recorded."""
         return bool(self.calls) and site in self.calls[0]
 
+    def __repr__(self) -> str:
+        return f"Recording(calls={len(self.calls)}, sites={len(self)})"
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.calls[0] if self.calls else ())
 
@@ -129,28 +134,6 @@ class Recording(Mapping[str, Modulation], Onlooker):
             )
         entry("Recording", self.calls[0], site)
         return self.calls
-
-
-def modulations(model: nn.Module, cond: Any) -> Modulations:
-    """Return what the generator makes of a condition, without running the network and without dropout.
-
-    A network in training drops no condition meanwhile, in other threads that call it neither.
-
-    Args:
-        model: a conditioned network.
-        cond: as in `model(x, cond=cond)`.
-
-    Raises:
-        ValueError: for a network that is not conditioned.
-
-    Example:
-        >>> from torchfilm.conditions import Vector
-        >>> from torchfilm.injection import condition
-        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
-        >>> a, b, c = (modulations(model, torch.rand(2, 7)) for _ in range(3))
-        >>> y = model(torch.rand(2, 3), modulation=a + (b - c))
-    """
-    return Modulations(conditioning(model).modulations(cond))
 
 
 @contextmanager
@@ -181,7 +164,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 
 @contextmanager
-def edit(model: nn.Module, changes: Mapping[str | re.Pattern[str], Change]) -> Iterator[None]:
+def edit(model: nn.Module, changes: Changes) -> Iterator[None]:
     """Change modulations in the block, in this thread: `edit(model, {r"layer4\\..*": lambda m: 0.5 * m})`.
 
     Args:

@@ -13,24 +13,28 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.naming import entry, nearest
 from torchfilm.sites import hits
-from torchfilm.writing import whole
+from torchfilm.version import WRITER, check_format
+from torchfilm.writing import in_columns, whole
 
 SitePattern = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Callable[[str], bool]
 
 _FIELDS = ("gamma", "beta", "gate")
+_KIND, _NUMBER, _FORMAT = "torchfilm.modulations", "format_number", 1  # in a file's metadata
 
 
 class Modulations(dict[str, Modulation]):
     """The modulation of every site by name, as one value: `a + (b - c)`, `a.interpolate(b, 0.5)`.
 
     Arithmetic acts site by site and field by field, as in `Modulation`; a network takes the result:
-    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.5). A pytree, as `Modulation`.
+    `model(x, modulation=a + (b - c))` (Perez et al. 2018, section 4.5). A pytree, as `Modulation`. Prints as
+    a table of names and shapes.
 
     Raises:
         ValueError: for values of another fusion; in arithmetic, where the two do not have the same sites.
@@ -129,6 +133,11 @@ class Modulations(dict[str, Modulation]):
             parts.append(part)
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
+    def __repr__(self) -> str:
+        shown = _FIELDS[: 2 + any(getattr(m, "gate", None) is not None for m in self.values())]
+        rows = [(name, *(_shape(getattr(m, field, m)) for field in shown)) for name, m in self.items()]
+        return in_columns([("site", *shown), *rows])
+
     def save(self, path: str | Path) -> Path:
         """Write them as safetensors, for `load_modulations`; return the path."""
         return save_modulations(self, path)
@@ -171,6 +180,28 @@ pytree.register_pytree_node(
     flatten_with_keys_fn=_with_paths,
 )
 torch.serialization.add_safe_globals([Modulations])  # exported programs hold the inputs of their making
+
+
+def modulations(model: nn.Module, cond: Any) -> Modulations:
+    """Return what the generator makes of a condition, without running the network and without dropout.
+
+    A network in training drops no condition meanwhile, in other threads that call it neither.
+
+    Args:
+        model: a conditioned network.
+        cond: as in `model(x, cond=cond)`.
+
+    Raises:
+        ValueError: for a network that is not conditioned.
+
+    Example:
+        >>> from torchfilm.conditions import Vector
+        >>> from torchfilm.injection import condition
+        >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
+        >>> a, b, c = (modulations(model, torch.rand(2, 7)) for _ in range(3))
+        >>> y = model(torch.rand(2, 3), modulation=a + (b - c))
+    """
+    return Modulations(conditioning(model).modulations(cond))
 
 
 def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
@@ -237,7 +268,7 @@ def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) ->
         for field, value in vars(m).items()
         if value is not None
     }
-    about = {"format": "torchfilm.modulations", "sites": json.dumps(list(modulations))}
+    about = {"format": _KIND, _NUMBER: str(_FORMAT), **WRITER, "sites": json.dumps(list(modulations))}
     with whole(path) as part:
         save_file(tensors, part, metadata=about)
     return path
@@ -247,7 +278,7 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
     """Read what `save_modulations` wrote.
 
     Raises:
-        ValueError: for a file that holds something else.
+        ValueError: for a file that holds something else, or is of another format.
         FileNotFoundError: for none.
     """
     try:
@@ -259,11 +290,12 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
         ) from error
     with opened as file:
         about = file.metadata() or {}
-        if about.get("format") != "torchfilm.modulations":
+        if about.get("format") != _KIND:
             raise ValueError(
                 f"load_modulations: expected a file of modulations, got {path}: {about or 'plain'}.\n"
                 f"The conditioning of a network is read by load(base, folder)."
             )
+        check_format("load_modulations", Path(path), about.get(_NUMBER, "1"), str(_FORMAT), about)
         keys = set(file.keys())
         return Modulations(
             {
@@ -282,6 +314,13 @@ def fields_of(modulation: Modulation) -> dict[str, Tensor]:
         field: value[None] if value.ndim == 1 else value
         for field, value in zip(_FIELDS[: len(values)], values, strict=True)
     }
+
+
+def _shape(field: Any) -> str:
+    """Show the shape of a field; what stands for it where tree functions put something else there."""
+    if isinstance(field, Tensor):
+        return str(tuple(field.shape))
+    return "" if field is None else repr(field)
 
 
 def _column(value: Tensor) -> np.ndarray:

@@ -73,6 +73,12 @@ def check_choice(
     """
     if value in choices:
         return
-    near = difflib.get_close_matches(str(value), map(str, choices), n=3, cutoff=0.4)
+    near = _meant(str(value), [*map(str, choices)])
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else remedy
     raise ValueError(f"{what} expected one of {[*choices, *patterns]}, got {value!r}.\n{hint}")
+
+
+def _meant(name: str, choices: Sequence[str]) -> list[str]:
+    """Return what was probably meant: what has the name as a part, or is a part of it; else what is alike."""
+    parts = [one for one in choices if min(len(one), len(name)) > 2 and (one in name or name in one)]
+    return parts[:3] or difflib.get_close_matches(name, choices, n=3, cutoff=0.6)

@@ -76,7 +76,7 @@ class Summary(Entries[SiteSummary]):
         """Return plain values, one dict for each site."""
         return [asdict(line) for line in self.sites]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Show the table."""
         labelled = any(line.between is not None for line in self.sites)
         head = [

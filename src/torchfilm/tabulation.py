@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchfilm.injection import Conditioning, conditioning
+from torchfilm.injection import Conditioning, Network, conditioning
 from torchfilm.lookup import Row, Table
 from torchfilm.modulation import Modulation
 
 
-def tabulate(model: nn.Module, conds: Any) -> nn.Module:
+def tabulate(model: Network, conds: Any) -> Network:
     """Make the modulations for K conditions once, and drop what made them; afterwards `model(x, cond=index)`.
 
     For a fixed set of tasks, classes or styles, or for the time steps of a sampler's schedule, in the order
@@ -35,6 +35,7 @@ def tabulate(model: nn.Module, conds: Any) -> nn.Module:
             condition; the model is then as it was.
 
     Example:
+        >>> from torch import nn
         >>> from torchfilm.conditions import Vector
         >>> from torchfilm.injection import condition
         >>> model = condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7))
