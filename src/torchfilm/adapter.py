@@ -46,7 +46,7 @@ def freeze_base(model: nn.Module) -> nn.Module:
     own conditioning is frozen too, whichever was frozen first.
 
     Raises:
-        ValueError: for a model that is not conditioned.
+        ValueError: for a model that is not conditioned, and inside of `folded`.
 
     Example:
         >>> model = condition(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "1", Vector(7))
@@ -54,6 +54,7 @@ def freeze_base(model: nn.Module) -> nn.Module:
         ['film.generator.head.weight', 'film.generator.head.bias']
     """
     film, root = conditioning(model), unwrapped(model)
+    film.check_open("freeze_base")
     film.frozen.freeze(root)
     root.train(root.training)
     return model

@@ -47,6 +47,7 @@ def tabulate(model: nn.Module, conds: Any) -> nn.Module:
     generator = Table(table, layout)
     film.cond = Row(len(table))
     film.generator = generator
+    film.train(film.training)
     return model
 
 
