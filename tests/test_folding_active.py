@@ -59,6 +59,8 @@ INSIDE = [
     ("a copy or a pickle", copy.deepcopy),
     ("a copy or a pickle", pickle.dumps),
     ("save", lambda model: tf.save(model, "nowhere")),
+    ("remove", tf.remove),
+    ("freeze_base", tf.freeze_base),
 ]
 
 

@@ -119,11 +119,17 @@ def test_what_a_parametrised_weight_is_made_of_is_trained_again_only_if_it_was()
     assert frozen == ["head.parametrizations.weight.original0"]
 
 
-def test_a_base_that_is_frozen_stays_so_where_a_condition_is_folded_in():
-    model, (x, z) = tf.freeze_base(tf.condition(Net(), SITES, tf.Vector(13))).eval(), inputs()
+@pytest.mark.parametrize("where", ["output", "input"])
+def test_a_base_that_is_frozen_stays_so_where_a_condition_is_folded_in(where: str):
+    model, (x, z) = tf.condition(Net(), SITES, tf.Vector(13), where=where, init="default"), inputs()
+    tf.freeze_base(model.train())
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    with tf.folded(model, cond=z[:1]):
-        model(x)
+    expected = model(x, cond=z[:1])
+    with tf.folded(model, cond=z[:1], leftover="constant"):
+        torch.testing.assert_close(model(x), expected)
+    plain, _ = tf.fold(model, cond=z[:1], leftover="constant")
+    assert not any(norm.training for norm in plain.modules() if isinstance(norm, nn.BatchNorm2d))
+    torch.testing.assert_close(plain(x), expected)
     assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
 
 

@@ -45,6 +45,7 @@ def test_the_parameters_of_generator_and_encoder_are_gone():
     keys = {name for name, _ in model.named_parameters() if not name.startswith("film.")}
     tabulate(model, conds=torch.arange(5))
     assert {name for name, _ in model.named_parameters()} == keys
+    assert {module.training for module in model.film.modules()} == {model.training}
     assert dict(model.named_buffers())["film.generator.table"].shape == (5, 2 * (5 + 2))
 
 

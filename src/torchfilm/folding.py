@@ -182,7 +182,9 @@ def folded(
     are in memory. Weights are shared by all threads, so no other thread may use the network meanwhile. What
     is left over (leftover="constant") stays modulated as it was. An `edit` around the block is folded as
     well; inside of it, `edit`, `record`, `using` and a call's own `cond=` raise, since the weights would not
-    hear them; so do copies, pickles and `save`, since the weights hold the condition, as does `state_dict()`.
+    hear them; so do copies, pickles, `save`, `remove` and `freeze_base`, since the weights hold the
+    condition, as does `state_dict()`. What is written into folded layers, by `load_state_dict`, `to` or an
+    optimiser, is lost at the end.
 
     Args:
         model: a conditioned network.
@@ -278,14 +280,14 @@ def _plain_copy(model: Network, memo: dict[int, Any]) -> tuple[Network, dict[str
     parametrization off the class, which a plain copy shares.
     """
     copied = copy.deepcopy(model, memo)
+    paths = conditioning(copied).paths(copied)
+    remove(copied)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in copied.named_modules():
         if module.training is not modes[name]:
             module.train(modes[name])
-    paths = conditioning(copied).paths(copied)
-    remove(copied)
-    for module in filter(parametrize.is_parametrized, copied.modules()):
-        module.__class__ = rebased(type(module), type(module).__bases__)
+        if parametrize.is_parametrized(module):
+            module.__class__ = rebased(type(module), type(module).__bases__)
     return copied, {name: found[0] for name, found in paths.items()}
 
 

@@ -192,10 +192,11 @@ def remove(model: Network) -> Network:
     """Take everything away that `condition` added; the network is what it was.
 
     Raises:
-        ValueError: for a model that is not conditioned, or whose modules were patched since.
+        ValueError: for a model that is not conditioned, or whose modules were patched since; in `folded`.
     """
     film, root = conditioning(model), unwrapped(model)
     check_forwards("remove", root)
+    film.check_open("remove")
     _undo(root, film)
     return model
 

@@ -48,6 +48,7 @@ def tabulate(model: Network, conds: Any) -> Network:
     generator = Table(table, layout)
     film.cond = Row(len(table))
     film.generator = generator
+    film.train(film.training)
     return model
 
 
