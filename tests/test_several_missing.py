@@ -74,6 +74,42 @@ def test_finite_numbers_where_it_is_missing_stay_as_they_are_for_encoders_that_t
         assert encoder.condition.layer.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("index", [-1, -100, 11, 255])
+def test_a_class_that_there_is_not_may_stand_where_it_is_missing(named: bool, index: int):
+    classes = tf.Maybe(randomise(tf.Classes(11, 7)))
+    encoder = tf.Several({"kind": classes}) if named else classes
+    for given in (torch.tensor([3, index, 5, 0, 1]), torch.tensor([3, 10, 5, 0, 1])):
+        masked = tf.Masked(given, PRESENT)
+        z = encoder({"kind": masked} if named else masked)
+        assert torch.equal(z, torch.where(PRESENT[:, None], classes.condition.table(given.clamp(0, 10)), 0))
+    with pytest.raises(IndexError, match=f"from 0 to 10, got {index}"):
+        classes(tf.Masked(torch.tensor([3, 5, index, 0, 1]), PRESENT))
+
+
+def test_whole_numbers_from_zero_on_stay_as_they_are_where_they_are_missing():
+    class Counts(Logs):
+        def forward(self, v: torch.Tensor) -> torch.Tensor:
+            return super().forward(v.float())
+
+    encoder = tf.Maybe(Counts())
+    for dtype in (torch.int64, torch.uint16):
+        encoder(tf.Masked(torch.full((5, 3), 2, dtype=dtype), PRESENT)).sum().backward()
+        assert encoder.condition.layer.weight.grad.isfinite().all()
+
+
+def test_one_number_may_be_missing():
+    class Level(nn.Module):
+        dim = 2
+
+        def forward(self, level: torch.Tensor) -> torch.Tensor:
+            return torch.stack([level, -level], dim=-1)
+
+    encoder = tf.Maybe(Level())
+    assert torch.equal(encoder(tf.Masked(torch.tensor(3.0), False)), encoder(None))
+    assert torch.equal(encoder(tf.Masked(torch.tensor(3.0), True)), torch.tensor([3.0, -3.0]))
+
+
 class Spectral(nn.Module):
     """An encoder with a complex parameter."""
 

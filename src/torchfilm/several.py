@@ -7,6 +7,7 @@ so every sample of a batch may miss something else, every process of a DDP group
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -35,7 +36,8 @@ class Masked:
     """A condition that only some samples have: `Masked(labels, present)`; `Masked(None)` where none has it.
 
     Where `present` is False the value is not heard: any numbers, NaN included, which counts as 0 there, and
-    any class. An explicit mask is final: no dropout is drawn on top of it. A pytree, as `Modulation`.
+    any class, also one that there is not, as -1. An explicit mask is final: no dropout is drawn on top of it.
+    A pytree, as `Modulation`.
 
     Args:
         value: what the condition takes, or None.
@@ -158,7 +160,7 @@ class Maybe(nn.Module):
         arguments = value if self._takes_several and type(value) is tuple else (value,)
         if present is not None:
             first, others = arguments[:1], arguments[1:]
-            first = pytree.tree_map(lambda leaf: cleared(leaf, present, Tensor.isfinite), first)
+            first = pytree.tree_map(lambda leaf: cleared(leaf, present, self._is_good), first)
             # Infinity beside a condition may be a mask.
             others = pytree.tree_map(lambda leaf: cleared(leaf, present, lambda one: ~one.isnan()), others)
             arguments = (*first, *others)
@@ -190,6 +192,13 @@ class Maybe(nn.Module):
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
         return f"dropout={self.dropout:g}, null={'zero' if self.null is None else 'learned'!r}"
+
+    def _is_good(self, value: Tensor) -> Tensor:
+        """Say which numbers an encoder can read, of whole ones which may number rows of a table."""
+        if value.is_floating_point():
+            return value.isfinite()
+        rows = self.condition.num_classes if isinstance(self.condition, Classes) else math.inf
+        return (value >= 0) & (value < rows)
 
     def _missing(self) -> Encoded:
         """Return the null alone, with a gradient of zero to everything that is not read."""
