@@ -442,22 +442,6 @@ REFUSED = [
     ),
     (lambda: tf.Maybe(tf.Vector(7), null="leraned"), "got 'leraned'[\\s\\S]*Did you mean 'learned'"),
     (lambda: tf.Maybe(nn.Linear(2, 3)), "integer `dim`, .* got Linear with dim=None"),
-    (
-        lambda: tf.Maybe(tf.Vector(7))(tf.Masked(VECTORS, PRESENT.float())),
-        r"expected booleans[\s\S]*bool\(\)",
-    ),
-    (
-        lambda: tf.Maybe(tf.Vector(7))(tf.Masked(VECTORS, VECTORS > 0)),
-        r"got torch.bool \(5, 7\).*\n.*all\(dim=-1\)",
-    ),
-    (
-        lambda: tf.Maybe(tf.Vector(7))(tf.Masked(VECTORS[0], PRESENT)),
-        r"sample \(\), .* \(5,\).*\nA value that all",
-    ),
-    (
-        lambda: tf.Maybe(tf.Vector(7))(tf.Masked(VECTORS, PRESENT[:3])),
-        r"sample \(5,\), .* \(3,\).*\nGive as many",
-    ),
     (lambda: tf.Several({}), "expected conditions by name, got none"),
     (
         lambda: tf.Several({"keys": tf.Vector(7)}),

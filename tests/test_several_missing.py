@@ -110,6 +110,22 @@ def test_one_number_may_be_missing():
     assert torch.equal(encoder(tf.Masked(torch.tensor(3.0), True)), torch.tensor([3.0, -3.0]))
 
 
+MASKS = {
+    r"got torch.float32 .*\nFor 0 and 1 with 1 for present use present.bool\(\)": ((5, 7), PRESENT.float()),
+    r"got torch.bool \(5, 1\).\nA sample is there as a whole.*all\(dim=-1\)": ((5, 7), PRESENT[:, None]),
+    r"one per sample \(\), .* \(5,\).\nA value that all samples share": ((7,), PRESENT),
+    r"one per sample \(5,\), .* \(3,\).\nGive as many as there are samples": ((5, 7), PRESENT[:3]),
+}
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("message", MASKS)
+def test_a_mask_that_does_not_fit_is_refused_with_what_would(message):
+    shape, present = MASKS[message]
+    with pytest.raises(ValueError, match=message):
+        tf.Maybe(tf.Vector(7))(tf.Masked(torch.rand(shape), present))
+
+
 class Spectral(nn.Module):
     """An encoder with a complex parameter."""
 
