@@ -184,3 +184,12 @@ NORMS = [tf.AdaLNZero, tf.AdaRMSNorm, tf.ConditionalLayerNorm, tf.ConditionalRMS
 def test_a_norm_lives_where_and_as_it_is_told(kind):
     layer = kind(3, 7, elementwise_affine=True, device="meta", dtype=torch.float64)
     assert {(p.dtype, p.is_meta) for p in layer.parameters()} == {(torch.float64, True)}
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("steps", [12, 7])
+def test_a_batch_behind_time_is_said_to_be_there(steps: int):
+    layer, x, z = tf.FiLM(3, 7, dim=-1), torch.randn(steps, 4, 3), torch.randn(4, 7)
+    with pytest.raises(ValueError, match=r"time comes first .*axis 1 \(4\), .* a layer condition\[None\].$"):
+        layer(x, z)
+    assert torch.equal(layer(x, z[None]), x)

@@ -389,9 +389,24 @@ def test_a_module_is_no_pattern_and_a_preset_says_all_that_it_looked_for():
 
 
 def test_the_input_of_attention_is_its_query():
-    net = nn.Sequential(nn.MultiheadAttention(6, 2))
+    net = nn.Sequential(nn.MultiheadAttention(6, 2, batch_first=True))
     assert [site.note for site in tf.find(net, "0", where="input")] == ["the query alone"]
     assert [site.note for site in tf.find(net, "0", where="input", field="key")] == ["input 'key'"]
+
+
+def test_the_table_says_where_time_comes_first():
+    net = nn.Sequential(nn.Linear(3, 6), nn.TransformerEncoderLayer(6, 2), nn.GRU(6, 5, batch_first=True))
+    first, second, third = (site.note for site in tf.find(net, r"\d"))
+    assert (first, second, third) == ("", "time first, the batch on axis 1", "the first of its outputs")
+    assert [site.note for site in tf.find(net, "0", batch=1)] == [second]
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Identity])
+def test_a_class_is_no_pattern(kind: type[nn.Module]):
+    with pytest.raises(
+        ValueError, match=rf"got the class {kind.__name__}.\n.*isinstance\(module, {kind.__name__}\)"
+    ):
+        tf.find(nn.Sequential(nn.Linear(3, 6)), kind)
 
 
 def test_a_site_is_no_network_to_be_conditioned_once_more():

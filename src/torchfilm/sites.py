@@ -319,6 +319,11 @@ def _matches(
             f"find: expected a pattern for names, got a module, {type(sites).__name__}.\n"
             f"Give its name: {own!r}; or a function: lambda name, module: module is mine."
         )
+    if isinstance(sites, type):
+        raise ValueError(
+            f"find: expected a pattern for names, got the class {sites.__name__}.\n"
+            f"Give a function: lambda name, module: isinstance(module, {sites.__name__})."
+        )
     if callable(sites):
         hits = [name for name in names if sites(name, model.get_submodule(name))]
         return hits or _nothing(names, getattr(sites, "__name__", "the function"))
@@ -378,6 +383,7 @@ def _described(
             f"Give {lacking}: the number of channels is features=, their axis is dim=. Nothing is guessed "
             f"from shapes."
         )
+    batch = batch_axis(model, name, wanted.where, wanted.field) if batch is None else batch
     return Site(
         name,
         type(module).__name__,
@@ -386,12 +392,12 @@ def _described(
         wanted.where,
         wanted.field,
         wanted.repeat,
-        batch_axis(model, name, wanted.where, wanted.field) if batch is None else batch,
-        "; ".join(_notes(above, others, wanted)),
+        batch,
+        "; ".join(_notes(above, others, wanted, batch)),
     )
 
 
-def _notes(above: list[nn.Module], others: list[str], wanted: Site) -> list[str]:
+def _notes(above: list[nn.Module], others: list[str], wanted: Site, batch: int) -> list[str]:
     """Say what a reader of the table should know."""
     module = above[-1]
     notes = [f"also used as {', '.join(others)}: the same modulation for each use"] if others else []
@@ -401,6 +407,8 @@ def _notes(above: list[nn.Module], others: list[str], wanted: Site) -> list[str]
         notes.append(f"{wanted.where} {wanted.field!r}")
     elif wanted.where == "input" and isinstance(module, nn.MultiheadAttention):
         notes.append("the query alone")
+    if batch == 1:
+        notes.append("time first, the batch on axis 1")
     if wanted.repeat != 1:
         notes.append(f"{wanted.repeat} rows for each condition".replace("any", "any number of"))
     if any(isinstance(one, nn.TransformerEncoderLayer | nn.TransformerEncoder) for one in above[:-1]):
