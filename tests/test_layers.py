@@ -193,3 +193,17 @@ def test_a_batch_behind_time_is_said_to_be_there(steps: int):
     with pytest.raises(ValueError, match=r"time comes first .*axis 1 \(4\), .* a layer condition\[None\].$"):
         layer(x, z)
     assert torch.equal(layer(x, z[None]), x)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    "layer", [tf.FiLM(3, 7), tf.ConditionalBatchNorm1d(3, 7)], ids=lambda one: type(one).__name__
+)
+@pytest.mark.parametrize("index", [2, -1])
+def test_a_row_that_the_condition_has_not_is_named(layer: nn.Module, index: int):
+    rows = torch.tensor([0, 1, index, 1])
+    name = type(layer).__name__
+    with pytest.raises(
+        IndexError, match=rf"{name}: rows: expected an index from 0 to 1, got {index}: out of range"
+    ):
+        layer(torch.randn(4, 3), torch.randn(2, 7), rows=rows)
