@@ -124,6 +124,9 @@ def test_a_network_without_a_condition_says_how_to_give_none():
     with pytest.raises(ValueError, match=r"that may be missing are left out: cond=\{\}"):
         several(x)
     assert torch.equal(maybe(x, cond=tf.Masked(None)), several(x, cond={}))
+    some = tf.condition(base, "0", tf.Several({"a": tf.Maybe(tf.Vector(7)), "b": tf.Vector(2)}))
+    with pytest.raises(ValueError, match=r"left out: cond=\{'b': ...\}"):
+        some(x)
 
 
 class Tree(nn.Module):

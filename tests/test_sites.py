@@ -413,3 +413,10 @@ def test_a_site_is_no_network_to_be_conditioned_once_more():
     net = tf.condition(nn.Sequential(nn.Sequential(nn.Linear(3, 5))), "0", tf.Vector(7), features=5, dim=-1)
     with pytest.raises(ValueError, match="conditioned already"):
         tf.condition(net[0], "0", tf.Vector(7))
+
+
+@pytest.mark.parametrize("given", [{"dim": "1"}, {"features": 6.0}])
+def test_axis_and_channels_are_whole_numbers(given):
+    (name, value), *_ = given.items()
+    with pytest.raises(ValueError, match=f"find: expected {name} as a whole number, got {value!r}"):
+        tf.find(nn.Sequential(nn.Linear(3, 6)), "0", **given)

@@ -189,6 +189,12 @@ def find(
             f"{where!r}, {repeat!r} and {batch!r}.\n"
             f"repeat is the number of rows of features for each condition, batch the axis of the rows."
         )
+    for key, value in (("dim", dim), ("features", features)):
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(
+                f"find: expected {key} as a whole number, got {value!r}.\n"
+                f"dim is the axis of the channels, as 1 or -1, features how many there are."
+            )
     usual = sites.dim if isinstance(sites, Preset) else None
     plain = Site("", "", 0, 0, where, field, repeat)
     return Sites(
