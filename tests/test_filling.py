@@ -410,3 +410,11 @@ def test_a_block_that_another_thread_ended_is_over_for_all_who_ask():
     with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match=r"in its thread"):
         pool.submit(entered.close).result()
     assert tf.sensitivity(model, x, cond=z).keys() == {"1"}
+
+
+def test_a_tuple_is_no_modulation():
+    model, x, _ = small()
+    with pytest.raises(
+        ValueError, match=r"Site '1': expected a Modulation, got a tuple of 2.\nGive Modulation"
+    ):
+        model(x, modulation={"1": (torch.ones(8), torch.zeros(8))})

@@ -204,6 +204,9 @@ def test_unknown_options_are_refused():
         tf.find(Net(), "stem", repeat=0)
     with pytest.raises(ValueError, match=r"repeat at least 1 .* got 'output', 2.5 and None"):
         tf.find(Net(), "stem", repeat=2.5)
+    for flag in ({"repeat": True}, {"batch": True}):
+        with pytest.raises(ValueError, match="True"):
+            tf.find(Net(), "stem", **flag)
 
 
 @pytest.mark.plain

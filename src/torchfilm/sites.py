@@ -180,10 +180,11 @@ def find(
             _described(model, site.name, names.get(site.name), site, site.dim, site.features, site.batch)
             for site in sites
         )
-    if isinstance(repeat, Integral):  # also one of numpy's
+    flags = isinstance(repeat, bool) or isinstance(batch, bool)
+    if isinstance(repeat, Integral) and not flags:  # also one of numpy's
         repeat = int(repeat)
     counts = repeat == "any" or (isinstance(repeat, int) and repeat >= 1)
-    if where not in get_args(Where) or not counts or batch not in (None, 0, 1):
+    if where not in get_args(Where) or not counts or batch not in (None, 0, 1) or flags:
         raise ValueError(
             f"find: expected where 'output' or 'input', repeat at least 1 or 'any', and batch 0 or 1, got "
             f"{where!r}, {repeat!r} and {batch!r}.\n"
