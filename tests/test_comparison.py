@@ -324,11 +324,15 @@ def test_the_table_shows_every_number():
     assert with_score.endswith("in training; gain: against film")
 
 
+@pytest.mark.plain
+def test_a_network_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="expected networks by name, got a Linear"):
+        compare(nn.Linear(2, 3), batch())
+
+
 def test_no_networks_and_scores_of_other_samples_are_refused():
     with pytest.raises(ValueError, match="expected at least one network, got none"):
         compare({}, batch())
-    with pytest.raises(ValueError, match="expected networks by name, got a Linear"):
-        compare(nn.Linear(2, 3), batch())
     with pytest.raises(ValueError, match="expected at least one network for 'bias', got none"):
         compare(models("film") | {"bias": []}, batch())
     with pytest.raises(ValueError, match=r"for each seed of 'film', got \[\(0,\)\]"):

@@ -302,6 +302,7 @@ def test_what_is_no_size_is_refused_where_it_is_given(what: str, size):
         SIZED[what](size)
 
 
+@pytest.mark.plain
 def test_a_number_of_numpy_is_a_size():
     assert tf.Vector(np.int64(7))(torch.ones(2, 7)).shape == (2, 7)
 

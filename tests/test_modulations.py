@@ -243,6 +243,7 @@ def test_a_site_that_there_is_not_is_asked_for_with_the_nearest_names():
     assert (a.get("frist"), "frist" in a) == (None, False)
 
 
+@pytest.mark.plain
 def test_the_product_of_all_sites_is_refused():
     a = modulations(network(), z())
     for product in (lambda: a * a, lambda: a["first"] * a, lambda: a * dict(a)):
@@ -250,6 +251,7 @@ def test_the_product_of_all_sites_is_refused():
             product()
 
 
+@pytest.mark.plain
 def test_what_is_no_file_of_modulations_is_refused(tmp_path):
     a = modulations(network(), z())
     with pytest.raises(ValueError, match=r"by name, got a PosixPath.\nThey come first, then the path"):

@@ -418,6 +418,7 @@ def test_a_site_is_no_network_to_be_conditioned_once_more():
         tf.condition(net[0], "0", tf.Vector(7))
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("given", [{"dim": "1"}, {"features": 6.0}])
 def test_axis_and_channels_are_whole_numbers(given):
     (name, value), *_ = given.items()
