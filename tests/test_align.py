@@ -153,3 +153,12 @@ def test_only_a_condition_with_an_axis_for_each_of_the_features_is_resized():
     pooled = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(13), align="linear")
     with pytest.raises(ValueError, match=r"gamma has 3 axes, expected at most the 2 of x"):
         pooled(torch.randn(2, 3), cond=z)
+
+
+def test_the_nearest_step_is_the_same_in_chunks_of_a_stream_and_a_step_between_is_not():
+    x, m = torch.randn(2, 3, 24), tf.Modulation(torch.randn(2, 6, 3), torch.randn(2, 6, 3))
+    halves = [tf.Modulation(m.gamma[:, part], m.beta[:, part]) for part in (slice(3), slice(3, 6))]
+    for align, same in (("nearest", True), ("linear", False)):
+        fusion = Film(align=align)
+        y = [fusion.apply(part, half, 1, "here") for part, half in zip(x.split(12, 2), halves, strict=True)]
+        assert torch.equal(torch.cat(y, dim=2), fusion.apply(x, m, 1, "here")) is same

@@ -31,6 +31,28 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(2, 3, 11, 11), torch.randn(2, COND)
 
 
+class TwoInputs(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+        self.seen: list[float] = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.seen.append(float(t.sum()))
+        return self.layer(x)
+
+
+def test_several_inputs_come_one_by_one_or_as_a_tuple():
+    model = condition(TwoInputs(), "layer", Vector(COND))
+    x, t, z = torch.randn(2, 3), torch.ones(2), torch.randn(2, COND)
+    for given in ((x, t, z), ((x, t), z), [(x, t), z]):
+        model.seen.clear()
+        assert compare({"film": model}, given, rounds=1)["film"].milliseconds > 0
+        assert set(model.seen) == {2.0}
+
+
 def test_parameters_are_those_of_the_base_and_those_that_condition():
     rows = compare(models("film", "bias", "concat"), batch(), rounds=1).rows
     base = 3 * 5 * 9 + 2 * 5 + 5 * 2 + 2
@@ -300,6 +322,12 @@ def test_the_table_shows_every_number():
     with_score = str(Comparison((plain, Row(*list(vars(row).values())[:8], scored)), 3, "cpu"))
     assert with_score.splitlines()[2].endswith("0.500 [0.250, 0.750]     -")
     assert with_score.endswith("in training; gain: against film")
+
+
+@pytest.mark.plain
+def test_a_network_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="expected networks by name, got a Linear"):
+        compare(nn.Linear(2, 3), batch())
 
 
 def test_no_networks_and_scores_of_other_samples_are_refused():

@@ -1,7 +1,9 @@
 """Conditions: what becomes of vectors, classes and tokens."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -265,17 +267,44 @@ def test_tokens_of_one_sample_need_no_batch_axis(pooling):
 
 BUILT_WRONG = [
     (lambda: tf.Scalars(3, 8), r"n=3 with dim=8[\s\S]*multiple of 2 n = 6"),
-    (lambda: tf.Scalars(0, 8), "n=0 with dim=8"),
     (
         lambda: tf.Scalars(1, 8, min_period=4.0, max_period=1.0),
         "0 < min_period < max_period, got 4.0 and 1.0",
     ),
     (lambda: tf.Tokens(7, "max"), "pooling 'mean', 'attention' or None, got 'max'"),
     (lambda: tf.Tokens(7, "attention", heads=2), "heads that divide dim=7"),
-    (lambda: tf.Tokens(6, "attention", heads=0), "heads that divide dim=6"),
-    (lambda: tf.Tokens(6, "attention", heads=-1), "got heads=-1"),
     (lambda: tf.Tokens(6, heads=2), "got heads=2 with pooling='mean'"),
 ]
+
+
+SIZED = {
+    "Vector: dim": tf.Vector,
+    "Classes: num_classes": tf.Classes,
+    "Classes: dim": lambda size: tf.Classes(2, size),
+    "Scalars: n": lambda size: tf.Scalars(size, 8),
+    "Scalars: dim": lambda size: tf.Scalars(2, size),
+    "Tokens: dim": tf.Tokens,
+    "Tokens: heads": lambda size: tf.Tokens(6, "attention", heads=size),
+    "FiLM: features": lambda size: tf.FiLM(size, 7),
+    "FiLM: cond_dim": lambda size: tf.ConditionalGroupNorm(1, 3, size),
+    "Generator: cond_dim": lambda size: tf.Generator(size, {"here": 3}),
+    "Generator site 'here': channels": lambda size: tf.Generator(7, {"here": size}),
+}
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("size", [0, -1, "3", 6.0, True, torch.rand(2, 3)], ids=str)
+@pytest.mark.parametrize("what", SIZED)
+def test_what_is_no_size_is_refused_where_it_is_given(what: str, size):
+    with pytest.raises(
+        ValueError, match=rf"{what} expected a whole number from 1 on, got {re.escape(repr(size))}"
+    ):
+        SIZED[what](size)
+
+
+@pytest.mark.plain
+def test_a_number_of_numpy_is_a_size():
+    assert tf.Vector(np.int64(7))(torch.ones(2, 7)).shape == (2, 7)
 
 
 @pytest.mark.plain

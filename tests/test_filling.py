@@ -124,6 +124,9 @@ def test_a_network_without_a_condition_says_how_to_give_none():
     with pytest.raises(ValueError, match=r"that may be missing are left out: cond=\{\}"):
         several(x)
     assert torch.equal(maybe(x, cond=tf.Masked(None)), several(x, cond={}))
+    some = tf.condition(base, "0", tf.Several({"a": tf.Maybe(tf.Vector(7)), "b": tf.Vector(2)}))
+    with pytest.raises(ValueError, match=r"left out: cond=\{'b': ...\}"):
+        some(x)
 
 
 class Tree(nn.Module):
@@ -407,3 +410,11 @@ def test_a_block_that_another_thread_ended_is_over_for_all_who_ask():
     with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match=r"in its thread"):
         pool.submit(entered.close).result()
     assert tf.sensitivity(model, x, cond=z).keys() == {"1"}
+
+
+def test_a_tuple_is_no_modulation():
+    model, x, _ = small()
+    with pytest.raises(
+        ValueError, match=r"Site '1': expected a Modulation, got a tuple of 2.\nGive Modulation"
+    ):
+        model(x, modulation={"1": (torch.ones(8), torch.zeros(8))})

@@ -311,7 +311,10 @@ def test_a_condition_of_another_size_is_refused_before_the_trunk_and_before_a_co
 
 REFUSED = [
     ({"sites": {}}, "expected at least one site, got none"),
-    ({"sites": {"a": 0}}, "Generator site 'a': expected at least 1 channel, got 0"),
+    (
+        {"sites": tf.find(torch.nn.Sequential(torch.nn.Linear(3, 5)), "0")},
+        r"got a Sites.\n.*site.features for site in sites",
+    ),
     ({"bound": "tahn"}, "bound expected one of .* got 'tahn'.*[\\s\\S]*Did you mean 'tanh'"),
     ({"init": "zeros"}, r"init expected one of \['identity', 'default'\], got 'zeros'"),
     ({"emit": ("gamma", "gain")}, "emit expected one of .* got 'gain'"),

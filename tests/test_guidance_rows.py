@@ -1,4 +1,4 @@
-"""Guidance where rows have numbers, masks have steps, and conditions are lost together."""
+"""Guidance where rows have numbers, masks have steps, and conditions are lost, together or by chance."""
 
 import copy
 
@@ -168,3 +168,49 @@ def test_packed_sequences_are_guided_in_modulation_space_alone():
     null, given = (model(x, cond=one).data for one in (tf.Masked(None), z))
     guided = tf.guide(model, x, cond=z, scale=3.0, space="modulation").data
     torch.testing.assert_close(guided, null + 3 * (given - null))
+
+
+class Level(nn.Module):
+    """An encoder of one number for all samples, or of one for each."""
+
+    dim = 4
+
+    def forward(self, level: float | torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(level, dtype=torch.float32)[..., None] * torch.tensor([1.0, 2, 3, 5])
+
+
+@pytest.mark.parametrize("space", ["output", "modulation"])
+@pytest.mark.parametrize("level", [3, 3.0, torch.tensor(3.0)])
+@pytest.mark.parametrize("named", [False, True])
+def test_one_number_that_may_be_missing_is_that_of_all_samples(space, level, named: bool):
+    encoder = tf.Maybe(Level(), dropout=0.1)
+    spec = tf.Several({"level": encoder, "force": tf.Vector(7)}) if named else encoder
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 2)), "0", spec)).eval()
+    x, force = torch.randn(5, 3), torch.randn(5, 7)
+
+    def guided(level):
+        cond, scale = ({"level": level, "force": force}, {"level": 2.0}) if named else (level, 2.0)
+        return tf.guide(model, x, cond=cond, scale=scale, space=space)
+
+    torch.testing.assert_close(guided(level), guided(torch.full((5,), 3.0)))
+
+
+class Policy(nn.Module):
+    """A network that holds a conditioned one and an encoder of its own, both of which drop conditions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        maybe = tf.Maybe(tf.Vector(13), dropout=0.5)
+        self.eyes = randomise(tf.condition(nn.Sequential(nn.Linear(2, 13)), "0", maybe))
+        self.goal = tf.Maybe(tf.Vector(13), dropout=0.5)
+
+    def forward(self, x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        return self.eyes(x, cond=cond) + self.goal(cond)
+
+
+def test_no_part_of_a_network_in_training_drops_conditions():
+    policy, x, z = Policy(), torch.randn(11, 2), torch.randn(11, 13)
+    for scale in (1.0, 3.0):
+        expected = tf.guide(policy.eval(), x, cond=z, scale=scale)
+        assert torch.equal(tf.guide(policy.train(), x, cond=z, scale=scale), expected)
+    assert all(part.training for part in policy.modules())

@@ -442,6 +442,7 @@ REFUSED = [
     (torch.rand(2, 3), {}, r"got a Tensor"),
     ([(torch.ones(3, 2),)], {}, r"got a tuple of 1"),
     ([(torch.ones(3, 2), torch.rand(3, 2))], {"resamples": 0}, "expected at least 1 resample, got 0"),
+    ([(torch.ones(3, 2), torch.rand(3, 2))], {"resamples": "9"}, "expected at least 1 resample, got '9'"),
     ([(torch.ones(3, 2), 5)], {}, r"one row per sample in every part, got no rows"),
     ([(torch.ones(3, 2), {"a": torch.ones(3), "b": ["x", "y"]})], {}, r"got \[2, 3\] rows"),
 ]

@@ -184,3 +184,26 @@ NORMS = [tf.AdaLNZero, tf.AdaRMSNorm, tf.ConditionalLayerNorm, tf.ConditionalRMS
 def test_a_norm_lives_where_and_as_it_is_told(kind):
     layer = kind(3, 7, elementwise_affine=True, device="meta", dtype=torch.float64)
     assert {(p.dtype, p.is_meta) for p in layer.parameters()} == {(torch.float64, True)}
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("steps", [12, 7])
+def test_a_batch_behind_time_is_said_to_be_there(steps: int):
+    layer, x, z = tf.FiLM(3, 7, dim=-1), torch.randn(steps, 4, 3), torch.randn(4, 7)
+    with pytest.raises(ValueError, match=r"time comes first .*axis 1 \(4\), .* a layer condition\[None\].$"):
+        layer(x, z)
+    assert torch.equal(layer(x, z[None]), x)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    "layer", [tf.FiLM(3, 7), tf.ConditionalBatchNorm1d(3, 7)], ids=lambda one: type(one).__name__
+)
+@pytest.mark.parametrize("index", [2, -1])
+def test_a_row_that_the_condition_has_not_is_named(layer: nn.Module, index: int):
+    rows = torch.tensor([0, 1, index, 1])
+    name = type(layer).__name__
+    with pytest.raises(
+        IndexError, match=rf"{name}: rows: expected an index from 0 to 1, got {index}: out of range"
+    ):
+        layer(torch.randn(4, 3), torch.randn(2, 7), rows=rows)

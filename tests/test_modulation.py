@@ -243,3 +243,34 @@ def test_a_batch_of_gates_alone_has_rows_too():
     picked = m[1]
     assert torch.equal(picked.gamma, m.gamma)
     assert torch.equal(picked.gate, m.gate[1])
+
+
+@pytest.mark.parametrize("field", ["gamma", "beta", "gate"])
+def test_a_number_takes_the_place_of_a_field_for_all_samples_and_channels(field: str):
+    m = modulation()
+    changed = m.replace(**{field: 2})
+    assert torch.equal(getattr(changed, field), torch.full_like(m.gamma, 2.0))
+    assert m.replace(gate=None).gate is None
+
+
+def test_weights_of_samples_or_of_channels_are_never_guessed():
+    rows, single, three = modulation(3, 3), modulation(3), torch.rand(3, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=r"gamma \(3, 3\) .*, got \(3,\), of samples or of channels.\n.*\[3, 1\]"
+    ):
+        rows * three
+    with pytest.raises(ValueError, match="of samples or of channels"):
+        single.interpolate(rows, three)
+    assert_equal_fields((rows * three[:, None])[1], rows[1] * three[1])
+    torch.testing.assert_close((rows * three[None]).gamma, rows.gamma * three[None])
+    torch.testing.assert_close((single * three).beta, single.beta * three)
+    torch.testing.assert_close((modulation(1, 3) * three).gamma.shape, (1, 3))
+    assert (modulation(1, 1) * three[:1]).gamma.shape == (1, 1)
+
+
+@pytest.mark.parametrize("shape", [(2,), (5, 2)], ids=str)
+def test_weights_that_fit_nothing_are_refused_with_what_would(shape):
+    with pytest.raises(
+        ValueError, match=r"gamma \(2, 3\) from the right, got \(.*2,?\).\nOne for .* weight\[:, None\]"
+    ):
+        modulation(2, 3) * torch.rand(shape)

@@ -250,3 +250,41 @@ def test_an_exported_program_that_is_given_modulations_is_saved(tmp_path):
     torch.export.save(program, tmp_path / "net.pt2")
     loaded = torch.export.load(tmp_path / "net.pt2").module()
     torch.testing.assert_close(loaded(x, modulation=given), net(x, modulation=given))
+
+
+def test_they_are_cut_off_moved_and_copied_as_one():
+    a = modulations(network(), z())
+    assert a["first"].gamma.requires_grad
+    moved = a.detach().to(torch.float64)
+    assert type(moved) is Modulations
+    assert all(m.gamma.dtype == m.beta.dtype == torch.float64 for m in moved.values())
+    assert equal(copy.deepcopy(moved)["first"], moved["first"])
+
+
+def test_a_site_that_there_is_not_is_asked_for_with_the_nearest_names():
+    a = modulations(network(), z())
+    with pytest.raises(
+        KeyError, match=r"Modulations: expected one of 2 names, got 'frist'.\nThe nearest are 'first'"
+    ):
+        a["frist"]
+    assert (a.get("frist"), "frist" in a) == (None, False)
+
+
+@pytest.mark.plain
+def test_the_product_of_all_sites_is_refused():
+    a = modulations(network(), z())
+    for product in (lambda: a * a, lambda: a["first"] * a, lambda: a * dict(a)):
+        with pytest.raises(ValueError, match=r"got modulations.\n.*second\.compose\(first\)"):
+            product()
+
+
+@pytest.mark.plain
+def test_what_is_no_file_of_modulations_is_refused(tmp_path):
+    a = modulations(network(), z())
+    with pytest.raises(ValueError, match=r"by name, got a PosixPath.\nThey come first, then the path"):
+        tf.save_modulations(tmp_path / "a.safetensors", a)
+    with pytest.raises(ValueError, match=r"got the folder [\s\S]*load\(base, folder\)"):
+        tf.load_modulations(tmp_path)
+    a.save(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"a.safetensors: expected a folder .* where there is a file"):
+        a.save(tmp_path / "file" / "a.safetensors")

@@ -74,6 +74,58 @@ def test_finite_numbers_where_it_is_missing_stay_as_they_are_for_encoders_that_t
         assert encoder.condition.layer.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("index", [-1, -100, 11, 255])
+def test_a_class_that_there_is_not_may_stand_where_it_is_missing(named: bool, index: int):
+    classes = tf.Maybe(randomise(tf.Classes(11, 7)))
+    encoder = tf.Several({"kind": classes}) if named else classes
+    for given in (torch.tensor([3, index, 5, 0, 1]), torch.tensor([3, 10, 5, 0, 1])):
+        masked = tf.Masked(given, PRESENT)
+        z = encoder({"kind": masked} if named else masked)
+        assert torch.equal(z, torch.where(PRESENT[:, None], classes.condition.table(given.clamp(0, 10)), 0))
+    with pytest.raises(IndexError, match=f"from 0 to 10, got {index}"):
+        classes(tf.Masked(torch.tensor([3, 5, index, 0, 1]), PRESENT))
+
+
+def test_whole_numbers_from_zero_on_stay_as_they_are_where_they_are_missing():
+    class Counts(Logs):
+        def forward(self, v: torch.Tensor) -> torch.Tensor:
+            return super().forward(v.float())
+
+    encoder = tf.Maybe(Counts())
+    for dtype in (torch.int64, torch.uint16):
+        encoder(tf.Masked(torch.full((5, 3), 2, dtype=dtype), PRESENT)).sum().backward()
+        assert encoder.condition.layer.weight.grad.isfinite().all()
+
+
+def test_one_number_may_be_missing():
+    class Level(nn.Module):
+        dim = 2
+
+        def forward(self, level: torch.Tensor) -> torch.Tensor:
+            return torch.stack([level, -level], dim=-1)
+
+    encoder = tf.Maybe(Level())
+    assert torch.equal(encoder(tf.Masked(torch.tensor(3.0), False)), encoder(None))
+    assert torch.equal(encoder(tf.Masked(torch.tensor(3.0), True)), torch.tensor([3.0, -3.0]))
+
+
+MASKS = {
+    r"got torch.float32 .*\nFor 0 and 1 with 1 for present use present.bool\(\)": ((5, 7), PRESENT.float()),
+    r"got torch.bool \(5, 1\).\nA sample is there as a whole.*all\(dim=-1\)": ((5, 7), PRESENT[:, None]),
+    r"one per sample \(\), .* \(5,\).\nA value that all samples share": ((7,), PRESENT),
+    r"one per sample \(5,\), .* \(3,\).\nGive as many as there are samples": ((5, 7), PRESENT[:3]),
+}
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("message", MASKS)
+def test_a_mask_that_does_not_fit_is_refused_with_what_would(message):
+    shape, present = MASKS[message]
+    with pytest.raises(ValueError, match=message):
+        tf.Maybe(tf.Vector(7))(tf.Masked(torch.rand(shape), present))
+
+
 class Spectral(nn.Module):
     """An encoder with a complex parameter."""
 

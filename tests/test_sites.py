@@ -204,6 +204,9 @@ def test_unknown_options_are_refused():
         tf.find(Net(), "stem", repeat=0)
     with pytest.raises(ValueError, match=r"repeat at least 1 .* got 'output', 2.5 and None"):
         tf.find(Net(), "stem", repeat=2.5)
+    for flag in ({"repeat": True}, {"batch": True}):
+        with pytest.raises(ValueError, match="True"):
+            tf.find(Net(), "stem", **flag)
 
 
 @pytest.mark.plain
@@ -389,12 +392,35 @@ def test_a_module_is_no_pattern_and_a_preset_says_all_that_it_looked_for():
 
 
 def test_the_input_of_attention_is_its_query():
-    net = nn.Sequential(nn.MultiheadAttention(6, 2))
+    net = nn.Sequential(nn.MultiheadAttention(6, 2, batch_first=True))
     assert [site.note for site in tf.find(net, "0", where="input")] == ["the query alone"]
     assert [site.note for site in tf.find(net, "0", where="input", field="key")] == ["input 'key'"]
+
+
+def test_the_table_says_where_time_comes_first():
+    net = nn.Sequential(nn.Linear(3, 6), nn.TransformerEncoderLayer(6, 2), nn.GRU(6, 5, batch_first=True))
+    first, second, third = (site.note for site in tf.find(net, r"\d"))
+    assert (first, second, third) == ("", "time first, the batch on axis 1", "the first of its outputs")
+    assert [site.note for site in tf.find(net, "0", batch=1)] == [second]
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Identity])
+def test_a_class_is_no_pattern(kind: type[nn.Module]):
+    with pytest.raises(
+        ValueError, match=rf"got the class {kind.__name__}.\n.*isinstance\(module, {kind.__name__}\)"
+    ):
+        tf.find(nn.Sequential(nn.Linear(3, 6)), kind)
 
 
 def test_a_site_is_no_network_to_be_conditioned_once_more():
     net = tf.condition(nn.Sequential(nn.Sequential(nn.Linear(3, 5))), "0", tf.Vector(7), features=5, dim=-1)
     with pytest.raises(ValueError, match="conditioned already"):
         tf.condition(net[0], "0", tf.Vector(7))
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("given", [{"dim": "1"}, {"features": 6.0}])
+def test_axis_and_channels_are_whole_numbers(given):
+    (name, value), *_ = given.items()
+    with pytest.raises(ValueError, match=f"find: expected {name} as a whole number, got {value!r}"):
+        tf.find(nn.Sequential(nn.Linear(3, 6)), "0", **given)

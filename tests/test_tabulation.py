@@ -149,6 +149,22 @@ def test_what_is_no_table_of_modulations_is_refused_and_the_model_is_as_it_was()
         tabulate(conditioned(), conds=[torch.randn(2, 7)])
 
 
+@pytest.mark.parametrize("kind", [list, torch.Tensor])
+def test_neither_nothing_nor_what_is_no_number_takes_the_place_of_the_generator(kind: type):
+    model, x, conds = conditioned(), torch.randn(2, 3), torch.randn(3, 7)
+    expected, film = model(x, cond=conds[:2]), dict(tf.conditioning(model).named_children())
+    broken = conds.clone()
+    broken[1, 4], broken[2, 0] = float("nan"), float("inf")
+    for given, message in (
+        (broken, "for 2 of 3 conditions, .* number 1"),
+        (conds[:0], "one condition, got none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tabulate(model, conds=list(given) if kind is list else given)
+    assert torch.equal(model(x, cond=conds[:2]), expected)
+    assert dict(tf.conditioning(model).named_children()) == film
+
+
 def test_a_table_does_not_keep_what_was_asked_for_without_a_bound():
     rows = Table(torch.randn(300, 200), {str(site): (1, 2) for site in range(100)})
     for index in range(300):

@@ -219,3 +219,6 @@ def test_who_holds_a_conditioned_network_is_told_where_it_is():
             do()
     with pytest.raises(ValueError, match=expected), tf.using(held, cond=Z):
         pass
+    both = Holding(eyes=model, hand=network(lambda net: None))
+    with pytest.raises(ValueError, match=r"one that holds 2.\nGive each by itself: 'eyes', 'hand'"):
+        tf.conditioning(both)

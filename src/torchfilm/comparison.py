@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
@@ -172,8 +173,9 @@ def compare(
             the score is over all of them, the costs are those of the first. Where the first of all is
             conditioned, the reference of ratios is that network without its conditioning, as a row of its
             own, "unconditioned"; else the first itself.
-        batch: (x, cond) to call model(x, cond=cond), or a mapping of keyword arguments. The same for all: a
-            condition that each network's own encoder reads, as (tokens, mask) for `Tokens`.
+        batch: (x, cond) to call model(x, cond=cond), or a mapping of keyword arguments. Several inputs are
+            (x, t, cond) or, as for `heard`, ((x, t), cond). The same for all: a condition that each network's
+            own encoder reads, as (tokens, mask) for `Tokens`.
         score: model -> one number, or one for each sample of a fixed set (which makes gains paired).
         rounds: how many timed passes each, in turn and each round in another order, after one that is not
             timed.
@@ -195,6 +197,11 @@ def compare(
         >>> comparison["film"].added, comparison["concat"].added
         (128, 128)
     """
+    if not isinstance(models, Mapping | nn.ModuleDict):
+        raise ValueError(
+            f"compare: expected networks by name, got a {type(models).__name__}.\n"
+            f"Give {{'film': model, ...}}, also for a single one."
+        )
     seeds = {
         name: [one] if isinstance(one, nn.Module) or not isinstance(one, Iterable) else list(one)
         for name, one in models.items()
@@ -207,8 +214,8 @@ def compare(
             f"compare: expected at least one network{none}, got none.\nGive {{'film': model, ...}}."
         )
     for what, number, usual in (("round", rounds, 30), ("resample", resamples, 1000)):
-        if number < 1:
-            raise ValueError(f"compare: expected at least one {what}, got {number}.\nGive {what}s={usual}.")
+        if not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"compare: expected at least one {what}, got {number!r}.\nGive {what}s={usual}.")
     if not isinstance(batch, Sequence | Mapping) or not batch:
         got = "nothing" if isinstance(batch, Sequence | Mapping) else _kind(batch)
         raise ValueError(
@@ -267,6 +274,8 @@ class _Candidate:
         if isinstance(self.batch, Mapping):
             return self.model(**self.batch)
         *inputs, cond = self.batch
+        if len(inputs) == 1 and type(inputs[0]) is tuple:
+            inputs = list(inputs[0])
         try:
             return self.model(*inputs, cond=cond)
         except TypeError as error:

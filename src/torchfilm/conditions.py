@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torchfilm.heads import no_row, wide
+from torchfilm.heads import check_size, no_row, wide
 
 Pooling = Literal["mean", "attention"]
 
@@ -25,12 +25,16 @@ class Vector(nn.Module):
     Args:
         dim: size of the last axis.
 
+    Raises:
+        ValueError: for a dim that is no whole number from 1 on, as for the sizes of all conditions.
+
     Example:
         >>> z = Vector(512)(torch.rand(2, 512))
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        check_size("Vector: dim", dim)
         self.dim = dim
 
     def forward(self, vector: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
@@ -68,6 +72,9 @@ class Classes(nn.Module):
         self, num_classes: int, dim: int | None = None, *, device: torch.device | str | None = None
     ) -> None:
         super().__init__()
+        check_size("Classes: num_classes", num_classes)
+        if dim is not None:
+            check_size("Classes: dim", dim)
         self.num_classes = num_classes
         self.dim = num_classes if dim is None else dim
         self.table = None if dim is None else nn.Embedding(num_classes, dim, device=device)
@@ -139,10 +146,11 @@ class Scalars(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if n < 1 or dim < 1 or dim % (2 * n):
+        check_size("Scalars: n", n)
+        check_size("Scalars: dim", dim)
+        if dim % (2 * n):
             raise ValueError(
-                f"Scalars: expected n from 1 on and a sine and a cosine for each of the n numbers, "
-                f"got n={n} with dim={dim}.\n"
+                f"Scalars: expected a sine and a cosine for each number, got n={n} with dim={dim}.\n"
                 f"dim is a multiple of 2 n = {2 * n}."
             )
         if not 0 < min_period < max_period:
@@ -238,7 +246,9 @@ class Tokens(nn.Module):
                 f"Tokens: expected pooling 'mean', 'attention' or None, got {pooling!r}.\n"
                 f"For the last token's state index it, and give it to Vector."
             )
-        if heads < 1 or dim % heads or (heads > 1 and pooling != "attention"):
+        check_size("Tokens: dim", dim)
+        check_size("Tokens: heads", heads)
+        if dim % heads or (heads > 1 and pooling != "attention"):
             raise ValueError(
                 f"Tokens: expected heads that divide dim={dim}, and 1 without attention, "
                 f"got heads={heads} with pooling={pooling!r}.\n"

@@ -362,7 +362,8 @@ class Conditioning(nn.Module):
     def _none(self) -> str:
         """Say how to give no condition to an encoder that knows what is missing."""
         if isinstance(self.cond, Several):
-            return "\nConditions that may be missing are left out: cond={}."
+            needed = ", ".join(f"{name!r}: ..." for name in self.cond.required)
+            return f"\nConditions that may be missing are left out: cond={{{needed}}}."
         if isinstance(self.cond, Maybe):
             return "\nWhere no sample has its condition, give cond=Masked(None)."
         return ""

@@ -349,8 +349,6 @@ def _size_message(
             f", or condition with repeat={times}" if site else ""
         )
         remedy = f"If each condition serves {times} rows of x, use {how}."
-        if site and x.ndim > 2 and x.shape[1] == size:
-            remedy += f"\nIf time comes first and the batch is on axis 1 ({size}), condition with batch=1."
     else:
         remedy = f"Besides the channels, the axes of {name} align with x's from the left, with x's size or 1."
         later = [i for i in range(place + 1, len(axes)) if place and x.shape[axes[i]] == size]
@@ -363,4 +361,11 @@ def _size_message(
                 "\nWhere a condition has another rate in time, give the fusion align='linear' or 'nearest', "
                 "and the condition an axis for each of x's but the channels."
             )
+    if axis == 0 and x.ndim == 2:
+        remedy += (
+            f"\nWhere rows are nodes of graphs, give {'cond=z' if site else name}[graph], that of each node."
+        )
+    elif axis == 0 and axes[1] == 1 and x.shape[1] == size:
+        how = "condition with batch=1" if site else f"give {name}[None], or a layer condition[None]"
+        remedy += f"\nIf time comes first and the batch is on axis 1 ({size}), {how}."
     return f"{_where(site, 'film')}: {fact}.\n{_shapes(value, x, name)}\n{remedy}"

@@ -109,7 +109,12 @@ class Film:
         return build_generator(cond_dim, sites, **self.options)
 
     def apply(self, x: Tensor, value: Modulation, dim: int, site: str) -> Tensor:
-        """Return gate * (gamma * x + beta)."""
+        """Return gate * (gamma * x + beta); ValueError for a tuple, which is no Modulation."""
+        if type(value) is tuple:
+            raise ValueError(
+                f"Site '{site}': expected a Modulation, got a tuple of {len(value)}.\n"
+                f"Give Modulation(gamma, beta), with a gate as the third where there is one."
+            )
         if self.align is not None:
             value = Modulation(*(_resized(field, x, dim, self.align) for field in value.present()))
         return film(x, value.gamma, value.beta, dim, gate=value.gate, modulation_dim=-1, site=site)

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from torchfilm import onepass
 from torchfilm.affine import has_graph
 from torchfilm.generator_options import ACTIVATIONS, read_options
-from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
+from torchfilm.heads import AffineHead, AnyHead, build_head, check_size, like_weights
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.several import Sizes
 from torchfilm.writing import in_columns
@@ -49,7 +49,8 @@ class Generator(nn.Module):
         options: fields of `GeneratorOptions`.
 
     Raises:
-        ValueError: for no sites, unknown options, or an "identity" that the bound makes impossible.
+        ValueError: for no sites, sizes that are no whole numbers from 1 on, unknown options, or an "identity"
+            that the bound makes impossible.
 
     Example:
         >>> generator = Generator(512, {"block1": 64, "block2": 128}, trunk=(256, "silu"))
@@ -67,6 +68,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.options = read_options(options)
+        check_size("Generator: cond_dim", cond_dim)
         _check_sites(sites)
         self.sites = dict(sites)
         self.cond_dim = cond_dim
@@ -416,14 +418,12 @@ def _build_trunk(
 
 
 def _check_sites(sites: Mapping[str, int]) -> None:
-    if not sites:
+    if not isinstance(sites, Mapping) or not sites:
+        got = "none" if isinstance(sites, Mapping) else f"a {type(sites).__name__}"
         raise ValueError(
-            "Generator: expected at least one site, got none.\n"
-            "Give a mapping from name to channels: {'block1': 64}."
+            f"Generator: expected at least one site, got {got}.\n"
+            f"Give a mapping from name to channels: {{'block1': 64}}, or what find gave as "
+            f"{{site.name: site.features for site in sites}}."
         )
     for name, features in sites.items():
-        if features < 1:
-            raise ValueError(
-                f"Generator site '{name}': expected at least 1 channel, got {features}.\n"
-                f"Give the size of the channel axis that is modulated there."
-            )
+        check_size(f"Generator site '{name}': channels", features)

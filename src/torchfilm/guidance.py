@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.injection import Conditioning, conditioning, film_of
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.several import Masked, Maybe, Several
+from torchfilm.undisturbed import in_mode
 
 Scale = float | Tensor
 Scales = Scale | Sequence[float]
@@ -136,9 +137,10 @@ def _guided(
 
 
 def _without_dropout(model: Callable[..., Any]) -> AbstractContextManager[Any]:
-    """Return a block in which a conditioned network drops no conditions: what is missing is said here."""
-    film = film_of(model)
-    return film.predicting() if film is not None and film.training else nullcontext()
+    """Return a block in which no part of a module drops conditions: what is missing is said here."""
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    dropping = [one for one in parts if one.training and isinstance(one, Conditioning | Maybe | Several)]
+    return in_mode(*dropping, training=False) if dropping else nullcontext()
 
 
 def _read_scale(
@@ -214,7 +216,10 @@ def _joined(copies: Sequence[Any], rows: int, device: torch.device | None) -> An
         axes = max(mask.ndim for mask in masks)
         steps = next(mask.shape[1:] for mask in masks if mask.ndim == axes)
         wide = [m.reshape(*m.shape, *[1] * (len(steps) + 1 - m.ndim)).expand(-1, *steps) for m in masks]
-        return Masked(_joined(values, rows, device), torch.cat(wide))
+        value, present = _joined(values, rows, device), torch.cat(wide)
+        if isinstance(value, numbers.Real):  # of all samples, which a mask has one by one
+            value = torch.as_tensor(value, device=present.device).expand(len(present))
+        return Masked(value, present)
     if any(isinstance(copy, Mapping) for copy in copies):
         names = dict.fromkeys(name for copy in copies for name in copy)
         return {name: _joined([copy.get(name) for copy in copies], rows, device) for name in names}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -72,11 +73,12 @@ def heard(
     Args:
         model: called as `model(x, cond=condition)`; any function may stand here, also one that rolls out
             episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
-        batches: of (x, condition) or (x, condition, target). Several inputs are a tuple (data loaders make
-            lists of them): ((x, t), condition) calls `model(x, t, cond=condition)`. A condition is a tensor,
-            a list of strings, or any structure of them (tokens and mask, a dict), one row per sample; a batch
-            of none is left out. What has a single row in a dict, such as a time step, stays as it is. Where
-            the network's encoder is `Several`, each condition is exchanged by itself too, as "swap NAME".
+        batches: of (x, condition), or (x, condition, target) for loss and success to read. Several inputs are
+            a tuple (data loaders make lists of them): ((x, t), condition) calls model(x, t, cond=condition);
+            (x, t, condition) would exchange t. A condition is a tensor, a list of strings, or any structure
+            of them (tokens and mask, a dict), one row per sample; a batch of none is left out. What has a
+            single row in a dict, such as a time step, stays as it is. Where the network's encoder is
+            `Several`, each condition is exchanged by itself too, as "swap NAME".
         loss: loss(output, target) -> [B], one number per sample (reduction="none").
         success: success(output, target) -> [B], true or false or 0..1.
         blank: condition -> an empty one. Without it, a network whose condition may be missing (`Maybe`,
@@ -97,9 +99,9 @@ def heard(
         >>> heard(lambda x, cond: x * cond, [(x, z)]).verdict
         'heard'
     """
-    if resamples < 1:
+    if not isinstance(resamples, Integral) or resamples < 1:
         raise ValueError(
-            f"heard: expected at least 1 resample, got {resamples}.\n"
+            f"heard: expected at least 1 resample, got {resamples!r}.\n"
             f"The intervals are percentiles over resamples: leave resamples= out for 1000."
         )
     rng = np.random.default_rng(seed)

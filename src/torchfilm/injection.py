@@ -117,10 +117,12 @@ def conditioning(model: nn.Module) -> Conditioning:
     film = film_of(model)
     if film is None:
         root = unwrapped(model)
-        inner = next((name for name, module in root.named_modules() if is_root(module)), None)
+        inner = [name for name, module in root.named_modules() if is_root(module)]
         got = "a plain one.\nCondition it first: condition(model, sites, cond=...)."
-        if inner is not None:
-            got = f"one that holds one.\nGive its '{inner}', which is conditioned."
+        if len(inner) == 1:
+            got = f"one that holds one.\nGive its '{inner[0]}', which is conditioned."
+        elif inner:
+            got = f"one that holds {len(inner)}.\nGive each by itself: {', '.join(map(repr, inner))}."
         raise ValueError(f"{type(root).__name__}: expected a conditioned network, got {got}")
     return film
 

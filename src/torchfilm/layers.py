@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchfilm.functional import film
-from torchfilm.heads import AffineHead, like_weights
+from torchfilm.heads import AffineHead, check_size, like_weights, no_row
 from torchfilm.modulation import Modulation
 
 GateStart = Literal["zero", "one"]
@@ -51,7 +51,7 @@ def resolve(
             f"Call layer(x, condition) or layer(x, modulation=...); for no conditioning at all use "
             f"Modulation.identity(features)."
         )
-    return modulation if rows is None else _picked(modulation, _checked_rows(layer, rows, x))
+    return modulation if rows is None else _picked(layer, modulation, _checked_rows(layer, rows, x))
 
 
 class FiLM(nn.Module):
@@ -78,7 +78,7 @@ class FiLM(nn.Module):
         dtype: precision of the parameters; gamma and beta are float32 or wider in any case.
 
     Raises:
-        ValueError: for another gate.
+        ValueError: for another gate, and for sizes that are no whole numbers from 1 on.
 
     Example:
         >>> layer = FiLM(64, cond_dim=512)
@@ -103,6 +103,8 @@ class FiLM(nn.Module):
                 f"FiLM: gate expected None, 'zero' or 'one', got {gate!r}.\n"
                 f"'zero' is the start from scratch, 'one' keeps a pretrained branch."
             )
+        check_size("FiLM: features", features)
+        check_size("FiLM: cond_dim", cond_dim)
         self.features = features
         self.dim = dim
         self.gate = gate
@@ -161,9 +163,13 @@ def _checked_rows(layer: Listening, rows: Tensor, x: Tensor) -> Tensor:
     return rows
 
 
-def _picked(modulation: Modulation, rows: Tensor) -> Modulation:
+def _picked(layer: Listening, modulation: Modulation, rows: Tensor) -> Modulation:
     """Return the modulation of each row: as by indexing, but a row counted from the end is none."""
-    return Modulation(*(field.index_select(0, rows) for field in modulation.of_rows()))
+    fields = modulation.of_rows()
+    try:
+        return Modulation(*(field.index_select(0, rows) for field in fields))
+    except IndexError as error:
+        raise no_row(f"{type(layer).__name__}: rows", len(fields[0]), rows) from error
 
 
 class DenseFiLM(nn.Module):

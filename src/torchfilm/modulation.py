@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -62,9 +63,17 @@ class Modulation:
         gamma = torch.ones(shape, device=device, dtype=torch.float32)
         return cls(gamma, torch.zeros_like(gamma))
 
-    def replace(self, **changes: Tensor | None) -> Modulation:
-        """Return a copy with the named fields changed: `m.replace(gamma=0 * m.gamma)` closes all channels."""
-        return dataclasses.replace(self, **changes)
+    def replace(self, **changes: Tensor | float | None) -> Modulation:
+        """Return a copy with the named fields changed: `m.replace(gamma=0)` closes all channels.
+
+        A number counts for every sample and channel.
+        """
+        like = self.gamma
+        made = {
+            key: torch.full_like(like, float(value)) if isinstance(value, Real) else value
+            for key, value in changes.items()
+        }
+        return dataclasses.replace(self, **made)
 
     def detach(self) -> Modulation:
         """Return the same values, cut off from the graph that made them."""
@@ -116,6 +125,9 @@ class Modulation:
 
         A tensor of weights broadcasts against gamma as torch does: `torch.linspace(0, 1, 5)[:, None]` on two
         modulations of shape [C] gives the five steps from one to the other, [5, C].
+
+        Raises:
+            ValueError: for weights that do not fit, and for [C] where there are as many samples as channels.
         """
         return self * (1 - weight) + other * weight
 
@@ -126,14 +138,17 @@ class Modulation:
         return self._zip(other, torch.sub)
 
     def __mul__(self, weight: float | Tensor) -> Modulation:
-        if isinstance(weight, Modulation):
+        if isinstance(weight, Modulation | Mapping):
             raise ValueError(
-                "Modulation * Modulation: expected a number or a tensor of weights, got a Modulation.\n"
-                "For one modulation after the other use second.compose(first)."
+                f"Modulation * {type(weight).__name__}: expected a number or a tensor of weights, got "
+                f"modulations.\n"
+                f"For one modulation after the other use second.compose(first), site by site."
             )
-        if not isinstance(weight, Tensor) or weight.ndim < 2:
+        if not isinstance(weight, Tensor) or weight.ndim == 0:
             return self._map(lambda field: field * weight)
-        return Modulation(*(field * weight for field in aligned(*self.present())))
+        fields = self.present() if weight.ndim == 1 else aligned(*self.present())
+        _check_weights(weight, fields)
+        return Modulation(*(field * weight for field in fields))
 
     __rmul__ = __mul__
 
@@ -180,6 +195,20 @@ class Modulation:
         gate = None if self.gate is None or other.gate is None else paired(function, self.gate, other.gate)
         gamma = paired(function, self.gamma, other.gamma)
         return Modulation(gamma, paired(function, self.beta, other.beta), gate)
+
+
+def _check_weights(weight: Tensor, fields: list[Tensor]) -> None:
+    """Refuse weights that do not fit, and one for each sample that might as well be one for each channel."""
+    count = len(weight)
+    square = (f.ndim > 1 and f.shape[0] == f.shape[-1] == count for f in fields)
+    either = weight.ndim == 1 and count > 1 and any(square)
+    sizes = (pair for f in fields for pair in zip(f.shape[::-1], weight.shape[::-1], strict=False))
+    if either or any(m != n and 1 not in (m, n) for m, n in sizes):
+        raise ValueError(
+            f"Modulation arithmetic: expected weights that fit gamma {tuple(fields[0].shape)} from the right,"
+            f" got {tuple(weight.shape)}{', of samples or of channels' if either else ''}.\n"
+            f"One for each sample is weight[:, None], [{count}, 1]; one for each channel [1, {count}]."
+        )
 
 
 def aligned(*fields: T, axes: int = 0) -> list[T]:

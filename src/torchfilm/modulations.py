@@ -64,6 +64,17 @@ class Modulations(dict[str, Modulation]):
         """Return the way from this (0) to the other (1); weights [N, 1] and [C] give N steps, [N, C]."""
         return self._with(other, lambda m, n: m.interpolate(n, weight))
 
+    def detach(self) -> Modulations:
+        """Return the same values, cut off from the graph that made them."""
+        return self.map(Modulation.detach)
+
+    def to(self, *args: Any, **kwargs: Any) -> Modulations:
+        """Move or convert every field of every site; arguments as `torch.Tensor.to`."""
+        return self.map(lambda m: m.to(*args, **kwargs))
+
+    def __missing__(self, name: str) -> Modulation:
+        return entry("Modulations", self, name)
+
     def swap(self, other: Mapping[str, Modulation], sites: SitePattern) -> Modulations:
         """Return these with the matching sites of the other: `a.swap(b, r"layer4\\..*")`.
 
@@ -251,6 +262,12 @@ def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) ->
     Raises:
         ValueError: for none, for several presets at once, and for values of another fusion than FiLM.
     """
+    if not isinstance(modulations, Mapping):
+        raise ValueError(
+            f"save_modulations: expected a modulation for each site by name, got a "
+            f"{type(modulations).__name__}.\n"
+            f"They come first, then the path: save_modulations(modulations(model, z), path)."
+        )
     if not modulations:
         raise ValueError(
             "save_modulations: expected at least one site, got none.\nRecord some: record(model)."
@@ -281,6 +298,11 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
         ValueError: for a file that holds something else, or is of another format.
         FileNotFoundError: for none.
     """
+    if Path(path).is_dir():
+        raise ValueError(
+            f"load_modulations: expected a file of modulations, got the folder {path}.\n"
+            f"Give the file in it; the conditioning of a network is read by load(base, folder)."
+        )
     try:
         opened = safe_open(path, framework="pt", device=str(device))
     except SafetensorError as error:

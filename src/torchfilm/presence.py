@@ -20,7 +20,7 @@ def drawn(z: Tensor, dropout: float, generator: torch.Generator | None = None) -
 
 def cleared(value: Any, present: Any, is_good: Callable[[Tensor], Tensor]) -> Any:
     """Return numbers with 0 for those that are missing and not good: NaN times a gradient of 0 is NaN."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not isinstance(value, Tensor) or value.is_complex() or not value.dtype.is_signed:
         return value
     if value.layout is not torch.strided or value.is_nested:
         return value
@@ -39,15 +39,25 @@ def each_row(z: Tensor, present: Tensor | None) -> Tensor:
 
 def viewed(present: Tensor, ndim: int) -> Tensor:
     """View a mask with axes of size one behind it."""
-    return present.reshape(*present.shape, *[1] * (ndim - present.ndim))
+    return present.reshape((*present.shape, *[1] * (ndim - present.ndim)))
 
 
 def check_present(present: Tensor, z: Tensor, inner: int) -> None:
     """Refuse a mask that is not boolean or not as long as the batch; `inner` axes of z are no batch axes."""
     batch = z.shape[: z.ndim - inner]
-    if present.dtype != torch.bool or present.shape != batch[: present.ndim]:
-        raise ValueError(
-            f"Masked: expected booleans, one per sample {tuple(batch)}, True where it is present, "
-            f"got {present.dtype} {tuple(present.shape)}.\n"
-            f"For 0 and 1 with 1 for present use present.bool()."
+    if present.dtype == torch.bool and present.shape == batch[: present.ndim]:
+        return
+    if present.dtype != torch.bool:
+        remedy = "For 0 and 1 with 1 for present use present.bool()"
+    elif not batch:
+        remedy = (
+            "A value that all samples share is there or not, True or False; or give each its own, [B, ...]"
         )
+    elif present.shape[: len(batch)] == batch:
+        remedy = "A sample is there as a whole: for one boolean per number use present.all(dim=-1)"
+    else:
+        remedy = "Give as many as there are samples, or one for all"
+    raise ValueError(
+        f"Masked: expected booleans, one per sample {tuple(batch)}, True where it is present, "
+        f"got {present.dtype} {tuple(present.shape)}.\n{remedy}."
+    )

@@ -7,9 +7,10 @@ so every sample of a batch may miss something else, every process of a DDP group
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -35,7 +36,8 @@ class Masked:
     """A condition that only some samples have: `Masked(labels, present)`; `Masked(None)` where none has it.
 
     Where `present` is False the value is not heard: any numbers, NaN included, which counts as 0 there, and
-    any class. An explicit mask is final: no dropout is drawn on top of it. A pytree, as `Modulation`.
+    any class, also one that there is not, as -1. An explicit mask is final: no dropout is drawn on top of it.
+    A pytree, as `Modulation`.
 
     Args:
         value: what the condition takes, or None.
@@ -116,8 +118,8 @@ class Maybe(nn.Module):
         _check_probability("Maybe: dropout", dropout)
         check_choice("Maybe: null", null, get_args(Null))
         self.condition = condition
-        self._takes_several = _takes_several(condition)
         self.dim = encoded_size(condition)
+        self._takes_several = _takes_several(condition)
         self.dropout = dropout
         self.null = nn.Parameter(torch.zeros(self.dim, device=device)) if null == "learned" else None
 
@@ -158,7 +160,7 @@ class Maybe(nn.Module):
         arguments = value if self._takes_several and type(value) is tuple else (value,)
         if present is not None:
             first, others = arguments[:1], arguments[1:]
-            first = pytree.tree_map(lambda leaf: cleared(leaf, present, Tensor.isfinite), first)
+            first = pytree.tree_map(lambda leaf: cleared(leaf, present, self._is_good), first)
             # Infinity beside a condition may be a mask.
             others = pytree.tree_map(lambda leaf: cleared(leaf, present, lambda one: ~one.isnan()), others)
             arguments = (*first, *others)
@@ -190,6 +192,13 @@ class Maybe(nn.Module):
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
         return f"dropout={self.dropout:g}, null={'zero' if self.null is None else 'learned'!r}"
+
+    def _is_good(self, value: Tensor) -> Tensor:
+        """Say which numbers an encoder can read, of whole ones which may number rows of a table."""
+        if value.is_floating_point():
+            return value.isfinite()
+        rows = self.condition.num_classes if isinstance(self.condition, Classes) else math.inf
+        return (value >= 0) & (value < rows)
 
     def _missing(self) -> Encoded:
         """Return the null alone, with a gradient of zero to everything that is not read."""
@@ -236,7 +245,7 @@ class Several(nn.Module):
 
     Raises:
         ValueError: for no conditions, unpooled tokens, sizes that do not sum, a probability outside 0 to 1,
-            or a name in `joint` that is none of the conditions'.
+            or names in `joint` that are none of the conditions', or none at all.
 
     Example:
         >>> from torchfilm.conditions import Scalars, Vector
@@ -256,11 +265,21 @@ class Several(nn.Module):
         super().__init__()
         check_choice("Several: combine", combine, get_args(Combine))
         _check_probability("Several: joint_dropout", joint_dropout)
+        if not isinstance(conditions, Mapping | nn.ModuleDict):
+            raise ValueError(
+                f"Several: expected conditions by name, got a {type(conditions).__name__}.\n"
+                f"Give {{'text': Vector(512), ...}}; in the call the values go by these names."
+            )
         parts = {name: c if isinstance(c, Maybe) else Maybe(c) for name, c in conditions.items()}
         _check_parts(parts, combine)
         maybe = [name for name, c in conditions.items() if isinstance(c, Maybe)]
         joint = (maybe or list(parts)) if joint is None else joint
         self.joint = (joint,) if isinstance(joint, str) else tuple(joint)
+        if not self.joint:
+            raise ValueError(
+                "Several: joint expected the names of those that are lost together, got none.\n"
+                "Leave joint= out for all that may be missing, or joint_dropout= to lose none."
+            )
         for name in self.joint:
             check_choice("Several: joint", name, list(parts))
         self.optional = tuple(maybe)
@@ -425,13 +444,18 @@ def _joined_size(sizes: tuple[int, ...], combine: str) -> int:
 def encoded_size(condition: nn.Module) -> int:
     """Return the size of what an encoder gives; ValueError for what is no module with an integer `dim`."""
     dim = getattr(condition, "dim", None)
-    if not isinstance(condition, nn.Module) or not isinstance(dim, Integral):
-        raise ValueError(
-            f"condition: expected a module with an integer `dim`, the size of what it gives, "
-            f"got {type(condition).__name__} with dim={dim!r}.\n"
-            f"Use Vector, Classes, Scalars or Tokens, or set self.dim in the __init__ of your own."
-        )
-    return dim if isinstance(dim, int) else int(dim)
+    if isinstance(condition, nn.Module) and isinstance(dim, Integral):
+        return dim if isinstance(dim, int) else int(dim)
+    got = f" with dim={dim!r}" if isinstance(condition, nn.Module) else ""
+    remedy = "Use Vector, Classes, Scalars or Tokens, or set self.dim in the __init__ of your own."
+    if isinstance(condition, Tensor):
+        got = f" {tuple(condition.shape)}"
+        size = condition.shape[-1] if condition.ndim else 1
+        remedy = f"A value goes into the call, model(x, cond=z); here goes what reads it, as Vector({size})."
+    raise ValueError(
+        f"condition: expected a module with an integer `dim`, the size of what it gives, "
+        f"got {type(condition).__name__}{got}.\n{remedy}"
+    )
 
 
 def _takes_several(condition: nn.Module) -> bool:
@@ -446,7 +470,7 @@ def _takes_several(condition: nn.Module) -> bool:
 
 
 def _check_probability(option: str, value: float) -> None:
-    if not 0 <= value <= 1:
+    if not isinstance(value, Real) or not 0 <= value <= 1:
         raise ValueError(
-            f"{option} expected a probability from 0 to 1, got {value}.\nFor 10 % of the samples give 0.1."
+            f"{option} expected a probability from 0 to 1, got {value!r}.\nFor 10 % of the samples give 0.1."
         )

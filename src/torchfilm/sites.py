@@ -180,15 +180,22 @@ def find(
             _described(model, site.name, names.get(site.name), site, site.dim, site.features, site.batch)
             for site in sites
         )
-    if isinstance(repeat, Integral):  # also one of numpy's
+    flags = isinstance(repeat, bool) or isinstance(batch, bool)
+    if isinstance(repeat, Integral) and not flags:  # also one of numpy's
         repeat = int(repeat)
     counts = repeat == "any" or (isinstance(repeat, int) and repeat >= 1)
-    if where not in get_args(Where) or not counts or batch not in (None, 0, 1):
+    if where not in get_args(Where) or not counts or batch not in (None, 0, 1) or flags:
         raise ValueError(
             f"find: expected where 'output' or 'input', repeat at least 1 or 'any', and batch 0 or 1, got "
             f"{where!r}, {repeat!r} and {batch!r}.\n"
             f"repeat is the number of rows of features for each condition, batch the axis of the rows."
         )
+    for key, value in (("dim", dim), ("features", features)):
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(
+                f"find: expected {key} as a whole number, got {value!r}.\n"
+                f"dim is the axis of the channels, as 1 or -1, features how many there are."
+            )
     usual = sites.dim if isinstance(sites, Preset) else None
     plain = Site("", "", 0, 0, where, field, repeat)
     return Sites(
@@ -319,6 +326,11 @@ def _matches(
             f"find: expected a pattern for names, got a module, {type(sites).__name__}.\n"
             f"Give its name: {own!r}; or a function: lambda name, module: module is mine."
         )
+    if isinstance(sites, type):
+        raise ValueError(
+            f"find: expected a pattern for names, got the class {sites.__name__}.\n"
+            f"Give a function: lambda name, module: isinstance(module, {sites.__name__})."
+        )
     if callable(sites):
         hits = [name for name in names if sites(name, model.get_submodule(name))]
         return hits or _nothing(names, getattr(sites, "__name__", "the function"))
@@ -378,6 +390,7 @@ def _described(
             f"Give {lacking}: the number of channels is features=, their axis is dim=. Nothing is guessed "
             f"from shapes."
         )
+    batch = batch_axis(model, name, wanted.where, wanted.field) if batch is None else batch
     return Site(
         name,
         type(module).__name__,
@@ -386,12 +399,12 @@ def _described(
         wanted.where,
         wanted.field,
         wanted.repeat,
-        batch_axis(model, name, wanted.where, wanted.field) if batch is None else batch,
-        "; ".join(_notes(above, others, wanted)),
+        batch,
+        "; ".join(_notes(above, others, wanted, batch)),
     )
 
 
-def _notes(above: list[nn.Module], others: list[str], wanted: Site) -> list[str]:
+def _notes(above: list[nn.Module], others: list[str], wanted: Site, batch: int) -> list[str]:
     """Say what a reader of the table should know."""
     module = above[-1]
     notes = [f"also used as {', '.join(others)}: the same modulation for each use"] if others else []
@@ -401,6 +414,8 @@ def _notes(above: list[nn.Module], others: list[str], wanted: Site) -> list[str]
         notes.append(f"{wanted.where} {wanted.field!r}")
     elif wanted.where == "input" and isinstance(module, nn.MultiheadAttention):
         notes.append("the query alone")
+    if batch == 1:
+        notes.append("time first, the batch on axis 1")
     if wanted.repeat != 1:
         notes.append(f"{wanted.repeat} rows for each condition".replace("any", "any number of"))
     if any(isinstance(one, nn.TransformerEncoderLayer | nn.TransformerEncoder) for one in above[:-1]):

@@ -31,8 +31,8 @@ def tabulate(model: Network, conds: Any) -> Network:
         each.
 
     Raises:
-        ValueError: for a fusion whose values are more than a modulation, and for values that are not one per
-            condition; the model is then as it was.
+        ValueError: for a fusion whose values are more than a modulation, for values that are not one per
+            condition, for no conditions, and for NaN or infinity; the model is then as it was.
 
     Example:
         >>> from torch import nn
@@ -45,6 +45,7 @@ def tabulate(model: Network, conds: Any) -> Network:
     film = conditioning(model)
     with torch.inference_mode(mode=False):  # training and loading refuse tensors of that mode
         table, layout = _packed(film, _values(film, conds))
+    _check_finite(table)
     generator = Table(table, layout)
     film.cond = Row(len(table))
     film.generator = generator
@@ -57,6 +58,7 @@ def _values(film: Conditioning, conds: Any) -> dict[str, Any]:
     with torch.no_grad():
         if not isinstance(conds, list):
             return film.modulations(conds)
+        _check_some(conds)
         each = [film.modulations(cond) for cond in conds]
     return {name: [values[name] for values in each] for name in film.sites}
 
@@ -86,7 +88,25 @@ def _packed(film: Conditioning, values: dict[str, Any]) -> tuple[Tensor, dict[st
             f"{sorted({tuple(column.shape) for column in columns})}.\n"
             f"Give conditions [K, ...], or a list of single ones."
         )
+    _check_some(columns[0])
     return torch.cat(columns, dim=-1), layout
+
+
+def _check_some(rows: Sequence[Any] | Tensor) -> None:
+    if not len(rows):
+        raise ValueError(
+            "tabulate: expected at least one condition, got none.\n"
+            "The table takes the place of the generator for good: give all conditions that will be asked for."
+        )
+
+
+def _check_finite(table: Tensor) -> None:
+    if wrong := (~table.isfinite()).any(dim=-1).nonzero().flatten().tolist():
+        raise ValueError(
+            f"tabulate: expected finite modulations, got NaN or infinity for {len(wrong)} of {len(table)} "
+            f"conditions, the first of them number {wrong[0]}.\n"
+            f"The table takes the place of the generator for good: give conditions without them."
+        )
 
 
 def _row(field: Tensor, name: str, channels: int) -> Tensor:

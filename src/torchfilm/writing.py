@@ -13,8 +13,17 @@ def whole(path: Path) -> Iterator[Path]:
     """Yield a name of its own beside the path to write to: it takes the path's place, or is gone on an error.
 
     Folders above are made.
+
+    Raises:
+        ValueError: where a file has the name of one of them.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"{path.name}: expected a folder to write it to, got {path.parent}, where there is a file.\n"
+            f"Give another name, or move that file first."
+        ) from error
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield part
