@@ -406,7 +406,8 @@ def test_a_pattern_without_a_site_names_the_nearest():
         pass
     with pytest.raises(ValueError, match="got 'thrid'"):
         sweep(model, "thrid", [1.0], lambda: None)
-    assert matching(["a.b", "axb"], "a.b") == ["a.b", "axb"]
+    assert matching(["a.b", "axb"], "a.b") == ["a.b"]
+    assert matching(["a.b", "axb"], re.compile("a.b")) == ["a.b", "axb"]
     assert matching(["a[0]", "b"], "a[0]") == ["a[0]"]
     assert matching(["a", "b", "c"], ["c", "a"]) == ["a", "c"]
     assert matching(["a", "b"], lambda name: name > "a") == ["b"]

@@ -181,11 +181,13 @@ def test_a_name_stands_for_itself_whatever_it_is_as_an_expression(name: str):
     assert [site.name for site in tf.find(model, ["again", name])] == [name]
 
 
-def test_a_dot_in_a_name_stands_for_any_character():
+def test_a_name_with_a_dot_is_that_name_alone_and_else_a_dot_stands_for_any_character():
     model = nn.Sequential(*[nn.Linear(2, 3) for _ in range(101)])
     model[1] = nn.Sequential(nn.Linear(3, 5))
-    assert [site.name for site in tf.find(model, "1.0")] == ["1.0", "100"]
-    assert [site.name for site in tf.find(model, ["1.0", "99"])] == ["1.0", "99", "100"]
+    assert [site.name for site in tf.find(model, "1.0")] == ["1.0"]
+    assert [site.name for site in tf.find(model, ["1.0", "99"])] == ["1.0", "99"]
+    assert [site.name for site in tf.find(model, re.compile("1.0"))] == ["1.0", "100"]
+    assert [site.name for site in tf.find(model, "9.")] == [f"9{i}" for i in range(10)]
 
 
 @pytest.mark.plain

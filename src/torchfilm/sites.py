@@ -216,7 +216,9 @@ def _check_unsaid(options: Mapping[str, Any]) -> None:
 
 
 def hits(names: Iterable[str], patterns: Iterable[Name]) -> Iterator[list[str]]:
-    """Yield for each pattern the names that it matches from start to end, and the name that is its text.
+    """Yield for each pattern the name that is its text, else the names that it matches from start to end.
+
+    "1.0" is the name, where there is one, and not "100" too, which it matches as an expression.
 
     Raises:
         ValueError: for what is neither a name nor a regular expression.
@@ -226,36 +228,19 @@ def hits(names: Iterable[str], patterns: Iterable[Name]) -> Iterator[list[str]]:
         [['block1', 'block2'], ['block[0]']]
     """
     named = dict.fromkeys(names)
-    alike: dict[tuple[int, int], list[str]] = {}
-    for name in named:
-        alike.setdefault((len(name), name.count(".")), []).append(name)
     for pattern in patterns:
-        if isinstance(pattern, str) and pattern in named and not _matches_others(pattern, alike):
-            yield [pattern]
-        else:
-            yield _matched(named, pattern)
-
-
-def _matches_others(name: str, alike: Mapping[tuple[int, int], Sequence[str]]) -> bool:
-    """Tell whether a name, read as a regular expression, may match others, by their length and dots.
-
-    One of letters and dots alone matches others of its length that have fewer dots.
-    """
-    others = (one for dots in range(name.count(".")) for one in alike.get((len(name), dots), ()))
-    return not re.fullmatch(r"[\w.]+", name) or any(re.fullmatch(name, one) for one in others)
+        yield [pattern] if isinstance(pattern, str) and pattern in named else _matched(named, pattern)
 
 
 def _matched(names: Collection[str], pattern: Name) -> list[str]:
     try:
         matches = re.compile(pattern).fullmatch
     except re.error as error:
-        if pattern in names:
-            return [str(pattern)]
         raise ValueError(
             f"Sites: expected a name, or a regular expression, got {pattern!r}: {error}.\n"
             f"A dot stands for any character; put a backslash before brackets and stars of a name."
         ) from error
-    return [name for name in names if matches(name) or name == pattern]
+    return [name for name in names if matches(name)]
 
 
 def aliases(model: nn.Module) -> dict[str, list[str]]:
