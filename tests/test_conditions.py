@@ -293,7 +293,7 @@ SIZED = {
 
 
 @pytest.mark.plain
-@pytest.mark.parametrize("size", [0, -1, "3", 6.0, True, torch.rand(2, 3)], ids=str)
+@pytest.mark.parametrize("size", [0, -1, "3", 6.0, True, torch.ones(2)], ids=str)
 @pytest.mark.parametrize("what", SIZED)
 def test_what_is_no_size_is_refused_where_it_is_given(what: str, size):
     with pytest.raises(
