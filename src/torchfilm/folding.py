@@ -273,15 +273,16 @@ def _values(
 def _plain_copy(model: nn.Module, memo: dict[int, Any]) -> tuple[nn.Module, dict[str, str]]:
     """Return a copy without the conditioning, and the path of each site's module in it.
 
-    In the modes of the network: copies of others lose theirs, as that of a torchvision feature extractor,
-    which has another graph in each.
+    That path is the one in the network: a module that copies itself leaves its slot behind. In the modes of
+    the network: copies of others lose theirs, as that of a torchvision feature extractor, which has another
+    graph in each.
     """
     copied = copy.deepcopy(model, memo)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in copied.named_modules():
         if module.training is not modes[name]:
             module.train(modes[name])
-    paths = conditioning(copied).paths(copied)
+    paths = conditioning(model).paths(model)
     return remove(copied), {name: found[0] for name, found in paths.items()}
 
 
