@@ -88,6 +88,52 @@ def test_a_site_is_as_strong_as_the_features_that_it_modulates(kind: str):
     assert 0.1 < found.pulses["inner"].fields["beta"] < 3
 
 
+class FrozenBatchNorm(nn.Module):
+    """A fixed affine, as torchvision's and DETR's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - self.running_mean[:, None, None]
+
+
+class ConvNormActivation(nn.Sequential):
+    """A block named after the norm inside, as those of torchvision and timm."""
+
+
+class Tail(nn.Module):
+    def __init__(self, tail: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.branch, self.tail = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 5, 1), tail
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x)
+        return self.tail(h + 0.005 * self.branch(h))
+
+
+TAILS = {
+    "block": (lambda: ConvNormActivation(nn.Conv2d(5, 5, 1), nn.BatchNorm2d(5)), False),
+    "frozen": (lambda: FrozenBatchNorm(5), True),
+    "instance norm in evaluation": (lambda: nn.InstanceNorm2d(5, track_running_stats=True), False),
+}
+
+
+@pytest.mark.parametrize(("tail", "training"), TAILS.values(), ids=TAILS)
+def test_only_what_normalises_by_these_features_is_a_norm(tail, training: bool):
+    model = condition(Tail(tail()).train(training), "branch", tf.Vector(11))
+    found = doctor(model, torch.randn(4, 3, 8, 8), cond=torch.randn(4, 11))
+    assert found.findings == ()
+    assert 1e-3 < found.pulses["branch"].strength < 1e-2
+
+
+def test_the_norm_inside_of_a_block_is_named():
+    model = condition(Tail(ConvNormActivation(nn.InstanceNorm2d(5), nn.ReLU())), "branch", tf.Vector(11))
+    found = doctor(model, torch.randn(4, 3, 8, 8), cond=torch.randn(4, 11))
+    assert "InstanceNorm2d 'tail.0' reads it and normalises again" in str(found)
+
+
 def test_the_work_is_linear_in_the_number_of_sites():
     def events(sites: int) -> int:
         net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(sites)))

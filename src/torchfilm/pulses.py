@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from torchfilm.filling import Conditioning
 from torchfilm.fusion import Fusion
@@ -207,11 +207,18 @@ def _norm(values: Tensor) -> float:
 
 
 def _normalises(module: nn.Module) -> bool:
-    """Whether a module may take a factor and a shift per channel out again, as layer norms do not."""
-    name = type(module).__name__
+    """Whether a module may take a factor and a shift per channel out again, as layer norms do not.
+
+    A block that is named after a norm inside, as Conv2dNormActivation, does not; nor one that is frozen.
+    """
+    name, of_torch = type(module).__name__, isinstance(module, _NormBase | nn.GroupNorm)
     if "Norm" not in name or "LayerNorm" in name or "RMSNorm" in name:
         return False
-    return module.training or not isinstance(module, _BatchNorm) or module.running_mean is None
+    if not of_torch and list(module.children()):
+        return False
+    if getattr(module, "running_mean", None) is None:
+        return True
+    return module.training and (of_torch or bool(list(module.parameters())))
 
 
 # Behind these a channel is a mixture, and a norm can no longer undo the modulation of each.
