@@ -94,6 +94,20 @@ def test_nothing_changes_at_the_start_to_the_bit(kind: str):
     assert torch.equal(model(x, cond=torch.randn(len(x), 5)), plain)
 
 
+@pytest.mark.parametrize("sizes", [(2, 6, 1, 1), (2, 1, 5, 3), (2, 6, 1, 1, 1), (2, 1, 5, 3, 2)], ids=str)
+@pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
+@torch.no_grad()
+def test_a_group_norm_of_features_in_both_memory_formats_changes_nothing_to_the_bit(sizes: tuple, last: bool):
+    norm = nn.Sequential(nn.GroupNorm(min(sizes[1], 3), sizes[1]))
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    many = [torch.randn(sizes) for _ in range(20)]
+    many = [x.to(memory_format=formats[len(sizes)]) for x in many] if last else many
+    assert all(x.is_contiguous() for x in many)
+    plain, model = [norm(x) for x in many], tf.condition(norm, "0", tf.Vector(5))
+    for x, y in zip(many, plain, strict=True):
+        assert torch.equal(model(x, cond=torch.randn(2, 5)), y)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", NORMS)
 def test_an_affine_is_made_before_the_norm_is_called_where_all_rows_share_it(kind: str):

@@ -239,6 +239,32 @@ def test_a_copy_that_is_left_in_training_is_put_back_into_its_mode():
         assert not model[1].training
 
 
+def test_a_site_that_copies_itself_is_folded_too():
+    model = nn.Sequential(nn.Linear(3, 5), Graph()).eval()
+    randomise(tf.condition(model, "1", tf.Vector(11), dim=-1, features=5))
+    x, cond = torch.randn(2, 3), torch.randn(1, 11)
+    plain, report = tf.fold(model, cond=cond, leftover="constant")
+    assert report["1"].target == "constant"
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+
+
+LATER = [
+    {"stride": (1, 1), "dilation": (2, 2), "padding": (2, 3)},
+    {"stride": (1, 1), "dilation": (2, 3), "padding": "same"},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("later", LATER, ids=str)
+def test_a_convolution_whose_options_were_changed_since_pads_as_they_say_now(later: dict):
+    conv = nn.Conv2d(3, 5, (3, 4), stride=2, padding=1)
+    vars(conv).update(later)  # as segmentation_models_pytorch makes strides dilations
+    model = randomise(tf.condition(nn.Sequential(conv).eval(), "0", tf.Vector(11), where="input"))
+    x, cond = torch.randn(2, 3, 9, 12), torch.randn(1, 11)
+    plain, _ = tf.fold(model, cond=cond, leftover="constant")
+    torch.testing.assert_close(plain(x), model(x, cond=cond))
+
+
 @torch.no_grad()
 def test_a_constant_inside_of_a_transformer_hears_no_packed_sequences():
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 10, batch_first=True), 2).eval()

@@ -88,6 +88,108 @@ def test_a_site_is_as_strong_as_the_features_that_it_modulates(kind: str):
     assert 0.1 < found.pulses["inner"].fields["beta"] < 3
 
 
+class Branch(nn.Module):
+    """A residual branch whose last layer starts at zero, or nearly, in front of layers in other units."""
+
+    def __init__(self, start: float, units: tuple[float, ...] = ()) -> None:
+        super().__init__()
+        self.first, self.branch, self.start = nn.Linear(3, 5), nn.Linear(5, 5), start
+        self.others, self.units = nn.ModuleList(nn.Linear(5, 5) for _ in units), units
+        with torch.no_grad():
+            for layer, scale in zip((self.branch, *self.others), (start, *units), strict=True):
+                layer.weight.mul_(scale)
+                layer.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        h = h + self.branch(h)
+        for layer, unit in zip(self.others, self.units, strict=True):
+            h = h + layer(h) / unit
+        return h
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-8, 1e-5])
+def test_a_site_is_heard_through_beta_where_its_features_are_zero_or_tiny(start: float):
+    model, x, cond = (
+        condition(Branch(start), "branch", tf.Vector(11)),
+        torch.randn(50, 3),
+        torch.randn(50, 11),
+    )
+    found = doctor(model, x, cond=cond)
+    assert found.findings == ()
+    beta = torch.linalg.vector_norm(tf.sensitivity(model, x, cond=cond)["branch"].beta).item()
+    assert found.pulses["branch"].fields["beta"] == pytest.approx(0.1 * beta, rel=1e-4)
+    optimiser = torch.optim.SGD(model.film.parameters(), 1.0)
+    model(x, cond=cond).square().mean().backward()
+    optimiser.step()
+    y = model(x, cond=cond)
+    assert (model(x, cond=-cond) - y).norm() > 0.01 * y.norm()
+
+
+def test_without_beta_a_site_of_zeros_is_dead_by_what_it_modulates():
+    found = doctor(
+        condition(Branch(0.0), "branch", tf.Vector(11), emit=("gamma",)),
+        torch.randn(50, 3),
+        cond=torch.randn(50, 11),
+    )
+    assert found.of("branch") == ["dead"]
+    assert "What it modulates, or something behind it, is zero" in str(found)
+
+
+@pytest.mark.parametrize("unit", [1e-15, 1e15])
+def test_features_in_other_units_make_no_site_weak_beside_them(unit: float):
+    model = condition(Branch(1.0, (unit, unit)), r"branch|others\.\d", tf.Vector(11))
+    found = doctor(model, torch.randn(50, 3), cond=torch.randn(50, 11))
+    assert found.findings == ()
+    assert all(0.05 < pulse.relative < 3 for pulse in found.pulses.values())
+
+
+class FrozenBatchNorm(nn.Module):
+    """A fixed affine, as torchvision's and DETR's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - self.running_mean[:, None, None]
+
+
+class ConvNormActivation(nn.Sequential):
+    """A block named after the norm inside, as those of torchvision and timm."""
+
+
+class Tail(nn.Module):
+    def __init__(self, tail: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.branch, self.tail = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 5, 1), tail
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x)
+        return self.tail(h + 0.005 * self.branch(h))
+
+
+TAILS = {
+    "block": (lambda: ConvNormActivation(nn.Conv2d(5, 5, 1), nn.BatchNorm2d(5)), False),
+    "frozen": (lambda: FrozenBatchNorm(5), True),
+    "instance norm in evaluation": (lambda: nn.InstanceNorm2d(5, track_running_stats=True), False),
+}
+
+
+@pytest.mark.parametrize(("tail", "training"), TAILS.values(), ids=TAILS)
+def test_only_what_normalises_by_these_features_is_a_norm(tail, training: bool):
+    model = condition(Tail(tail()).train(training), "branch", tf.Vector(11))
+    found = doctor(model, torch.randn(4, 3, 8, 8), cond=torch.randn(4, 11))
+    assert found.findings == ()
+    assert 1e-3 < found.pulses["branch"].strength < 1e-2
+
+
+def test_the_norm_inside_of_a_block_is_named():
+    model = condition(Tail(ConvNormActivation(nn.InstanceNorm2d(5), nn.ReLU())), "branch", tf.Vector(11))
+    found = doctor(model, torch.randn(4, 3, 8, 8), cond=torch.randn(4, 11))
+    assert "InstanceNorm2d 'tail.0' reads it and normalises again" in str(found)
+
+
 def test_the_work_is_linear_in_the_number_of_sites():
     def events(sites: int) -> int:
         net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(sites)))

@@ -3,6 +3,7 @@
 import abc
 import copy
 import gc
+import pickle
 import sys
 import threading
 import types
@@ -236,6 +237,37 @@ def test_a_class_that_registers_its_subclasses_registers_none_of_ours():
     assert isinstance(model, Small)
     assert model(torch.randn(2, 3), cond=torch.randn(2, 13)).shape == (2, 5)
     assert type(tf.remove(copy.deepcopy(model))) is Small
+
+
+class Scaled(nn.Module):
+    """A layer that says itself what its copies know, as those of einops."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def __getstate__(self) -> dict:
+        return {"scale": self.scale}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "average"])
+def test_a_copy_listens_also_where_its_class_keeps_a_state_of_its_own(way: str):
+    model = randomise(tf.condition(nn.Sequential(Scaled(2.0)), "0", tf.Vector(13), dim=-1, features=5))
+    x, z = torch.randn(2, 5), torch.randn(2, 13)
+    expected = model(x, cond=z)
+    ways = {
+        "deepcopy": copy.deepcopy,
+        "pickle": lambda one: pickle.loads(pickle.dumps(one)),
+        "average": torch.optim.swa_utils.AveragedModel,
+    }
+    copied = ways[way](model)
+    assert torch.equal(copied(x, cond=z), expected)
 
 
 @pytest.mark.plain

@@ -189,7 +189,10 @@ def _group(norm: Any, affine: Affine) -> Callable[[Tensor], Tensor]:
 
 
 def _group_each(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    if not x.is_contiguous() or x.numel() == len(x) * norm.num_groups:  # of one number: torch wants two
+    strides = x.stride()
+    if not x.is_contiguous() or strides[-1] >= strides[1] * x.shape[1]:  # or channels-last as well
+        return None
+    if x.numel() == len(x) * norm.num_groups:  # of one number: torch wants two
         return None
     flat, affine = _as_one_sample(x, norm, gamma, beta)
     return functional.group_norm(flat, len(x) * norm.num_groups, *affine, norm.eps).view(x.shape)

@@ -284,8 +284,8 @@ class _Case:
 
     @cached_property
     def strengths(self) -> NDArray[np.float64]:
-        """Return the strengths above zero of all sites, in ascending order."""
-        return np.sort([pulse.strength for pulse in self.pulses.values() if pulse.strength > 0])
+        """Return the strengths above zero of all sites, relative to their features, in ascending order."""
+        return np.sort([pulse.relative for pulse in self.pulses.values() if pulse.relative > 0])
 
     def about(self, site: Site) -> Iterator[Finding]:
         """Yield what there is to say about one site."""
@@ -337,8 +337,8 @@ class _Case:
             )
 
     def _weak(self, pulse: Pulse) -> bool:
-        own = np.searchsorted(self.strengths, pulse.strength)
-        others = np.delete(self.strengths, own) if pulse.strength > 0 else self.strengths
+        own = np.searchsorted(self.strengths, pulse.relative)
+        others = np.delete(self.strengths, own) if pulse.relative > 0 else self.strengths
         floor = max(self.faint, WEAK * float(np.median(others))) if len(others) else self.faint
         return not pulse.strength > floor * (NORMED if self.readers[pulse.site] else 1)
 
@@ -361,16 +361,17 @@ class _Case:
                 site.name,
                 "dead",
                 "the output depends on it, but by zero at present.",
-                "Something behind it is zero: a zero-initialised last norm or layer scale, a closed gate, a "
-                "ReLU that is off for every sample. If that is trained, ask again after some steps.",
+                "What it modulates, or something behind it, is zero: a zero-initialised last norm or layer "
+                "scale, a closed gate, a ReLU that is off for every sample. If that is trained, ask again "
+                "after some steps.",
             )
         if not self._norm_of(pulse):
             return Finding(
                 site.name,
                 "weak",
                 "its share in the output is thousands of times less than usual.",
-                "Something behind it makes it small: a layer scale, a norm, a saturated sigmoid. Condition a "
-                "later site.",
+                "What it modulates is small, or something behind it makes it small: a layer scale, a norm, a "
+                "saturated sigmoid. Condition a later site.",
             )
         fact, remedy, behind = "normalises again", "Put", self._norm(site).removesuffix(" itself")
         if self.same and "BatchNorm" in self._norm(site):
@@ -389,7 +390,7 @@ class _Case:
         """Say which fields are lost though another is heard; exactly zero is what a closed gate leaves."""
         best = max(pulse.heard, key=lambda name: pulse.heard[name], default="")
         for name, value in pulse.heard.items():
-            if not 0 < value <= WEAK * pulse.strength < float("inf"):
+            if not 0 < value <= WEAK * pulse.relative < float("inf"):
                 continue
             norm = self.readers[site.name] or self.behind[site.name]
             fact, remedy = "what is behind the site hardly depends on it", "Condition a later site"
@@ -406,8 +407,7 @@ class _Case:
 
     def _norm_of(self, pulse: Pulse) -> str:
         """Return the norm that cancels a weak site; features get through it where only a shift is lost."""
-        passed = [value for name, value in pulse.fields.items() if name not in pulse.moved and value]
-        lost = pulse.strength <= WEAK * max(passed, default=0.0)
+        lost = pulse.strength <= WEAK * pulse.constant
         return self.readers[pulse.site] or (self.behind[pulse.site] if lost else "")
 
     def _norm(self, site: Site) -> str:

@@ -65,7 +65,7 @@ class _Plan:
         ties: the names of the tensors that share one parameter, by its id.
         notes: what else changed, by the site's name.
         kept: why a site stays a constant, by its name.
-        borders: the value of the border where a convolution's padding takes a part, by the site's name.
+        borders: what pads instead where a convolution's padding takes a part, by the site's name.
     """
 
     model: nn.Module
@@ -76,7 +76,7 @@ class _Plan:
     ties: dict[int, list[str]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
-    borders: dict[str, Tensor] = field(default_factory=dict)
+    borders: dict[str, tuple[Border, Margin]] = field(default_factory=dict)
 
 
 def fold(
@@ -151,8 +151,8 @@ def fold(
     here = {name: replace(site, name=places[name]) for name, site in film.sites.items()}
     for name in plan.kept:
         keep(plain, here[name], film.fusion, values[name])
-    for name, value in plan.borders.items():
-        _pad(plain, here[name], value)
+    for name, border in plan.borders.items():
+        keep(plain, replace(here[name], repeat=1), *border)
     for _, norm in pairs:
         parent, _, child = norm.rpartition(".")
         setattr(plain.get_submodule(parent), child, nn.Identity())
@@ -275,19 +275,19 @@ def _values(
 def _plain_copy(model: Network, memo: dict[int, Any]) -> tuple[Network, dict[str, str]]:
     """Return a copy without the conditioning, and the path of each site's module in it.
 
-    In the modes of the network: copies of others lose theirs, as that of a torchvision feature extractor,
-    which has another graph in each. With classes of its own where tensors are parametrized: torch takes a
-    parametrization off the class, which a plain copy shares.
+    That path is the one in the network: a module that copies itself leaves its slot behind. In the modes of
+    the network: copies of others lose theirs, as that of a torchvision feature extractor, which has another
+    graph in each. With classes of its own where tensors are parametrized: torch takes a parametrization off
+    the class, which a plain copy shares.
     """
-    copied = copy.deepcopy(model, memo)
-    paths = conditioning(copied).paths(copied)
-    remove(copied)
+    copied = remove(copy.deepcopy(model, memo))
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in copied.named_modules():
         if module.training is not modes[name]:
             module.train(modes[name])
         if parametrize.is_parametrized(module):
             module.__class__ = rebased(type(module), type(module).__bases__)
+    paths = conditioning(model).paths(model)
     return copied, {name: found[0] for name, found in paths.items()}
 
 
@@ -344,7 +344,8 @@ def _plan_site(plan: _Plan, site: Site, module: nn.Module, affine: Affine, *, bo
     except NotExactError:
         if site.where == "output" or not borders:
             raise
-        plan.borders[site.name] = fold_border(plan.draft, module, affine, site.dim)
+        value = fold_border(plan.draft, module, affine, site.dim)
+        plan.borders[site.name] = _border(module, value)
         target = module
     plan.targets[site.name] = target
     plan.notes[site.name] = "; ".join(_notes(plan, site, target))
@@ -438,11 +439,14 @@ def _fuse(plan: _Plan, first: str, second: str) -> None:
     plan.targets |= {name: layer for name, target in plan.targets.items() if target is norm}
 
 
-def _pad(plain: nn.Module, site: Site, border: Tensor) -> None:
-    """Pad the input of a convolution with the border; its own padding is zero by now."""
-    module: Any = plain.get_submodule(site.name)
-    padding = Border(list(module._reversed_padding_repeated_twice))
-    keep(plain, replace(site, repeat=1), padding, Margin(border.to(module.weight)))
+def _border(conv: Any, value: Tensor) -> tuple[Border, Margin]:
+    """Return what pads by this value as a convolution pads now; torch's note is of when it was made."""
+    if conv.padding == "same":
+        sums = [step * (size - 1) for step, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+    else:
+        sums = [2 * amount for amount in conv.padding]
+    amounts = [amount for both in reversed(sums) for amount in (both // 2, both - both // 2)]
+    return Border(amounts), Margin(value.to(conv.weight))
 
 
 def _errors(plan: _Plan) -> dict[nn.Module, float]:

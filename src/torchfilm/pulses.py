@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from torchfilm.filling import Conditioning
 from torchfilm.fusion import Fusion
@@ -18,7 +18,9 @@ from torchfilm.sites import Site, kind_of
 from torchfilm.slots import Slot
 
 SHIFTS = ("beta", "shift")
-"""Fields in the units of the features: their share is that of a shift as large as these."""
+"""Fields in the units of the features: their share is that of a shift as large as these,"""
+SMALL = 0.1
+"""but at least this large: a shift does not shrink with the features, which may be zero at the start."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,11 @@ class Pulse:
         calls: how often its module ran in one forward of the network.
         fields: |dy/dgamma| / |y| over all samples and channels, so 0.1 says that gammas moved by one at
             random change the output by a tenth; likewise gate and others, and |dy/dbeta| rms(x) / |y| for
-            beta, as for the shift of other fusions, where x is what the site modulates. None where the output
-            does not depend on it.
+            beta, as for the shift of other fusions, where x is what the site modulates, and an rms(x) of less
+            than 0.1 counts as 0.1. None where the output does not depend on it.
         together: the largest if one condition moved all samples alike; None for a single sample.
         moved: the fields that the condition moves; the others are constants, or weights of the fusion.
+        size: rms(x), the first time that the site modulates; 1 where it never does.
     """
 
     site: str
@@ -41,6 +44,7 @@ class Pulse:
     fields: dict[str, float | None]
     together: float | None
     moved: tuple[str, ...]
+    size: float
 
     @property
     def heard(self) -> dict[str, float]:
@@ -53,10 +57,19 @@ class Pulse:
         return max(self.heard.values(), default=0.0)
 
     @property
+    def relative(self) -> float:
+        """Return the same with shifts in units of the features, however small: so sites are compared."""
+        return self._relative(self.heard)
+
+    @property
     def constant(self) -> float:
-        """Return the largest of the fields that the condition does not move."""
-        fields = [value for name, value in self.fields.items() if name not in self.moved]
-        return max((value for value in fields if value is not None), default=0.0)
+        """Return the largest of the fields that the condition does not move, in the same units."""
+        return self._relative(name for name in self.fields if name not in self.moved)
+
+    def _relative(self, names: Iterable[str]) -> float:
+        small = min(self.size / SMALL, 1.0)
+        found = [(small if name in SHIFTS else 1.0, self.fields[name]) for name in names]
+        return max((unit * value for unit, value in found if value is not None), default=0.0)
 
     def cell(self, name: str) -> str:
         """Show a field, in brackets where the condition does not move it."""
@@ -170,14 +183,21 @@ def take_pulses(
         if gradient is None:
             fields[name][part] = None
             continue
-        scale = seen.size.get(name, 1.0) if part in SHIFTS else 1.0
+        scale = max(seen.size.get(name, 1.0), SMALL) if part in SHIFTS else 1.0
         each, size = gradient.double() * scale, unit**0.5
         batched = gradient.ndim > 1 and len(gradient) > 1
         alone, shared = _norm(each) / size, _norm(each.sum(dim=0) if batched else each) / size
         together[name] += [shared] * (batched and part in moved[name])
         fields[name][part] = shared if same and part in moved[name] else alone
     return {
-        name: Pulse(name, seen.calls.get(name, 0), parts, max(together[name], default=None), moved[name])
+        name: Pulse(
+            name,
+            seen.calls.get(name, 0),
+            parts,
+            max(together[name], default=None),
+            moved[name],
+            seen.size.get(name, 1.0),
+        )
         for name, parts in fields.items()
     }
 
@@ -207,11 +227,18 @@ def _norm(values: Tensor) -> float:
 
 
 def _normalises(module: nn.Module) -> bool:
-    """Whether a module may take a factor and a shift per channel out again, as layer norms do not."""
-    name = type(module).__name__
+    """Whether a module may take a factor and a shift per channel out again, as layer norms do not.
+
+    A block that is named after a norm inside, as Conv2dNormActivation, does not; nor one that is frozen.
+    """
+    name, of_torch = type(module).__name__, isinstance(module, _NormBase | nn.GroupNorm)
     if "Norm" not in name or "LayerNorm" in name or "RMSNorm" in name:
         return False
-    return module.training or not isinstance(module, _BatchNorm) or module.running_mean is None
+    if not of_torch and list(module.children()):
+        return False
+    if getattr(module, "running_mean", None) is None:
+        return True
+    return module.training and (of_torch or bool(list(module.parameters())))
 
 
 # Behind these a channel is a mixture, and a norm can no longer undo the modulation of each.

@@ -386,13 +386,17 @@ def _reduce_ex(self: nn.Module, protocol: int) -> Any:
     ours = next(one for one in kind.__mro__ if "_film_base" in vars(one))
     function, arguments, *rest = super(ours, self).__reduce_ex__(protocol)
     if function is copyreg.__newobj__ and arguments == (ours,):  # type: ignore[attr-defined]
-        return _empty, (ours._film_base, ours._film_forward), *rest
+        return _empty, (ours._film_base, ours._film_forward, vars(self).get("_film_slot")), *rest
     return function, arguments, *rest
 
 
-def _empty(base: type[nn.Module], forward: Callable[..., Any]) -> nn.Module:
+def _empty(base: type[nn.Module], forward: Callable[..., Any], slot: Holding | None = None) -> nn.Module:
+    """Return a module with no state but its slot, which a `__setstate__` of others would leave out."""
     kind = subclass(base, forward)
-    return kind.__new__(kind)
+    made = kind.__new__(kind)
+    if slot is not None:
+        made.__dict__["_film_slot"] = slot
+    return made
 
 
 def _original(kind: type) -> type:
