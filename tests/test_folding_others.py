@@ -251,6 +251,7 @@ def test_a_site_that_copies_itself_is_folded_too():
 LATER = [
     {"stride": (1, 1), "dilation": (2, 2), "padding": (2, 3)},
     {"stride": (1, 1), "dilation": (2, 3), "padding": "same"},
+    {"padding": 2},
 ]
 
 

@@ -356,7 +356,7 @@ def _batch_norm_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
 def pads_with_zeros(module: Any) -> bool:
     """Whether a convolution puts zeros around what it reads."""
     padding = module.padding
-    amounts = (padding,) if isinstance(padding, str) else padding
+    amounts = (padding,) if isinstance(padding, str | int) else padding
     padded = any(amount not in (0, "valid") for amount in amounts)
     reaches = any(size > 1 for size in module.kernel_size) or "same" not in amounts
     return module.padding_mode == "zeros" and padded and reaches

@@ -444,7 +444,8 @@ def _border(conv: Any, value: Tensor) -> tuple[Border, Margin]:
     if conv.padding == "same":
         sums = [step * (size - 1) for step, size in zip(conv.dilation, conv.kernel_size, strict=True)]
     else:
-        sums = [2 * amount for amount in conv.padding]
+        alike = isinstance(conv.padding, int)  # as others set it afterwards
+        sums = [2 * amount for amount in ([conv.padding] * len(conv.kernel_size) if alike else conv.padding)]
     amounts = [amount for both in reversed(sums) for amount in (both // 2, both - both // 2)]
     return Border(amounts), Margin(value.to(conv.weight))
 
