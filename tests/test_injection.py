@@ -321,6 +321,7 @@ def test_a_generator_of_ones_own_replaces_that_of_the_fusion():
 
 @pytest.mark.plain
 def test_options_go_to_the_generator_and_not_beside_one():
+    tf.condition(Net(), SITES, tf.Vector(13), device="cpu")
     model = tf.condition(Net(), SITES, tf.Vector(13), emit=("beta",))
     assert conditioning(model).generator.emit == ("beta",)
     with pytest.raises(ValueError, match=r"expected no options beside a generator, got bound"):

@@ -253,24 +253,26 @@ def test_a_number_takes_the_place_of_a_field_for_all_samples_and_channels(field:
     assert m.replace(gate=None).gate is None
 
 
-def test_weights_of_samples_or_of_channels_are_never_guessed():
+def test_one_axis_of_weights_is_of_channels_also_where_there_are_as_many_samples():
     rows, single, three = modulation(3, 3), modulation(3), torch.rand(3, dtype=torch.float64)
-    with pytest.raises(
-        ValueError, match=r"gamma \(3, 3\) .*, got \(3,\), of samples or of channels.\n.*\[3, 1\]"
-    ):
-        rows * three
-    with pytest.raises(ValueError, match="of samples or of channels"):
-        single.interpolate(rows, three)
+    torch.testing.assert_close((rows * three).gamma, rows.gamma * three[None])
+    torch.testing.assert_close(
+        single.interpolate(rows, three).beta[2], (rows.beta[2] - single.beta) * three + single.beta
+    )
     assert_equal_fields((rows * three[:, None])[1], rows[1] * three[1])
-    torch.testing.assert_close((rows * three[None]).gamma, rows.gamma * three[None])
-    torch.testing.assert_close((single * three).beta, single.beta * three)
-    torch.testing.assert_close((modulation(1, 3) * three).gamma.shape, (1, 3))
     assert (modulation(1, 1) * three[:1]).gamma.shape == (1, 1)
 
 
 @pytest.mark.parametrize("shape", [(2,), (5, 2)], ids=str)
 def test_weights_that_fit_nothing_are_refused_with_what_would(shape):
     with pytest.raises(
-        ValueError, match=r"gamma \(2, 3\) from the right, got \(.*2,?\).\nOne for .* weight\[:, None\]"
+        ValueError, match=r"gamma \(2, 3\) from the right, got \(.*2,?\).\nOne for each sample is \[2, 1\], "
     ):
         modulation(2, 3) * torch.rand(shape)
+    whole, steps = modulation(3), Modulation(torch.rand(3), torch.rand(2, 4, 3))
+    with pytest.raises(
+        ValueError, match=r"fit beta \(2, 4, 3\) [\s\S]*is \[2, 1, 1\], one for each channel \[3\]"
+    ):
+        steps * torch.rand(2, 1)
+    assert (steps * torch.rand(2, 1, 1)).beta.shape == (2, 4, 3)
+    assert (whole * torch.rand(2, 1)).gamma.shape == (2, 3)

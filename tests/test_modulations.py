@@ -286,5 +286,5 @@ def test_what_is_no_file_of_modulations_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"got the folder [\s\S]*load\(base, folder\)"):
         tf.load_modulations(tmp_path)
     a.save(tmp_path / "file")
-    with pytest.raises(ValueError, match=r"a.safetensors: expected a folder .* where there is a file"):
+    with pytest.raises(ValueError, match=r"a.safetensors: expected a folder .* is a file"):
         a.save(tmp_path / "file" / "a.safetensors")

@@ -458,7 +458,7 @@ REFUSED = [
         lambda: tf.Several({"text": tf.Vector(7)}, joint_dropout=0.1, joint=["txt"]),
         "joint expected one of .*'text'.*, got 'txt'",
     ),
-    (lambda: tf.Several({"a": tf.Vector(7)}, joint=[]), "that are lost together, got none"),
+    (lambda: tf.Several({"a": tf.Vector(7)}, joint_dropout=0.1, joint=[]), "lost together, got none"),
     (lambda: tf.Several({"a": tf.Vector(7), "b": tf.Vector(3)}, "sum"), "of one size to sum, got"),
     (lambda: tf.Several({"a": tf.Tokens(7, None)}), "give vectors, got 'a' Tokens[\\s\\S]*Pool it"),
     (lambda: tf.Several({"a": Unpooled()})({"a": VECTORS}), r"vectors, got 'a' Unpooled\(\)[\s\S]*Pool"),

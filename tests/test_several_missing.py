@@ -224,3 +224,7 @@ def test_a_vector_that_all_samples_share_is_lost_by_each_for_itself():
 def test_a_list_that_says_who_is_present_serves_on_every_device():
     maybe = tf.Maybe(tf.Vector(7), device="meta")
     assert maybe(tf.Masked(torch.empty(2, 7, device="meta"), [True, False])).is_meta
+
+
+def test_none_need_be_lost_together_where_none_are():
+    assert tf.Several({"a": tf.Vector(7)}, joint=[]).joint == ()

@@ -172,3 +172,10 @@ def test_a_table_does_not_keep_what_was_asked_for_without_a_bound():
     assert len(rows._seen[1]) == 100
     assert rows(3)["7"] is rows(3)["7"]
     assert rows(299)["7"].beta == rows.table[299, 15]
+
+
+def test_a_table_on_the_meta_device_is_made_for_numbers_to_come():
+    with torch.device("meta"):
+        model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(7))
+        tabulate(model, conds=torch.empty(11, 7))
+    assert tf.conditioning(model).generator.table.is_meta

@@ -161,5 +161,8 @@ __all__ = [
     "unconditioned",
     "unfreeze_base",
     "using",
-    "__version__",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "converters", "functional", "native", "plot"]

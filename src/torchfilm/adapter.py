@@ -65,7 +65,8 @@ def unfreeze_base(model: Network) -> Network:
     """Undo `freeze_base`: what trained before trains again, and the norms follow the network's mode.
 
     An optimiser made meanwhile has the conditioning alone: give it the base's parameters too, or make
-    another. A network that is not frozen stays as it is.
+    another. A network that is not frozen stays as it is. Of frozen networks inside of each other free the
+    outer one first, and freeze again what is to stay frozen.
 
     Raises:
         ValueError: for a model that is not conditioned, and inside of `folded`.

@@ -50,13 +50,8 @@ class _Again(AbstractContextManager["_Again"]):
 
     def __init__(self, film: Conditioning) -> None:
         self.film = film
-        self.active, self.values, self.transforms = (
-            film.local.active,
-            film.local.values,
-            list(film.transforms),
-        )
-        self.lent = film.lent()
-        self.fixed = film.local.fixed
+        self.active, self.values, self.fixed = film.local.active, film.local.values, film.local.fixed
+        self.transforms, self.lent = list(film.transforms), film.lent()
         self.entered: list[ExitStack] = []
 
     def __enter__(self) -> _Again:

@@ -174,8 +174,9 @@ def compare(
             conditioned, the reference of ratios is that network without its conditioning, as a row of its
             own, "unconditioned"; else the first itself.
         batch: (x, cond) to call model(x, cond=cond), or a mapping of keyword arguments. Several inputs are
-            (x, t, cond) or, as for `heard`, ((x, t), cond). The same for all: a condition that each network's
-            own encoder reads, as (tokens, mask) for `Tokens`.
+            (x, t, cond) or, as for `heard`, ((x, t), cond); one that is a tuple itself is (((a, b),), cond).
+            The same for all: a condition that each network's own encoder reads, as (tokens, mask) for
+            `Tokens`.
         score: model -> one number, or one for each sample of a fixed set (which makes gains paired).
         rounds: how many timed passes each, in turn and each round in another order, after one that is not
             timed.
@@ -284,7 +285,8 @@ class _Candidate:
             kinds = [_kind(value) for value in self.batch]
             raise ValueError(
                 f"compare: expected a batch (*inputs, cond) that fits '{self.name}', got {kinds}: {error}.\n"
-                f"All but the last are inputs, the last is the condition: (x, z), without a target."
+                f"All but the last are inputs, the last is the condition: (x, z), without a target; an input "
+                f"that is a tuple itself is (((a, b),), z)."
             ) from error
 
     def _fits(self, inputs: Sequence[Any]) -> bool:

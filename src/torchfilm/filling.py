@@ -319,6 +319,7 @@ class Conditioning(nn.Module):
 
         Not where a module around a norm has hooks that may put its weights in place.
         """
+        self.local.ready = True
         for path, _ in self.places:
             module: Any = root
             hooked = False
@@ -327,7 +328,6 @@ class Conditioning(nn.Module):
                 module = module._modules[key]
             if not hooked:
                 make_ready(module)
-        self.local.ready = True
 
     def _in_place(self, root: Any) -> bool:
         """Tell whether all sites are where they were: a microsecond each."""

@@ -324,13 +324,13 @@ def _planned(
             plan.draft.keep(module)
     if plan.kept and leftover == "error":
         reasons = "\n".join(f"  {name}  {plan.kept[name]}" for name in film.sites if name in plan.kept)
-        inside = (inner for name in plan.kept for inner in modules[name].modules())
         copies = "\nfold(model) makes parametrized weights plain, in the copy that it returns."
+        parametrized = any(" is parametrized" in reason for reason in plan.kept.values())
         raise ValueError(
             f"fold: expected sites that fold exactly into weights, got {len(plan.kept)} of {len(values)} "
             f"that do not:\n{reasons}\n"
             f"Use leftover='constant' to keep these as constants, or condition a layer with weights."
-            f"{copies if any(map(parametrize.is_parametrized, inside)) else ''}"
+            f"{copies if parametrized else ''}"
         )
     return plan
 

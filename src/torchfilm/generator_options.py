@@ -150,7 +150,6 @@ def read_options(options: Mapping[str, Any]) -> GeneratorOptions:
 
 def _check_tuple(option: str, of: str, value: Any) -> None:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ValueError(
-            f"Generator: {option} expected a tuple of {of}, got {value!r}.\n"
-            f"A single one is a tuple too: ({value!r},)."
-        )
+        single = isinstance(value, str | int)
+        remedy = f"A single one is a tuple too: ({value!r},)." if single else "Give a tuple, or leave it out."
+        raise ValueError(f"Generator: {option} expected a tuple of {of}, got {value!r}.\n{remedy}")

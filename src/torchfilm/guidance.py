@@ -138,6 +138,9 @@ def _guided(
 
 def _without_dropout(model: Callable[..., Any]) -> AbstractContextManager[Any]:
     """Return a block in which no part of a module drops conditions: what is missing is said here."""
+    film = film_of(model)
+    if film is not None and not (model.training or film.training):  # type: ignore[attr-defined]
+        return nullcontext()
     parts = model.modules() if isinstance(model, nn.Module) else ()
     dropping = [one for one in parts if one.training and isinstance(one, Conditioning | Maybe | Several)]
     return in_mode(*dropping, training=False) if dropping else nullcontext()

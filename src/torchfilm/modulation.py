@@ -124,10 +124,11 @@ class Modulation:
         """Return (1 - weight) * self + weight * other; 0 is self, 1 is other, beyond is extrapolation.
 
         A tensor of weights broadcasts against gamma as torch does: `torch.linspace(0, 1, 5)[:, None]` on two
-        modulations of shape [C] gives the five steps from one to the other, [5, C].
+        modulations of shape [C] gives the five steps from one to the other, [5, C]; one for each sample is
+        [B, 1], and [C] is one for each channel, also where B is C.
 
         Raises:
-            ValueError: for weights that do not fit, and for [C] where there are as many samples as channels.
+            ValueError: for weights that do not fit.
         """
         return self * (1 - weight) + other * weight
 
@@ -147,8 +148,11 @@ class Modulation:
         if not isinstance(weight, Tensor) or weight.ndim == 0:
             return self._map(lambda field: field * weight)
         fields = self.present() if weight.ndim == 1 else aligned(*self.present())
-        _check_weights(weight, fields)
-        return Modulation(*(field * weight for field in fields))
+        try:
+            return Modulation(*(field * weight for field in fields))
+        except RuntimeError:
+            _check_weights(weight, fields)
+            raise
 
     __rmul__ = __mul__
 
@@ -198,17 +202,16 @@ class Modulation:
 
 
 def _check_weights(weight: Tensor, fields: list[Tensor]) -> None:
-    """Refuse weights that do not fit, and one for each sample that might as well be one for each channel."""
-    count = len(weight)
-    square = (f.ndim > 1 and f.shape[0] == f.shape[-1] == count for f in fields)
-    either = weight.ndim == 1 and count > 1 and any(square)
-    sizes = (pair for f in fields for pair in zip(f.shape[::-1], weight.shape[::-1], strict=False))
-    if either or any(m != n and 1 not in (m, n) for m, n in sizes):
-        raise ValueError(
-            f"Modulation arithmetic: expected weights that fit gamma {tuple(fields[0].shape)} from the right,"
-            f" got {tuple(weight.shape)}{', of samples or of channels' if either else ''}.\n"
-            f"One for each sample is weight[:, None], [{count}, 1]; one for each channel [1, {count}]."
-        )
+    """Raise ValueError for weights that do not fit a field, as torch broadcasts."""
+    for name, field in zip(("gamma", "beta", "gate"), fields, strict=False):
+        sizes = zip(field.shape[::-1], weight.shape[::-1], strict=False)
+        if any(m != n and 1 not in (m, n) for m, n in sizes):
+            rows = [field.shape[0], *[1] * (field.ndim - 1)]
+            raise ValueError(
+                f"Modulation arithmetic: expected weights that fit {name} {tuple(field.shape)} from the "
+                f"right, got {tuple(weight.shape)}.\n"
+                f"One for each sample is {rows}, one for each channel [{field.shape[-1]}]."
+            )
 
 
 def aligned(*fields: T, axes: int = 0) -> list[T]:

@@ -36,8 +36,8 @@ class Masked:
     """A condition that only some samples have: `Masked(labels, present)`; `Masked(None)` where none has it.
 
     Where `present` is False the value is not heard: any numbers, NaN included, which counts as 0 there, and
-    any class, also one that there is not, as -1. An explicit mask is final: no dropout is drawn on top of it.
-    A pytree, as `Modulation`.
+    any class of `Classes`, also one that there is not, as -1. An explicit mask is final: no dropout is drawn
+    on top of it. A pytree, as `Modulation`.
 
     Args:
         value: what the condition takes, or None.
@@ -275,10 +275,10 @@ class Several(nn.Module):
         maybe = [name for name, c in conditions.items() if isinstance(c, Maybe)]
         joint = (maybe or list(parts)) if joint is None else joint
         self.joint = (joint,) if isinstance(joint, str) else tuple(joint)
-        if not self.joint:
+        if joint_dropout > 0 and not self.joint:
             raise ValueError(
                 "Several: joint expected the names of those that are lost together, got none.\n"
-                "Leave joint= out for all that may be missing, or joint_dropout= to lose none."
+                "Leave joint= out for all that may be missing, or joint_dropout= out to lose none."
             )
         for name in self.joint:
             check_choice("Several: joint", name, list(parts))
@@ -450,8 +450,10 @@ def encoded_size(condition: nn.Module) -> int:
     remedy = "Use Vector, Classes, Scalars or Tokens, or set self.dim in the __init__ of your own."
     if isinstance(condition, Tensor):
         got = f" {tuple(condition.shape)}"
-        size = condition.shape[-1] if condition.ndim else 1
-        remedy = f"A value goes into the call, model(x, cond=z); here goes what reads it, as Vector({size})."
+        reads = f"Vector({condition.shape[-1] if condition.ndim else 1})"
+        if not condition.is_floating_point():
+            reads = "Classes(10, 64)"
+        remedy = f"A value goes into the call, model(x, cond=z); here goes what reads it, as {reads}."
     raise ValueError(
         f"condition: expected a module with an integer `dim`, the size of what it gives, "
         f"got {type(condition).__name__}{got}.\n{remedy}"

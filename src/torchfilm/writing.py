@@ -20,8 +20,9 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
+        file = next(one for one in (path.parent, *path.parent.parents) if one.exists())
         raise ValueError(
-            f"{path.name}: expected a folder to write it to, got {path.parent}, where there is a file.\n"
+            f"{path.name}: expected a folder to write it to, got {path.parent}, where {file} is a file.\n"
             f"Give another name, or move that file first."
         ) from error
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
