@@ -297,7 +297,7 @@ def test_the_core_needs_its_four_dependencies_alone():
             CORE
             | sys.stdlib_module_names
             | {"annotationlib", "torchfilm"}  # the former is of the standard library from Python 3.14 on
-            | ({"matplotlib", "sklearn"} if path.stem in ("canvas", "charts", "plot") else set())
+            | {"canvas": {"matplotlib"}, "plot": {"sklearn"}}.get(path.stem, set())
         )
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Import):
