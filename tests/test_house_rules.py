@@ -376,6 +376,13 @@ def test_the_tree_in_the_readme_is_the_file_system():
     assert missing_from(paths, files) == []
 
 
+def test_a_source_distribution_has_what_the_tree_names():
+    named = {path.split("/")[0] for path in readme_paths((ROOT / "README.md").read_text(encoding="utf-8"))}
+    by_itself = {"README.md", "LICENSE", "pyproject.toml", "MANIFEST.in", "src"}
+    given = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").split()
+    assert named - by_itself <= set(given)
+
+
 def test_a_tree_that_is_not_the_file_system_is_found():
     readme = "# The tree\n```\na.md    a page\nsrc/one/\n  two.py   code\n  three/   more\nb/   rest\n```\n"
     paths = readme_paths(readme)
