@@ -1,6 +1,8 @@
 """What is drawn can be read: nothing is cut off, and no two names lie over each other."""
 
+import importlib
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +139,19 @@ def test_a_figure_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path):
     with pytest.raises(OSError, match="folder"):
         plot.save(plot.bars({0: 1.0}, xlabel="x", ylabel="y"), tmp_path / "folder")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "line", "use"),
+    [
+        ("matplotlib.axes", "figures need matplotlib", lambda: importlib.import_module("torchfilm.canvas")),
+        ("sklearn.manifold", "embed needs scikit-learn", lambda: plot.embed(np.eye(4))),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(hidden, line, use, monkeypatch):
+    monkeypatch.setitem(sys.modules, hidden, None)
+    monkeypatch.delitem(sys.modules, "torchfilm.canvas")
+    with pytest.raises(
+        ModuleNotFoundError, match=rf"^{line}: pip install 'torchfilm\[systems\]' \(.*{hidden}"
+    ):
+        use()

@@ -160,6 +160,7 @@ LIBRARY = (
         "naming",
         "native",
         "sharding",
+        "signatures",
         "snapshot",
         "undisturbed",
         "version",
@@ -296,8 +297,8 @@ def test_the_core_needs_its_four_dependencies_alone():
         allowed = (
             CORE
             | sys.stdlib_module_names
-            | {"torchfilm"}
-            | ({"matplotlib", "sklearn"} if path.stem in ("canvas", "charts", "plot") else set())
+            | {"annotationlib", "torchfilm"}  # the former is of the standard library from Python 3.14 on
+            | {"canvas": {"matplotlib"}, "plot": {"sklearn"}}.get(path.stem, set())
         )
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Import):
@@ -374,6 +375,13 @@ def test_the_tree_in_the_readme_is_the_file_system():
         if path.name != "__init__.py" or path.parent == PACKAGE
     ]
     assert missing_from(paths, files) == []
+
+
+def test_a_source_distribution_has_what_the_tree_names():
+    named = {path.split("/")[0] for path in readme_paths((ROOT / "README.md").read_text(encoding="utf-8"))}
+    by_itself = {"README.md", "LICENSE", "pyproject.toml", "MANIFEST.in", "src"}
+    given = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").split()
+    assert named - by_itself <= set(given)
 
 
 def test_a_tree_that_is_not_the_file_system_is_found():

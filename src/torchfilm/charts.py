@@ -7,13 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from torchfilm.canvas import COLORS, HATCHES, MARKERS, Array, grid, name_bars
+from torchfilm.canvas import (
+    COLORS,
+    HATCHES,
+    MARKERS,
+    Array,
+    Axes,
+    Figure,
+    Line2D,
+    Normalize,
+    ScalarMappable,
+    grid,
+    name_bars,
+)
 
 
 def curves(

@@ -7,7 +7,6 @@ every candidate; and on the network without its conditioning too, which is what 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchfilm.injection import conditioning, film_of, unconditioned
 from torchfilm.naming import Entries
+from torchfilm.signatures import signature_of
 from torchfilm.sites import check_network
 from torchfilm.undisturbed import in_mode, unchanged
 from torchfilm.writing import in_columns
@@ -292,7 +292,7 @@ class _Candidate:
     def _fits(self, inputs: Sequence[Any]) -> bool:
         """Whether the network's own forward takes as many inputs."""
         try:
-            inspect.signature(self.model.forward).bind_partial(*inputs)
+            signature_of(self.model.forward).bind_partial(*inputs)
         except TypeError:
             return False
         except ValueError:  # a forward without a signature, as one written in C++

@@ -10,6 +10,7 @@ compilers, odd layouts) takes the plain path, which they are tested against.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -27,7 +28,8 @@ import torch
 _HERE, _TORCH = Path(__file__).parent, Path(torch.__file__).parent
 _SOURCES = ("kernels.h", "kernels.cpp", "binding.cpp")
 _FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math")
-_REMEDY = "Name another with the variable CXX, or leave the kernels off: the plain path does the same."
+_OFF = "or leave the kernels off: the plain path does the same."
+_REMEDY = f"Name another with the variable CXX, {_OFF}"
 
 kernels: Any = None
 """The functions of binding.cpp in use; None is the plain way."""
@@ -47,15 +49,15 @@ def enable(folder: str | Path | None = None) -> None:
         folder: where the built library is kept; default: torchfilm/ in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        NativeError: without a C++ compiler (g++ or clang++, or the one that $CXX names), or where it fails.
+        NativeError: without a C++ compiler (g++ or clang++, or the command in $CXX), where it fails, and
+            without a folder that can be written.
 
     Example:
         >>> from torchfilm import native
         >>> native.enable()  # doctest: +SKIP
     """
     global kernels
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchfilm"
-    kernels = _library(Path(folder or cache), os.environ.get("CXX"))
+    kernels = _library(Path(folder) if folder else _cache(), os.environ.get("CXX"))
 
 
 def disable() -> None:
@@ -69,33 +71,55 @@ def enabled() -> bool:
     return kernels is not None
 
 
+def _cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchfilm"
+    except RuntimeError:
+        raise NativeError(
+            "native.enable: expected a home folder, found none. Give a folder: enable(folder)."
+        ) from None
+
+
 @functools.cache
 def _library(folder: Path, named: str | None) -> Any:
     """Load what is built of this source by this compiler for torch and processor, or build it."""
     compiler = _compiler(named)
     told = _output([*compiler, "--version"])
-    sources = [(_HERE / name).read_text(encoding="utf-8") for name in _SOURCES]
-    parts = (*sources, *compiler, told, torch.__version__, sys.version, _processor())
+    parts = (*_sources(), *compiler, told, torch.__version__, sys.version, _processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    place = folder / f"kernels-{key}.so"
     try:
-        if place.is_file() and (found := _found(place)) is not None:
-            return found
-        _build(compiler, place)
+        return _found(folder, key) or _build(compiler, folder, key)
     except OSError as error:
         raise NativeError(
             f"native.enable: {folder}: {error.strerror}. Give a folder that can be written: enable(folder)."
         ) from None
-    return _loaded(place)
 
 
 def _compiler(named: str | None) -> list[str]:
-    if named:
-        return named.split()
+    import shlex  # where something is built, not with the package
+
+    try:
+        given = shlex.split(named or "")
+    except ValueError as error:
+        raise NativeError(
+            f"native.enable: expected a command in CXX, got {named}: {error}. {_REMEDY}"
+        ) from None
+    if given:
+        return given
     found = next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
     if found is None:
         raise NativeError(f"native.enable: expected a C++ compiler (g++ or clang++), found none. {_REMEDY}")
     return [found]
+
+
+def _sources() -> list[str]:
+    try:
+        return [(_HERE / name).read_text(encoding="utf-8") for name in _SOURCES]
+    except OSError as error:  # the package in a zip, say
+        raise NativeError(
+            f"native.enable: expected {', '.join(_SOURCES)} as files in {_HERE}: {error.strerror}. "
+            f"Install torchfilm into a folder, {_OFF}"
+        ) from None
 
 
 def _processor() -> str:
@@ -106,13 +130,13 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()} {abilities}"
 
 
-def _build(compiler: list[str], place: Path) -> None:
-    """Compile into `place`, whole or not at all; with threads and for this very processor if that works."""
+def _build(compiler: list[str], folder: Path, key: str) -> Any:
+    """Compile into the folder, whole or not at all; with threads and for this processor if that works."""
     wide = ["-mprefer-vector-width=512"] if torch.backends.cpu.get_cpu_capability() == "AVX512" else []
     own = ["-march=native", *wide]
     reason, headers = "", _headers()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as within:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as within:
         binding, kernels, library = (Path(within) / name for name in ("binding.o", "kernels.o", "kernels.so"))
         ways = (("-fopenmp", own), ("-fopenmp-simd", own), ("-fopenmp-simd", []))
         try:
@@ -124,13 +148,16 @@ def _build(compiler: list[str], place: Path) -> None:
                 _compile(compiler, "kernels.cpp", kernels, [*_FAST, threads, *processor])
                 # Without an OpenMP of its own: the threads are torch's, whose runtime is there already.
                 _output([*compiler, "-shared", str(binding), str(kernels), "-o", str(library), *_libraries()])
-                _loaded(library)
+                found = _loaded(library)
             except NativeError as error:
                 reason = str(error)
                 continue
-            library.replace(place)
-            return
-    raise NativeError(f"native.enable: {compiler[0]} built nothing that loads. {_REMEDY} It said:\n{reason}")
+            library.replace(_place(folder, key, library))
+            return found
+    raise NativeError(
+        f"native.enable: {compiler[0]} built nothing that loads from {folder}. Give another folder, "
+        f"enable(folder), name another compiler with the variable CXX, {_OFF} It said:\n{reason}"
+    )
 
 
 def _compile(compiler: list[str], source: str, into: Path, options: list[str]) -> None:
@@ -139,13 +166,13 @@ def _compile(compiler: list[str], source: str, into: Path, options: list[str]) -
 
 def _headers() -> list[str]:
     """Return the options with which binding.cpp finds Python's and torch's headers, and torch's ABI."""
-    import sysconfig  # where something is built, not with the package
+    import sysconfig  # as shlex above
 
     python = Path(sysconfig.get_paths()["include"])
     if not (python / "Python.h").is_file():
         raise NativeError(
             f"native.enable: expected Python's headers (Python.h), found none in {python}. Install them "
-            f"(python3-dev), or leave the kernels off: the plain path does the same."
+            f"(python3-dev), {_OFF}"
         )
     places = (python, _TORCH / "include", _TORCH / "include" / "torch" / "csrc" / "api" / "include")
     abi = int(torch.compiled_with_cxx11_abi())
@@ -162,7 +189,7 @@ def _libraries() -> list[str]:
 
 def _output(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
         raise NativeError(f"native.enable: {command[0]}: {error.strerror}. {_REMEDY}") from None
     if done.returncode:
@@ -170,12 +197,19 @@ def _output(command: list[str]) -> str:
     return done.stdout
 
 
-def _found(place: Path) -> Any:
-    """Load what lies there; None where it is no library of ours."""
-    try:
-        return _loaded(place)
-    except NativeError:
-        return None
+def _place(folder: Path, key: str, library: Path) -> Path:
+    """Return where a library is kept: its name says what it was built of, and what is in it."""
+    return folder / f"kernels-{key}-{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}.so"
+
+
+def _found(folder: Path, key: str) -> Any:
+    """Load the library that was built of this; None where there is none that is whole and loads."""
+    for library in folder.glob(f"kernels-{key}-*.so"):
+        # Loading half of one would end the process.
+        if library == _place(folder, key, library):
+            with contextlib.suppress(NativeError):
+                return _loaded(library)
+    return None
 
 
 def _loaded(place: Path) -> Any:

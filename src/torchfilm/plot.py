@@ -12,13 +12,20 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from torchfilm.canvas import COLORS, Array, as_values, grid, legend, shortened
+from torchfilm.canvas import (
+    COLORS,
+    Array,
+    Axes,
+    Figure,
+    Normalize,
+    ScalarMappable,
+    as_values,
+    grid,
+    legend,
+    shortened,
+)
 from torchfilm.canvas import Mark as Mark
 from torchfilm.canvas import marks as marks
 from torchfilm.canvas import save as save
@@ -156,8 +163,11 @@ def embed(values: Array | Tensor, *, method: Method = "tsne", seed: int = 0) -> 
     method: "tsne" (van der Maaten and Hinton 2008), started from the principal components, which shows
         clusters but no distances; or "pca", the two directions of most variance.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
+    try:
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise type(error)(f"embed needs scikit-learn: pip install 'torchfilm[systems]' ({error})") from error
 
     if len(values) < 4:
         raise ValueError(

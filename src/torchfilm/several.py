@@ -25,6 +25,7 @@ from torchfilm.conditions import Classes, Tokens
 from torchfilm.modulation import aligned
 from torchfilm.naming import check_choice
 from torchfilm.presence import check_present, cleared, drawn, each_row, viewed
+from torchfilm.signatures import signature_of
 
 Null = Literal["learned", "zero"]
 Combine = Literal["sum", "concat", "compose"]
@@ -463,7 +464,7 @@ def encoded_size(condition: nn.Module) -> int:
 def _takes_several(condition: nn.Module) -> bool:
     """Whether a tuple holds several arguments of a condition: the second is required, or None as of masks."""
     try:
-        parameters = inspect.signature(condition.forward).parameters.values()
+        parameters = signature_of(condition.forward).parameters.values()
     except (TypeError, ValueError):
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -35,6 +35,7 @@ from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
 from torchfilm.onepass import BATCH_NORMS
 from torchfilm.parts import Holder, with_input_modulated, with_output_modulated
+from torchfilm.signatures import signature_of
 from torchfilm.sites import Site
 
 
@@ -168,7 +169,7 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
     """Return the subclass of a module class with that forward; one per pair, so graphs are shared."""
     made = _SUBCLASSES.get((base, forward))
     if made is None:
-        signature = inspect.signature(base.forward)
+        signature = signature_of(base.forward)
         own = _copied(forward)
         own.__doc__ = base.forward.__doc__
         keywords = tuple(key for key in ROOT_KEYWORDS if key not in signature.parameters)

@@ -21,6 +21,7 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 
+from torchfilm.signatures import signature_of
 from torchfilm.sites import is_patched
 from torchfilm.undisturbed import same_chance
 
@@ -79,7 +80,7 @@ def ways(module: nn.Module, leaves: Collection[nn.Module] = (), *, takes_first: 
     if not list(module.children()) or is_patched(module):
         return Ways((), complete=False)
     try:
-        parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+        parameters = list(signature_of(type(module).forward).parameters.values())[1:]
     except (TypeError, ValueError):
         return Ways((), complete=False)
     always = [i == 0 and (takes_first or one.default is one.empty) for i, one in enumerate(parameters)]

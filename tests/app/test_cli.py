@@ -414,10 +414,18 @@ def test_numbers_that_are_none_are_refused_in_words(capsys):
         assert complaint(capsys) == f"torchfilm: Error parsing {said} Help: torchfilm train --help"
 
 
-def test_missing_packages_are_got_in_torchfilms_folder(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    assert run("ask") == 2
-    assert "in torchfilm's folder: pip install '.[systems,robots,serve]'" in complaint(capsys)
+@pytest.mark.parametrize(
+    ("package", "command", "line"),
+    [
+        ("tyro", "ask", "the command needs more packages: pip install 'torchfilm[systems,robots,serve]'"),
+        ("uvicorn", "serve", "pages need a server: pip install 'torchfilm[serve]'"),
+    ],
+)
+def test_a_missing_extra_is_named(package, command, line, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "torchfilm.app.serving", raising=False)
+    assert run(command) == 2
+    assert complaint(capsys).startswith(f"torchfilm: {line} (ModuleNotFoundError: ")
 
 
 def test_a_run_that_goes_on_with_another_budget_is_told_what_to_do(data, eyes, trained, capsys):

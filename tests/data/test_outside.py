@@ -87,7 +87,7 @@ def test_what_is_told_can_be_wrapped_and_stacked():
 )
 def test_a_missing_package_is_one_line(package, extra, call, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    said = rf"needs {package.replace('_', '-')}; in torchfilm's folder: pip install '\.\[{extra}\]'"
+    said = rf"needs {package.replace('_', '-')}: pip install 'torchfilm\[{extra}\]'"
     with pytest.raises(ValueError, match=said) as caught:
         call()
     assert "\n" not in str(caught.value)

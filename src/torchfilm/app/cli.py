@@ -16,6 +16,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from torchfilm.data.extras import needed
+
 COMMANDS = {
     "data": ("make_data", "MakeData", "Generate scenes and questions, or demonstrations of an arm."),
     "train": ("train", "Train", "Train a system."),
@@ -84,14 +86,11 @@ def parse(arguments: Sequence[str]) -> Command | None:
         return None
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}; nearest: {', '.join(nearest(name, COMMANDS))}")
-    try:
-        import tyro
-    except ImportError:
-        raise UsageError(
-            "the command needs more packages; in torchfilm's folder: pip install '.[systems,robots,serve]'"
-        ) from None
     module, class_name, _ = COMMANDS[name]
-    found: Any = getattr(importlib.import_module(f"torchfilm.app.commands.{module}"), class_name)
+    with needed("the command needs more packages", "systems,robots,serve"):
+        import tyro
+
+        found: Any = getattr(importlib.import_module(f"torchfilm.app.commands.{module}"), class_name)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

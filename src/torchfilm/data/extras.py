@@ -1,16 +1,31 @@
-"""Packages of others that only some worlds need: one line that says how to get one that is missing."""
+"""Packages of others that not everyone needs: one line that says how to get one that is missing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-def missing(need: str, extra: str, error: ImportError) -> ValueError:
-    """Return what to raise where a package cannot be imported.
+
+class MissingError(ModuleNotFoundError, ValueError):
+    """A package of an extra cannot be imported."""
+
+
+@contextmanager
+def needed(need: str, extra: str) -> Iterator[None]:
+    """Say how to get what is imported inside and cannot be.
 
     Args:
         need: who needs what: "the table needs MuJoCo".
         extra: the optional dependencies of the project that have it.
-        error: what importing it raised.
+
+    Raises:
+        MissingError: which is a ValueError, too.
     """
-    return ValueError(
-        f"{need}; in torchfilm's folder: pip install '.[{extra}]' ({type(error).__name__}: {error})"
-    )
+    try:
+        yield
+    except MissingError:
+        raise
+    except ImportError as error:
+        raise MissingError(
+            f"{need}: pip install 'torchfilm[{extra}]' ({type(error).__name__}: {error})"
+        ) from error

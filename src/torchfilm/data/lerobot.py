@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .extras import missing
+from .extras import needed
 
 VERSION = "v3.0"
 _FILE_BYTES = 100 * 2**20
@@ -54,11 +54,9 @@ class Recording:
 
 def require_pyarrow() -> Any:
     """The module pyarrow, or one line that says how to get it (ValueError)."""
-    try:
+    with needed("LeRobot's format needs pyarrow", "robots"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise missing("LeRobot's format needs pyarrow", "robots", error) from error
     return pyarrow
 
 

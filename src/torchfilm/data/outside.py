@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .extras import missing
+from .extras import needed
 
 MT10 = {
     "reach-v3": "reach the goal",
@@ -42,9 +42,8 @@ def _needed(package: str, name: str, extra: str) -> Any:
     before = os.environ.get(quiet)
     os.environ[quiet] = "1"  # pygame greets on stdout
     try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise missing(f"this benchmark needs {name}", extra, error) from error
+        with needed(f"this benchmark needs {name}", extra):
+            return importlib.import_module(package)
     finally:
         if before is None:
             del os.environ[quiet]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torchfilm.app.commands.train import known_system
 from torchfilm.app.console import emit, note
 from torchfilm.app.options import OptionalInt, OptionalPath, SystemName
+from torchfilm.data.extras import needed
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -41,7 +42,8 @@ class Serve:
 
     def __call__(self) -> None:
         """Serve."""
-        from torchfilm.app.serving import serve_app
+        with needed("pages need a server", "serve"):
+            from torchfilm.app.serving import serve_app
 
         known_system(self.system)
         app = self._policy() if self.system == "diffusion_policy" else self._reasoning()

@@ -3,10 +3,14 @@
 from pathlib import Path
 from types import TracebackType
 
-import h5py
 import numpy as np
 
+from torchfilm.data.extras import needed
+
 from .caches import draft
+
+with needed("files of image features need h5py", "systems"):
+    import h5py
 
 
 class FeatureFile:

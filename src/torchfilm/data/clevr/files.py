@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+
+from torchfilm.data.extras import needed
 
 from .caches import damaged, drop_older, read_rows, write_rows
 from .encoding import FORMAT, LONGEST, EncodedQuestions, encode_questions
 from .json_stream import Progress, stream_array
 from .vocabulary import Vocabulary, answer_text
+
+with needed("CLEVR's images need Pillow", "systems"):
+    from PIL import Image, UnidentifiedImageError
 
 _NAME = re.compile(r"(?P<prefix>.+)_(?P<split>[A-Za-z0-9]+)_(?P<what>questions|scenes)\.json")
 _HUMANS = re.compile(r"CLEVR-Humans-(?P<split>[A-Za-z0-9]+)\.json")

@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from torchfilm.data.extras import needed
 
 from .questions import QuestionConfig, QuestionGenerator
 from .render import render
 from .scenes import SceneConfig, sample_scene
+
+with needed("CLEVR's images need Pillow", "systems"):
+    from PIL import Image
 
 SHARD = 250  # scenes; the answers of a shard's questions are balanced among themselves
 CHUNK = 25  # scenes that one task renders

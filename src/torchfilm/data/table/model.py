@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from torchfilm.data.extras import missing
+from torchfilm.data.extras import needed
 
 from .kinematics import LINK
 from .scenes import DEPTH, FINGER_RADIUS
@@ -37,11 +37,9 @@ _STIFFNESS = (60.0, 25.0)
 
 def require_mujoco() -> Any:
     """The module mujoco, or one line that says how to get it (ValueError)."""
-    try:
+    with needed("the table needs MuJoCo", "robots"):
         import mujoco
         import mujoco.rollout
-    except ImportError as error:
-        raise missing("the table needs MuJoCo", "robots", error) from error
     return mujoco
 
 

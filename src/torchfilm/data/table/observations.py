@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchfilm.data.extras import missing
+from torchfilm.data.extras import needed
 
 from .episodes import check_things
 from .render import Renderer
@@ -19,11 +19,9 @@ OBS_TYPES = ("state", "environment_state_agent_pos", "pixels", "pixels_agent_pos
 
 def require_gymnasium() -> Any:
     """The module gymnasium, or one line that says how to get it (ValueError)."""
-    try:
+    with needed("the table's environment needs gymnasium", "robots"):
         import gymnasium
         import gymnasium.vector
-    except ImportError as error:
-        raise missing("the table's environment needs gymnasium", "robots", error) from error
     return gymnasium
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from matplotlib.figure import Figure
-from PIL import Image
 
 from torchfilm import Modulation, plot
+from torchfilm.canvas import Figure
+from torchfilm.data.extras import needed
 from torchfilm.data.table.episodes import Episode, sample_episode
 from torchfilm.data.table.playing import Step, play
 from torchfilm.data.table.render import Renderer
@@ -32,6 +32,9 @@ from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
 from torchfilm.systems.diffusion_policy.rollouts import Arms, track
 from torchfilm.training.checkpoint import replace_file, write_csv, write_json
+
+with needed("pictures need Pillow", "systems"):
+    from PIL import Image
 
 PARTS = ("which", "what", "how")
 """What an instruction is made of: the thing, the deed with its place, the manner."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from torchfilm.data.extras import missing
+from torchfilm.data.extras import needed
 
 Sampler = Literal["ddpm", "ddim"]
 Prediction = Literal["epsilon", "sample"]
@@ -71,8 +71,6 @@ def noise_like(samples: Tensor, shape: tuple[int, ...], generator: Random) -> Te
 
 
 def _kind(name: str) -> Any:
-    try:
+    with needed("diffusion policies need the schedulers of diffusers", "robots"):
         import diffusers
-    except ImportError as error:
-        raise missing("diffusion policies need the schedulers of diffusers", "robots", error) from error
     return getattr(diffusers, name)

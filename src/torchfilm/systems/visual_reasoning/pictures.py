@@ -12,7 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+from torchfilm.data.extras import needed
+
+with needed("pictures need Pillow", "systems"):
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_IMAGE_BYTES = 10 * 2**20
 MAX_IMAGE_PIXELS = 24_000_000

@@ -1,0 +1,34 @@
+"""A package that is missing is named, with what to install."""
+
+import importlib
+import sys
+
+import pytest
+
+from torchfilm.data.extras import MissingError, needed
+
+IN_NEED = {
+    "torchfilm.data.clevr.files": ("PIL", "CLEVR's images need Pillow"),
+    "torchfilm.data.clevr.shards": ("PIL", "CLEVR's images need Pillow"),
+    "torchfilm.data.clevr.features": ("h5py", "files of image features need h5py"),
+    "torchfilm.systems.visual_reasoning.pictures": ("PIL", "pictures need Pillow"),
+    "torchfilm.systems.diffusion_policy.inspect_figures": ("PIL", "pictures need Pillow"),
+}
+
+
+@pytest.mark.parametrize("module", IN_NEED)
+def test_a_module_names_the_extra_that_it_needs(module: str, monkeypatch: pytest.MonkeyPatch):
+    package, need = IN_NEED[module]
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ImportError, match=rf"^{need}: pip install 'torchfilm\[systems\]' \(Mod.*{package}"):
+        importlib.import_module(module)
+
+
+def test_the_nearest_need_is_named():
+    with (
+        pytest.raises(MissingError, match=r"^boats need oars: pip install 'torchfilm\[sea\]' \(.*no oars\)$"),
+        needed("the trip needs more", "sea,land"),
+        needed("boats need oars", "sea"),
+    ):
+        raise ModuleNotFoundError("no oars")
