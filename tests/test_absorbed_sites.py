@@ -373,12 +373,21 @@ def test_a_frozen_group_norm_of_channels_last_features_is_trained_through():
 
 
 @torch.no_grad()
-def test_an_error_while_affines_are_made_leaves_none_behind():
+def test_an_error_while_affines_are_made_leaves_none_behind(monkeypatch: pytest.MonkeyPatch):
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)), nn.BatchNorm2d(6)).eval()
     tf.condition(model, r"0\.1|1", tf.Vector(5), init="default")
     x, cond, other = torch.randn(1, 3, 2, 2), torch.randn(1, 5), torch.randn(1, 5)
     expected = model(x, cond=cond)
-    with pytest.raises(AttributeError):
-        model(x, modulation={**tf.modulations(model, other), "1": tf.Modulation(2.0, 0.0)})
+    made = slots.prepared
+
+    def stopped(kind, norm, *others):
+        if norm is model[1]:
+            raise KeyboardInterrupt
+        return made(kind, norm, *others)
+
+    monkeypatch.setattr(slots, "prepared", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        model(x, cond=other)
+    monkeypatch.undo()
     model[0].register_forward_pre_hook(lambda *_: None)  # no affine is made ahead inside of it from now on
     torch.testing.assert_close(model(x, cond=cond), expected)

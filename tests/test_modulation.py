@@ -271,7 +271,8 @@ def test_weights_that_fit_nothing_are_refused_with_what_would(shape):
         modulation(2, 3) * torch.rand(shape)
     whole, steps = modulation(3), Modulation(torch.rand(3), torch.rand(2, 4, 3))
     with pytest.raises(
-        ValueError, match=r"fit beta \(2, 4, 3\) [\s\S]*is \[2, 1, 1\], one for each channel \[3\]"
+        ValueError,
+        match=r"fit beta \(2, 4, 3\) [\s\S]*is \[2, 1, 1\], one for each along the last axis \[3\]",
     ):
         steps * torch.rand(2, 1)
     assert (steps * torch.rand(2, 1, 1)).beta.shape == (2, 4, 3)

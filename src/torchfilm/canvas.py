@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from torchfilm.extras import needed
 from torchfilm.summary import Labels
 from torchfilm.writing import whole
 
-try:
+with needed("figures need matplotlib", "systems"):
     from matplotlib.axes import Axes as Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable as ScalarMappable
     from matplotlib.colors import Normalize as Normalize
     from matplotlib.figure import Figure as Figure
     from matplotlib.lines import Line2D as Line2D
-except ImportError as error:
-    raise type(error)(f"figures need matplotlib: pip install 'torchfilm[systems]' ({error})") from error
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's colours, which people with any kind of colour vision can tell apart; yellow is left out."""

@@ -389,8 +389,8 @@ class _Case:
     def _partly(self, site: Site, pulse: Pulse) -> Iterator[Finding]:
         """Say which fields are lost though another is heard; exactly zero is what a closed gate leaves."""
         best = max(pulse.heard, key=lambda name: pulse.heard[name], default="")
-        for name, value in pulse.heard.items():
-            if not 0 < value <= WEAK * pulse.relative < float("inf"):
+        for name in pulse.heard:
+            if not 0 < pulse.relative_of([name]) <= WEAK * pulse.relative < float("inf"):
                 continue
             norm = self.readers[site.name] or self.behind[site.name]
             fact, remedy = "what is behind the site hardly depends on it", "Condition a later site"
@@ -407,7 +407,7 @@ class _Case:
 
     def _norm_of(self, pulse: Pulse) -> str:
         """Return the norm that cancels a weak site; features get through it where only a shift is lost."""
-        lost = pulse.strength <= WEAK * pulse.constant
+        lost = pulse.relative <= WEAK * pulse.constant
         return self.readers[pulse.site] or (self.behind[pulse.site] if lost else "")
 
     def _norm(self, site: Site) -> str:

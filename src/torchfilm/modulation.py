@@ -210,7 +210,7 @@ def _check_weights(weight: Tensor, fields: list[Tensor]) -> None:
             raise ValueError(
                 f"Modulation arithmetic: expected weights that fit {name} {tuple(field.shape)} from the "
                 f"right, got {tuple(weight.shape)}.\n"
-                f"One for each sample is {rows}, one for each channel [{field.shape[-1]}]."
+                f"One for each sample is {rows}, one for each along the last axis [{field.shape[-1]}]."
             )
 
 

@@ -205,9 +205,8 @@ def _place(folder: Path, key: str, library: Path) -> Path:
 def _found(folder: Path, key: str) -> Any:
     """Load the library that was built of this; None where there is none that is whole and loads."""
     for library in folder.glob(f"kernels-{key}-*.so"):
-        # Loading half of one would end the process.
-        if library == _place(folder, key, library):
-            with contextlib.suppress(NativeError):
+        with contextlib.suppress(NativeError, OSError):  # OSError: gone meanwhile, or another user's
+            if library == _place(folder, key, library):  # loading half of one would end the process
                 return _loaded(library)
     return None
 

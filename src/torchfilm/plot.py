@@ -37,6 +37,7 @@ from torchfilm.charts import over_pictures as over_pictures
 from torchfilm.charts import paths_over_pictures as paths_over_pictures
 from torchfilm.charts import table as table
 from torchfilm.comparison import Comparison
+from torchfilm.extras import needed
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_choice
 from torchfilm.summary import Labels
@@ -163,11 +164,9 @@ def embed(values: Array | Tensor, *, method: Method = "tsne", seed: int = 0) -> 
     method: "tsne" (van der Maaten and Hinton 2008), started from the principal components, which shows
         clusters but no distances; or "pca", the two directions of most variance.
     """
-    try:
+    with needed("embed needs scikit-learn", "systems"):
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise type(error)(f"embed needs scikit-learn: pip install 'torchfilm[systems]' ({error})") from error
 
     if len(values) < 4:
         raise ValueError(

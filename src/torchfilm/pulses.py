@@ -59,14 +59,15 @@ class Pulse:
     @property
     def relative(self) -> float:
         """Return the same with shifts in units of the features, however small: so sites are compared."""
-        return self._relative(self.heard)
+        return self.relative_of(self.heard)
 
     @property
     def constant(self) -> float:
         """Return the largest of the fields that the condition does not move, in the same units."""
-        return self._relative(name for name in self.fields if name not in self.moved)
+        return self.relative_of(name for name in self.fields if name not in self.moved)
 
-    def _relative(self, names: Iterable[str]) -> float:
+    def relative_of(self, names: Iterable[str]) -> float:
+        """Return the largest of these fields in the same units."""
         small = min(self.size / SMALL, 1.0)
         found = [(small if name in SHIFTS else 1.0, self.fields[name]) for name in names]
         return max((unit * value for unit, value in found if value is not None), default=0.0)
@@ -234,7 +235,7 @@ def _normalises(module: nn.Module) -> bool:
     name, of_torch = type(module).__name__, isinstance(module, _NormBase | nn.GroupNorm)
     if "Norm" not in name or "LayerNorm" in name or "RMSNorm" in name:
         return False
-    if not of_torch and list(module.children()):
+    if not of_torch and any("Norm" in type(inner).__name__ for inner in list(module.modules())[1:]):
         return False
     if getattr(module, "running_mean", None) is None:
         return True

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,16 @@ def test_a_second_process_that_goes_on_with_the_same_run_is_refused(tmp_path: Pa
         run(tmp_path, resume=True)
     assert contents(tmp_path) == before
     run(tmp_path, resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_what_was_forked_meanwhile_does_not_keep_the_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        sleeper = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        sleeper.start()
+    with alone_in(tmp_path):
+        sleeper.kill()
+    sleeper.join()
 
 
 def test_other_files_in_the_folder_do_not_matter(tmp_path: Path) -> None:

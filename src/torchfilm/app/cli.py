@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from torchfilm.data.extras import needed
+from torchfilm.extras import needed
 
 COMMANDS = {
     "data": ("make_data", "MakeData", "Generate scenes and questions, or demonstrations of an arm."),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .extras import needed
+from torchfilm.extras import needed
 
 VERSION = "v3.0"
 _FILE_BYTES = 100 * 2**20

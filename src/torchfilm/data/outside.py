@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .extras import needed
+from torchfilm.extras import needed
 
 MT10 = {
     "reach-v3": "reach the goal",

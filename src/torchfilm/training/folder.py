@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
 def alone_in(out: Path) -> Iterator[None]:
     """Make the folder, and keep other processes from training in it while the block lasts.
 
-    The system ends this with the process, however it ends. Where it has no such locks, none is taken.
+    The system ends this with the process, however it ends, and those that it forked. Where it has no such
+    locks, none is taken.
 
     Raises:
         RunFolderError: where another process trains there.
@@ -109,6 +110,8 @@ def alone_in(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_UN)  # or what was forked meanwhile would keep it
         os.close(folder)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torchfilm.app.commands.train import known_system
 from torchfilm.app.console import emit, note
 from torchfilm.app.options import OptionalInt, OptionalPath, SystemName
-from torchfilm.data.extras import needed
+from torchfilm.extras import needed
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

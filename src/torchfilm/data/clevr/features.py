@@ -5,7 +5,7 @@ from types import TracebackType
 
 import numpy as np
 
-from torchfilm.data.extras import needed
+from torchfilm.extras import needed
 
 from .caches import draft
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from torchfilm.data.extras import needed
+from torchfilm.extras import needed
 
 from .caches import damaged, drop_older, read_rows, write_rows
 from .encoding import FORMAT, LONGEST, EncodedQuestions, encode_questions

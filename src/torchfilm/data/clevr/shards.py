@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from torchfilm.data.extras import needed
+from torchfilm.extras import needed
 
 from .questions import QuestionConfig, QuestionGenerator
 from .render import render

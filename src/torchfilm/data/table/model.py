@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from torchfilm.data.extras import needed
+from torchfilm.extras import needed
 
 from .kinematics import LINK
 from .scenes import DEPTH, FINGER_RADIUS

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchfilm.data.extras import needed
+from torchfilm.extras import needed
 
 from .episodes import check_things
 from .render import Renderer

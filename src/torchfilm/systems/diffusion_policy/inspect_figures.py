@@ -17,7 +17,6 @@ from jaxtyping import Float, UInt8
 
 from torchfilm import Modulation, plot
 from torchfilm.canvas import Figure
-from torchfilm.data.extras import needed
 from torchfilm.data.table.episodes import Episode, sample_episode
 from torchfilm.data.table.playing import Step, play
 from torchfilm.data.table.render import Renderer
@@ -25,6 +24,7 @@ from torchfilm.data.table.solids import MIDDLE, SPAN
 from torchfilm.data.table.tasks import WHATS, How, Task
 from torchfilm.data.table.trials import Outcome, positions_of
 from torchfilm.data.table.wording import Instruction, say
+from torchfilm.extras import needed
 from torchfilm.summary import variances
 from torchfilm.systems.diffusion_policy.evaluate import draw_scenes, in_all_manners
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy

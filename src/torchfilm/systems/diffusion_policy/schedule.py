@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from torchfilm.data.extras import needed
+from torchfilm.extras import needed
 
 Sampler = Literal["ddpm", "ddim"]
 Prediction = Literal["epsilon", "sample"]

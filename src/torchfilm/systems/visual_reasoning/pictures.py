@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from torchfilm.data.extras import needed
+from torchfilm.extras import needed
 
 with needed("pictures need Pillow", "systems"):
     from PIL import Image, ImageOps, UnidentifiedImageError

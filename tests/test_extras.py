@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from torchfilm.data.extras import MissingError, needed
+from torchfilm.extras import MissingError, needed
 
 IN_NEED = {
     "torchfilm.data.clevr.files": ("PIL", "CLEVR's images need Pillow"),
@@ -19,6 +19,7 @@ IN_NEED = {
 @pytest.mark.parametrize("module", IN_NEED)
 def test_a_module_names_the_extra_that_it_needs(module: str, monkeypatch: pytest.MonkeyPatch):
     package, need = IN_NEED[module]
+    importlib.import_module("torchfilm.canvas")  # matplotlib itself needs Pillow
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(ImportError, match=rf"^{need}: pip install 'torchfilm\[systems\]' \(Mod.*{package}"):
@@ -32,3 +33,12 @@ def test_the_nearest_need_is_named():
         needed("boats need oars", "sea"),
     ):
         raise ModuleNotFoundError("no oars")
+
+
+def test_a_name_that_the_package_itself_lacks_is_told_as_it_is():
+    with (
+        pytest.raises(ImportError, match="cannot import name 'boat' from 'torchfilm") as raised,
+        needed("boats need oars", "sea"),
+    ):
+        exec("from torchfilm.naming import boat")
+    assert not isinstance(raised.value, MissingError)

@@ -19,13 +19,15 @@ def needed(need: str, extra: str) -> Iterator[None]:
         extra: the optional dependencies of the project that have it.
 
     Raises:
-        MissingError: which is a ValueError, too.
+        MissingError: which is a ValueError, too; but for names that torchfilm itself lacks.
     """
     try:
         yield
     except MissingError:
         raise
     except ImportError as error:
+        if (error.name or "").partition(".")[0] == "torchfilm":
+            raise
         raise MissingError(
             f"{need}: pip install 'torchfilm[{extra}]' ({type(error).__name__}: {error})"
         ) from error
