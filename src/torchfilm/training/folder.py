@@ -98,16 +98,15 @@ def alone_in(out: Path) -> Iterator[None]:
         return
     folder = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        raise RunFolderError(
-            f"Run folder {out}: expected no other process that trains there, found one. Wait for it, or "
-            "stop it first (Ctrl-C: it writes a checkpoint); nothing was changed."
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(
+                f"Run folder {out}: expected no other process that trains there, found one. Wait for it, or "
+                "stop it first (Ctrl-C: it writes a checkpoint); nothing was changed."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         with suppress(OSError):
@@ -116,8 +115,7 @@ def alone_in(out: Path) -> Iterator[None]:
 
 
 def write_description(out: Path, description: Mapping[str, Any]) -> None:
-    """Write config.json, and make the folder where there is none."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write config.json into the folder, which is there."""
     write_json(out / "config.json", description)
 
 
