@@ -57,13 +57,13 @@ def test_guidance_as_the_page_has_it_leaves_the_learned_variance_conditional():
     assert not torch.allclose(y[:, 4:], none[:, 4:], atol=1e-2)
 
 
-@pytest.mark.parametrize("cosines_first", [False, True])
-def test_time_steps_as_the_page_has_them_are_those_of_others(cosines_first: bool):
-    """h frequencies: 10000 ** (-i / (h - 1)), sines first; or 10000 ** (-i / h), cosines first."""
+@pytest.mark.parametrize(("cosines_first", "shift"), [(False, 1), (True, 0), (True, 1)])
+def test_time_steps_as_the_page_has_them_are_those_of_others(cosines_first: bool, shift: int):
+    """h frequencies, 10000 ** (-i / (h - shift)), sines or cosines first."""
     steps, half = torch.tensor([[0.0], [1.0], [37.0], [999.0]], dtype=torch.float64), 16
-    angles = steps * 10000.0 ** (-torch.arange(half) / (half - (not cosines_first)))
+    angles = steps * 10000.0 ** (-torch.arange(half) / (half - shift))
     theirs = [angles.cos(), angles.sin()] if cosines_first else [angles.sin(), angles.cos()]
-    longest = 10000 ** ((half - 1) / half) if cosines_first else 10000
+    longest = 10000 ** ((half - 1) / half) if shift == 0 else 10000
     time = tf.Scalars(1, 2 * half, min_period=2 * math.pi, max_period=2 * math.pi * longest)
     reads = nn.Linear(2 * half, 5).double()
     expected = reads(torch.cat(theirs, dim=1))
@@ -72,14 +72,18 @@ def test_time_steps_as_the_page_has_them_are_those_of_others(cosines_first: bool
     torch.testing.assert_close(reads(time(steps)), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_time_steps_of_diffusers_are_of_these_two_kinds():
-    embeddings = pytest.importorskip("diffusers.models.embeddings")
-    angle = torch.tensor([37.0])
-    plain = embeddings.get_timestep_embedding(angle, 32)
-    flipped = embeddings.get_timestep_embedding(angle, 32, flip_sin_to_cos=True, downscale_freq_shift=0)
-    i = torch.arange(16)
-    torch.testing.assert_close(plain[:, :16], (angle * 10000.0 ** (-i / 15)).sin()[None])
-    torch.testing.assert_close(flipped[:, :16], (angle * 10000.0 ** (-i / 16)).cos()[None])
+def test_time_steps_of_diffusers_are_of_these_three_kinds():
+    diffusers, angle = pytest.importorskip("diffusers"), torch.tensor([37.0])
+    down, up = ("DownBlock2D",) * 2, ("UpBlock2D",) * 2
+    unet = diffusers.UNet2DModel(
+        32, 3, 3, down_block_types=down, up_block_types=up, block_out_channels=(32, 32)
+    ).time_proj(angle)
+    dit = diffusers.models.embeddings.CombinedTimestepLabelEmbeddings(10, 8).time_proj(angle)
+    plain = diffusers.models.embeddings.get_timestep_embedding(angle, 256)
+    few, many = torch.arange(16), torch.arange(128)
+    torch.testing.assert_close(plain[:, :128], (angle * 10000.0 ** (-many / 127)).sin()[None])
+    torch.testing.assert_close(unet[:, :16], (angle * 10000.0 ** (-few / 16)).cos()[None])
+    torch.testing.assert_close(dit[:, :128], (angle * 10000.0 ** (-many / 127)).cos()[None])
 
 
 def test_code_is_found():

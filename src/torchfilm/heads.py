@@ -171,7 +171,7 @@ class SharedHead(nn.Module):
 class TableHead(nn.Module):
     """Look the rows up: y = E[k]. Weights over the classes give a mixture: y = w E.
 
-    Mixtures of styles are such weights (Dumoulin et al. 2017, section 3.2, arXiv 1610.07629).
+    Mixtures of styles are such weights (Dumoulin et al. 2017, section 3.5, arXiv 1610.07629).
 
     Args:
         classes: how many classes there are.

@@ -166,7 +166,7 @@ class Concatenations(nn.Module):
 class LowRank:
     """A few mixtures of channels, each weighted by the condition: y = x + P (a(z) * (U x + u)).
 
-    Low-rank bilinear pooling (Kim et al. 2017, arXiv 1610.04325, eq. 6) as a residual: the condition chooses
+    Low-rank bilinear pooling (Kim et al. 2017, arXiv 1610.04325, eq. 4) as a residual: the condition chooses
     among `width` rank-one maps, so it can move one channel into another, which FiLM cannot. a is zero at the
     start.
 

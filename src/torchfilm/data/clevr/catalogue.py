@@ -20,7 +20,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 RELATIONS: tuple[str, ...] = ("left", "right", "behind", "front")
 
 KINDS: tuple[str, ...] = ("count", "exist", "compare_number", "query_attribute", "compare_attribute")
-"""The five kinds of the paper's table 1, in its columns' order."""
+"""The five kinds in the order of Perez et al. 2018, table 1."""
 
 MAX_COUNT = 10
 

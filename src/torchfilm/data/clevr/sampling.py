@@ -2,9 +2,9 @@
 
 One attempt draws the forms first (which attributes each noun phrase says), then lists what the scene offers
 in these forms, grouped by answer, then takes the answer that is owed, then one of its instances by lot.
-Rejected are, after Johnson et al. 2017 (arXiv 1612.06890, section 3.3): descriptions that fit none or several
-objects; relations without which the same objects would be meant; questions whose words alone decide the
-answer.
+Rejected are, after Johnson et al. 2017 (arXiv 1612.06890, section 3, question generation): descriptions that
+fit none or several objects; relations without which the same objects would be meant; questions whose words
+alone decide the answer.
 """
 
 import random

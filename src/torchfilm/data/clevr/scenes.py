@@ -2,7 +2,7 @@
 
 Objects are placed one by one in [-3, 3]^2: apart by a minimum distance, apart along each cardinal direction
 by a margin (so that "left of" is never a matter of opinion), and each visible in the end. Johnson et al.
-2017, section 3.1 (arXiv 1612.06890).
+2017 (arXiv 1612.06890), section 3, image generation.
 """
 
 from dataclasses import dataclass

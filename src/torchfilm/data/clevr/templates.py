@@ -3,7 +3,7 @@
 A family's program is a list of steps for a stack machine: `scene` pushes all objects, `filter 0` narrows the
 top by noun phrase 0, `relate 1` replaces it by what stands in relation 1 to it, `union`, `intersect` and
 `equal_...` take the two topmost. The structures are those of the CLEVR families (Johnson et al. 2017, arXiv
-1612.06890, section 3.3); the wordings are ours, in CLEVR's vocabulary. Marks in a wording: `{n0}` noun phrase
+1612.06890, section 3); the wordings are ours, in CLEVR's vocabulary. Marks in a wording: `{n0}` noun phrase
 0, `{N0}` its plural, `{r0}` relation 0, `{t}` and `{T}` thing and things, `{other}` and `{another}` the words
 that a phrase about other objects may take, `[that is]` words that may be left out.
 """

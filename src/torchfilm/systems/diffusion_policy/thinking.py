@@ -95,8 +95,8 @@ class Thinker:
     """Let any Hugging Face causal language model reason about scene and instruction, and keep its states.
 
     The model goes on from `prompt`; the vector is the mean of its last hidden states over the tokens that
-    it wrote (as DiffusionVLA pools its reasoning, Wen et al. 2025, arXiv 2412.03293, section 3), and what it
-    wrote is kept to be shown.
+    it wrote, as the released code of DiffusionVLA pools its reasoning (Wen et al. 2025, arXiv 2412.03293,
+    whose section 3.1 names the final embedding), and what it wrote is kept to be shown.
 
     Args:
         model: as `AutoModelForCausalLM.from_pretrained` gives it.

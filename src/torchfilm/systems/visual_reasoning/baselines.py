@@ -114,7 +114,7 @@ class Concatenation(nn.Module):
 class StackedAttention(nn.Module):
     """Look at the picture several times, each time where the question and the last look point.
 
-    Yang et al. 2016, eq. 15 to 19:
+    Yang et al. 2016, eq. 15 to 22:
     p = softmax over cells of w . tanh(A v + B u),  u <- u + sum of p v,  with u = the question at first.
     """
 
