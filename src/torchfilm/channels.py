@@ -29,12 +29,13 @@ def channels(module: nn.Module, where: Where) -> tuple[int | None, int | None]:
         >>> channels(nn.ReLU(), "output")
         (None, None)
     """
+    side = -1 if where == "input" else 0
     for kind, read in _KNOWN.items():
         if isinstance(module, kind):
-            return read(module)[where == "input"]
+            return read[side](module)
     for kind, read in _KNOWN_UNCHANGED.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:
-            return read(module)[where == "input"]
+            return read[side](module)
     return _one_dimensional_weight(module), None
 
 
@@ -65,69 +66,6 @@ def lineage(model: nn.Module, name: str) -> list[nn.Module]:
     return modules
 
 
-Sides = tuple[tuple[int | None, int | None], tuple[int | None, int | None]]
-
-
-def _same(features: int | None, dim: int | None) -> Sides:
-    return (features, dim), (features, dim)
-
-
-def _conv(module: Any) -> Sides:
-    axis = -1 - len(module.kernel_size)
-    return (module.out_channels, axis), (module.in_channels, axis)
-
-
-def _linear(module: Any) -> Sides:
-    return (module.out_features, -1), (module.in_features, -1)
-
-
-def _bilinear(module: Any) -> Sides:
-    return (module.out_features, -1), (module.in1_features, -1)
-
-
-def _embedding(module: Any) -> Sides:
-    return (module.embedding_dim, -1), (None, None)
-
-
-def _batch_norm(module: Any) -> Sides:
-    return _same(module.num_features, 1)
-
-
-def _instance_norm(module: Any) -> Sides:
-    return _same(module.num_features, -module._get_no_batch_dim())
-
-
-def _group_norm(module: Any) -> Sides:
-    return _same(module.num_channels, 1)
-
-
-def _last_axes_norm(module: Any) -> Sides:
-    """Over several axes the channels may be any of them."""
-    known = len(module.normalized_shape) == 1
-    return _same(module.normalized_shape[0], -1) if known else _same(None, None)
-
-
-def _recurrence(module: Any) -> Sides:
-    width = (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
-    return (width, -1), (module.input_size, -1)
-
-
-def _recurrent_cell(module: Any) -> Sides:
-    return (module.hidden_size, -1), (module.input_size, -1)
-
-
-def _attention(module: Any) -> Sides:
-    return _same(module.embed_dim, -1)
-
-
-def _transformer_layer(module: Any) -> Sides:
-    return _same(module.linear2.out_features, -1)
-
-
-def _first_layer(module: Any) -> Any:
-    return module.layers[0]
-
-
 def _is_time_first(module: Any) -> bool:
     """Tell whether a layer was made with batch_first=False: time on axis 0, the batch on axis 1."""
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention | nn.Transformer):
@@ -135,12 +73,8 @@ def _is_time_first(module: Any) -> bool:
     if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
         return not module.self_attn.batch_first
     if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
-        return _is_time_first(_first_layer(module))
+        return _is_time_first(module.layers[0])
     return False
-
-
-def _transformer_stack(module: Any) -> Sides:
-    return _transformer_layer(_first_layer(module))
 
 
 def _one_dimensional_weight(module: nn.Module) -> int | None:
@@ -156,24 +90,44 @@ def _one_dimensional_weight(module: nn.Module) -> int | None:
     return weight.numel()
 
 
-_KNOWN: dict[type[nn.Module], Callable[[Any], Sides]] = {
-    conv._ConvNd: _conv,
-    nn.Linear: _linear,
-    nn.Bilinear: _bilinear,
-    nn.Embedding: _embedding,
-    nn.EmbeddingBag: _embedding,
-    instancenorm._InstanceNorm: _instance_norm,
-    batchnorm._BatchNorm: _batch_norm,
-    nn.GroupNorm: _group_norm,
-    nn.RNNBase: _recurrence,
-    nn.RNNCellBase: _recurrent_cell,
-    nn.MultiheadAttention: _attention,
-    nn.TransformerEncoderLayer: _transformer_layer,
-    nn.TransformerDecoderLayer: _transformer_layer,
-    nn.TransformerEncoder: _transformer_stack,
-    nn.TransformerDecoder: _transformer_stack,
+Side = Callable[[Any], tuple[int | None, int | None]]
+
+
+def _last(features: str) -> Side:
+    """Return how to read that number of channels, on the last axis."""
+    return lambda m: (getattr(m, features), -1)
+
+
+def _axes_norm(module: Any) -> tuple[int | None, int | None]:
+    """Over several axes the channels may be any of them."""
+    return (module.normalized_shape[0], -1) if len(module.normalized_shape) == 1 else (None, None)
+
+
+# Channels and their axis at the output and at the input; one entry for both where they are the same.
+_KNOWN: dict[type[nn.Module], tuple[Side, ...]] = {
+    conv._ConvNd: (
+        lambda m: (m.out_channels, -1 - len(m.kernel_size)),
+        lambda m: (m.in_channels, -1 - len(m.kernel_size)),
+    ),
+    nn.Linear: (_last("out_features"), _last("in_features")),
+    nn.Bilinear: (_last("out_features"), _last("in1_features")),
+    nn.Embedding: (_last("embedding_dim"), lambda m: (None, None)),
+    nn.EmbeddingBag: (_last("embedding_dim"), lambda m: (None, None)),
+    instancenorm._InstanceNorm: (lambda m: (m.num_features, -m._get_no_batch_dim()),),
+    batchnorm._BatchNorm: (lambda m: (m.num_features, 1),),
+    nn.GroupNorm: (lambda m: (m.num_channels, 1),),
+    nn.RNNBase: (
+        lambda m: ((m.proj_size or m.hidden_size) * (2 if m.bidirectional else 1), -1),
+        _last("input_size"),
+    ),
+    nn.RNNCellBase: (_last("hidden_size"), _last("input_size")),
+    nn.MultiheadAttention: (_last("embed_dim"),),
+    nn.TransformerEncoderLayer: (lambda m: (m.linear2.out_features, -1),),
+    nn.TransformerDecoderLayer: (lambda m: (m.linear2.out_features, -1),),
+    nn.TransformerEncoder: (lambda m: (m.layers[0].linear2.out_features, -1),),
+    nn.TransformerDecoder: (lambda m: (m.layers[0].linear2.out_features, -1),),
 }
-_KNOWN_UNCHANGED: dict[type[nn.Module], Callable[[Any], Sides]] = {
-    nn.LayerNorm: _last_axes_norm,
-    nn.RMSNorm: _last_axes_norm,
+_KNOWN_UNCHANGED: dict[type[nn.Module], tuple[Side, ...]] = {
+    nn.LayerNorm: (_axes_norm,),
+    nn.RMSNorm: (_axes_norm,),
 }
