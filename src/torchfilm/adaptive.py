@@ -24,6 +24,21 @@ _Gated = TypeVar("_Gated", bound="_GatedNorm")
 class _GatedNorm(ListeningNorm):
     """What AdaLN-Zero and adaRMS share: they return the gate of the branch that follows."""
 
+    def __init__(
+        self,
+        normalized_shape: int,
+        cond_dim: int,
+        *,
+        eps: float | None = 1e-6,
+        elementwise_affine: bool = False,
+        gate: GateStart = "zero",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._base.__init__(self, normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
+        features = channels_of(type(self).__name__, self)
+        self.film = FiLM(features, cond_dim, dim=-1, gate=gate, device=device, dtype=dtype)
+
     @classmethod
     def from_norm(cls: type[_Gated], norm: nn.Module, cond_dim: int, *, gate: GateStart = "one") -> _Gated:
         """Condition the trained norm of a branch: its own parameters, and a gate that starts at one.
@@ -59,10 +74,6 @@ class _GatedNorm(ListeningNorm):
             )
         return self.modulated(x, chosen.replace(gate=None)), chosen.gate
 
-    def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
-        """Return gamma, beta and the gate for a condition, without applying them."""
-        return self.film.modulation(condition)
-
 
 class AdaLNZero(_GatedNorm, nn.LayerNorm):
     """Adaptive layer norm of a residual branch: x + gate(z) * branch(gamma(z) * LN(x) + beta(z)).
@@ -91,21 +102,6 @@ class AdaLNZero(_GatedNorm, nn.LayerNorm):
     """
 
     _base = nn.LayerNorm
-
-    def __init__(
-        self,
-        normalized_shape: int,
-        cond_dim: int,
-        *,
-        eps: float = 1e-6,
-        elementwise_affine: bool = False,
-        gate: GateStart = "zero",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        nn.LayerNorm.__init__(self, normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
-        features = channels_of(type(self).__name__, self)
-        self.film = FiLM(features, cond_dim, dim=-1, gate=gate, device=device, dtype=dtype)
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma, beta and the gate for a condition, without applying them."""
@@ -137,18 +133,3 @@ class AdaRMSNorm(_GatedNorm, nn.RMSNorm):
     """
 
     _base = nn.RMSNorm
-
-    def __init__(
-        self,
-        normalized_shape: int,
-        cond_dim: int,
-        *,
-        eps: float | None = 1e-6,
-        elementwise_affine: bool = False,
-        gate: GateStart = "zero",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        nn.RMSNorm.__init__(self, normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
-        features = channels_of(type(self).__name__, self)
-        self.film = FiLM(features, cond_dim, dim=-1, gate=gate, device=device, dtype=dtype)

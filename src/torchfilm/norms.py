@@ -178,6 +178,10 @@ class ListeningNorm(nn.Module):
         m = modulation
         return film(y, m.gamma, m.beta, self.film.dim, gate=m.gate, modulation_dim=-1)
 
+    def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
+        """Return gamma, beta and the gate where there is one for a condition, without applying them."""
+        return self.film.modulation(condition)
+
 
 class _ConditionalNorm(ListeningNorm):
     """What the conditional instance, group, layer and RMS norms share."""
@@ -206,10 +210,6 @@ class _ConditionalNorm(ListeningNorm):
     ) -> Float[Tensor, "*shape"]:
         """Return the normalised, modulated features; arguments and errors as `FiLM.forward`."""
         return self.modulated(x, resolve(self, condition, modulation, x, rows))
-
-    def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
-        """Return gamma and beta for a condition, without applying them."""
-        return self.film.modulation(condition)
 
 
 class _ConditionalInstanceNorm(_ConditionalNorm):
