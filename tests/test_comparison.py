@@ -378,9 +378,11 @@ def test_names_and_rounds_that_mean_nothing_are_refused():
         condition(nn.Sequential(nn.Linear(3, 5)), "0", Vector(7)),
         (torch.rand(2, 3), torch.rand(2, 7)),
     )
-    with pytest.raises(ValueError, match="expected at least one round, got 0"):
+    with pytest.raises(ValueError, match="rounds expected a whole number from 1 on, got 0"):
         compare({"film": model}, batch, rounds=0)
-    with pytest.raises(ValueError, match=r"at least one resample, got 0.\nGive resamples=1000"):
+    with pytest.raises(
+        ValueError, match=r"resamples expected a whole number from 1 on, got 0.\nGive resamples=1000"
+    ):
         compare({"film": model}, batch, resamples=0)
     with pytest.raises(ValueError, match=r"no network named 'unconditioned' beside a conditioned one"):
         compare({"film": model, "unconditioned": nn.Linear(3, 5)}, batch)

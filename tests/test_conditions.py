@@ -271,7 +271,7 @@ BUILT_WRONG = [
         lambda: tf.Scalars(1, 8, min_period=4.0, max_period=1.0),
         "0 < min_period < max_period, got 4.0 and 1.0",
     ),
-    (lambda: tf.Tokens(7, "max"), "pooling 'mean', 'attention' or None, got 'max'"),
+    (lambda: tf.Tokens(7, "max"), r"pooling expected one of \[None, 'mean', 'attention'\], got 'max'"),
     (lambda: tf.Tokens(7, "attention", heads=2), "heads that divide dim=7"),
     (lambda: tf.Tokens(6, heads=2), "got heads=2 with pooling='mean'"),
 ]

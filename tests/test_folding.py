@@ -380,7 +380,7 @@ def test_arguments_that_do_not_fit_are_refused():
     model = conditioned("4")
     with pytest.raises(ValueError, match="expected a condition or a modulation, got neither"):
         fold(model)
-    with pytest.raises(ValueError, match="leftover expected 'error' or 'constant', got 'drop'"):
+    with pytest.raises(ValueError, match=r"leftover expected one of \['error', 'constant'\], got 'drop'"):
         fold(model, cond=z(), leftover="drop")
     with pytest.raises(ValueError, match="expected a conditioned network, got a plain one"):
         fold(network(), cond=z())

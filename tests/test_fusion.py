@@ -459,7 +459,7 @@ def test_a_conditioned_network_prints_the_parameters_of_each_site_and_of_the_con
     [("concat", "width"), ("low_rank", "width"), ("cross_attention", "width"), ("cross_attention", "heads")],
 )
 def test_widths_and_heads_below_one_are_refused(name: str, option: str, number: int):
-    with pytest.raises(ValueError, match=rf"expected {option} from 1 on, got {number}\.\nLeave it out"):
+    with pytest.raises(ValueError, match=rf"{option} expected a whole number from 1 on, got {number}\.\n"):
         resolve(name, **{option: number})
 
 

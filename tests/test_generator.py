@@ -332,7 +332,7 @@ REFUSED = [
     ({"head": "lowrank:0"}, "got 'lowrank:0'"),
     ({"trunk": 256}, r"trunk expected a tuple of sizes and activations, got 256.\nA single .*\(256,\)"),
     ({"trunk": "silu"}, r"trunk expected a tuple of .* got 'silu'"),
-    ({"trunk": (0,)}, r"trunk expected sizes from 1 on, got 0 in \(0,\)"),
+    ({"trunk": (0,)}, "trunk expected a whole number from 1 on, got 0"),
     ({"trunk": ("sliu",)}, "trunk expected one of .* got 'sliu'[\\s\\S]*Did you mean 'silu'"),
     ({"haed": "linear"}, "options expected one of .* got 'haed'[\\s\\S]*Did you mean 'head'"),
     ({"emit": ()}, r"got \(\)"),

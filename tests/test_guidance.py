@@ -417,7 +417,7 @@ REFUSED = [
     ({"cond": {"text": LABELS}, "scale": {"txt": 2.0}}, r"among \['text'\], got \['txt'\]"),
     (
         {"cond": LABELS, "scale": 2.0, "space": "latent"},
-        "space expected 'output' or 'modulation', got 'latent'",
+        r"space expected one of \['output', 'modulation'\], got 'latent'",
     ),
     *[
         (

@@ -84,7 +84,9 @@ def test_a_gate_of_a_ready_modulation_is_not_lost():
 
 @pytest.mark.plain
 def test_another_start_of_the_gate_is_refused():
-    with pytest.raises(ValueError, match=r"gate expected None, 'zero' or 'one', got 'half'[\s\S]*pretrained"):
+    with pytest.raises(
+        ValueError, match=r"gate expected one of \[None, 'zero', 'one'\], got 'half'[\s\S]*pretrained"
+    ):
         tf.FiLM(3, 7, gate="half")
 
 

@@ -426,7 +426,7 @@ def test_a_gated_norm_needs_a_gate(kind: type, base: type):
         layer(x, modulation=tf.Modulation.identity(2, 3))
     with pytest.raises(ValueError, match=r"expected a condition or a modulation, got neither"):
         layer(x)
-    with pytest.raises(ValueError, match=r"gate expected None, 'zero' or 'one', got 'half'"):
+    with pytest.raises(ValueError, match=r"gate expected one of \[None, 'zero', 'one'\], got 'half'"):
         kind.from_norm(base(3), 7, gate="half")
 
 

@@ -245,7 +245,7 @@ def test_a_network_is_asked_under_another_default_device():
 
 @pytest.mark.plain
 def test_no_draws_are_refused():
-    with pytest.raises(ValueError, match=r"expected at least 1 draw, got 0"):
+    with pytest.raises(ValueError, match=r"draws expected a whole number from 1 on, got 0"):
         sensitivity(network(), torch.randn(2, 3).double(), cond=torch.randn(2, 11).double(), draws=0)
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchfilm.injection import conditioning, film_of, unconditioned
-from torchfilm.naming import Entries
+from torchfilm.naming import Entries, check_size
 from torchfilm.signatures import signature_of
 from torchfilm.sites import check_network
 from torchfilm.undisturbed import in_mode, unchanged
@@ -214,9 +213,8 @@ def compare(
         raise ValueError(
             f"compare: expected at least one network{none}, got none.\nGive {{'film': model, ...}}."
         )
-    for what, number, usual in (("round", rounds, 30), ("resample", resamples, 1000)):
-        if not isinstance(number, Integral) or number < 1:
-            raise ValueError(f"compare: expected at least one {what}, got {number!r}.\nGive {what}s={usual}.")
+    check_size("compare: rounds", rounds, "Give rounds=30.")
+    check_size("compare: resamples", resamples, "Give resamples=1000.")
     if not isinstance(batch, Sequence | Mapping) or not batch:
         got = "nothing" if isinstance(batch, Sequence | Mapping) else _kind(batch)
         raise ValueError(

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torchfilm.heads import check_size, no_row, wide
+from torchfilm.heads import no_row, wide
+from torchfilm.naming import check_choice, check_size
 
 Pooling = Literal["mean", "attention"]
 
@@ -241,11 +242,8 @@ class Tokens(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if pooling not in (None, *get_args(Pooling)):
-            raise ValueError(
-                f"Tokens: expected pooling 'mean', 'attention' or None, got {pooling!r}.\n"
-                f"For the last token's state index it, and give it to Vector."
-            )
+        other = "For the last token's state index it, and give it to Vector."
+        check_choice("Tokens: pooling", pooling, (None, *get_args(Pooling)), remedy=other)
         check_size("Tokens: dim", dim)
         check_size("Tokens: heads", heads)
         if dim % heads or (heads > 1 and pooling != "attention"):

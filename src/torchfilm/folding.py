@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ from torchfilm.freezing import Frozen
 from torchfilm.generator import num_parameters
 from torchfilm.injection import Conditioning, Network, check_forwards, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
-from torchfilm.naming import entry
+from torchfilm.naming import check_choice, entry
 from torchfilm.sites import Site, is_root
 from torchfilm.slots import PLAIN, rebased
 
@@ -248,8 +248,7 @@ def _values(
     film.check(model)
     check_forwards("fold", model)
     check_copied(model)
-    if leftover not in ("error", "constant"):
-        raise ValueError(f"fold: leftover expected 'error' or 'constant', got {leftover!r}.")
+    check_choice("fold: leftover", leftover, get_args(Leftover))
     if (cond is None) == (modulation is None):
         raise ValueError(
             f"fold: expected a condition or a modulation, got {'neither' if cond is None else 'both'}.\n"

@@ -22,8 +22,9 @@ from torch.nn.parameter import is_lazy
 from torchfilm import onepass
 from torchfilm.affine import has_graph
 from torchfilm.generator_options import ACTIVATIONS, read_options
-from torchfilm.heads import AffineHead, AnyHead, build_head, check_size, like_weights
+from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
 from torchfilm.modulation import Modulation, aligned
+from torchfilm.naming import check_size
 from torchfilm.several import Sizes
 from torchfilm.writing import in_columns
 

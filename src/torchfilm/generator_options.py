@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchfilm.heads import Start
-from torchfilm.naming import check_choice
+from torchfilm.naming import check_choice, check_size
 
 Bound = Literal["sigmoid", "tanh", "exp"]
 Emitted = Literal["gamma", "beta", "gate"]
@@ -77,12 +77,9 @@ class GeneratorOptions:
             check_choice("Generator: bound", self.bound, (None, *get_args(Bound)), patterns=["tanh:R"])
         layers: Sequence[Any] = self.trunk
         for layer in layers:
-            if isinstance(layer, Integral) and layer < 1:
-                raise ValueError(
-                    f"Generator: trunk expected sizes from 1 on, got {layer} in {self.trunk}.\n"
-                    f"Leave it out, or give the number of units."
-                )
-            if not isinstance(layer, Integral):
+            if isinstance(layer, Integral):
+                check_size("Generator: trunk", layer)
+            else:
                 check_choice("Generator: trunk", layer, get_args(Activation))
         self._check_start()
 

@@ -11,7 +11,7 @@ import itertools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from torchfilm.injection import Conditioning, conditioning, film_of
 from torchfilm.modulation import Modulation, aligned
+from torchfilm.naming import check_choice
 from torchfilm.several import Masked, Maybe, Several
 from torchfilm.undisturbed import in_mode
 
@@ -92,6 +93,8 @@ def guide(
         >>> model = condition(model, "0", Maybe(Classes(10, 7), dropout=0.1)).eval()
         >>> y = guide(model, torch.rand(2, 3), cond=torch.tensor([4, 9]), scale=3.0)
     """
+    meaning = "The first is the guidance of the papers, the second costs no second pass through the network."
+    check_choice("guide: space", space, get_args(Space), remedy=meaning)
     names, scales = _read_scale(cond, scale)
     device = _device((cond, inputs, keywords))
     weights = _weights([_per_sample(one, device) for one in scales])
@@ -121,11 +124,6 @@ def _guided(
             )
         mixed = _mixed_modulations(conditioning(model), copies, chosen)
         return model(*inputs, modulation=mixed, **keywords)
-    if space != "output":
-        raise ValueError(
-            f"guide: space expected 'output' or 'modulation', got {space!r}.\n"
-            f"The first is the guidance of the papers, the second costs no second pass through the network."
-        )
     if len(copies) == 1 and not isinstance(chosen[0], Tensor):
         return model(*inputs, cond=copies[0], **keywords)
     _check_repeated((inputs, keywords))

@@ -14,8 +14,7 @@ walks over parameters and not over modules cannot be evaded; call `reset_paramet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -319,15 +318,6 @@ def like_weights(condition: Tensor, weight: Tensor | None) -> Tensor:
             f"Give condition.float(), or, for indices of classes, Classes or a generator with head='table'."
         )
     return condition.to(weight.dtype)
-
-
-def check_size(what: str, value: Any) -> None:
-    """Refuse what is no size; ValueError that starts with what it is of: "Vector: dim"."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(
-            f"{what} expected a whole number from 1 on, got {value!r}.\n"
-            f"Give how many there are: a size like 64, not a value, a text or a flag."
-        )
 
 
 def _check_size(condition: Tensor, cond_dim: int) -> None:

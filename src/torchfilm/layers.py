@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchfilm.functional import film
-from torchfilm.heads import AffineHead, check_size, like_weights, no_row
+from torchfilm.heads import AffineHead, like_weights, no_row
 from torchfilm.modulation import Modulation
+from torchfilm.naming import check_choice, check_size
 
 GateStart = Literal["zero", "one"]
 
@@ -98,11 +99,8 @@ class FiLM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if gate not in (None, *get_args(GateStart)):
-            raise ValueError(
-                f"FiLM: gate expected None, 'zero' or 'one', got {gate!r}.\n"
-                f"'zero' is the start from scratch, 'one' keeps a pretrained branch."
-            )
+        meaning = "'zero' is the start from scratch, 'one' keeps a pretrained branch."
+        check_choice("FiLM: gate", gate, (None, *get_args(GateStart)), remedy=meaning)
         check_size("FiLM: features", features)
         check_size("FiLM: cond_dim", cond_dim)
         self.features = features

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torchfilm.affine import rounded
 from torchfilm.functional import film
 from torchfilm.heads import AffineHead, like_weights
+from torchfilm.naming import check_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,8 @@ class Concat:
     """
 
     def __init__(self, width: int | None = None) -> None:
-        _check_from_one("Concat", width=width)
+        if width is not None:
+            check_size("Concat: width", width)
         self.width = width
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
@@ -183,7 +185,7 @@ class LowRank:
     """
 
     def __init__(self, width: int = 16) -> None:
-        _check_from_one("LowRank", width=width)
+        check_size("LowRank: width", width)
         self.width = width
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
@@ -269,7 +271,9 @@ class CrossAttention:
     """
 
     def __init__(self, width: int | None = None, heads: int = 1) -> None:
-        _check_from_one("CrossAttention", width=width, heads=heads)
+        if width is not None:
+            check_size("CrossAttention: width", width)
+        check_size("CrossAttention: heads", heads)
         self.width = width
         self.heads = heads
 
@@ -372,15 +376,6 @@ class Attentions(nn.Module):
     def _heads(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = pair.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return keys, values
-
-
-def _check_from_one(who: str, **numbers: int | None) -> None:
-    """Raise ValueError for a number below 1; None is a default of its own."""
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(
-                f"{who}: expected {name} from 1 on, got {number}.\nLeave it out for the usual one."
-            )
 
 
 def _attended(query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:

@@ -1,9 +1,10 @@
-"""What to say about a name that there is not: those that there are, or those most like it."""
+"""What to say about a name or a choice that there is not, with those most like it; and about sizes."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -76,6 +77,13 @@ def check_choice(
     near = _meant(str(value), [*map(str, choices)])
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else remedy
     raise ValueError(f"{what} expected one of {[*choices, *patterns]}, got {value!r}.\n{hint}")
+
+
+def check_size(what: str, value: Any, remedy: str = "") -> None:
+    """Refuse what is no size; ValueError that starts with what it is of: "Vector: dim"."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        remedy = remedy or "Give how many there are: a size like 64, not a value, a text or a flag."
+        raise ValueError(f"{what} expected a whole number from 1 on, got {value!r}.\n{remedy}")
 
 
 def _meant(name: str, choices: Sequence[str]) -> list[str]:

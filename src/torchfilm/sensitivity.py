@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.filling import Conditioning, Off
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
+from torchfilm.naming import check_size
 from torchfilm.undisturbed import undisturbed
 
 Measure = Callable[[Any], Any]
@@ -164,10 +165,7 @@ def sensitivity(
         >>> sensitivity(model, torch.rand(2, 3), cond=torch.rand(2, 7))["0"].beta.shape
         torch.Size([5])
     """
-    if draws < 1:
-        raise ValueError(
-            f"sensitivity: expected at least 1 draw, got {draws}.\nLeave draws= out for a single one."
-        )
+    check_size("sensitivity: draws", draws, "Leave draws= out for a single one.")
     draws = 1 if score is not None else draws
     with undisturbed(model), leaves(model) as found:
         args, kwargs, cond = recordable((args, kwargs, cond))
