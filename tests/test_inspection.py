@@ -400,11 +400,11 @@ def test_calls_of_different_lengths_stay_apart():
 def test_a_pattern_without_a_site_names_the_nearest():
     model = network()
     with (
-        pytest.raises(ValueError, match=r"got 'frist'.\nThe nearest are 'first'"),
+        pytest.raises(ValueError, match=r"'frist' matches .*\nThe nearest names are 'first'"),
         edit(model, {"frist": closed}),
     ):
         pass
-    with pytest.raises(ValueError, match="got 'thrid'"):
+    with pytest.raises(ValueError, match="'thrid' matches"):
         sweep(model, "thrid", [1.0], lambda: None)
     assert matching(["a.b", "axb"], "a.b") == ["a.b"]
     assert matching(["a.b", "axb"], re.compile("a.b")) == ["a.b", "axb"]

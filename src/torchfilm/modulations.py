@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
-from torchfilm.naming import entry, nearest
+from torchfilm.naming import entry
 from torchfilm.sites import hits
 from torchfilm.version import WRITER, check_format
 from torchfilm.writing import in_columns, whole
@@ -231,29 +231,13 @@ def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
         found.update(name for name in names if sites(name))
     else:
         patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
-        found.update(*hits_of_each(names, patterns))
+        found.update(*hits(names, patterns))
     if not found:
         raise ValueError(
             f"Sites: expected at least one of {len(names)} to be chosen, got none by {sites!r}.\n"
             f"There are {', '.join(map(repr, names[:10]))}{', ...' if len(names) > 10 else ''}."
         )
     return [name for name in names if name in found]
-
-
-def hits_of_each(names: Collection[str], patterns: Collection[str | re.Pattern[str]]) -> Iterator[list[str]]:
-    """Yield for each name or regular expression the names that match.
-
-    Raises:
-        ValueError: for an expression that matches nothing, with the three nearest names, or is none.
-    """
-    for pattern, found in zip(patterns, hits(names, patterns), strict=True):
-        if not found:
-            text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
-            raise ValueError(
-                f"Sites: expected a name, or an expression for whole names, got {text!r}.\n"
-                f"The nearest are {nearest(text, names)}."
-            )
-        yield found
 
 
 def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) -> Path:

@@ -215,24 +215,32 @@ def _check_unsaid(options: Mapping[str, Any]) -> None:
         )
 
 
-def hits(names: Iterable[str], patterns: Iterable[Name]) -> Iterator[list[str]]:
+def hits(names: Collection[str], patterns: Iterable[Name]) -> Iterator[list[str]]:
     """Yield for each pattern the name that is its text, else the names that it matches from start to end.
 
     "1.0" is the name, where there is one, and not "100" too, which it matches as an expression.
 
     Raises:
-        ValueError: for what is neither a name nor a regular expression.
+        ValueError: for what is neither a name nor a regular expression, and for what matches nothing, with
+            the three nearest names.
 
     Example:
         >>> list(hits(["block1", "block2", "stem", "block[0]"], ["block.", "block[0]"]))
         [['block1', 'block2'], ['block[0]']]
     """
-    named = dict.fromkeys(names)
+    names = dict.fromkeys(names)
     for pattern in patterns:
-        yield [pattern] if isinstance(pattern, str) and pattern in named else _matched(named, pattern)
+        yield _matched(names, pattern) or _nothing(names, pattern)
 
 
 def _matched(names: Collection[str], pattern: Name) -> list[str]:
+    if not isinstance(pattern, str | re.Pattern):
+        raise ValueError(
+            f"Sites: expected patterns for names, got a {type(pattern).__name__} among them.\n"
+            f"Give the names of modules; or a function: lambda name, module: module in mine."
+        )
+    if isinstance(pattern, str) and pattern in names:
+        return [pattern]
     try:
         matches = re.compile(pattern).fullmatch
     except re.error as error:
@@ -302,48 +310,37 @@ def _matches(
     sites: Name | Sequence[Name] | Callable[..., bool] | Preset,
 ) -> list[str]:
     """Return the matching names in the order of the model; each pattern has to match something."""
+    called = {one: name for name, others in names.items() for one in (name, *others)}
     if isinstance(sites, Preset):
-        hits = next((hits for hits in _hits(names, sites.patterns) if hits), [])
-        return hits or _nothing(names, *sites.patterns)
-    if isinstance(sites, nn.Module):
+        each = (_matched(called, pattern) for pattern in sites.patterns)
+        found = [next(filter(None, each), None) or _nothing(called, *sites.patterns)]
+    elif isinstance(sites, nn.Module):
         own = next((name for name in names if model.get_submodule(name) is sites), "its name")
         raise ValueError(
             f"find: expected a pattern for names, got a module, {type(sites).__name__}.\n"
             f"Give its name: {own!r}; or a function: lambda name, module: module is mine."
         )
-    if isinstance(sites, type):
+    elif isinstance(sites, type):
         raise ValueError(
             f"find: expected a pattern for names, got the class {sites.__name__}.\n"
             f"Give a function: lambda name, module: isinstance(module, {sites.__name__})."
         )
-    if callable(sites):
-        hits = [name for name in names if sites(name, model.get_submodule(name))]
-        return hits or _nothing(names, getattr(sites, "__name__", "the function"))
-    patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
-    each = zip(patterns, _hits(names, patterns), strict=True)
-    found = {name for pattern, hits in each for name in hits or _nothing(names, pattern)}
-    return [name for name in names if name in found] or _nothing(names, "an empty list")
+    elif callable(sites):
+        chosen = [name for name in names if sites(name, model.get_submodule(name))]
+        found = [chosen or _nothing(called, getattr(sites, "__name__", "the function"))]
+    else:
+        patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
+        found = list(hits(called, patterns)) or _nothing(called, "an empty list")
+    chosen = {called[one] for each in found for one in each}
+    return [name for name in names if name in chosen]
 
 
-def _hits(names: dict[str, list[str]], patterns: Sequence[Name]) -> Iterator[list[str]]:
-    for pattern in patterns:
-        if not isinstance(pattern, str | re.Pattern):
-            raise ValueError(
-                f"find: expected patterns for names, got a {type(pattern).__name__} among them.\n"
-                f"Give the names of modules; or a function: lambda name, module: module in mine."
-            )
-    called = {one: name for name, others in names.items() for one in (name, *others)}
-    for found in hits(called, patterns):
-        yield list(dict.fromkeys(called[one] for one in found))
-
-
-def _nothing(names: dict[str, list[str]], *given: str | re.Pattern[str]) -> NoReturn:
+def _nothing(names: Collection[str], *given: Name) -> NoReturn:
     patterns = [one.pattern if isinstance(one, re.Pattern) else one for one in given]
-    every = [one for name, others in names.items() for one in (name, *others)]
     raise ValueError(
-        f"find: {' or '.join(map(repr, patterns))} matches the whole name of none of the {len(every)} "
+        f"Sites: {' or '.join(map(repr, patterns))} matches the whole name of none of the {len(names)} "
         f"modules.\n"
-        f"The nearest names are {nearest(patterns[0], every)}.\n"
+        f"The nearest names are {nearest(patterns[0], names)}.\n"
         f"A pattern has to match a name from its start to its end: put '.*' where anything may stand."
     )
 
