@@ -112,7 +112,7 @@ def site() -> nn.Module:
 
 
 REFUSED = [
-    (LowRank(14, 6), 3, "LowRank: it computes something of its own on top of Linear"),
+    (LowRank(14, 6), 3, "LowRank: LowRank computes something of its own on top of Linear"),
     (Standardised(14, 6, 1), 3, "of its own on top of Conv2d"),
     (patched(), 3, "of its own on top of Linear"),
     (hooked("register_forward_hook"), 3, "it has hooks, which would not run"),

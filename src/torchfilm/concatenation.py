@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchfilm.draft import Draft, NotExactError
-from torchfilm.fold_rules import pads_with_zeros
-from torchfilm.sites import is_patched, is_site
+from torchfilm.fold_rules import check_forward, pads_with_zeros
+from torchfilm.sites import is_site
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """What can be rewritten, where it computes nothing of its own."""
@@ -125,10 +125,8 @@ def _not_a_shift(layer: Any, features: int) -> str | None:
         return "it is none of these"
     if is_site(layer):
         return "it is conditioned, and would not be heard; remove() that first"
-    own, torchs = ([getattr(c, f, None) for f in ("forward", "_conv_forward")] for c in (type(layer), kind))
-    if is_patched(layer) or own != torchs:
-        return f"it computes something of its own on top of {kind.__name__}"
     try:
+        check_forward(layer, kind)
         Draft(layer).read(layer, "weight")
         Draft(layer).read(layer, "bias")
     except NotExactError as error:

@@ -29,13 +29,12 @@ def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
         ValueError: for values of several conditions.
         NotExactError: for what is no such map, or another one at each position.
     """
-    if getattr(fusion, "fold", None) is None:
-        raise NotExactError(f"{type(fusion).__name__} is no affine map of the channels")
     exact = pytree.tree_map_only(Tensor, lambda t: wide(t) if t.is_floating_point() else t, value)
+    fold = getattr(fusion, "fold", None) or (lambda value: None)
     try:
-        made = fusion.fold(exact)
+        made = fold(exact)
     except RuntimeError:  # it has tensors of its own, in another precision
-        made = fusion.fold(value)
+        made = fold(value)
     if isinstance(made, Modulation):
         factor, shift = made.gamma, made.beta
     elif isinstance(made, Mixing):
@@ -168,12 +167,18 @@ def _check_apart(module: nn.Module, affine: Affine) -> None:
         raise NotExactError(f"the fusion mixes channels, and {kind_of(module).__name__} keeps them apart")
 
 
-def _output_bias(draft: Draft, module: nn.Module, affine: Affine) -> dict[str, Tensor]:
-    """Return the new bias, or none where there was none and none is needed."""
+def _weight(draft: Draft, module: nn.Module) -> Tensor:
+    weight = draft.read(module, "weight")
+    assert weight is not None
+    return weight
+
+
+def _bias(draft: Draft, module: nn.Module, added: Tensor, affine: Affine | None = None) -> dict[str, Tensor]:
+    """Return the new bias, the old one mapped; or none where there was none and none is needed."""
     bias = draft.read(module, "bias")
-    if bias is None and not affine.shift.any():
-        return {}
-    return {"bias": affine.shift if bias is None else affine.rows(bias) + affine.shift}
+    if bias is None:
+        return {"bias": added} if added.any() else {}
+    return {"bias": (bias if affine is None else affine.rows(bias)) + added}
 
 
 def _conv_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
@@ -181,8 +186,7 @@ def _conv_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Modu
     _check_axis(module, dim, -1 - spatial, 1)
     if module.groups > 1:
         _check_apart(module, affine)
-    weight = draft.read(module, "weight")
-    assert weight is not None
+    weight = _weight(draft, module)
     if not module.transposed:
         weight = affine.rows(weight)
     elif affine.mixes:
@@ -190,19 +194,16 @@ def _conv_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Modu
     else:  # [in, out / groups, ...]: the output channels of a group are on axis 1 of its inputs' rows
         factor = affine.factor.view(module.groups, 1, -1, *[1] * spatial)
         weight = (factor * weight.unflatten(0, (module.groups, -1))).flatten(0, 1)
-    draft.write(module, weight=weight, **_output_bias(draft, module, affine))
+    draft.write(module, weight=weight, **_bias(draft, module, affine.shift, affine))
     return module
 
 
 def _linear_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
     _check_axis(module, dim, -1)
-    scaled = None if affine.mixes else rescaled(draft.latest(module, "weight"), affine.factor)
-    if scaled is not None:
-        draft.write(module, weight=scaled, **_output_bias(draft, module, affine))
-        return module
-    weight = draft.read(module, "weight")
-    assert weight is not None
-    draft.write(module, weight=affine.rows(weight), **_output_bias(draft, module, affine))
+    weight = None if affine.mixes else rescaled(draft.latest(module, "weight"), affine.factor)
+    if weight is None:
+        weight = affine.rows(_weight(draft, module))
+    draft.write(module, weight=weight, **_bias(draft, module, affine.shift, affine))
     return module
 
 
@@ -224,9 +225,7 @@ def _embedding_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
     _check_axis(module, dim, -1)
     if module.max_norm is not None:
         raise NotExactError("max_norm rescales the rows of the table while it is used")
-    table = draft.read(module, "weight")
-    assert table is not None
-    draft.write(module, weight=affine.rows(table.T).T + affine.shift)
+    draft.write(module, weight=affine.rows(_weight(draft, module).T).T + affine.shift)
     return module
 
 
@@ -234,7 +233,10 @@ def _norm_output(draft: Draft, module: Any, affine: Affine, flag: str, spread: i
     """Into factor and shift of a norm, made where it has none; `spread` axes follow the channels'."""
     _check_apart(module, affine)
     factor, shift = (t.view(-1, *[1] * spread) for t in (affine.factor, affine.shift))
-    weight, bias = (draft.read(module, name) for name in ("weight", "bias"))
+    if affine.shift.any() and isinstance(module, nn.RMSNorm):
+        raise NotExactError("RMSNorm has no bias for beta")
+    weight = draft.read(module, "weight")
+    bias = None if isinstance(module, nn.RMSNorm) else draft.read(module, "bias")
     shape = getattr(module, "normalized_shape", factor.shape)
     values: dict[str, Any] = {"weight": factor.expand(shape) if weight is None else factor * weight}
     if bias is not None or affine.shift.any():
@@ -254,21 +256,9 @@ def _channel_axes(module: Any) -> tuple[int, ...]:
     return (1,)
 
 
-def _layer_norm_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
+def _last_axes_norm_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
     _check_axis(module, dim, *range(-1, -1 - len(module.normalized_shape), -1))
     return _norm_output(draft, module, affine, "elementwise_affine", spread=-1 - dim)
-
-
-def _rms_norm_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
-    _check_axis(module, dim, *range(-1, -1 - len(module.normalized_shape), -1))
-    _check_apart(module, affine)
-    if affine.shift.any():
-        raise NotExactError("RMSNorm has no bias for beta")
-    weight = draft.read(module, "weight")
-    factor = affine.factor.view(-1, *[1] * (-1 - dim))
-    scaled = factor.expand(module.normalized_shape) if weight is None else factor * weight
-    draft.write(module, weight=scaled, elementwise_affine=True)
-    return module
 
 
 def _inner_output(name: str) -> Rule:
@@ -308,13 +298,12 @@ def _conv_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Modul
 def _conv_columns(draft: Draft, module: Any, affine: Affine) -> nn.Module:
     if module.groups > 1:
         _check_apart(module, affine)
-    weight = draft.read(module, "weight")
-    assert weight is not None
+    weight = _weight(draft, module)
     grouped = weight.unflatten(0, (module.groups, -1))  # [groups, out / groups, in / groups, ...]
     per_group = [_group(affine, i, module.groups) for i in range(module.groups)]
     pairs = list(zip(grouped, per_group, strict=True))
     added = torch.cat([torch.tensordot(w.flatten(2).sum(-1), a.shift, dims=1) for w, a in pairs])
-    draft.write(module, weight=torch.cat([a.columns(w) for w, a in pairs]), **_added(draft, module, added))
+    draft.write(module, weight=torch.cat([a.columns(w) for w, a in pairs]), **_bias(draft, module, added))
     return module
 
 
@@ -324,8 +313,7 @@ def _transposed_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
         _check_apart(module, affine)
     if affine.shift.any():
         raise NotExactError("beta reaches the border of a transposed convolution less often than its inside")
-    weight = draft.read(module, "weight")
-    assert weight is not None
+    weight = _weight(draft, module)
     transposed = Affine(affine.factor.T if affine.mixes else affine.factor, affine.shift)
     draft.write(module, weight=transposed.rows(weight))
     return module
@@ -333,10 +321,8 @@ def _transposed_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
 
 def _linear_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
     _check_axis(module, dim, -1)
-    weight = draft.read(module, "weight")
-    assert weight is not None
-    added = weight @ affine.shift
-    draft.write(module, weight=affine.columns(weight), **_added(draft, module, added))
+    weight = _weight(draft, module)
+    draft.write(module, weight=affine.columns(weight), **_bias(draft, module, weight @ affine.shift))
     return module
 
 
@@ -376,13 +362,6 @@ def _group(affine: Affine, index: int, groups: int) -> Affine:
     return Affine(affine.factor.chunk(groups)[index], affine.shift.chunk(groups)[index])
 
 
-def _added(draft: Draft, module: nn.Module, added: Tensor) -> dict[str, Tensor]:
-    bias = draft.read(module, "bias")
-    if bias is None and not added.any():
-        return {}
-    return {"bias": added if bias is None else bias + added}
-
-
 Rule = Callable[[Draft, Any, Affine, int], nn.Module]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -392,8 +371,7 @@ _OUTPUT: dict[Any, Rule] = {
     nn.Linear: _linear_output,
     nn.Embedding: _embedding_output,
     **dict.fromkeys((batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.GroupNorm), _channel_norm_output),
-    nn.LayerNorm: _layer_norm_output,
-    nn.RMSNorm: _rms_norm_output,
+    **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), _last_axes_norm_output),
     nn.MultiheadAttention: _inner_output("out_proj"),
     nn.TransformerEncoderLayer: _inner_output("norm2"),
     nn.TransformerDecoderLayer: _inner_output("norm3"),
