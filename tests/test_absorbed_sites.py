@@ -41,7 +41,7 @@ def trained(model: nn.Module) -> nn.Module:
 
 def spied(monkeypatch) -> list[bool]:
     """Whether each call of a site was absorbed: with an affine made before, or there."""
-    calls, absorb, apply = [], slots.absorbed_eagerly, absorption.Ready.applied
+    calls, absorb, apply = [], slots.absorbed, absorption.Ready.applied
 
     def absorbed(*args, **how):
         found = absorb(*args, **how)
@@ -54,7 +54,7 @@ def spied(monkeypatch) -> list[bool]:
             calls.append(True)
         return found
 
-    monkeypatch.setattr(slots, "absorbed_eagerly", absorbed)
+    monkeypatch.setattr(slots, "absorbed", absorbed)
     monkeypatch.setattr(absorption.Ready, "applied", applied)
     return calls
 
@@ -209,7 +209,7 @@ def test_what_does_not_fit_into_the_affine_takes_two_steps(monkeypatch):
     m, many = tf.modulations(model, cond[:1]), image.contiguous(memory_format=torch.channels_last)
     for learns in (True, False):  # torch's backward pass of it would crash
         with torch.set_grad_enabled(learns):
-            found = absorption.absorbed_eagerly(nn.GroupNorm, model[0], many, m["0"])
+            found = absorption.absorbed(nn.GroupNorm, model[0], many, m["0"])
         assert (found is None) is learns
 
 

@@ -73,7 +73,15 @@ def _version(weight: Tensor, bias: Tensor | None) -> int:
     return weight._version if bias is None else weight._version + bias._version
 
 
-def absorbed(kind: type[nn.Module], norm: nn.Module, x: Any, modulation: Modulation) -> Tensor | None:
+def absorbed(
+    kind: type[nn.Module],
+    norm: nn.Module,
+    x: Any,
+    modulation: Modulation,
+    dim: int | None = None,
+    *,
+    bare: bool = True,
+) -> Tensor | None:
     """Return gamma * norm(x) + beta (times the gate) in one call of the norm, or None where that cannot be.
 
     It cannot be where gamma and beta differ within a sample, where statistics are taken and kept, for
@@ -86,30 +94,12 @@ def absorbed(kind: type[nn.Module], norm: nn.Module, x: Any, modulation: Modulat
         norm: that norm, or an object with its attributes; its own `forward` is not called.
         x: features as the norm takes them.
         modulation: channels last, [C], [B, C] or [B, T, C].
-    """
-    return None if is_compiling() else absorbed_eagerly(kind, norm, x, modulation)
-
-
-def absorbed_eagerly(
-    kind: type[nn.Module],
-    norm: nn.Module,
-    x: Any,
-    modulation: Modulation,
-    dim: int | None = None,
-    *,
-    bare: bool = True,
-) -> Tensor | None:
-    """Return what `absorbed` does, where nothing is compiled.
-
-    Args:
-        kind: as in `absorbed`; likewise norm, x and modulation.
-        norm: that norm.
-        x: the features.
-        modulation: channels last.
         dim: the axis of x that it modulates, which must be that of the norm's channels; None for that.
         bare: without the kernels, also into a norm that has no affine, which with one of ones, gamma's at the
             start, rounds otherwise than alone.
     """
+    if is_compiling():
+        return None
     way = _WAYS.get(kind)
     if way is None or not isinstance(x, Tensor) or (axes := x.ndim) not in way.axes or not way.takes(norm):
         return None
@@ -162,9 +152,7 @@ def prepared(kind: type[nn.Module], norm: Any, modulation: Modulation, dim: int)
     if torch.is_grad_enabled() or weight.device != modulation.gamma.device:
         return None
     channels, dtype = weight.numel(), weight.dtype
-    for field in (modulation.gamma, modulation.beta, modulation.gate):
-        if field is None:
-            continue
+    for field in modulation.present():
         if field.dtype is not dtype or field.shape not in ((channels,), (1, channels)):
             return None
     bias, call = norm._parameters.get("bias"), way.whole(norm, _affine(norm, *modulation.gated()))

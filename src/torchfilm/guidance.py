@@ -384,11 +384,9 @@ def _mixed_modulations(
 
 
 def _mixed(modulations: Sequence[Modulation], weights: Sequence[Scale]) -> Modulation:
-    gammas, betas, gates = zip(*((m.gamma, m.beta, m.gate) for m in modulations), strict=True)
     axes = max(1 + weight.ndim if isinstance(weight, Tensor) else 0 for weight in weights)
-    gate = None if gates[0] is None else _weighted(aligned(*gates, axes=axes), weights)
-    gamma, beta = (_weighted(aligned(*parts, axes=axes), weights) for parts in (gammas, betas))
-    return Modulation(gamma, beta, gate)
+    fields = zip(*(m.present() for m in modulations), strict=True)
+    return Modulation(*(_weighted(aligned(*field, axes=axes), weights) for field in fields))
 
 
 def _check_missing(model: Callable[..., Any], dropped: Sequence[str | None], null: Any) -> None:

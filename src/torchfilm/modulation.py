@@ -89,9 +89,7 @@ class Modulation:
         gamma = gamma_2 gate_1 gamma_1, beta = gamma_2 gate_1 beta_1 + beta_2, gate = gate_2 (a missing gate
         counts as one), since each is gate (gamma x + beta).
         """
-        gamma, beta = first.gamma, first.beta
-        if first.gate is not None:
-            gamma, beta = paired(torch.mul, first.gate, gamma), paired(torch.mul, first.gate, beta)
+        gamma, beta = first.gated()
         beta = paired(torch.add, paired(torch.mul, self.gamma, beta), self.beta)
         return Modulation(paired(torch.mul, self.gamma, gamma), beta, self.gate)
 
@@ -117,8 +115,7 @@ class Modulation:
                     f"  {name}  {tuple(field.shape)}\n"
                     f"A channel multiplied by zero cannot be restored; keep the features instead."
                 )
-        factor = self.gamma if self.gate is None else paired(torch.mul, self.gate, self.gamma)
-        return Modulation(1 / factor, paired(torch.div, -self.beta, self.gamma))
+        return Modulation(1 / self.gated()[0], paired(torch.div, -self.beta, self.gamma))
 
     def interpolate(self, other: Modulation, weight: float | Tensor) -> Modulation:
         """Return (1 - weight) * self + weight * other; 0 is self, 1 is other, beyond is extrapolation.
@@ -186,8 +183,7 @@ class Modulation:
         return [self.gamma, self.beta] if self.gate is None else [self.gamma, self.beta, self.gate]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Modulation:
-        gate = None if self.gate is None else function(self.gate)
-        return Modulation(function(self.gamma), function(self.beta), gate)
+        return Modulation(*map(function, self.present()))
 
     def _zip(self, other: Modulation, function: Callable[[Tensor, Tensor], Tensor]) -> Modulation:
         if (self.gate is None) != (other.gate is None):
@@ -196,9 +192,8 @@ class Modulation:
                 f"got {_fields(self)} and {_fields(other)}.\n"
                 f"Give the one without a gate its own: m.replace(gate=torch.ones_like(m.gamma))."
             )
-        gate = None if self.gate is None or other.gate is None else paired(function, self.gate, other.gate)
-        gamma = paired(function, self.gamma, other.gamma)
-        return Modulation(gamma, paired(function, self.beta, other.beta), gate)
+        both = zip(self.present(), other.present(), strict=True)
+        return Modulation(*(paired(function, one, another) for one, another in both))
 
 
 def _check_weights(weight: Tensor, fields: list[Tensor]) -> None:

@@ -29,7 +29,7 @@ from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
 
 from torchfilm import native
-from torchfilm.absorption import NORMS, Ready, absorbed_eagerly, prepared
+from torchfilm.absorption import NORMS, Ready, absorbed, prepared
 from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
@@ -246,7 +246,7 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if y is None and (ready := slot.ready) is not None:
             y = ready.applied(self, args[0])
         if y is None:
-            y = absorbed_eagerly(base, self, args[0], value, slot.site.dim, bare=False)
+            y = absorbed(base, self, args[0], value, slot.site.dim, bare=False)
         if y is not None:
             return y
     site = slot.site

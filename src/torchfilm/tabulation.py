@@ -77,7 +77,7 @@ def _packed(film: Conditioning, values: dict[str, Any]) -> tuple[Tensor, dict[st
                 f"generator; with one condition, fold(model, cond=z) drops it."
             )
         single = isinstance(values[name], list)
-        fields = [[one.gamma, one.beta, *([] if one.gate is None else [one.gate])] for one in given]
+        fields = [one.present() for one in given]
         for field in zip(*fields, strict=True):
             columns.append(torch.stack([_row(f, name, site.features) for f in field]) if single else field[0])
         layout[name] = (site.features, len(fields[0]))
