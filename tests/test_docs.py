@@ -29,9 +29,23 @@ def run(page: Path) -> dict[str, Any]:
     return names
 
 
+def blocks_with_packages(page: Path) -> list[tuple[str, str]]:
+    """Return the packages behind `python` at the head of a block, and its code."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"^```python (.+?)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path):
     run(page)
+
+
+@pytest.mark.filterwarnings("default")  # those of others
+@pytest.mark.parametrize(("packages", "code"), blocks_with_packages(ROOT / "docs" / "packages.md"))
+def test_the_code_for_packages_runs_after_that_for_all_where_they_are_installed(packages: str, code: str):
+    for package in packages.split():
+        pytest.importorskip(package)
+    exec(compile(code, packages, "exec"), run(ROOT / "docs" / "packages.md"))
 
 
 def test_the_table_of_layouts_is_that_of_the_code():

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 import torchfilm as tf
 from networks import SITES, Net, inputs
@@ -75,6 +76,21 @@ def test_unfreezing_lets_everything_train_as_before_and_keeps_the_conditioning()
     model.head.requires_grad_(False)
     tf.remove(tf.unfreeze_base(model))  # frozen no more: what is frozen since stays so
     assert not model.head.weight.requires_grad
+
+
+def test_what_estimates_statistics_anew_leaves_those_of_a_frozen_base():
+    model, (x, z) = tf.condition(Net(), SITES, tf.Vector(13)), inputs(4)
+    model(x, cond=z)
+    averaged = AveragedModel(tf.freeze_base(model.train()))
+    before = {key: value.clone() for key, value in averaged.module.named_buffers()}
+    assert before
+    with tf.using(averaged, cond=z):
+        update_bn([x], averaged)
+        assert all(torch.equal(value, before[key]) for key, value in averaged.module.named_buffers())
+        tf.unfreeze_base(averaged)
+        update_bn([x, x], averaged)
+    assert averaged.module.blocks[0].bn.num_batches_tracked == 2
+    assert not [one for one in averaged.modules() if "reset_running_stats" in vars(one)]
 
 
 @pytest.mark.parametrize("change", [tf.freeze_base, tf.unfreeze_base], ids=lambda change: change.__name__)

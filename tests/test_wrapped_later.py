@@ -176,6 +176,53 @@ class Saved(nn.Module):
             return getattr(self.modules_to_save["default"], name)
 
 
+def test_a_copy_of_a_site_that_is_called_in_its_place_is_refused():
+    model = network(lambda net: None)
+    model.block.lin = Saved(model.block.lin)
+    expected = (
+        r"Site 'block.lin': expected one module, got a copy of it at 'block.lin.modules_to_save.default'"
+        r"(.|\n)*PEFT: modules_to_save(.|\n)*remove\(model\), let them copy"
+    )
+    for do in (lambda: model(X, cond=Z), model.train):
+        with pytest.raises(ValueError, match=expected):
+            do()
+    tf.remove(model)
+    net = Net().eval()
+    net.block.lin = Saved(net.block.lin)
+    tf.condition(net, r"block\.lin\.modules_to_save\.default", tf.Vector(11), init="default")
+    assert not torch.equal(net(X, cond=Z), net(X, cond=-Z))
+
+
+def test_networks_inside_of_each_other_with_sites_of_one_name_are_no_copies():
+    inner = tf.condition(nn.Sequential(nn.Linear(3, 3)), "0", tf.Vector(11))
+    outer = tf.condition(nn.Sequential(nn.Linear(3, 3), inner, nn.Linear(3, 3)), "0", tf.Vector(11))
+    outer[2] = nn.Identity()
+    outer[0] = nn.Sequential(outer[0])
+    with tf.using(inner, cond=Z):
+        assert outer(X, cond=Z).shape == X.shape
+
+
+def test_a_copy_of_a_site_that_is_called_by_itself_is_told_what_copies():
+    site = copy.deepcopy(network(lambda net: None).block.lin)
+    with pytest.raises(ValueError, match=r"Site 'block.lin'(.|\n)*copy of a site alone(.|\n)*freeze_base"):
+        site(torch.randn(7, 5))
+
+
+def test_a_network_whose_site_copies_itself_is_saved_and_loaded_instead(tmp_path: Path):
+    net = Net().eval()
+    net.block = torch.fx.symbolic_trace(net.block)
+    tf.condition(net, "block", tf.Vector(11), dim=-1, features=5, init="default")
+    copied = copy.deepcopy(net)
+    with pytest.raises(
+        ValueError,
+        match=r"Site 'block': .* another GraphModule in its place.\nCopies that its class makes(.|\n)*save\(",
+    ):
+        copied(X, cond=Z)
+    tf.save(net, tmp_path)
+    again = tf.load(tf.remove(copied), tmp_path)
+    assert torch.equal(again(X, cond=Z), net(X, cond=Z))
+
+
 def test_encoder_and_generator_may_be_wrapped_but_not_the_whole_conditioning():
     model = network(lambda net: None)
     expected = model(X, cond=Z)
@@ -222,3 +269,25 @@ def test_who_holds_a_conditioned_network_is_told_where_it_is():
     both = Holding(eyes=model, hand=network(lambda net: None))
     with pytest.raises(ValueError, match=r"one that holds 2.\nGive each by itself: 'eyes', 'hand'"):
         tf.conditioning(both)
+
+
+def test_a_part_of_a_conditioned_network_is_told_to_give_the_whole():
+    net = Net().eval()
+    whole = tf.condition(Holding(base=net), r".*lin", tf.Vector(11))
+    with pytest.raises(
+        ValueError, match=r"got a part of one.\nGive the whole, which condition\(\) was given"
+    ):
+        tf.remove(net)
+    with pytest.raises(
+        ValueError, match=r"conditioned already.\n.* or remove\(model\) first, where model is what"
+    ):
+        tf.condition(net, r".*lin", tf.Vector(11))
+    tf.remove(whole)
+    assert tf.condition(net, r".*lin", tf.Vector(11))(X, cond=Z).shape == (7, 2)
+    plain, _ = tf.fold(
+        tf.condition(Net().eval(), r"block", tf.Vector(11), dim=-1, features=5),
+        cond=Z[:1],
+        leftover="constant",
+    )
+    with pytest.raises(ValueError, match="got a plain one"):  # a constant that a fold kept is whole
+        tf.remove(plain)

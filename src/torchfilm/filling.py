@@ -25,7 +25,7 @@ from torchfilm.generator import describe, num_parameters
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import in_parts, joins_its_parts
 from torchfilm.sites import Site, Sites
-from torchfilm.slots import PLAIN, Lent, Slot, Transform, make_ready, no_condition
+from torchfilm.slots import PLAIN, Lent, Slot, Transform, check_copies, make_ready, no_condition, replaced
 from torchfilm.snapshot import Snapshot
 from torchfilm.undisturbed import in_mode
 
@@ -300,6 +300,7 @@ class Conditioning(nn.Module):
         for name, paths in now.items():
             if len(paths) < max(before[name], 1):
                 raise ValueError(self._replaced(root, name, paths))
+        check_copies(root, self.slots)
         self.places = [(tuple(path.split(".")), self.slots[name]) for name in now for path in now[name]]
 
     def paths(self, root: nn.Module) -> dict[str, list[str]]:
@@ -352,12 +353,7 @@ class Conditioning(nn.Module):
             )
         places = [".".join(path) for path, slot in self.places if slot.site.name == name]
         path = next((path for path in places if path not in found), name)
-        module = dict(root.named_modules(remove_duplicate=False)).get(path)
-        now = "nothing" if module is None else f"another {type(module).__name__}"
-        return (
-            f"Site '{path}': expected the module that was conditioned, got {now} in its place.\n"
-            f"Convert or prune the network first, then condition it; remove(model) undoes this."
-        )
+        return replaced(path, dict(root.named_modules(remove_duplicate=False)).get(path))
 
     def _none(self) -> str:
         """Say how to give no condition to an encoder that knows what is missing."""

@@ -5,6 +5,7 @@ Names change where others wrap a block afterwards: `torch.compile`, `nn.Sequenti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,12 +38,10 @@ class Frozen:
                     self.parameters.append((None if module is root else module, key))
 
     def rest(self, root: nn.Module) -> None:
-        """Put the norms into evaluation mode, also those that took the place of one."""
-        modules = dict(root.named_modules())
-        for name, (norm, _) in self.norms.items():
+        """Put the norms into evaluation mode, also those that took the place of one; nor are they reset."""
+        for norm, _ in self._norms(root):
             norm.eval()
-            if isinstance(now := modules.get(name), _NormBase):
-                now.eval()
+            vars(norm)["reset_running_stats"] = _stay
 
     def thaw(self, root: nn.Module) -> None:
         """Let everything train again that did before, also what took its place in the same module."""
@@ -50,11 +49,22 @@ class Frozen:
             for one in _tensors(root if module is None else module, key):
                 if one.is_floating_point() or one.is_complex():
                     one.requires_grad = True
+        for norm, follows in self._norms(root):
+            norm.train(root.training and follows)
+            vars(norm).pop("reset_running_stats", None)
+        self.parameters, self.norms = [], {}
+
+    def _norms(self, root: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+        """Return the norms and what took their places, and whether each followed the network's mode."""
         modules = dict(root.named_modules())
         for name, (norm, follows) in self.norms.items():
-            for one in (norm, *([modules[name]] if isinstance(modules.get(name), _NormBase) else [])):
-                one.train(root.training and follows)
-        self.parameters, self.norms = [], {}
+            yield norm, follows
+            if isinstance(now := modules.get(name), _NormBase):
+                yield now, follows
+
+
+def _stay() -> None:
+    """Do nothing, as `reset_running_stats`: who resets (`update_bn`) then measures, in training mode."""
 
 
 def _tensors(module: Any, key: str) -> list[Tensor]:

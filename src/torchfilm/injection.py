@@ -27,7 +27,7 @@ from torchfilm.naming import check_choice
 from torchfilm.several import encoded_size
 from torchfilm.sharding import joins_its_parts
 from torchfilm.sites import Pattern, Sites, check_network, find, is_patched, is_root, is_site
-from torchfilm.slots import PLAIN, Holding, listen, swap, swap_back
+from torchfilm.slots import PLAIN, Holding, Slot, listen, swap, swap_back
 
 Network = TypeVar("Network", bound=nn.Module)
 _SEARCH = ("field", "repeat", "batch")  # of `find`, among the options of `condition`
@@ -123,6 +123,8 @@ def conditioning(model: nn.Module) -> Conditioning:
             got = f"one that holds one.\nGive its '{inner[0]}', which is conditioned."
         elif inner:
             got = f"one that holds {len(inner)}.\nGive each by itself: {', '.join(map(repr, inner))}."
+        elif any(isinstance(vars(module).get("_film_slot"), Slot) for module in root.modules()):
+            got = "a part of one.\nGive the whole, which condition() was given (PEFT: the PeftModel)."
         raise ValueError(f"{type(root).__name__}: expected a conditioned network, got {got}")
     return film
 

@@ -431,7 +431,10 @@ def _check_module(name: str, module: nn.Module, parent: nn.Module) -> None:
         remedy = "Condition the module around it, or all sites of the original network, and fold that once."
     elif is_site(module) or is_root(module):
         fact = f"expected a plain module, got a {kind} that is conditioned already"
-        remedy = "Give all sites to one condition() (find(...) + find(...) joins them), or remove() first."
+        remedy = (
+            "Give all sites to one condition() (find(...) + find(...) joins them), or remove(model) first, "
+            "where model is what condition() was given: a part of it cannot be freed alone."
+        )
     else:
         return
     raise ValueError(f"Site '{name}': {fact}.\n{remedy}")
