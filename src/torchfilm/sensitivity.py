@@ -151,7 +151,9 @@ def sensitivity(
         score: from the output to a tensor [B], such as a logit of each sample. For a single number, such as
             a mean loss, the squares of all rows of gamma_c are added: sqrt(B) times less than for [B] where
             it is the mean of B samples with rows of their own.
-        draws: how many random projections of the output are averaged, at least 1; more are less noisy.
+        draws: how many random projections of the output are averaged, at least 1, a backward pass each. By
+            N samples and so many draws each number is off by about 1 / sqrt(N draws) of itself: with one draw
+            12 % for 64 samples, 60 % for a single one. With a score nothing is drawn.
 
     Raises:
         ValueError: for an output or a score without a gradient, for another fusion than FiLM, inside of
