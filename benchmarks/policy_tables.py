@@ -1,11 +1,11 @@
 """The tables of the diffusion policy: what it does when it is told to, and whether it listens."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from table_form import PENDING, Result, Results, measured_on, table
-from torchfilm.systems.diffusion_policy.evaluate import Share
 
 DEEDS = ("reach", "push")
 MANNERS = {
@@ -28,17 +28,18 @@ def policy_success(results: Results) -> str:
         rows.append(
             [
                 f"{deed}, {MANNERS[manner]}",
-                _pooled(told, "success", with_interval=True),
-                ", ".join(f"{100 * row['success']['value']:.0f}" for row in told),
+                _pooled(told, "success"),
+                _by_training(told, "success"),
                 _pooled(others, "success"),
                 _pooled(told, "right"),
-                _pooled(told, "collisions", with_interval=True),
+                _pooled(told, "collisions"),
+                _by_training(told, "collisions"),
                 _pooled(others, "collisions"),
                 *(f"{statistics.fmean(row['energy'] for row in rows):.2f} J" for rows in (told, others)),
             ]
         )
-    head = ["told to", "success (95 %)", "by training", "in held-out words", "right thing"]
-    head += ["collisions (95 %)", "in held-out words", "energy", "in held-out words"]
+    head = ["told to", "success", "by training", "in held-out words", "right thing"]
+    head += ["collisions", "by training", "in held-out words", "energy", "in held-out words"]
     first = runs[0]
     seeds = ", ".join(map(str, found["seeds"]))
     note = (
@@ -51,24 +52,35 @@ def policy_success(results: Results) -> str:
 
 def policy_reached(found: Result) -> str:
     """Success by deed over all manners and trainings, and collisions when told to avoid, in one line."""
-    rows = [(name, row) for run in found["runs"] for name, row in run["by_kind"].items()]
-    done = {what: [row for name, row in rows if name.startswith(what)] for what in DEEDS}
-    said = [f"{what} {_pooled(found, 'success', with_interval=True)}" for what, found in done.items()]
-    avoid = {what: [row for name, row in rows if name in (f"{what} avoid", f"{what} both")] for what in DEEDS}
-    touched = [f"a {what} collides in {_pooled(told, 'collisions')}" for what, told in avoid.items()]
-    minutes, count = found["minutes"], len(found["runs"])
+    runs, said, touched = [run["by_kind"] for run in found["runs"]], [], []
+    for what in DEEDS:
+        done = [[row for name, row in run.items() if name.startswith(what)] for run in runs]
+        by_run = [_share(rows, "success") for rows in done]
+        pooled = _pooled([row for rows in done for row in rows], "success")
+        said.append(f"{what} {pooled} ({min(by_run):.0f} to {max(by_run):.0f})")
+        avoid = (f"{what} avoid", f"{what} both")
+        told = [row for run in runs for name, row in run.items() if name in avoid]
+        touched.append(f"a {what} collides in {_pooled(told, 'collisions')}")
     return (
-        f"{', '.join(said)}; told to avoid, {', '.join(touched)} ({minutes:g} min of one core, {count} seeds)"
+        f"{', '.join(said)}; told to avoid, {', '.join(touched)} ({found['minutes']:g} min of one core; in "
+        f"brackets the least and the most of {len(runs)} seeds)"
     )
 
 
-def _pooled(rows: Sequence[Mapping[str, Any]], key: str, *, with_interval: bool = False) -> str:
+def _pooled(rows: Sequence[Mapping[str, Any]], key: str) -> str:
     """A share over the episodes of all trainings."""
-    hits = sum(round(row[key]["value"] * row[key]["n"]) for row in rows)
+    return f"{_share(rows, key):.0f} %"
+
+
+def _by_training(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    """The share of each training, a row each, in percent."""
+    return ", ".join(f"{_share([row], key):.0f}" for row in rows)
+
+
+def _share(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    """A share over the episodes of all rows, in percent; NaN of none."""
     n = sum(row[key]["n"] for row in rows)
-    share = Share.of([True] * hits + [False] * (n - hits))
-    interval = f" ({100 * share.low:.0f} to {100 * share.high:.0f})" if with_interval else ""
-    return f"{100 * share.value:.0f} %{interval}"
+    return 100 * sum(round(row[key]["value"] * row[key]["n"]) for row in rows) / n if n else math.nan
 
 
 def _language(runs: Sequence[Mapping[str, Any]]) -> str:

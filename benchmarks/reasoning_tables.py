@@ -119,6 +119,7 @@ def _about(columns: Mapping[str, Sequence[Result]]) -> str:
         asked = ", ".join(f"{r['n']:,}" for r in members[:1])
         scenes = f" about {members[0]['scenes']:,} scenes" if "scenes" in members[0] else ""
         seeds = f"seed{'s' if len(members) > 1 else ''} {', '.join(str(r['seed']) for r in members)}"
+        range_of = ", in brackets the least and the most" if len(members) > 1 else ""
         interval = members[0].get("interval")
         sure = (
             f", 95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f} (scenes resampled)"
@@ -128,7 +129,8 @@ def _about(columns: Mapping[str, Sequence[Result]]) -> str:
         steps = ", ".join(f"{r['steps']:,}" for r in members if "steps" in r)
         trained = f" ({steps} steps)" if steps else ""
         lines.append(
-            f"- {column}: {asked} questions{scenes}; {seeds}{trained}{sure}; {members[0]['date']}.\n"
+            f"- {column}: {asked} questions{scenes}; {seeds}{trained}{range_of}{sure}; "
+            f"{members[0]['date']}.\n"
         )
     return "".join(lines)
 
@@ -279,11 +281,10 @@ def fusion_reasoning(results: Results) -> str:
     base = found["rows"][0]
     rows = []
     for row in found["rows"][1:]:
-        score = row["score"]
         rows.append(
             [
                 row["name"].replace("_", " "),
-                f"{100 * score['mean']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})",
+                _percent(row["score"]["by_seed"]),
                 f"{100 * row['added'] / (row['parameters'] - row['added']):+.0f} %",
                 f"{100 * (row['flops'] / base['flops'] - 1):+.1f} %",
                 f"{row['ratio']:.2f}",
@@ -291,10 +292,10 @@ def fusion_reasoning(results: Results) -> str:
             ]
         )
     seeds = len(found["rows"][1]["score"]["by_seed"])
-    head = ["the question arrives by", "right, % (95 %)", "parameters", "products", "time", "MB kept"]
+    head = ["the question arrives by", "right, %", "parameters", "products", "time", "MB kept"]
     note = (
         f"{found['questions']:,} held-out questions after {found['steps']:,} steps, "
-        f"{'one seed' if seeds == 1 else f'{seeds} seeds'}; beside the "
+        f"{'one seed' if seeds == 1 else f'{seeds} seeds (mean, least and most)'}; beside the "
         "network that hears nothing: parameters with the question's encoder, and a forward pass of 64 "
         f"questions in eval mode; {found['date']}: `{found['command']}`.\n"
     )

@@ -192,7 +192,7 @@ LIBRARY = (
     ("fold_check", "fold_report"),
     ("concatenation", "folding", "tabulation"),
     ("modulations",),
-    ("counterfactual", "hearing", "inspection", "pulses", "sensitivity", "summary"),
+    ("counterfactual", "hearing", "inspection", "pulses", "scoring", "sensitivity", "summary"),
     ("telling",),
     ("comparison", "converters", "doctor", "guidance", "heard"),
     ("canvas",),

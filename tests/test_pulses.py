@@ -29,7 +29,7 @@ def test_the_norm_of_a_weight_is_its_own_also_where_all_samples_have_one_conditi
 
 
 def test_the_share_of_a_last_site_is_exactly_that_of_its_features():
-    model = condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Vector(11))
+    model = condition(nn.Sequential(nn.Linear(3, 5, bias=False)), "0", tf.Vector(11))
     x = torch.randn(1000, 3)
     pulse = doctor(model, x, cond=torch.randn(1000, 11)).pulses["0"]
     assert pulse.fields["gamma"] == pytest.approx(1, rel=0.1)
@@ -46,7 +46,7 @@ def test_the_share_of_a_shift_is_in_units_of_what_is_modulated(gamma: float, whe
     (name,) = model.film.slots
     rows = {name: tf.Modulation(torch.full((1000, 5), gamma), torch.randn(1000, 5))}
     y = model(x, modulation=rows)
-    exact = (features.square().mean() * y.numel() / y.square().sum()).sqrt().item()
+    exact = (features.square().mean() * y.numel() / (y - y.mean(0)).square().sum()).sqrt().item()
     (pulse,) = doctor(model, x, modulation=rows).pulses.values()
     assert pulse.fields["beta"] == pytest.approx(exact, rel=0.1)
 
@@ -207,3 +207,39 @@ def test_the_work_is_linear_in_the_number_of_sites():
 
     events(5)  # what is imported the first time
     assert events(200) < 2.2 * events(100)
+
+
+def layers(*norm: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3), *norm, nn.ReLU(), nn.Conv2d(5, 7, 3), nn.ReLU(), nn.Conv2d(7, 2, 3)
+    )
+
+
+def test_what_the_weight_of_a_batch_norm_hides_is_weak_and_not_cancelled():
+    norm = nn.BatchNorm2d(5)
+    nn.init.constant_(norm.weight, 1e-5)
+    found = doctor(
+        condition(layers(norm), "0|3", tf.Vector(11)), torch.randn(4, 3, 8, 8), cond=torch.randn(4, 11)
+    )
+    assert found.of("0") == ["weak"]
+    assert "its share in the output is less than a thousandth of the other sites' median" in str(found)
+
+
+@pytest.mark.parametrize("offset", [20.0, 1e3, -3e4])
+def test_an_offset_of_the_output_makes_no_site_faint(offset: float):
+    class Offset(nn.Sequential):
+        offset = 0.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + self.offset
+
+    model = condition(Offset(*layers()), "0|2", tf.Vector(11)).double()
+    x, z = torch.randn(4, 3, 8, 8).double(), torch.randn(4, 11).double()
+    well, model.offset = doctor(model, x, cond=z), offset
+    found, faint = doctor(model, x, cond=z), doctor(model, x[:1], cond=z[:1])
+    assert well.findings == found.findings == ()
+    for site, pulse in well.pulses.items():
+        assert found.pulses[site].fields == pytest.approx(pulse.fields)
+    assert "|y|: without the mean over samples, where these differ." in str(found)
+    assert bool(faint) == (abs(offset) < 1e3), "of a single sample there is the whole output alone"
+    assert ("less than a thousandth of how far samples are from their mean" in str(faint)) != bool(faint)

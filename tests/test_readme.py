@@ -69,14 +69,15 @@ def test_trainings_of_a_policy_are_pooled_and_shown_apart():
     runs = [trained(100), trained(70)]
     found = {"runs": runs, "seeds": [3, 5], "minutes": 15, "command": "a", "date": "b"}
     table = policy_tables.policy_success({"diffusion_policy_laptop": found})
-    first = "| reach, avoid the obstacle | 85 % (79 to 89) | 100, 70 | 65 % | 85 % | 85 % (79 to 89) |"
+    first = "| reach, avoid the obstacle | 85 % | 100, 70 | 65 % | 85 % | 85 % | 100, 70 |"
     assert f"{first} 65 % | 0.50 J | 0.75 J |" in table
     assert "over 60 scenes: another's -100 (-100 to -50), -70 (-100 to -35); none" in table
     assert "2 trainings (seeds 3, 5, 15 minutes of one core each" in table
     said = policy_tables.policy_reached(found)
     assert said.startswith(
-        "reach 85 % (79 to 89), push 85 % (79 to 89); told to avoid, a reach collides in 85 %"
+        "reach 85 % (70 to 100), push 85 % (70 to 100); told to avoid, a reach collides in 85 %"
     )
+    assert said.endswith("(15 min of one core; in brackets the least and the most of 2 seeds)")
 
 
 def test_what_a_training_took_is_read_from_its_own_files(tmp_path: Path):
@@ -152,7 +153,7 @@ def test_seeds_of_one_recipe_become_a_mean_with_its_range():
         {f"visual_reasoning_{i}": run("laptop", a, seed=i) for i, a in enumerate((0.90, 0.92))}
     )
     assert "| overall | 91.0 (90.0 to 92.0) | 97.7 |" in found
-    assert "seeds 0, 1;" in found
+    assert "seeds 0, 1, in brackets the least and the most;" in found
 
 
 def test_several_runs_in_one_file_are_one_column_by_their_own_minutes():
@@ -162,7 +163,7 @@ def test_several_runs_in_one_file_are_one_column_by_their_own_minutes():
     )
     assert found.splitlines()[0] == "| % | FiLM, 15 min of two cores | the paper |"
     assert "| overall | 89.0 (88.0 to 90.0) | 97.7 |" in found
-    assert "seeds 0, 1;" in found
+    assert "seeds 0, 1, in brackets the least and the most;" in found
 
 
 def test_families_are_shown_by_what_they_ask():

@@ -11,7 +11,7 @@ from catalogue import randomise
 from torchfilm.doctor import Diagnosis
 from torchfilm.injection import condition
 from torchfilm.modulations import modulations
-from torchfilm.sensitivity import sensitivity
+from torchfilm.sensitivity import probe, sensitivity
 
 
 def network() -> nn.Module:
@@ -46,8 +46,32 @@ def test_without_a_score_it_is_the_norm_of_the_jacobian_in_units_of_the_output()
         return model(x, modulation={**made, "0": made["0"].replace(gamma=gamma)})
 
     jacobian = torch.autograd.functional.jacobian(output, made["0"].gamma)
-    exact = (jacobian.square().sum((0, 1, 2)) / y.square().sum()).sqrt()
+    exact = (jacobian.square().sum((0, 1, 2)) / (y - y.mean(0)).square().sum()).sqrt()
     torch.testing.assert_close(found["0"].gamma, exact, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_where_samples_do_not_differ_the_unit_is_the_output(rows: int):
+    model, x, z = network(), torch.randn(1, 3).double(), torch.randn(1, 11).double()
+    found = sensitivity(model, x.expand(rows, 3), cond=z.expand(rows, 11), draws=2000)["2"]
+    y = model(x, cond=z)
+    torch.testing.assert_close(found.beta, (1 / y.square().sum()).sqrt().expand(7), rtol=0.1, atol=0)
+
+
+def test_what_is_masked_in_some_samples_alone_is_no_deviation():
+    y = torch.tensor([[1.0, 5.0], [3.0, -torch.inf], [5.0, 5.0]], requires_grad=True)
+    assert probe(y, None, 0)[1] == 4 + 4
+
+
+@pytest.mark.parametrize("samples", [1, 6, 64])
+def test_one_draw_is_as_noisy_as_is_said(samples: int):
+    model = network()
+    x, z = torch.randn(samples, 3).double(), torch.randn(samples, 11).double()
+    means = [sensitivity(model, x, cond=z, draws=n)["0"].gamma.square() for n in (*range(1, 31), 1000)]
+    sums = torch.stack([n * mean for n, mean in enumerate(means[:-1], start=1)])
+    draws = sums.diff(dim=0, prepend=torch.zeros(1, 5)).sqrt()  # each of them by itself
+    off = (draws / means[-1].sqrt() - 1).square().mean().sqrt()
+    assert 0.5 * samples**-0.5 < off < 0.75
 
 
 def test_it_is_the_same_in_inference_mode():

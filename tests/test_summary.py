@@ -101,6 +101,43 @@ def test_rounding_is_no_direction():
     assert summarise({"here": tf.Modulation(gamma.float(), torch.zeros(5))})["here"].rank == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["modulation", "network", "autocast"])
+def test_a_condition_of_one_number_has_one_direction_in_every_precision(dtype: torch.dtype, way: str):
+    x, z = torch.randn(64, 3), torch.randn(64, 1)
+    found = {
+        "0": tf.Modulation((1 + 0.1 * z @ torch.randn(1, 32)).to(dtype), (z @ torch.randn(1, 32)).to(dtype))
+    }
+    if way != "modulation":
+        model = tf.condition(torch.nn.Sequential(torch.nn.Linear(3, 32)), "0", tf.Vector(1), init="default")
+        lent = dtype if way == "network" else torch.float32
+        half = way == "autocast" and dtype.itemsize == 2
+        with (
+            tf.record(model.to(lent)) as found,
+            torch.autocast("cpu", dtype if half else torch.bfloat16, half),
+        ):
+            model(x.to(lent), cond=z.to(lent))
+    assert summarise(found)["0"].rank == 1
+
+
+def test_numbers_of_few_digits_are_no_rounding():
+    values = torch.zeros(20000, 3)
+    values[0, 0] = values[1, 1] = 1.0
+    assert summarise({"here": tf.Modulation(1 + values, torch.zeros(3))})["here"].rank == 2
+
+
+def test_labels_without_a_meaning_explain_what_is_said_to_be_chance():
+    labels = [i % 3 for i in range(6)]
+    found = [
+        summarise({"a": tf.Modulation(torch.randn(6, 7), torch.randn(6, 7))}, labels)["a"] for _ in range(100)
+    ]
+    assert found[0].chance == pytest.approx(0.4)
+    assert np.mean([line.between for line in found]) == pytest.approx(0.4, abs=0.03)
+    single = tf.Modulation(torch.randn(6, 7), torch.randn(6, 7))
+    assert summarise({"a": single}, range(6))["a"].chance == 1
+    assert summarise({"a": single})["a"].chance is None
+
+
 def test_equal_directions_count_in_full():
     values = torch.cat([torch.eye(3), -torch.eye(3)])
     found = summarise({"here": tf.Modulation(values, torch.zeros(6, 3))})["here"]
@@ -140,7 +177,9 @@ def test_the_table_has_a_line_for_each_site():
     lines = str(summarise(sites)).splitlines()
     assert [line.split()[0] for line in lines] == ["site", "first", "second"]
     assert "between" not in lines[0]
-    assert str(summarise(sites, "abab")).splitlines()[0].split()[-1] == "between"
+    head, *lines = str(summarise(sites, "abab")).splitlines()
+    assert head.split()[-3:] == ["between", "by", "chance"]
+    assert [line.split()[-1] for line in lines] == ["33.3%"] * 2
     assert [line["site"] for line in summarise(sites).to_json()] == ["first", "second"]
 
 

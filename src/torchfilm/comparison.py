@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,42 +17,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchfilm.injection import conditioning, film_of, unconditioned
 from torchfilm.naming import Entries, check_size
+from torchfilm.scoring import Score, Scored, scored_by, scored_of
 from torchfilm.signatures import signature_of
 from torchfilm.sites import check_network
 from torchfilm.undisturbed import in_mode, unchanged
 from torchfilm.writing import in_columns
 
 Batch = Sequence[Any] | Mapping[str, Any]
-Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
-Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A score with its interval, percentiles 2.5 and 97.5 of bootstrap resamples.
-
-    Args:
-        mean: over seeds and samples.
-        low: where its interval starts; equal to the mean where nothing could be resampled.
-        high: where it ends.
-        by_seed: the mean of each seed.
-    """
-
-    mean: float
-    low: float
-    high: float
-    by_seed: tuple[float, ...]
-
-    def __str__(self) -> str:
-        """Show mean and interval, and over how many seeds."""
-        seeds = f", {len(self.by_seed)} seeds" if len(self.by_seed) > 1 else ""
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]{seeds}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +40,8 @@ class Row:
         parameters: how many it has, base included.
         added: how many of them are the conditioning's, its encoder of the condition included.
         flops: of one forward pass over the batch. Only products count (matrices, convolutions, attention):
-            what is done number by number, as FiLM itself, is free here and not in milliseconds.
+            what is done number by number, as FiLM itself, is free here and not in milliseconds; so are the
+            products of int8 layers and of kernels of your own.
         milliseconds: median of a forward pass over the batch, in eval mode without gradients.
         quartiles: of the same.
         ratio: to the network without conditioning, median of the ratios within a round.
@@ -130,15 +108,22 @@ class Comparison(Entries[Row]):
         for row in self.rows:
             scores = ["-" if one is None else str(one) for one in (row.score, row.gain)]
             lines.append([*self._costs(row), *(scores if scored else [])])
-        return "\n".join([in_columns(lines, right=True), "", self._legend(scored)])
+        return "\n".join([in_columns(lines, right=True), "", self._legend()])
 
-    def _legend(self, scored: bool) -> str:  # noqa: FBT001
+    def _legend(self) -> str:
         base = self.rows[0].name
-        gain = next((f"; gain: against {row.name}" for row in self.rows if row.score), "") if scored else ""
-        return (
+        costs = (
             f"ms: median [middle half] of {self.rounds} passes; time: x {base}; "
-            f"kept MB: kept for the backward pass in training{gain}"
+            f"kept MB: kept for the backward pass in training"
         )
+        named = [row for row in self.rows if row.score]
+        if not named:
+            return costs
+        seeds = {len(row.score.by_seed) for row in named if row.score}
+        over = "seeds and samples" + (", of one seed over samples alone" if 1 in seeds else "")
+        if seeds == {1}:
+            over = "samples; what another seed would change is not in it"
+        return f"{costs}\nscore: mean [95 % interval over {over}]; gain: score minus that of {named[0].name}"
 
     def _costs(self, row: Row) -> list[str]:
         base, (low, high) = self.rows[0].flops, row.quartiles
@@ -161,7 +146,6 @@ def compare(
     *,
     score: Score | None = None,
     rounds: int = 30,
-    resamples: int = 1000,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
@@ -176,16 +160,16 @@ def compare(
             (x, t, cond) or, as for `heard`, ((x, t), cond); one that is a tuple itself is (((a, b),), cond).
             The same for all: a condition that each network's own encoder reads, as (tokens, mask) for
             `Tokens`.
-        score: model -> one number, or one for each sample of a fixed set (which makes gains paired).
+        score: model -> one number, or one for each sample of a fixed set (which makes gains paired). `Scored`
+            says what its interval is.
         rounds: how many timed passes each, in turn and each round in another order, after one that is not
             timed.
-        resamples: how many bootstrap resamples make the intervals: seeds first, then samples.
-        seed: of the resamples, and of the orders of the rounds.
+        seed: of the orders of the rounds.
         clock: seconds; `time.process_time` where others use the machine.
 
     Raises:
-        ValueError: for no networks, no rounds, no resamples, a second "unconditioned", a batch that a network
-            is not called with, and for scores of no samples or of different numbers of them.
+        ValueError: for no networks, no rounds, a second "unconditioned", a batch that a network is not called
+            with, and for scores of no samples or of different numbers of them, NaN or infinite ones.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -214,7 +198,6 @@ def compare(
             f"compare: expected at least one network{none}, got none.\nGive {{'film': model, ...}}."
         )
     check_size("compare: rounds", rounds, "Give rounds=30.")
-    check_size("compare: resamples", resamples, "Give resamples=1000.")
     if not isinstance(batch, Sequence | Mapping) or not batch:
         got = "nothing" if isinstance(batch, Sequence | Mapping) else _kind(batch)
         raise ValueError(
@@ -231,14 +214,12 @@ def compare(
         candidates.insert(0, dataclasses.replace(candidates[0], name="unconditioned", plain=True))
     with in_mode(*(model for trained in seeds.values() for model in trained), training=False):
         times = _in_turn(candidates, rounds, clock, np.random.default_rng(seed))
-        scores = {name: _scores(name, trained, score) for name, trained in seeds.items()} if score else {}
-        _check_sizes(scores)
+        scores = scored_by(seeds, score) if score else {}
         first, scored = next(iter(seeds)), {}
         for name, found in scores.items():
-            rng = np.random.default_rng(seed)
-            scored[name] = {"score": _scored(found, None, rng, resamples)}
+            scored[name] = {"score": scored_of(found)}
             if name != first:
-                scored[name]["gain"] = _scored(found, scores[first], rng, resamples)
+                scored[name]["gain"] = scored_of(found, scores[first])
         base = times[candidates[0].name]
         rows = tuple(_row(one, times[one.name], base, scored.get(one.name, {})) for one in candidates)
     tensors = (*candidates[0].model.parameters(), *candidates[0].model.buffers())
@@ -345,10 +326,43 @@ def _kind(value: Any) -> str:
 def _flops(candidate: _Candidate) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # brings in Triton where that is installed
 
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_PRODUCTS)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _product_by_product(), counter:
         candidate()
     return counter.get_total_flops()
+
+
+def _of_first(first: Sequence[int], *others: Any, **options: Any) -> int:
+    return 2 * math.prod(first)
+
+
+def _of_second(added: Sequence[int], second: Sequence[int], third: Sequence[int], **options: Any) -> int:
+    return 2 * math.prod((*second, *third[2:]))
+
+
+def _of_pairs(x: Sequence[int], *others: Any, out_shape: Sequence[int], **options: Any) -> int:
+    return 2 * math.prod((*out_shape, x[-1]))
+
+
+def _of_three(*given: Any, **options: Any) -> int:
+    shapes, axes = [list(shape) for shape in given[:3]], given[3:6]
+    for shape, missing in zip(shapes, axes, strict=True):
+        for axis in sorted(missing):
+            shape.insert(axis, 1)
+    return 2 * math.prod(torch.broadcast_shapes(*shapes))
+
+
+_PRODUCTS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.mv: _of_first,
+    torch.ops.aten.dot: _of_first,
+    torch.ops.aten.vdot: _of_first,
+    torch.ops.aten.addmv: _of_second,
+    torch.ops.aten.addbmm: _of_second,
+    torch.ops.aten._euclidean_dist: _of_pairs,
+    torch.ops.aten._cdist_forward: _of_pairs,
+    torch.ops.aten._trilinear: _of_three,
+}
+"""Products of operations that torch's counter leaves out, by shapes; `nn.Bilinear` is `_trilinear`."""
 
 
 @contextmanager
@@ -397,43 +411,3 @@ def _held(candidate: _Candidate) -> int:
         output = candidate()
     del output
     return sum(size for pointer, size in kept.items() if pointer not in own)
-
-
-def _scores(name: str, models: Sequence[nn.Module], score: Score) -> Numbers:
-    """Return the scores as [seeds, samples]."""
-    found = []
-    for model in models:
-        value = score(model)
-        value = value.detach().double().cpu().numpy() if isinstance(value, Tensor) else value
-        found.append(np.atleast_1d(np.asarray(value, dtype=np.float64)))
-    if len({numbers.shape for numbers in found}) > 1 or found[0].ndim != 1 or not found[0].size:
-        shapes = [numbers.shape for numbers in found]
-        raise ValueError(
-            f"compare: expected equally many scores, at least one, for each seed of '{name}', got {shapes}.\n"
-            f"Score every seed on the same samples."
-        )
-    return np.stack(found)
-
-
-def _check_sizes(scores: Mapping[str, Numbers]) -> None:
-    sizes = {name: numbers.shape[1] for name, numbers in scores.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(
-            f"compare: expected scores of the same samples for all networks, got {sizes} of them.\n"
-            f"Score every network on the same samples."
-        )
-
-
-def _scored(scores: Numbers, paired: Numbers | None, rng: np.random.Generator, resamples: int) -> Scored:
-    """Return mean and interval of scores, or of their difference to the paired ones on the same samples."""
-    means = []
-    for _ in range(resamples):
-        samples = rng.integers(scores.shape[1], size=scores.shape[1])
-        mean = scores[rng.integers(len(scores), size=len(scores))][:, samples].mean()
-        if paired is not None:
-            mean -= paired[rng.integers(len(paired), size=len(paired))][:, samples].mean()
-        means.append(mean)
-    reference = 0.0 if paired is None else float(paired.mean())
-    low, high = np.quantile(means, [0.025, 0.975]).tolist()
-    by_seed = tuple(float(mean) - reference for mean in scores.mean(axis=1))
-    return Scored(float(scores.mean()) - reference, low, high, by_seed)

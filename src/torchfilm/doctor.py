@@ -38,7 +38,7 @@ from torchfilm.writing import in_columns
 WEAK = 1e-3
 """A site is weak whose share in the output is this far below the median of the others,"""
 FAINT = 1e-3
-"""or where gammas moved by one change the output by less than this."""
+"""or where gammas moved by one change the output by less than this part of how far samples differ in it."""
 NORMED = 10.0
 """Where a norm reads the site, this many times as much is weak: its epsilon lets a little pass."""
 HIDDEN = 0.1
@@ -147,6 +147,7 @@ class Diagnosis:
         verdict = f"{heard} of {count} sites can be heard. Numbers: {numbers or 'none'}" + (
             "; in brackets what the condition does not move." if constant else "."
         )
+        verdict += " |y|: without the mean over samples, where these differ." if numbers else ""
         start = [START] if self.at_start else []
         return "\n".join([in_columns(rows), "", verdict, *start, *(f"\n{text}" for text in self._grouped())])
 
@@ -296,7 +297,7 @@ class _Case:
         elif any(value != value or value == float("inf") for value in present.values()):
             yield self._nonfinite(site)
         elif weak:
-            yield self._quiet(site, pulse)
+            yield self._quiet(site, pulse, weak)
         elif pulse.together is not None and not self.same and pulse.together < WEAK * pulse.strength:
             yield Finding(
                 site.name,
@@ -336,11 +337,19 @@ class _Case:
                 "adapters in the base train as well, call conditioning(model).requires_grad_(True) instead.",
             )
 
-    def _weak(self, pulse: Pulse) -> bool:
+    def _weak(self, pulse: Pulse) -> str:
+        """Return what a site is too weak beside, in words; "" for one that is not."""
         own = np.searchsorted(self.strengths, pulse.relative)
         others = np.delete(self.strengths, own) if pulse.relative > 0 else self.strengths
-        floor = max(self.faint, WEAK * float(np.median(others))) if len(others) else self.faint
-        return not pulse.strength > floor * (NORMED if self.readers[pulse.site] else 1)
+        strength = pulse.strength / (NORMED if self._reader(pulse) else 1)
+        if len(others) and not strength > WEAK * float(np.median(others)):
+            return "its share in the output is less than a thousandth of the other sites' median."
+        if not strength > self.faint:
+            return (
+                "what it is told, moved by one, changes the output by less than a thousandth of how far "
+                "samples are from their mean (of the output itself, where they do not differ)."
+            )
+        return ""
 
     def _nonfinite(self, site: Site) -> Finding:
         """Say whether what the site hears is finite, or what it reads is not."""
@@ -354,7 +363,7 @@ class _Case:
             remedy = "Look for NaN in the condition, then in the weights of encoder and generator."
         return Finding(site.name, "nonfinite", fact, remedy)
 
-    def _quiet(self, site: Site, pulse: Pulse) -> Finding:
+    def _quiet(self, site: Site, pulse: Pulse, weak: str) -> Finding:
         """Say why a site is hardly heard: something is zero, a norm reads it, or no reason is known."""
         if pulse.strength == 0:
             return Finding(
@@ -369,7 +378,7 @@ class _Case:
             return Finding(
                 site.name,
                 "weak",
-                "its share in the output is thousands of times less than usual.",
+                weak,
                 "What it modulates is small, or something behind it makes it small: a layer scale, a norm, a "
                 "saturated sigmoid. Condition a later site.",
             )
@@ -408,10 +417,15 @@ class _Case:
     def _norm_of(self, pulse: Pulse) -> str:
         """Return the norm that cancels a weak site; features get through it where only a shift is lost."""
         lost = pulse.relative <= WEAK * pulse.constant
-        return self.readers[pulse.site] or (self.behind[pulse.site] if lost else "")
+        return self._reader(pulse) or (self.behind[pulse.site] if lost else "")
+
+    def _reader(self, pulse: Pulse) -> str:
+        """Return the norm that reads a site; "" if it takes out what samples share alone, and they differ."""
+        apart = pulse.together is not None and not self.same and pulse.together < WEAK * pulse.strength
+        return "" if apart else self.readers[pulse.site]
 
     def _norm(self, site: Site) -> str:
-        reader = self._norm_of(self.pulses[site.name])
+        reader = self.readers[site.name] or self._norm_of(self.pulses[site.name])
         if reader == "a norm" and site.where == "input" and "Norm" in site.type:
             return f"{site.type} '{site.name}' itself"
         return reader or "a BatchNorm"

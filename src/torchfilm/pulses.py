@@ -31,9 +31,10 @@ class Pulse:
         site: its name.
         calls: how often its module ran in one forward of the network.
         fields: |dy/dgamma| / |y| over all samples and channels, so 0.1 says that gammas moved by one at
-            random change the output by a tenth; likewise gate and others, and |dy/dbeta| rms(x) / |y| for
-            beta, as for the shift of other fusions, where x is what the site modulates, and an rms(x) of less
-            than 0.1 counts as 0.1. None where the output does not depend on it.
+            random change the output by a tenth of how far samples are from their mean: |y| is without what
+            they share, but where they do not differ. Likewise gate and others, and |dy/dbeta| rms(x) / |y|
+            for beta, as for the shift of other fusions, where x is what the site modulates, and an rms(x) of
+            less than 0.1 counts as 0.1. None where the output does not depend on it.
         together: the largest if one condition moved all samples alike; None for a single sample.
         moved: the fields that the condition moves; the others are constants, or weights of the fusion.
         size: rms(x), the first time that the site modulates; 1 where it never does.

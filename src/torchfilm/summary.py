@@ -1,7 +1,8 @@
 """What modulations do, in a table: which channels are closed or flipped, how many directions there are.
 
 The condition speaks through the spread of gamma and beta over samples. Where labels say what each sample's
-condition was about, the share of the spread between labels tells what a site has learned to listen to.
+condition was about, the share of the spread between labels tells what a site has learned to listen to, as far
+as it is above what few samples of many labels have by chance.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ class SiteSummary:
         closed: share of all gammas that are nearly zero.
         closed_always: how many channels are closed in every sample.
         flipped: share of all gammas below zero.
-        rank: how many directions the samples' (gamma, beta) span around their mean; 0 where all are the same.
+        rank: how many directions the samples' (gamma, beta) span around their mean, beyond what rounding may
+            make, to float32 or, where they have no more digits, to half precision; 0 where all are the same.
         directions: how many of them count, (sum s^2)^2 / sum s^4 of the singular values; 1 where one has all.
         between: share of the variance of (gamma, beta) that lies between labels, 0..1; None without labels.
+        chance: the share that labels without a meaning would have in the mean, (K - 1) / (N - 1) for K labels
+            of N samples: 0.4 for 3 of 6, and 1 where each sample has its own.
     """
 
     site: str
@@ -60,6 +64,7 @@ class SiteSummary:
     rank: int
     directions: float
     between: float | None
+    chance: float | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Summary(Entries[SiteSummary]):
             "rank",
             "directions",
         ]
-        rows = [head + ["between"] * labelled]
+        rows = [head + ["between", "by chance"] * labelled]
         for line in self.sites:
             row = [line.site, str(line.samples), str(line.channels)]
             row += [
@@ -100,7 +105,8 @@ class Summary(Entries[SiteSummary]):
             ]
             row += [f"{line.closed:.1%}", str(line.closed_always), f"{line.flipped:.1%}"]
             row += [str(line.rank), f"{line.directions:.1f}"]
-            rows.append(row + [f"{line.between:.1%}" for _ in range(labelled) if line.between is not None])
+            shares = (line.between, line.chance)
+            rows.append(row + [f"{share:.1%}" for share in shares if share is not None])
         return in_columns(rows, right=True)
 
 
@@ -133,6 +139,8 @@ def summarise(
 def explained(values: NDArray[Any], labels: Labels) -> NDArray[np.float64]:
     """Return for each channel the share of its variance that lies between labels, 0..1; 0 for a constant.
 
+    Of noise it is (K - 1) / (N - 1) in the mean, for K labels of N samples.
+
     Args:
         values: [N, C].
         labels: one for each of the N.
@@ -160,12 +168,13 @@ def _line(site: str, modulation: Modulation, labels: Numbers | None, closed: flo
     both = np.concatenate([gamma, beta], axis=1)
     spread = both - both.mean(axis=0)
     values = torch.linalg.svdvals(torch.from_numpy(spread)).numpy()  # faster than NumPy's
-    # What rounding to float32 leaves of equal samples: noise, whose singular values grow as these roots.
-    noise = np.finfo(np.float32).eps * np.abs(both).max(initial=0)
+    # What rounding leaves of equal samples: noise, whose singular values grow as these roots.
+    noise = max(np.finfo(np.float32).eps * np.abs(both).max(initial=0), _rounding(gamma), _rounding(beta))
     floor = noise * (math.sqrt(len(both)) + math.sqrt(both.shape[1]))
     powers = np.square(np.where(values > floor, values, 0))
-    between = None
-    if every is not None:
+    between = chance = None
+    if labels is not None and every is not None:
+        chance = float(labels.max()) / max(len(labels) - 1, 1)
         parts, total = (part.sum() for part in _variances(both, every))
         between = min(float(parts / total), 1.0) if powers.any() else 0.0
     return SiteSummary(
@@ -182,7 +191,23 @@ def _line(site: str, modulation: Modulation, labels: Numbers | None, closed: flo
         rank=int((powers > 0).sum()),
         directions=float(powers.sum() ** 2 / np.square(powers).sum()) if powers.any() else 0.0,
         between=between,
+        chance=chance,
     )
+
+
+def _rounding(values: NDArray[np.float64]) -> float:
+    """Return how much rounding there may be in numbers of half precision; 0 for those of more.
+
+    Autocast and half-precision networks leave gamma in float32, as 1 plus a number that was rounded. So
+    numbers count as rounded, themselves or less 1, that take the few digits of bfloat16 or float16 and no
+    more; those that take fewer still were not computed, and are exact.
+    """
+    for offset in (0.0, 1.0):
+        mantissa = np.frexp(values - offset)[0]
+        for digits in (4, 8, 11):  # of bfloat16 and float16 the last two
+            if not np.any(mantissa * 2**digits % 1):
+                return 2.0 ** (1 - digits) * float(np.abs(values - offset).max()) if digits > 4 else 0.0
+    return 0.0
 
 
 def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:

@@ -1,0 +1,142 @@
+"""What networks score over seeds and samples, and how far other seeds and samples could be from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
+Numbers = NDArray[np.float64]
+_Z = 1.959964
+"""97.5 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score with its 95 % interval.
+
+    The interval is for other seeds, by Student's t, and other samples: by Student's t too, or by Wilson where
+    all scores are 0 or 1. With one seed it is for other samples alone: how far another training would be
+    from this one is not in it. Samples count as independent.
+
+    Args:
+        mean: over seeds and samples.
+        low: where its interval starts; equal to the mean where there is neither a second seed nor a sample.
+        high: where it ends.
+        by_seed: the mean of each seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """Show mean and interval, if there is one, and over how many seeds."""
+        seeds = f", {len(self.by_seed)} seeds" if len(self.by_seed) > 1 else ""
+        interval = f" [{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else ""
+        return f"{self.mean:.3f}{interval}{seeds}"
+
+
+def scored_by(models: Mapping[str, Sequence[nn.Module]], score: Score) -> dict[str, Numbers]:
+    """Return the scores of the networks of each name as [seeds, samples].
+
+    Raises:
+        ValueError: for no scores, different numbers of them, NaN and infinity.
+    """
+    scores = {name: _scores(name, trained, score) for name, trained in models.items()}
+    sizes = {name: numbers.shape[1] for name, numbers in scores.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"compare: expected scores of the same samples for all networks, got {sizes} of them.\n"
+            f"Score every network on the same samples."
+        )
+    return scores
+
+
+def scored_of(scores: Numbers, paired: Numbers | None = None) -> Scored:
+    """Return mean and interval of scores, or of their difference to the paired ones on the same samples.
+
+    What seeds make of the interval and what samples make of it are half widths, which add as their squares;
+    of the seeds of two networks too, which is more than need be where they are few.
+    """
+    groups = [scores] if paired is None else [scores, paired]
+    reference = 0.0 if paired is None else float(paired.mean())
+    each = scores.mean(axis=0) - (0.0 if paired is None else paired.mean(axis=0))
+    mean, n = float(scores.mean()) - reference, len(each)
+    seeds, twice = (math.fsum(one) for one in zip(*map(_of_seeds, groups), strict=True))
+    binary = n > 1 and all(np.isin(group, (0, 1)).all() for group in groups)
+    below = above = 0.0
+    if binary and paired is None:
+        below, above = _wilson(mean, n, np.square(each - mean).sum() / (n * (n - 1)) - twice)
+    elif n > 1:
+        agree = 1.0 if binary else 0.0  # as if half a sample more were for, and half against
+        spread = (np.square(each - mean).sum() + agree) / (n * (n - 1)) - twice
+        below = above = _t(n - 1) * math.sqrt(max(spread, 0.0))
+    low, high = mean - math.hypot(below, seeds**0.5), mean + math.hypot(above, seeds**0.5)
+    if binary and paired is None:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Scored(mean, low, high, tuple(float(one) - reference for one in scores.mean(axis=1)))
+
+
+def _scores(name: str, models: Sequence[nn.Module], score: Score) -> Numbers:
+    """Return the scores as [seeds, samples]."""
+    found = []
+    for model in models:
+        value = score(model)
+        value = value.detach().double().cpu().numpy() if isinstance(value, Tensor) else value
+        found.append(np.atleast_1d(np.asarray(value, dtype=np.float64)))
+    if len({numbers.shape for numbers in found}) > 1 or found[0].ndim != 1 or not found[0].size:
+        shapes = [numbers.shape for numbers in found]
+        raise ValueError(
+            f"compare: expected equally many scores, at least one, for each seed of '{name}', got {shapes}.\n"
+            f"Score every seed on the same samples."
+        )
+    scores = np.stack(found)
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"compare: expected finite scores, got NaN or infinity in {(~np.isfinite(scores)).sum()} of "
+            f"{scores.size} of '{name}'.\nLook at what `score` gives for this network."
+        )
+    return scores
+
+
+def _of_seeds(scores: Numbers) -> tuple[float, float]:
+    """Return the square of the half width that seeds make, and which variance of samples it has already."""
+    (seeds, n), means = scores.shape, scores.mean(axis=1, keepdims=True)
+    if seeds == 1:
+        return 0.0, 0.0
+    rest = np.square(scores - means - scores.mean(axis=0) + scores.mean()).sum()
+    own = rest / ((seeds - 1) * (n - 1)) if n > 1 else 0.0
+    return _t(seeds - 1) ** 2 * float(means.var(ddof=1)) / seeds, float(own) / (seeds * n)
+
+
+def _wilson(p: float, n: float, variance: float) -> tuple[float, float]:
+    """Return how far below and above a share p of n samples its interval goes.
+
+    With several seeds the variance over samples tells for how many single ones they count.
+    """
+    if 0 < p < 1:
+        n = p * (1 - p) / variance + 1 if variance > 0 else math.inf
+    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return p - middle + half, middle + half - p
+
+
+def _t(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t, from three degrees of freedom on by Cornish and Fisher."""
+    if degrees <= 2:
+        return math.tan(0.475 * math.pi) if degrees == 1 else 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    z, n = _Z, degrees
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / n ** (power + 1) for power, term in enumerate(terms))
