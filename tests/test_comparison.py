@@ -140,12 +140,28 @@ ATTENTION = 4 * 8 * 8 + 2 * 7 * 8  # projections, scores and sums of one token a
     ids=lambda value: type(value).__name__,
 )
 def test_layers_that_torch_computes_in_one_operation_are_counted(layer: nn.Module, products: int):
-    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    backends = torch.backends
+    before = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
     model = condition(nn.Sequential(layer, nn.Linear(8, 3)), "1", Vector(COND))
     found = compare({"film": model}, (torch.randn(2, 7, 8), torch.randn(2, COND)), rounds=1)
     assert found["unconditioned"].flops == 2 * 2 * 7 * (products + 8 * 3)
     assert found["film"].flops == found["unconditioned"].flops + 2 * 2 * COND * 6
-    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled) == before
+    now = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
+    assert now == before
+
+
+def test_recurrences_of_cudnn_are_counted_product_by_product():
+    seen = []
+
+    class Seen(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.backends.cudnn.enabled)
+            return super().forward(x)
+
+    model = condition(nn.Sequential(Seen(8, 3)), "0", Vector(COND))
+    compare({"film": model}, (torch.randn(2, 8), torch.randn(2, COND)), rounds=1)
+    assert False in seen
+    assert torch.backends.cudnn.enabled
 
 
 class Asked(nn.Module):

@@ -137,6 +137,9 @@ def test_a_preset_is_read_as_it_was_written(tmp_path):
     with record(model) as rec:
         y = model(X, cond=z())
     torch.testing.assert_close(model(X, modulation=load_modulations(rec.save(path))), y)
+    assert load_modulations(path, device="meta")["first"].beta.device.type == "meta"
+    with pytest.raises(RuntimeError, match="device string: nowhere"):
+        load_modulations(path, device="nowhere")
 
 
 def test_a_preset_says_its_format_and_version_and_one_without_is_read(tmp_path):

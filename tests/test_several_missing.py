@@ -1,5 +1,8 @@
 """What missing conditions hold, and which of several are lost together."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -228,3 +231,16 @@ def test_a_list_that_says_who_is_present_serves_on_every_device():
 
 def test_none_need_be_lost_together_where_none_are():
     assert tf.Several({"a": tf.Vector(7)}, joint=[]).joint == ()
+
+
+@pytest.mark.parametrize("condition", [tf.Vector(7), tf.Classes(11, 7)], ids=["vector", "classes"])
+def test_a_zero_null_is_where_the_condition_is(condition: nn.Module):
+    maybe = tf.Maybe(condition, null="zero")
+    older = pickle.loads(pickle.dumps(maybe))
+    older._buffers.clear()  # as of before it remembered its place
+    for one in (maybe, older):
+        assert one(None).device.type == "cpu"
+        assert not one(None).any()
+    for there in (copy.deepcopy(maybe).to("meta"), tf.Maybe(tf.Vector(7), null="zero", device="meta")):
+        assert there(None).device.type == "meta"
+        assert not there.to_empty(device="cpu")(None).any()

@@ -51,21 +51,22 @@ class _Again(AbstractContextManager["_Again"]):
     def __init__(self, film: Conditioning) -> None:
         self.film = film
         self.active, self.values, self.fixed = film.local.active, film.local.values, film.local.fixed
-        self.transforms, self.lent = list(film.transforms), film.lent()
+        self.transforms, self.lent, self.folded = list(film.transforms), film.lent(), film.folded
         self.entered: list[ExitStack] = []
 
     def __enter__(self) -> _Again:
-        film, stack = self.film, ExitStack()
-        if film.local.fixed is not self.fixed:
+        film, local, stack = self.film, self.film.local, ExitStack()
+        if film.folded is not self.folded:
             raise ValueError(
                 "checkpoint: expected the backward pass where the forward pass was, inside or outside of "
                 "`folded`, whose weights are others.\nPut both into the block, or both outside."
             )
         stack.enter_context(again_active(film, self.active))
-        stack.callback(setattr, film.local, "transforms", film.transforms)
-        film.local.transforms = list(self.transforms)
+        # On an accelerator backward passes run in a thread of autograd's own, in which nothing is fixed.
+        stack.callback(vars(local).update, transforms=local.transforms, fixed=local.fixed)
+        local.transforms, local.fixed = list(self.transforms), self.fixed
         film.fill(self.values)
-        film.local.unedited = self.lent.unedited
+        local.unedited = self.lent.unedited
         for slot, (value, _) in zip(film.slots.values(), self.lent.slots, strict=True):
             slot.lend(value)
         self.entered.append(stack)

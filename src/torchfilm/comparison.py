@@ -301,22 +301,25 @@ def _in_turn(
 ) -> dict[str, list[float]]:
     """Return the seconds of each: what ran just before, and left what in the caches, is another each time."""
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    models = [one.model for one in candidates]
+    devices = {t.device for model in models for t in itertools.chain(model.parameters(), model.buffers())}
     for turn in range(rounds + 1):
         for i in rng.permutation(len(candidates)):
             candidate = candidates[i]
             with candidate.active(), torch.no_grad():
-                _wait()
+                _wait(devices)
                 start = clock()
                 candidate()
-                _wait()
+                _wait(devices)
                 took = clock() - start
             seconds[candidate.name] += [took] if turn else []
     return seconds
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _wait(devices: Iterable[torch.device]) -> None:
+    for device in devices:
+        if device.type not in ("cpu", "meta"):
+            torch.accelerator.synchronize(device)
 
 
 def _kind(value: Any) -> str:
@@ -369,18 +372,20 @@ _PRODUCTS: dict[Any, Callable[..., int]] = {
 def _product_by_product() -> Iterator[None]:
     """Keep torch from computing whole layers in one operation, whose products nobody counts.
 
-    Those are the fast paths of attention and of encoder layers, and the recurrences and packed convolutions
-    of oneDNN.
+    Those are the fast paths of attention and of encoder layers, the recurrences of cuDNN, and those of oneDNN
+    with its packed convolutions.
     """
-    mha, mkldnn = torch.backends.mha, cast(Any, torch.backends.mkldnn)
-    before = mha.get_fastpath_enabled(), mkldnn.enabled
+    mha, libraries = torch.backends.mha, cast(Any, (torch.backends.mkldnn, torch.backends.cudnn))
+    before = mha.get_fastpath_enabled(), [library.enabled for library in libraries]
     try:
         mha.set_fastpath_enabled(False)
-        mkldnn.enabled = False
+        for library in libraries:
+            library.enabled = False
         yield
     finally:
         mha.set_fastpath_enabled(before[0])
-        mkldnn.enabled = before[1]
+        for library, enabled in zip(libraries, before[1], strict=True):
+            library.enabled = enabled
 
 
 def _kept(candidate: _Candidate) -> int:
@@ -396,18 +401,27 @@ def _kept(candidate: _Candidate) -> int:
 def _held(candidate: _Candidate) -> int:
     """Sum the storages that the graph of a forward pass holds, each once, without those of the model."""
     model = candidate.model
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    own = {_memory(t)[0] for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
     alive = []
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        alive.append(storage)  # a freed address would be given to the next tensor
-        kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor.detach())  # a freed address would be given to the next tensor
+        place, size = _memory(tensor)
+        kept[place] = size
         return tensor.detach()  # with its graph, an output that a node saves would hold that node for ever
 
     hook: Any = torch.compiler.disable(pack)  # compiled, it would be once for each length of the list
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(hook, lambda tensor: tensor):
         output = candidate()
     del output
-    return sum(size for pointer, size in kept.items() if pointer not in own)
+    return sum(size for place, size in kept.items() if place not in own)
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor is and how many bytes are there; one that is made of others is its own place."""
+    storage = tensor.untyped_storage()
+    try:
+        return storage.data_ptr(), storage.nbytes()
+    except RuntimeError:
+        return id(tensor), tensor.nbytes

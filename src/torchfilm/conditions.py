@@ -216,8 +216,9 @@ class Tokens(nn.Module):
 
     Padding does not count, whatever it holds (NaN included). In eager mode z depends neither on how far a
     batch is padded nor on the other sequences in it, to the bit: sums are taken pair by pair, and 0 added
-    changes nothing. Compiled or exported, they are plain sums, and the last bit may differ. A sequence
-    without a single real token gives zero.
+    changes nothing. On a device that is some small kernels for each halving of the length. Compiled or
+    exported, they are plain sums, and the last bit may differ. A sequence without a single real token gives
+    zero.
 
     Args:
         dim: size of each token.

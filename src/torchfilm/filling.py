@@ -104,8 +104,8 @@ class Conditioning(nn.Module):
         sites: each `Site` by its name, in the order of the network.
     """
 
-    folded = False  # also of networks that were pickled before
-    """Whether the weights hold a condition now, in the block of `folded`."""
+    folded: object = False  # also of networks that were pickled before
+    """The block of `folded` in which the weights hold a condition now, an object for each; or False."""
 
     def __init__(self, cond: nn.Module, generator: nn.Module, fusion: Fusion, sites: Sites) -> None:
         super().__init__()
@@ -117,7 +117,6 @@ class Conditioning(nn.Module):
         self.places: list[tuple[tuple[str, ...], Slot]] = []
         self.local = _Local()
         self.takes_cond = True
-        self.folded = False
         self.recipe: dict[str, Any] | None = None
         self.frozen = Frozen()
 

@@ -60,7 +60,7 @@ def difference(
             expected = pytree.tree_leaves(model(*given, **named))
         actual = pytree.tree_leaves(plain(*given, **named))
     differences = [
-        _relative(one.double(), other.double())
+        _relative(one.cpu().double(), other.cpu().double())
         for one, other in zip(actual, expected, strict=True)
         if isinstance(one, Tensor) and one.is_floating_point()
     ]
@@ -81,8 +81,8 @@ def _relative(actual: Tensor, expected: Tensor) -> Tensor:
     apart = (actual - expected).abs().where(~same, 0).flatten()
     sizes = expected.abs().where(expected.isfinite(), 0).flatten()
     if not apart.numel():
-        return apart.new_zeros(()).cpu()
-    return (apart.max() / sizes.max().clamp(min=_TINY)).cpu()
+        return apart.new_zeros(())
+    return apart.max() / sizes.max().clamp(min=_TINY)
 
 
 def rounding(model: nn.Module) -> float:

@@ -227,7 +227,7 @@ def _fold_in_place(
     _errors(plan)
     names = {module: name for name, module in plain.named_modules()}
     film.check_open("another `folded`")
-    film.folded = True
+    film.folded = object()
     try:
         return plan.kept, plan.draft.apply(lambda module: model.get_submodule(names[module]))
     except BaseException:

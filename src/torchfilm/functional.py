@@ -122,6 +122,8 @@ def film_(
     if not writable or is_tracing():
         return rounded(affine(x, gamma, beta), x)
     try:
+        if not x.is_cpu:  # by one kernel, as in `affine`
+            return torch.addcmul(beta, gamma, x, out=x)
         y = x.mul_(gamma)
     except RuntimeError:  # memory that cannot be written into, and torch.vmap over gamma alone
         return affine(x, gamma, beta)

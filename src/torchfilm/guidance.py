@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.injection import Conditioning, conditioning, film_of
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_choice
+from torchfilm.presence import as_mask
 from torchfilm.several import Masked, Maybe, Several
 from torchfilm.undisturbed import in_mode
 
@@ -71,7 +72,7 @@ def guide(
             many axes that has more, or the condition.
         cond: the condition; a number is for all samples, a list of numbers or texts has one for each.
         scale: a number, or a tensor or list with one per sample; for conditions by name, a mapping from names
-            to those.
+            to those. What is not on the device yet is copied there at each call, for which the host waits.
         null: what stands for a missing condition, in the form of `cond` (a mapping from names, for conditions
             by name). None for models that know what is missing themselves, by `Maybe` or `Several`.
         space: as above.
@@ -231,7 +232,7 @@ def _present(copy: Any, rows: int, device: torch.device | None) -> Tensor:
     """Return the mask of a copy with one boolean per row."""
     present = copy.present if isinstance(copy, Masked) and copy.present is not None else True
     own = _device(copy.value if isinstance(copy, Masked) else copy)
-    mask = torch.as_tensor(present, device=device if own is None else own)
+    mask = as_mask(present, device if own is None else own)
     return mask.expand(rows, *mask.shape[1:]) if mask.ndim == 0 or mask.shape[0] == 1 else mask
 
 

@@ -288,7 +288,7 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
             f"Give the file in it; the conditioning of a network is read by load(base, folder)."
         )
     try:
-        opened = safe_open(path, framework="pt", device=str(device))
+        opened = safe_open(path, framework="pt")
     except SafetensorError as error:
         raise ValueError(
             f"load_modulations: expected a file of modulations, got {path}, no safetensors: {error}.\n"
@@ -306,7 +306,11 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
         return Modulations(
             {
                 name: Modulation(
-                    **{f: file.get_tensor(f"{name}.{f}") for f in _FIELDS if f"{name}.{f}" in keys}
+                    **{
+                        field: file.get_tensor(key).to(device)
+                        for field in _FIELDS
+                        if (key := f"{name}.{field}") in keys
+                    }
                 )
                 for name in json.loads(about["sites"])
             }

@@ -18,13 +18,20 @@ def drawn(z: Tensor, dropout: float, generator: torch.Generator | None = None) -
     return torch.rand(shape, generator=generator, device=z.device) >= dropout
 
 
+def as_mask(present: Any, device: torch.device | None) -> Tensor:
+    """Return a mask as a tensor on a device; a boolean is made there, since the host waits for a copy."""
+    if isinstance(present, bool):
+        return torch.full((), present, device=device)
+    return torch.as_tensor(present, device=device)
+
+
 def cleared(value: Any, present: Any, is_good: Callable[[Tensor], Tensor]) -> Any:
     """Return numbers with 0 for those that are missing and not good: NaN times a gradient of 0 is NaN."""
     if not isinstance(value, Tensor) or value.is_complex() or not value.dtype.is_signed:
         return value
     if value.layout is not torch.strided or value.is_nested:
         return value
-    present = torch.as_tensor(present, device=value.device)
+    present = as_mask(present, value.device)
     if present.dtype != torch.bool or present.shape != value.shape[: present.ndim]:
         return value  # refused behind the encoder, unless it has no rows
     return torch.where(viewed(present, value.ndim) | is_good(value), value, 0)

@@ -113,7 +113,7 @@ class _Measuring:
     def apply(self, x: Tensor, value: Any, dim: int, site: str) -> Tensor:
         """Note the size of x, and apply the fusion itself."""
         if self.name not in self.sizes:
-            size = torch.linalg.vector_norm(x.detach().abs(), dtype=torch.float64)
+            size = torch.linalg.vector_norm(x.detach().abs().cpu(), dtype=torch.float64)  # not on all devices
             self.sizes[self.name] = float(size) / max(x.numel(), 1) ** 0.5
         return self.fusion.apply(x, value, dim, site)
 
@@ -186,7 +186,7 @@ def take_pulses(
             fields[name][part] = None
             continue
         scale = max(seen.size.get(name, 1.0), SMALL) if part in SHIFTS else 1.0
-        each, size = gradient.double() * scale, unit**0.5
+        each, size = gradient.cpu().double() * scale, unit**0.5
         batched = gradient.ndim > 1 and len(gradient) > 1
         alone, shared = _norm(each) / size, _norm(each.sum(dim=0) if batched else each) / size
         together[name] += [shared] * (batched and part in moved[name])

@@ -89,7 +89,7 @@ def _scores(name: str, models: Sequence[nn.Module], score: Score) -> Numbers:
     found = []
     for model in models:
         value = score(model)
-        value = value.detach().double().cpu().numpy() if isinstance(value, Tensor) else value
+        value = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value
         found.append(np.atleast_1d(np.asarray(value, dtype=np.float64)))
     if len({numbers.shape for numbers in found}) > 1 or found[0].ndim != 1 or not found[0].size:
         shapes = [numbers.shape for numbers in found]

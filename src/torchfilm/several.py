@@ -7,6 +7,7 @@ so every sample of a batch may miss something else, every process of a DDP group
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.conditions import Classes, Tokens
 from torchfilm.modulation import aligned
 from torchfilm.naming import check_choice
-from torchfilm.presence import check_present, cleared, drawn, each_row, viewed
+from torchfilm.presence import as_mask, check_present, cleared, drawn, each_row, viewed
 from torchfilm.signatures import signature_of
 
 Null = Literal["learned", "zero"]
@@ -43,7 +44,7 @@ class Masked:
     Args:
         value: what the condition takes, or None.
         present: booleans, one per sample, or one for all; None for all. A tensor, or what makes one: True,
-            a list, an array.
+            a list, an array. On a device best a tensor that is there: for copies of lists the host waits.
     """
 
     value: Any
@@ -123,6 +124,8 @@ class Maybe(nn.Module):
         self._takes_several = _takes_several(condition)
         self.dropout = dropout
         self.null = nn.Parameter(torch.zeros(self.dim, device=device)) if null == "learned" else None
+        if self.null is None:  # where this is, though nothing else may tell; without numbers to be lost
+            self.register_buffer("place", torch.empty(0, device=device), persistent=False)
 
     def reset_parameters(self) -> None:
         """Set a learned null to zero."""
@@ -167,7 +170,7 @@ class Maybe(nn.Module):
             arguments = (*first, *others)
         z = self.condition(*arguments, **options)
         if present is not None and not isinstance(present, Tensor):
-            present = torch.as_tensor(present, device=(z[0] if isinstance(z, tuple) else z).device)
+            present = as_mask(present, (z[0] if isinstance(z, tuple) else z).device)
         return z, present
 
     def choose(self, z: Encoded | None, present: Tensor | None) -> Encoded:
@@ -205,7 +208,7 @@ class Maybe(nn.Module):
         """Return the null alone, with a gradient of zero to everything that is not read."""
         null = self.null
         if null is None:
-            some = next(self.condition.parameters(), None)
+            some = next(itertools.chain(self.parameters(), self.buffers()), None)
             null = torch.zeros(self.dim, device=None if some is None else some.device)
         if torch.is_grad_enabled() and not is_tracing():
             for name, parameter in self.condition.named_parameters():

@@ -70,13 +70,14 @@ class SeparableTable:
         self._columns = _columns(conditions, name)
         self._made_of = Snapshot(conditions, generator, modes=False)
         with torch.no_grad():
-            vectors = self._alone({name: conditions.parts[name](values)}).double()
-            exact = copy.deepcopy(generator).double()
-            rows = exact.raw(vectors) - exact.raw(torch.zeros_like(vectors[:1]))
+            vectors = self._alone({name: conditions.parts[name](values)})
+            # On the CPU: not every device has float64.
+            exact, alone = copy.deepcopy(generator).cpu().double(), vectors.cpu().double()
+            rows = exact.raw(alone) - exact.raw(torch.zeros_like(alone[:1]))
             precision = torch.promote_types(next(generator.head.parameters()).dtype, torch.float32)
-            self.rows: Float[Tensor, "k rows"] = rows.to(precision)
+            self.rows: Float[Tensor, "k rows"] = rows.to(precision).to(vectors.device)
             offsets = generator.offsets  # added once per observation
-            self._start = None if offsets is None else offsets.to(rows.device)
+            self._start = None if offsets is None else offsets.to(vectors.device)
 
     def __len__(self) -> int:
         """Return K."""

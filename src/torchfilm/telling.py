@@ -117,5 +117,5 @@ def _one_row(column: Any) -> bool:
         return True
     if not column.is_floating_point():
         return bool((column == column[:1]).all())
-    wide = column.detach().double()
+    wide = column.detach().cpu().double()
     return bool((wide - wide[:1]).abs().max() <= 1e-6 * wide.abs().max())

@@ -65,8 +65,11 @@ def _give_back(
 @contextmanager
 def same_chance() -> Iterator[None]:
     """Give the random numbers back as they were: after the block, those come that would have come without."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
+    device = torch.accelerator.current_accelerator()
+    kind = "cuda" if device is None else device.type
+    module = torch.get_device_module(kind)
+    begun = getattr(module, "is_initialized", lambda: True)()  # to begin with CUDA takes half a gigabyte
+    with torch.random.fork_rng(range(module.device_count()) if begun else (), device_type=kind):
         yield
 
 
