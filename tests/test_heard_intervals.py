@@ -74,3 +74,22 @@ def test_intervals_cover_the_truth_where_samples_come_in_groups():
         swap = found.effects["swap"].loss
         hits += [found.loss.low <= 0 <= found.loss.high, swap.low <= 1 <= swap.high]
     assert hits.min() >= 0.92 * 300
+
+
+def test_the_change_of_a_success_is_covered_though_hardly_any_of_few_samples_change():
+    hits, own = np.zeros(2), torch.arange(8)
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        x = torch.tensor(np.stack([rng.random(8) < 0.99, rng.random(8) < 0.9], axis=1)).double()
+        found = heard(
+            lambda x, cond: torch.where(cond == own, x[:, 0], x[:, 1]),
+            [(x, own, own)],
+            success=lambda y, t: y,
+            seed=seed,
+            resamples=40,
+        )
+        assert found.success is not None
+        swap = found.effects["swap"].success
+        assert swap is not None
+        hits += [found.success.low <= 0.99 <= found.success.high, swap.low <= -0.09 <= swap.high]
+    assert hits.min() >= 0.88 * 300

@@ -118,3 +118,12 @@ def test_ten_right_frames_of_two_episodes_are_two():
     two = np.repeat([0, 1], 5)
     found = Sampled(two, two).level(np.ones(10), bootstrap())
     assert found.low < 0.05
+
+
+def test_of_samples_that_swap_in_pairs_each_pair_is_one():
+    rng, own = np.random.default_rng(0), np.arange(8)
+    change = np.repeat(rng.normal(size=4), 2)
+    pairs = Sampled(own, own ^ 1).change(0 * change, change, bootstrap())
+    rows = Sampled(own, own).change(0 * change, change, bootstrap())
+    wider = (pairs.high - pairs.low) / (rows.high - rows.low)
+    assert wider == pytest.approx(student(3) / student(7) * (2 * (7 / 8) / (3 / 4)) ** 0.5, rel=0.01)

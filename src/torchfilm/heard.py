@@ -318,7 +318,9 @@ class _Tally:
         def scored(score: str, before: Mapping[str, Any], least: float) -> Estimate | None:
             if score not in self.scores:
                 return None
-            if not moved.any():  # and not as if one in n might have
+            if (
+                name == "repeat" and not moved.any()
+            ):  # no chance at all, and not one that n samples do not show
                 return Estimate(0.0, 0.0, 0.0, len(rows))
             return sampled.change(before[score][rows], change[score], self.bootstrap, (least, -least))
 

@@ -167,7 +167,7 @@ class Sampled:
         """Return by how much to widen the bootstrap's interval, which sees only what it draws."""
         seen = _squares(self.own, drawn)
         more = max(1.0, self._shared(deviations) / seen) if seen > 0 else 1.0
-        return student(self.count - 1) / _NORMAL * math.sqrt(more / self._known)
+        return self._student / _NORMAL * math.sqrt(more / self._known)
 
     def _spread(self, deviations: Numbers) -> float:
         """Return by how much to widen an interval that takes rows as independent."""
@@ -175,12 +175,19 @@ class Sampled:
         more = max(1.0, self._shared(deviations) / seen) if seen > 0 else self.n / self.count
         if self.count == self.n:
             return math.sqrt(more)
-        return student(self.count - 1) / _NORMAL * math.sqrt(more / self._known)
+        return self._student / _NORMAL * math.sqrt(more / self._known)
 
     @cached_property
     def _known(self) -> float:
         """How much of a variance is left in deviations from the rows' own mean; no less than of two rows."""
         return max(0.5, 1 - self._shared(np.ones(self.n)) / self.n**2)
+
+    @cached_property
+    def _student(self) -> float:
+        """Student's quantile: where two samples swap with one another, their rows may be one number twice."""
+        far, pairs = self._exchanged
+        distinct = len(np.unique(pairs)) + len(np.unique(self.units[~far]))
+        return student(max(1, min(self.count, distinct) - 1)) if self.count > 1 else math.inf
 
     def _shared(self, deviations: Numbers) -> float:
         """Return the sum of products over all pairs of rows that share a unit."""
