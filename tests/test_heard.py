@@ -12,7 +12,7 @@ from torch import nn
 import oracles
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm.counterfactual import blanked, derange, keys
+from torchfilm.counterfactual import blanked, keys, others
 from torchfilm.heard import heard
 
 
@@ -72,8 +72,8 @@ def test_a_change_of_the_output_that_serves_no_purpose_is_unused():
         lambda x, cond: x.sum(1) + 10 * cond[:, 0], [(x, z, x.sum(1)) for x, z, _ in batches()], loss=squared
     )
     assert found.verdict == "unused"
-    assert "to no advantage" in found.words
-    assert "the loss does not rise" in found.words
+    assert "to no clear advantage" in found.words
+    assert "the loss does not clearly rise" in found.words
 
 
 def test_conditions_out_of_step_with_their_samples_are_pointed_out():
@@ -90,7 +90,7 @@ def test_conditions_out_of_step_with_their_samples_are_pointed_out():
 def test_the_change_of_the_output_is_what_a_loop_over_samples_finds():
     x, z, _ = batches(1)[0]
     found = heard(listens, [(x, z)], seed=3)
-    order = derange(keys(z), np.random.default_rng(3))
+    order = others(keys(z), np.random.default_rng(3))
     before, after = listens(x, z).double().numpy(), listens(x, z[order]).double().numpy()
     expected = oracles.relative_change(before, after)
     assert found.effects["swap"].output.value == pytest.approx(expected, rel=1e-5)
@@ -177,7 +177,7 @@ def test_what_a_repetition_changes_as_well_is_not_put_down_to_the_condition():
     found = heard(noisy, batches())
     assert found.verdict == "ignored"
     assert found.effects["repeat"].output.value > 0.5
-    assert "no more than a repetition" in found.words
+    assert "not clearly more than a repetition" in found.words
 
 
 def test_a_policy_whose_success_falls_is_heard_though_chance_moves_the_outputs_as_much():
@@ -189,7 +189,7 @@ def test_a_policy_whose_success_falls_is_heard_though_chance_moves_the_outputs_a
 
     goals = [(x, z, z) for x, z, _ in batches()]
     found = heard(episode, goals, success=lambda y, goal: (y[:, :7] - goal).abs().amax(1) < 0.1)
-    assert found.effects["swap"].output.low < found.effects["repeat"].output.high
+    assert found.effects["swap"].beyond.output.low < 0
     assert found.verdict == "heard"
     assert found.effects["swap"].success.value == -1
 
@@ -249,7 +249,7 @@ def test_of_a_long_loader_a_few_arrays_are_kept():
 
     tracemalloc.start()
     try:
-        heard(listens, loader(), resamples=2)
+        heard(listens, loader(), resamples=40)
     finally:
         tracemalloc.stop()
     assert found[1] < 2 * found[0]
@@ -261,11 +261,23 @@ def test_the_random_state_is_left_as_it_was():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_samples_without_a_different_condition_are_left_out_and_counted():
+def test_batches_with_a_single_condition_are_left_out_and_counted():
     x, z = torch.randn(5, 3), torch.tensor([[1.0], [1.0], [1.0], [1.0], [2.0]])
     found = heard(lambda x, cond: cond, [(x, z), (x, torch.ones(5, 1))])
-    assert (found.left_out, found.effects["swap"].output.n, found.effects["repeat"].output.n) == (8, 2, 10)
-    assert "8 of 10 samples had no different condition" in str(found)
+    assert (found.left_out, found.effects["swap"].output.n, found.effects["repeat"].output.n) == (5, 5, 10)
+    assert "swap: 5 of 10 samples are in batches with a single condition" in str(found)
+
+
+@pytest.mark.parametrize("size", [50, 200])
+def test_a_majority_is_exchanged_as_a_whole_whatever_the_batches(size: int):
+    classes = torch.tensor([0] * 180 + [1] * 20)[torch.randperm(200)]
+    found = heard(
+        lambda x, cond: cond.float(),
+        [(one, one, one) for one in classes.split(size)],
+        loss=lambda y, t: (1.0 + 10.0 * t) * (y != t),  # an error costs 1 for class 0, and 11 for class 1
+    )
+    swap = found.effects["swap"]
+    assert (swap.loss.value, swap.loss.n, found.left_out) == (2.0, 200, 0)
 
 
 def test_swaps_differ_between_seeds_and_agree_within_one():
@@ -298,10 +310,10 @@ def test_every_structure_of_conditions_is_swapped_by_rows(condition: object):
         seen.append(keys(cond))
         return x
 
-    heard(model, [(torch.randn(4, 3), condition)], resamples=2)
+    heard(model, [(torch.randn(4, 3), condition)], resamples=40)
     right, again, swapped = seen[:3]
     assert right == again == keys(condition)
-    assert sorted(swapped) == sorted(right)
+    assert set(swapped) <= set(right)
     assert all(a != b for a, b in zip(right, swapped, strict=True))
 
 
@@ -339,7 +351,7 @@ def test_a_paraphrase_is_a_function_or_a_dict_or_a_pair_of_conditions():
     assert by_dict.output.n == 2
     function = heard(length, [(x, texts)], paraphrase=lambda words: [w[::-1] for w in words])
     assert function.effects["paraphrase"].output.value == 0
-    assert "Other words for the same condition change 0%" in function.words
+    assert "Other words for the same condition change it by 0.000 [0.000, 0.000]." in function.words
 
 
 PLACES = {
@@ -408,19 +420,6 @@ def test_an_output_that_never_differs_naturally_can_still_change_without_bound()
     assert found.verdict == "heard"
 
 
-def test_the_interval_covers_the_truth_about_95_times_in_100():
-    hits = 0
-    for seed in range(40):
-        torch.manual_seed(seed)
-        x, z = torch.randn(30, 1), torch.rand(30, 1)
-        found = heard(
-            lambda x, cond: cond, [(x, z, z[:, 0])], loss=lambda y, t: (y[:, 0] - t).abs(), resamples=100
-        )
-        swap = found.effects["swap"].loss
-        hits += swap.low <= 1 / 3 <= swap.high
-    assert 33 <= hits <= 40
-
-
 def test_all_numbers_come_as_plain_values():
     found = heard(listens, batches(), loss=squared).to_json()
     assert found["verdict"] == "heard"
@@ -441,8 +440,15 @@ REFUSED = [
     ([(torch.ones(3, 2), torch.rand(3, 2))], {"loss": squared}, "loss needs a target"),
     (torch.rand(2, 3), {}, r"got a Tensor"),
     ([(torch.ones(3, 2),)], {}, r"got a tuple of 1"),
-    ([(torch.ones(3, 2), torch.rand(3, 2))], {"resamples": 0}, "expected at least 1 resample, got 0"),
-    ([(torch.ones(3, 2), torch.rand(3, 2))], {"resamples": "9"}, "expected at least 1 resample, got '9'"),
+    (
+        [(torch.ones(3, 2), torch.rand(3, 2), None, [1, 2])],
+        {},
+        r"text for each of 3 samples, got 2: \[1, 2\]",
+    ),
+    ([(torch.ones(3, 2), torch.rand(3, 2), None, [[1]] * 3)], {}, r"got 3: \[\[1\], \[1\], \[1\]\]"),
+    ([(torch.ones(4, 2), torch.tensor([0.0, -0.0] * 2))], {}, "two different conditions, got none"),
+    ([(torch.ones(3, 2), torch.rand(3, 2))], {"resamples": 39}, "expected at least 40 resamples, got 39"),
+    ([(torch.ones(3, 2), torch.rand(3, 2))], {"resamples": "99"}, "at least 40 resamples, got '99'"),
     ([(torch.ones(3, 2), 5)], {}, r"one row per sample in every part, got no rows"),
     ([(torch.ones(3, 2), {"a": torch.ones(3), "b": ["x", "y"]})], {}, r"got \[2, 3\] rows"),
 ]
@@ -464,6 +470,7 @@ def test_batches_that_cannot_be_measured_are_refused(given: object, options: dic
         (lambda x, cond: x / 0, {}, "got 3 of 3 samples with NaN or infinity"),
         (lambda x, cond: x, {"loss": lambda y, t: y.sum()}, r"for each of 3 samples, got shape \(\)"),
         (lambda x, cond: x, {"success": lambda y, t: t * math.nan}, "got NaN or infinity"),
+        (lambda x, cond: x, {"success": lambda y, t: 100 + 0 * t}, "success to be 0..1 .* got 100 to 100"),
         (lambda x, cond: x[:, : 1 + int(cond[0] == 0)], {}, "one shape whatever the condition"),
         (lambda x, cond: x, {"paraphrase": (torch.ones(2), torch.ones(1))}, "got 1 for 2"),
     ],
@@ -487,12 +494,4 @@ def test_a_network_that_knows_what_is_missing_is_blanked_by_it(several: bool):
         *(y.detach().expand(11, 1)[:, 0].double().numpy() for y in (given, blank))
     )
     assert found.effects["blank"].output.value == pytest.approx(expected, rel=1e-4)
-    assert found.notes == ()
-
-
-@pytest.mark.parametrize("text", [tf.Maybe(tf.Vector(7)), tf.Vector(7)], ids=["may be missing", "required"])
-def test_several_conditions_of_which_some_are_required_are_blanked(text: nn.Module):
-    x, given = torch.randn(24, 3), {"time": torch.rand(24, 1), "text": torch.randn(24, 7)}
-    both = tf.Several({"time": tf.Scalars(1, 8), "text": text})
-    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", both)).eval()
-    assert heard(model, [(x, given)], resamples=20).effects["blank"].output.value > 0
+    assert not any("blank" in note for note in found.notes)

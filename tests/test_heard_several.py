@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -57,7 +58,7 @@ def test_one_for_all_samples_stays_as_it_is():
             return super().forward(conditions)
 
     encoder = Seeing({"time": tf.Scalars(1, 4), "goal": tf.Vector(5), "words": tf.Vector(2)})
-    heard(tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", encoder), [(X, GIVEN)], resamples=2)
+    heard(tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", encoder), [(X, GIVEN)], resamples=40)
     assert all(one["time"] is GIVEN["time"] for one in seen)
     swapped, goal, words = seen[2:5]
     assert goal["words"] is GIVEN["words"]
@@ -106,7 +107,7 @@ def test_paraphrases_see_the_whole_condition_and_pairs_may_share_a_step():
         return x
 
     for paraphrase in (lambda cond: {**cond, "say": ["above", "below"]}, (given, other)):
-        heard(model, [(X[:2], given)], paraphrase=paraphrase, resamples=2)
+        heard(model, [(X[:2], given)], paraphrase=paraphrase, resamples=40)
         assert seen[-1]["say"] == ["above", "below"]
         assert seen[-1]["time"].shape == (1, 1)
 
@@ -117,3 +118,11 @@ def test_one_that_is_missing_is_not_exchanged_and_the_ignored_are_among_the_plai
     given = {"goal": GIVEN["goal"], "words": tf.Masked(None, torch.zeros(11, dtype=torch.bool))}
     assert "swap words" not in heard(model, [(X, given)]).effects
     assert heard(deaf_to_words(), [(X, GIVEN)]).to_json()["ignored"] == ["words"]
+
+
+@pytest.mark.parametrize("text", [tf.Maybe(tf.Vector(7)), tf.Vector(7)], ids=["may be missing", "required"])
+def test_several_conditions_of_which_some_are_required_are_blanked(text: nn.Module):
+    x, given = torch.randn(24, 3), {"time": torch.rand(24, 1), "text": torch.randn(24, 7)}
+    both = tf.Several({"time": tf.Scalars(1, 8), "text": text})
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", both)).eval()
+    assert heard(model, [(x, given)], resamples=40).effects["blank"].output.value > 0

@@ -157,6 +157,7 @@ LIBRARY = (
     (
         "extras",
         "freezing",
+        "intervals",
         "modulation",
         "naming",
         "native",

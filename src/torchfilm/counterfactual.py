@@ -102,29 +102,24 @@ def keys(condition: Any) -> list[tuple[Any, ...]]:
     ]
 
 
-def derange(keys: Sequence[Any], rng: np.random.Generator) -> Order:
-    """Return a random order in which every sample meets another sample's different condition.
+def others(keys: Sequence[Any], rng: np.random.Generator) -> Order:
+    """Return for every sample another one whose condition is different, each of these with equal chance.
 
-    Equal keys are equal conditions. Where one condition has more than half of the samples, as many as can be
-    are exchanged, and the others stay in their place.
+    Equal keys are equal conditions. Several samples may be given the same one. Where all conditions are
+    equal, every sample stays in its place.
 
     Example:
-        >>> derange(["a", "b"], np.random.default_rng(0)).tolist()
-        [1, 0]
+        >>> others(["a", "b", "a"], np.random.default_rng(0)).tolist()
+        [1, 0, 1]
     """
-    groups: dict[Any, list[int]] = {}
-    for row in rng.permutation(len(keys)).tolist():
-        groups.setdefault(keys[row], []).append(row)
-    lists = list(groups.values())
-    largest = max(lists, key=len)
-    del largest[len(keys) - len(largest) :]  # of a majority, only as many as there are others can go
-    ring = np.array([row for group in lists for row in group], dtype=np.int64)
-    order = np.arange(len(keys))
-    if len(ring):
-        longest = max(len(group) for group in lists)
-        # In the ring equal conditions stand together, so a turn by at least the longest group leaves none.
-        order[ring] = np.roll(ring, int(rng.integers(longest, len(ring) - longest + 1)))
-    return order
+    numbers: dict[Any, int] = {}
+    group = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+    if len(numbers) < 2:
+        return np.arange(len(keys))
+    size = np.bincount(group)
+    own, before = size[group], (np.cumsum(size) - size)[group]
+    drawn = rng.integers(len(keys) - own)  # among all that are in front of the own group or behind it
+    return np.argsort(group, kind="stable")[drawn + np.where(drawn < before, 0, own)]
 
 
 def blanked(condition: Any) -> Any | None:
@@ -201,10 +196,12 @@ def _with_words(column: Any, words: list[str]) -> Any:
 
 
 def _plain(column: Any) -> Any:
-    if not isinstance(column, Tensor):
-        return list(map(str, column)) if is_words(column) else column
-    wide = column.detach().cpu()
-    return (wide.float() if wide.dtype == torch.bfloat16 else wide).numpy()
+    if is_words(column):
+        return list(map(str, column))
+    if isinstance(column, Tensor):
+        wide = column.detach().cpu()
+        column = (wide.float() if wide.dtype == torch.bfloat16 else wide).numpy()
+    return column + 0.0 if column.dtype.kind in "fc" else column  # -0.0 is 0.0
 
 
 def _hidden(column: Any, mask: NDArray[np.bool_]) -> Any:

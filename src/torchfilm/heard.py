@@ -7,9 +7,11 @@ that the instruction had no part in it. `heard` asks the counterfactual question
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -22,16 +24,17 @@ from torchfilm.counterfactual import (
     Paraphrase,
     blanked,
     columns,
-    derange,
     is_empty,
     is_words,
     keys,
     of_samples,
+    others,
     reworded,
     take,
 )
-from torchfilm.hearing import Effect, Estimate, Hearing
+from torchfilm.hearing import Effect, Hearing
 from torchfilm.injection import film_of
+from torchfilm.intervals import FEWEST_RESAMPLES, Estimate, Sampled
 from torchfilm.several import Masked, Maybe, Several
 from torchfilm.telling import START, untouched
 from torchfilm.undisturbed import in_mode, same_chance
@@ -40,6 +43,10 @@ Score = Callable[[Any, Any], Any]
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Rows = NDArray[np.int64]
+Bootstrap = tuple[np.random.Generator, int]
+
+_RIGHT = "as it is"
+_FEW = 20
 
 
 def heard(
@@ -55,30 +62,39 @@ def heard(
 ) -> Hearing:
     """Measure what conditions do: exchange them between samples, blank them, say them in other words.
 
-    Every sample keeps its x and its target, and gets another sample's condition, always a different one. A
-    network that listens gives another output and a worse loss; one that ignores the condition does not.
+    Every sample keeps its x and its target, and gets another sample's condition, always a different one: of
+    the different ones in its batch, each with equal chance. A network that listens gives another output and a
+    worse loss; one that ignores the condition does not.
 
         change = sqrt(mean_i |y(x_i, c_p(i)) - y(x_i, c_i)|^2 / mean_ij |y(x_i, c_i) - y(x_j, c_j)|^2)
 
     where j is every other sample of the batch; a batch of one sample has no part in what is below. Conditions
     too are exchanged within a batch, so shuffle the samples before they are batched: a batch of one class or
-    one scene differs by less than all samples do. Of several outputs the mean is taken over those in which
-    samples differ. The change of an output that is the same for all samples is without bound, and counts
-    where no other one changes.
+    one scene differs by less than all samples do, and one with a single condition has none to exchange. Of
+    several outputs the mean is taken over those in which samples differ. The change of an output that is the
+    same for all samples is without bound, and counts where no other one changes.
 
     Every call starts from the same random state, so dropout or sampling noise is the same on both sides; what
     is left (a simulator's own chance) is measured by the row "repeat". A module is measured as
     it predicts, in eval mode and without gradients, and gets its own modes back.
 
+    Intervals are of 95 %, by a bootstrap over samples that is widened for what samples share (each takes part
+    once with its own x and again where its condition is given away) and for small numbers of them. Zeros and
+    ones have those of Wilson and, for changes, of Agresti and Min. Samples have to be independent: of several
+    frames of an episode, or questions about a scene, give the group too, or a single one. Where few samples
+    make most of the loss, no interval of their mean is right before there are many of those.
+
     Args:
         model: called as `model(x, cond=condition)`; any function may stand here, also one that rolls out
             episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
-        batches: of (x, condition), or (x, condition, target) for loss and success to read. Several inputs are
-            a tuple (data loaders make lists of them): ((x, t), condition) calls model(x, t, cond=condition);
-            (x, t, condition) would exchange t. A condition is a tensor, a list of strings, or any structure
-            of them (tokens and mask, a dict), one row per sample; a batch of none is left out. What has a
-            single row in a dict, such as a time step, stays as it is. Where the network's encoder is
-            `Several`, each condition is exchanged by itself too, as "swap NAME".
+        batches: of (x, condition), or (x, condition, target) for loss and success to read. Of samples that
+            are not independent, (x, condition, target, group): a number or text for the episode or scene
+            that each is of, and whole groups are resampled; target may be None. Several inputs are a tuple
+            (data loaders make lists of them): ((x, t), condition) calls model(x, t, cond=condition); (x, t,
+            condition) would exchange t. A condition is a tensor, a list of strings, or any structure of them
+            (tokens and mask, a dict), one row per sample; a batch of none is left out. What has a single row
+            in a dict, such as a time step, stays as it is. Where the network's encoder is `Several`, each
+            condition is exchanged by itself too, as "swap NAME".
         loss: loss(output, target) -> [B], one number per sample (reduction="none").
         success: success(output, target) -> [B], true or false or 0..1.
         blank: condition -> an empty one. Without it, a network whose condition may be missing (`Maybe`,
@@ -87,66 +103,75 @@ def heard(
         paraphrase: condition -> the same in other words; or a dict of texts, whose keys are the whole text of
             a sample; or a pair of conditions, row i of the second saying the same as row i of the first.
             `notes` say how many samples it has words for, where not for all.
-        resamples: how many bootstrap resamples make the intervals, at least 1.
+        resamples: how many bootstrap resamples make the intervals, at least 40.
         seed: of the exchanges, the resamples, and each call.
 
     Raises:
-        ValueError: for no batches; no resamples; no batch with two different conditions; outputs, losses or
-            successes without one row per sample, or not finite; a loss without targets.
+        ValueError: for no batches; too few resamples; no batch with two different conditions; outputs,
+            losses, successes or groups without one row per sample; what is not finite; a success beyond 0..1;
+            a loss without targets.
 
     Example:
         >>> x, z = torch.rand(5, 3), torch.rand(5, 3)
         >>> heard(lambda x, cond: x * cond, [(x, z)]).verdict
         'heard'
     """
-    if not isinstance(resamples, Integral) or resamples < 1:
+    if not isinstance(resamples, Integral) or resamples < FEWEST_RESAMPLES:
         raise ValueError(
-            f"heard: expected at least 1 resample, got {resamples!r}.\n"
-            f"The intervals are percentiles over resamples: leave resamples= out for 1000."
+            f"heard: expected at least {FEWEST_RESAMPLES} resamples, got {resamples!r}.\n"
+            f"The intervals are the middle 95 % of resamples: leave resamples= out for 1000."
         )
     rng = np.random.default_rng(seed)
-    tally = _Tally(loss, success)
+    tally = _Tally(loss, success, (rng, int(resamples)))
     predicting = in_mode(model, training=False) if isinstance(model, nn.Module) else nullcontext()
     with predicting, torch.no_grad():
         for number, batch in enumerate(batches):
-            if is_empty(_parts(batch)[1]):
-                continue
-            for change in _changes(model, batch, rng, seed + number, (blank, paraphrase)):
-                tally.add(*change)
+            if not is_empty(_parts(batch)[1]):
+                _measure(tally, model, batch, rng, seed + number, (blank, paraphrase))
     if "swap" not in tally.found:
         raise ValueError(_nothing_to_swap(tally.found))
-    effects = {name: tally.effect(name, rng, resamples) for name in tally.found}
+    effects = {name: tally.effect(name) for name in tally.found if name != _RIGHT}
+    left_out = effects["repeat"].output.n - effects["swap"].output.n
+    notes = tuple(_notes(effects, tally.units, paraphrase))
+    return Hearing(effects, *tally.levels(), left_out, notes, _remedy(model))
+
+
+def _notes(effects: Mapping[str, Effect], units: int, paraphrase: Any) -> Iterator[str]:
+    """Yield what was not measured, or not well, and why."""
     samples, swapped = effects["repeat"].output.n, effects["swap"].output.n
-    notes = []
+    if units < _FEW:
+        yield f"n: {units} independent samples are few; a small effect cannot be seen with so few."
     if "blank" not in effects:
-        notes.append("blank: not measured, since a class has no zero; give blank=.")
+        yield "blank: not measured, since a class has no zero; give blank=."
     if swapped < samples:
-        notes.append(f"swap: {samples - swapped} of {samples} samples had no different condition to go to.")
+        yield (
+            f"swap: {samples - swapped} of {samples} samples are in batches with a single condition, "
+            f"where there is no other one to give."
+        )
     known = effects["paraphrase"].output.n if "paraphrase" in effects else 0
     if paraphrase is not None and known < samples:
         missed = "" if known else "not measured, since "
-        notes.append(
+        yield (
             f"paraphrase: {missed}{known} of {samples} samples have a condition among its keys; "
             f"a key is the whole text of a sample."
         )
-    before = [tally.before(name, rng, resamples) for name in ("loss", "success")]
-    return Hearing(effects, before[0], before[1], samples - swapped, tuple(notes), _remedy(model))
 
 
-def _changes(
+def _measure(
+    tally: _Tally,
     model: Callable[..., Any],
     batch: Sequence[Any],
     rng: np.random.Generator,
     seed: int,
     given: tuple[Callable[[Any], Any] | None, Paraphrase | None],
-) -> Iterator[tuple[str, Any, Any, Any, Flags]]:
-    """Yield (name, output, changed output, target, which samples count) for each change of a batch."""
-    x, condition, target = _parts(batch)
+) -> None:
+    """Call the model with each change of a batch's conditions."""
+    x, condition, target, group = _parts(batch)
     own = of_samples(condition)
     blank, paraphrase = given
-    said = keys(own)
     blank = blank or _nothing(model)
-    everyone = np.ones(len(said), dtype=bool)
+    rows = np.arange(len(keys(own)))
+    everyone = np.ones(len(rows), dtype=bool)
 
     def run(with_condition: Any) -> Any:
         inputs = x if type(x) is tuple else (x,)
@@ -158,26 +183,27 @@ def _changes(
         in_part = isinstance(condition, Mapping) and changed.keys() != condition.keys()
         return run({**condition, **changed} if in_part else changed)
 
-    right = run(condition)
-    yield "repeat", right, run(condition), target, everyone
+    tally.begin(run(condition), target, group, len(rows))
+    tally.add("repeat", run(condition), rows, everyone)
     for name, part in _exchanged(model, own).items():
-        order = derange(keys(part), rng)
-        moved = order != np.arange(len(order))
+        giver = others(keys(part), rng)
+        moved = giver != rows
         if moved.any():
-            yield name, right, run_with(take(part, order)), target, moved
+            tally.add(name, run_with(take(part, giver)), giver, moved)
     if blank:
-        yield "blank", right, run(blank(condition)), target, everyone
+        tally.add("blank", run(blank(condition)), rows, everyone)
     elif (empty := blanked(own)) is not None:
-        yield "blank", right, run_with(empty), target, everyone
+        tally.add("blank", run_with(empty), rows, everyone)
     if callable(paraphrase):
-        yield "paraphrase", right, run(paraphrase(condition)), target, everyone
+        tally.add("paraphrase", run(paraphrase(condition)), rows, everyone)
     elif paraphrase is not None:
         pair = isinstance(paraphrase, tuple)
         other, known = reworded(
             own, (of_samples(paraphrase[0]), of_samples(paraphrase[1])) if pair else paraphrase
         )
         if known.any():
-            yield "paraphrase", right, run_with(other), target, known
+            tally.add("paraphrase", run_with(other), rows, known)
+    tally.end()
 
 
 def _exchanged(model: Callable[..., Any], own: Any) -> dict[str, Any]:
@@ -215,60 +241,121 @@ def _nothing(model: Callable[..., Any]) -> Callable[[Any], Any] | None:
 
 
 class _Tally:
-    """Distances, losses and successes of every sample, for each change of the conditions."""
+    """Outputs, losses and successes of every sample, with the right conditions and with changed ones."""
 
-    def __init__(self, loss: Score | None, success: Score | None) -> None:
+    def __init__(self, loss: Score | None, success: Score | None, bootstrap: Bootstrap) -> None:
         self.scores = {
             name: score for name, score in (("loss", loss), ("success", success)) if score is not None
         }
-        self.found: dict[str, dict[str, list[Numbers]]] = {}
+        self.bootstrap = bootstrap
+        self.found: dict[str, dict[str, list[Any]]] = {}
+        self.groups: dict[Any, int] = {}
+        self.output: list[Any] = []
+        self.target: Any = None
+        self.first = self.count = 0
 
-    def add(self, name: str, right: Any, changed: Any, target: Any, kept: Flags) -> None:
-        """Take in one batch's outputs, with the right and with the changed conditions."""
-        first, second = _columns(right, len(kept)), _columns(changed, len(kept))
+    def begin(self, output: Any, target: Any, group: Any, count: int) -> None:
+        """Take in a batch's outputs with the right conditions."""
+        self.output, self.target = _columns(output, count), target
+        self.first, self.count = self.count, self.count + count
+        unit = np.arange(self.first, self.count)
+        if group is not None:  # numbers below zero, as batches without groups may be among the others
+            ids = _ids(group, count)
+            unit = np.array([self.groups.setdefault(one, -1 - len(self.groups)) for one in ids])
+        apart = np.stack([_apart(column) for column in self.output], axis=1)
+        self._append(_RIGHT, {"unit": unit, "apart": apart} | self._scored(output, count))
+
+    def add(self, name: str, output: Any, giver: Rows, kept: Flags) -> None:
+        """Take in the batch's outputs with changed conditions: whose they are, and which samples count."""
+        pairs = zip(self.output, _columns(output, len(kept)), strict=True)
         found = {
-            "moved": np.stack([_distance(a, b) for a, b in zip(first, second, strict=True)], axis=1),
-            "apart": np.stack([_apart(a) for a in first], axis=1),
-        }
-        for score, function in self.scores.items():
-            if target is None:
-                raise ValueError(
-                    f"heard: {score} needs a target, got a batch of (x, condition).\n"
-                    f"Give (x, condition, target)."
-                )
-            before, after = (_scored(score, function, y, target, len(kept)) for y in (right, changed))
-            found |= {f"{score} before": before, score: after - before}
+            "row": np.arange(self.first, self.count),
+            "giver": self.first + giver,
+            "moved": np.stack([_distance(a, b) for a, b in pairs], axis=1),
+        } | self._scored(output, len(kept))
+        self._append(name, {key: values[kept] for key, values in found.items()})
+
+    def end(self) -> None:
+        """Let go of the batch."""
+        self.output, self.target = [], None
+
+    def _scored(self, output: Any, count: int) -> dict[str, Numbers]:
+        if self.scores and self.target is None:
+            raise ValueError(
+                f"heard: {next(iter(self.scores))} needs a target, got a batch of (x, condition).\n"
+                f"Give (x, condition, target)."
+            )
+        return {name: _scored(name, score, output, self.target, count) for name, score in self.scores.items()}
+
+    def _append(self, name: str, found: Mapping[str, NDArray[Any]]) -> None:
         change = self.found.setdefault(name, {})
         for key, values in found.items():
-            _append(change.setdefault(key, []), values[kept])
+            _append(change.setdefault(key, []), values)
 
-    def effect(self, name: str, rng: np.random.Generator, resamples: int) -> Effect:
+    @property
+    def units(self) -> int:
+        """How many independent samples there are, or groups of them."""
+        return len(np.unique(self._all(_RIGHT)["unit"]))
+
+    def levels(self) -> tuple[Estimate | None, Estimate | None]:
+        """Return loss and success with the right conditions."""
+        right = self._all(_RIGHT)
+        sampled = Sampled(right["unit"], right["unit"])
+        loss, success = (
+            sampled.level(right[name], self.bootstrap, bounds) if name in self.scores else None
+            for name, bounds in (("loss", (-math.inf, math.inf)), ("success", (0.0, 1.0)))
+        )
+        return loss, success
+
+    def effect(self, name: str) -> Effect:
         """Return the estimates of one change."""
-        moved, apart = self._all(name, "moved"), self._all(name, "apart")
+        right, again, change = self._all(_RIGHT), self._all("repeat"), self._all(name)
+        rows, moved = change["row"], change["moved"]
         # A sample without others takes the mean of all that have some, which leaves that mean as it is.
-        apart = np.where(np.isnan(apart), np.nanmean(self._all("repeat", "apart"), axis=0), apart)
+        apart = np.where(np.isnan(right["apart"]), np.nanmean(right["apart"], axis=0), right["apart"])[rows]
+        sampled = Sampled(right["unit"][rows], right["unit"][change["giver"]])
 
-        def change(rows: Rows) -> Numbers:
-            return _over_parts(_ratio(moved[rows].mean(axis=1), apart[rows].mean(axis=1)))
+        def scored(score: str, before: Mapping[str, Any], least: float) -> Estimate | None:
+            if score not in self.scores:
+                return None
+            if (
+                name == "repeat" and not moved.any()
+            ):  # no chance at all, and not one that n samples do not show
+                return Estimate(0.0, 0.0, 0.0, len(rows))
+            return sampled.change(before[score][rows], change[score], self.bootstrap, (least, -least))
 
-        means = [self._mean(name, score, rng, resamples) for score in ("loss", "success")]
-        return Effect(_estimate(change, len(moved), rng, resamples), means[0], means[1])
+        output = sampled.estimate(
+            lambda means: _relative(*np.split(means, 2, axis=-1)),
+            np.concatenate([moved, apart], axis=1),
+            self.bootstrap,
+            (0.0, math.inf),
+            np.repeat([1, 2], moved.shape[1]),
+        )
+        found = Effect(output, scored("loss", right, -math.inf), scored("success", right, -1.0))
+        if name == "repeat" or not self._by_chance(right, again):
+            return found
+        # Beside parts that differ between samples, what is the same for all has no measure.
+        kept = apart.mean(axis=0) > 0
+        if math.isinf(output.value) or not kept.any():
+            kept, apart = np.ones_like(kept), np.ones_like(apart)
+        more = sampled.estimate(
+            lambda means: _more(*np.split(means, 3, axis=-1)),
+            np.concatenate([moved[:, kept], again["moved"][rows][:, kept], apart[:, kept]], axis=1),
+            self.bootstrap,
+            roles=np.repeat([1, 1, 2], kept.sum()),
+        )
+        beyond = Effect(more, scored("loss", again, -math.inf), scored("success", again, -1.0))
+        return replace(found, beyond=beyond)
 
-    def before(self, score: str, rng: np.random.Generator, resamples: int) -> Estimate | None:
-        """Return the mean of a score with the right conditions."""
-        return self._mean("repeat", f"{score} before", rng, resamples)
+    def _by_chance(self, right: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
+        """Whether a repetition changes anything."""
+        return bool(again["moved"].any()) or any((right[name] != again[name]).any() for name in self.scores)
 
-    def _mean(self, name: str, key: str, rng: np.random.Generator, resamples: int) -> Estimate | None:
-        if key not in self.found[name]:
-            return None
-        values = self._all(name, key)
-        return _estimate(lambda rows: values[rows].mean(axis=1), len(values), rng, resamples)
-
-    def _all(self, name: str, key: str) -> Numbers:
-        return np.concatenate(self.found[name][key])
+    def _all(self, name: str) -> dict[str, NDArray[Any]]:
+        return {key: np.concatenate(arrays) for key, arrays in self.found[name].items()}
 
 
-def _append(arrays: list[Numbers], rows: Numbers) -> None:
+def _append(arrays: list[Any], rows: NDArray[Any]) -> None:
     """Append rows, and join arrays until each is twice as long as the next.
 
     Many small arrays, one for each batch, would lie between freed memory and keep it from being given back.
@@ -278,15 +365,27 @@ def _append(arrays: list[Numbers], rows: Numbers) -> None:
         arrays[-2:] = [np.concatenate(arrays[-2:])]
 
 
-def _parts(batch: Sequence[Any]) -> tuple[Any, Any, Any]:
-    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+def _parts(batch: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3, 4):
         size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
         raise ValueError(
-            f"heard: expected batches of (x, condition) or (x, condition, target), "
-            f"got a {type(batch).__name__}{size}.\n"
+            f"heard: expected batches of (x, condition), (x, condition, target) or "
+            f"(x, condition, target, group), got a {type(batch).__name__}{size}.\n"
             f"Give a list of batches, also for a single one: [(x, condition)]."
         )
-    return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+    x, condition, target, group = (*batch, None, None)[:4]
+    return x, condition, target, group
+
+
+def _ids(group: Any, count: int) -> list[int | str]:
+    """Return the group of each sample."""
+    found = group.tolist() if isinstance(group, Tensor | np.ndarray) else list(group)
+    if len(found) != count or not all(isinstance(one, Integral | str) for one in found):
+        raise ValueError(
+            f"heard: expected as group a number or text for each of {count} samples, got {len(found)}: "
+            f"{found[:3]}.\nSamples of one episode or scene have the same one."
+        )
+    return found
 
 
 def _nothing_to_swap(found: Mapping[str, object]) -> str:
@@ -367,6 +466,11 @@ def _scored(name: str, function: Score, output: Any, target: Any, count: int) ->
             f"got {'NaN or infinity' if per_sample else f'shape {tuple(values.shape)}'}.\n"
             f'Losses of torch give one per sample with reduction="none".'
         )
+    if name == "success" and (values.min() < 0 or values.max() > 1):
+        raise ValueError(
+            f"heard: expected success to be 0..1 for each sample, got {values.min():.3g} to "
+            f"{values.max():.3g}.\nDivide percentages by 100; a reward is a loss with the other sign."
+        )
     return values.reshape(count, -1).mean(dim=1).numpy()
 
 
@@ -376,22 +480,18 @@ def _ratio(moved: Numbers, apart: Numbers) -> Numbers:
         return np.where(moved == 0, 0.0, np.sqrt(moved / apart))
 
 
-def _over_parts(ratios: Numbers) -> Numbers:
-    """Return the mean over the parts of an output, [resamples, parts] -> [resamples].
+def _relative(moved: Numbers, apart: Numbers) -> Numbers:
+    """Return the mean over the parts of an output, of means [..., parts] -> [...].
 
     A part that is the same for all samples gives no measure of its changes, and counts only where no other
     part changes.
     """
+    ratios = _ratio(moved, apart)
     measured = np.isfinite(ratios)
-    found = np.where(measured, ratios, 0.0).sum(axis=1)
-    return np.where(found > 0, found / np.maximum(measured.sum(axis=1), 1), ratios.mean(axis=1))
+    found = np.where(measured, ratios, 0.0).sum(axis=-1)
+    return np.where(found > 0, found / np.maximum(measured.sum(axis=-1), 1), ratios.mean(axis=-1))
 
 
-def _estimate(
-    statistic: Callable[[Rows], Numbers], n: int, rng: np.random.Generator, resamples: int
-) -> Estimate:
-    at_once = max(1, 1_000_000 // n)
-    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
-    drawn = np.concatenate([statistic(rng.integers(0, n, (size, n))) for size in sizes])
-    low, high = np.percentile(drawn, [2.5, 97.5], method="nearest").tolist()
-    return Estimate(float(statistic(np.arange(n)[None])[0]), low, high, n)
+def _more(moved: Numbers, again: Numbers, apart: Numbers) -> Numbers:
+    """Return by how much more a change moves the outputs than a repetition does."""
+    return _relative(moved, apart) - _relative(again, apart)

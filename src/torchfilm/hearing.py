@@ -6,35 +6,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from torchfilm.intervals import Estimate
 from torchfilm.writing import in_columns
 
 HARDLY = 0.01
-"""An output that changes by less than this share of the difference between samples counts as the same."""
+"""Where no score tells, an output that changes by no more of the difference between samples is the same."""
 
 _ALONE = "swap "  # in front of the name of one of several conditions
 
 Verdict = Literal["ignored", "unused", "heard"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number over samples with its interval: percentiles 2.5 and 97.5 of bootstrap resamples.
-
-    Args:
-        value: the number.
-        low: where its interval starts.
-        high: where it ends.
-        n: how many samples it is over.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        """Show the number and its interval."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -47,11 +27,19 @@ class Effect:
             and words count as equal or different.
         loss: how much the loss rises, in its own unit; None where it was not measured.
         success: how much the success changes, -1..1; None where it was not measured.
+        beyond: by how much more than a repetition does, sample by sample; None for the repetition itself, and
+            where that changes nothing.
     """
 
     output: Estimate
     loss: Estimate | None
     success: Estimate | None
+    beyond: Effect | None = None
+
+    @property
+    def proper(self) -> Effect:
+        """Return what the change of the condition itself does, without what chance does."""
+        return self.beyond or self
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ class Hearing:
             "paraphrase", those that were measured; and of several conditions "swap NAME", this one alone.
         loss: the loss with the right conditions.
         success: the success with the right conditions, 0..1.
-        left_out: how many samples had no different condition to swap with in their batch.
+        left_out: how many samples are in batches with a single condition, where there is no other to give.
         notes: what was not measured, and why.
         remedy: what to do where the condition is ignored; empty where there is nothing to ask.
     """
@@ -89,32 +77,30 @@ class Hearing:
         )
 
     def _verdict(self, swap: Effect) -> Verdict:
-        repeat = self.effects["repeat"]
-        if swap.output.value <= HARDLY:
-            return "ignored"
-        if _above(swap.loss, repeat.loss, 1) or _above(swap.success, repeat.success, -1):
+        if _clear(swap.proper.loss, 1) or _clear(swap.proper.success, -1):
             return "heard"
-        if repeat.output.value > 0 and swap.output.low <= repeat.output.high:
+        if swap.output.value <= HARDLY or (swap.beyond and not _clear(swap.beyond.output, 1)):
             return "ignored"
         return "heard" if swap.loss is None and swap.success is None else "unused"
 
     @property
     def words(self) -> str:
         """Return the verdict as sentences, with the criterion."""
-        swap, chance = self.effects["swap"].output, self.effects["repeat"].output
+        swap, beyond = self.effects["swap"].output, self.effects["swap"].beyond
         change = f"swapping it changes the output by {_shown(swap)} of the difference between samples"
         if math.isinf(swap.value):
-            change = "swapping it changes the output, which is the same for all samples otherwise"
+            change = "swapping it changes an output that is the same for all samples otherwise"
         if self.verdict == "ignored":
-            floor = (
-                f"no more than a repetition with the same condition does ({chance.value:.2g})"
-                if swap.value > HARDLY
-                else f"less than {HARDLY}"
-            )
+            floor = f"less than {HARDLY}"
+            if swap.value > HARDLY and beyond:
+                chance = self.effects["repeat"].output.value
+                more = f"({chance:.3f}; the difference is {_shown(beyond.output, '+')})"
+                floor = f"not clearly more than a repetition with the same condition does {more}"
             return f"The condition is ignored: {change}, {floor}. {self.remedy}".rstrip()
         if self.verdict == "unused":
             return (
-                f"The condition changes the output, but to no advantage: {change}, yet {self._no_worse()}."
+                f"The condition changes the output, but to no clear advantage: {change}, "
+                f"yet {self._no_worse()}."
                 f"{self._deaf()}"
             )
         return f"The condition is heard: {change}{self._harm()}.{self._deaf()}{self._wording()}"
@@ -140,29 +126,28 @@ class Hearing:
         swap = self.effects["swap"]
         if swap.loss is not None and swap.loss.high < 0:
             return "the loss falls with another sample's condition: are conditions and samples out of step?"
-        parts = [("the loss does not rise", swap.loss, 1), ("the success does not fall", swap.success, -1)]
+        parts = [("the loss does not clearly rise", swap.loss, swap.proper.loss, 1)]
+        parts += [("the success does not clearly fall", swap.success, swap.proper.success, -1)]
         shown = []
-        for text, found, sign in parts:
-            if found is not None:
-                more = " by more than in a repetition" if min(sign * found.low, sign * found.high) > 0 else ""
-                shown.append(f"{text}{more} ({found})")
+        for text, found, proper, sign in parts:
+            if found is not None and proper is not None:
+                more = " by more than in a repetition" if _clear(found, sign) else ""
+                shown.append(f"{text}{more} ({proper if more else found})")
         return " and ".join(shown)
 
     def _harm(self) -> str:
         """Return what a swap does to each score: the harm first, then what does not go with it."""
-        swap, repeat = self.effects["swap"], self.effects["repeat"]
-        scores = (
-            ("loss", "success", swap.loss, repeat.loss, 1),
-            ("success", "loss", swap.success, repeat.success, -1),
-        )
+        swap = self.effects["swap"]
+        more = " more than in a repetition" if swap.beyond else ""
+        scores = (("loss", "success", swap.proper.loss, 1), ("success", "loss", swap.proper.success, -1))
         harm, rest = [], []
-        for name, other, found, chance, sign in scores:
+        for name, other, found, sign in scores:
             if found is None:
                 continue
-            moves = f"the {name} {'rises' if found.value > 0 else 'falls'} by {abs(found.value):.3g}"
-            if _above(found, chance, sign):
+            moves = f"the {name} {'rises' if found.value > 0 else 'falls'} by {abs(found.value):.3g}{more}"
+            if _clear(found, sign):
                 harm.append(moves)
-            elif _above(found, chance, -sign):
+            elif _clear(found, -sign):
                 rest.append(f"but {moves}, which contradicts the {other}")
             else:
                 surely = "" if found.low == found.high == 0 else " clearly"
@@ -179,18 +164,15 @@ class Hearing:
     def _wording(self) -> str:
         if "paraphrase" not in self.effects:
             return ""
-        share = self.effects["paraphrase"].output.value / self.effects["swap"].output.value
-        if math.isnan(share):  # both without bound: the outputs of two samples do not differ
+        found = self.effects["paraphrase"].output
+        if math.isinf(found.value):  # without bound: the outputs of two samples do not differ
             return ""
-        return f" Other words for the same condition change {share:.0%} of what another condition does."
+        return f" Other words for the same condition change it by {found}."
 
 
-def _above(found: Estimate | None, chance: Estimate | None, sign: int) -> bool:
-    """Whether a change in the direction of the sign is clear of zero, and of what a repetition makes."""
-    if found is None or chance is None:
-        return False
-    low, floor = (found.low, chance.high) if sign > 0 else (-found.high, -chance.low)
-    return low > max(0.0, floor)
+def _clear(found: Estimate | None, sign: int) -> bool:
+    """Whether a change is clear of zero, in the direction of the sign."""
+    return found is not None and (found.low > 0 if sign > 0 else found.high < 0)
 
 
 def _shown(found: Estimate | None, sign: str = "") -> str:

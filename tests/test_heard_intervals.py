@@ -1,0 +1,95 @@
+"""The intervals and verdicts of `heard` are right as often as they say, by 300 data sets each."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from torchfilm.heard import heard
+
+
+def shares_covered(model: Callable, n: int, truths: tuple[float, float]) -> list[float]:
+    """How many of 300 intervals of a swap's loss, squared, and of its output have the truth in them."""
+    hits = np.zeros(2)
+    for seed in range(300):
+        torch.manual_seed(seed)
+        x, z = torch.randn(2, n, 4)
+        batch = (x, z, model(x, z))
+        found = heard(model, [batch], loss=lambda y, t: (y - t).square().mean(1), seed=seed, resamples=200)
+        swap = found.effects["swap"]
+        pairs = zip((swap.loss, swap.output), truths, strict=True)
+        hits += [one.low <= truth <= one.high for one, truth in pairs]
+    return (hits / 300).tolist()
+
+
+def test_the_intervals_cover_the_truth_though_each_condition_is_in_two_samples():
+    assert min(shares_covered(lambda x, cond: cond, 200, (2, 1))) >= 0.92
+    assert min(shares_covered(lambda x, cond: x + 0.3 * cond, 200, (0.18, (0.09 / 1.09) ** 0.5))) >= 0.92
+
+
+@pytest.mark.parametrize(("n", "most"), [(2, 0.05), (8, 0.04), (32, 0.04)])
+def test_a_target_that_has_nothing_to_do_with_the_condition_is_seldom_heard(n: int, most: float):
+    false = 0
+    for seed in range(300):
+        torch.manual_seed(seed)
+        x, z, target = torch.randn(3, n, 1)
+        found = heard(
+            lambda x, cond: x + cond,
+            [(x, z, target)],
+            loss=lambda y, t: (y - t).square(),
+            seed=seed,
+            resamples=200,
+        )
+        false += found.verdict == "heard"
+    assert false <= most * 300
+
+
+def test_samples_of_one_group_are_resampled_together_in_every_form_of_it():
+    x, z = torch.randn(30, 1), torch.randn(30, 1)
+    number = torch.arange(30) // 5
+    found = [
+        heard(lambda x, cond: x + cond, [(x, z, x[:, 0], group)], loss=lambda y, t: (y[:, 0] - t).square())
+        for group in (number, number.numpy(), number.tolist(), [f"scene {one}" for one in number])
+    ]
+    assert found[0] == found[1] == found[2] == found[3]
+    assert found[0].effects["swap"].output.n == 30
+    assert found[0].notes[0].startswith("n: 6 independent samples are few")
+    assert heard(lambda x, cond: cond, [(x, z, None, number), (x, z)]).notes == ()
+
+
+def test_intervals_cover_the_truth_where_samples_come_in_groups():
+    hits = np.zeros(2)
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        level, change = (rng.normal(size=(2, 20, 1)) + rng.normal(size=(2, 20, 5))).reshape(2, 100)
+        x, z = torch.tensor(np.stack([level, level + 1 + change], 1)), torch.arange(100)
+        found = heard(
+            lambda x, cond: torch.where(cond == torch.arange(100), x[:, 0], x[:, 1]),
+            [(x, z, z, z // 5)],
+            loss=lambda y, t: y,
+            seed=seed,
+            resamples=200,
+        )
+        swap = found.effects["swap"].loss
+        hits += [found.loss.low <= 0 <= found.loss.high, swap.low <= 1 <= swap.high]
+    assert hits.min() >= 0.92 * 300
+
+
+def test_the_change_of_a_success_is_covered_though_hardly_any_of_few_samples_change():
+    hits, own = np.zeros(2), torch.arange(8)
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        x = torch.tensor(np.stack([rng.random(8) < 0.99, rng.random(8) < 0.9], axis=1)).double()
+        found = heard(
+            lambda x, cond: torch.where(cond == own, x[:, 0], x[:, 1]),
+            [(x, own, own)],
+            success=lambda y, t: y,
+            seed=seed,
+            resamples=40,
+        )
+        assert found.success is not None
+        swap = found.effects["swap"].success
+        assert swap is not None
+        hits += [found.success.low <= 0.99 <= found.success.high, swap.low <= -0.09 <= swap.high]
+    assert hits.min() >= 0.88 * 300
