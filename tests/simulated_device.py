@@ -10,6 +10,7 @@ device then is there, beside the CPU, for the life of the process.
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,7 +76,8 @@ def _note(name: str, *, waits: bool) -> None:
         Simulated.open.ran.append(name)
         if waits:
             lines = [one for one in traceback.extract_stack() if "/torchfilm/" in one.filename]
-            Simulated.open.waits.append(f"{name} {lines[-1:]}")
+            where = [f" at {Path(one.filename).name}:{one.lineno}" for one in lines[-1:]]
+            Simulated.open.waits.append("".join([name, *where]))
 
 
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

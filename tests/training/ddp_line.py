@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,15 @@ def error_on_rank_one(out: Path, factor: float) -> str:
     return "no error"
 
 
+def sums_of_steps(out: Path) -> int:
+    """How often six steps of a network without norms sum over the processes, beside DDP's own sums."""
+    module = Line()
+    module.norm = nn.Identity()
+    with mock.patch.object(torch.distributed, "all_reduce", wraps=torch.distributed.all_reduce) as summed:
+        train(module, squared_error, Points(), toy_config(steps=6), out)
+    return summed.call_count
+
+
 def main(out: Path) -> None:
     loop.joined = watched
     with joined(torch.device("cpu")) as ranks:
@@ -109,6 +119,7 @@ def main(out: Path) -> None:
         stopped = stop_and_resume(out / "run")
         found = {"errors": errors, "stopped": stopped, "nan": error_on_rank_one(out / "nan", float("nan"))}
         found["overflow"] = error_on_rank_one(out / "overflow", 1e200)
+        found["sums"] = sums_of_steps(out / "sums")
         found["outliving"] = outliving
         everything = ranks.gather(found)
     (out / f"threads_{RANK}.json").write_text(json.dumps(threads_of_gloo()))

@@ -100,6 +100,21 @@ class Named(NamedTuple):
     rest: dict[str, list[torch.Tensor]]
 
 
+@dataclass(frozen=True)
+class Words:
+    words: torch.Tensor
+    lengths: torch.Tensor
+
+    on_cpu = ("lengths",)
+
+
+class Told(NamedTuple):
+    words: torch.Tensor
+    lengths: torch.Tensor
+
+    on_cpu = ("lengths",)
+
+
 def test_every_tensor_of_a_nested_batch_is_moved() -> None:
     batch = Named(Pair(torch.ones(2), ("a", "b")), {"k": [torch.zeros(3, dtype=torch.long)]})
     moved = to_device(batch, torch.device("meta"))
@@ -108,3 +123,33 @@ def test_every_tensor_of_a_nested_batch_is_moved() -> None:
     assert moved.rest["k"][0].shape == (3,)
     assert moved.pair.names == ("a", "b")
     assert type(moved) is Named
+
+
+@pytest.mark.parametrize("kind", [Words, Told])
+def test_what_is_read_on_the_cpu_stays_there(kind: type[Words] | type[Told]) -> None:
+    batch = kind(torch.ones(2, 3), torch.tensor([3, 1]))
+    moved = to_device({"told": batch}, torch.device("meta"))["told"]
+    assert type(moved) is kind
+    assert moved.words.is_meta
+    assert moved.lengths is batch.lengths
+
+
+@pytest.mark.parametrize(("kind", "pinned"), [("cuda", 1), ("cpu", 0), ("meta", 0)])
+def test_what_goes_to_cuda_is_pinned(monkeypatch: pytest.MonkeyPatch, kind: str, pinned: int) -> None:
+    copies: list[torch.Tensor] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        copies.append(tensor.clone())
+        return copies[-1]
+
+    def to(tensor: torch.Tensor, device: torch.device, *, non_blocking: bool) -> torch.Tensor:
+        assert device.type == kind
+        assert non_blocking
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch = torch.ones(2)
+    moved = to_device(batch, torch.device(kind))
+    assert len(copies) == pinned
+    assert moved is (copies[0] if pinned else batch)

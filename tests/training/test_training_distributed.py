@@ -51,9 +51,15 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(two: tuple[Path, li
     assert [found["stopped"] for found in two[1]] == [10, 10]
 
 
+def test_a_step_sums_over_the_processes_once_beside_the_gradients(
+    two: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    assert [found["sums"] for found in two[1]] == [6, 6]
+
+
 def test_no_ddp_module_outlives_its_process_group(two: tuple[Path, list[dict[str, Any]]]) -> None:
     # Freed last, it waits for a thread of gloo that may wait for the interpreter: one run of eight hung.
-    assert [found["outliving"] for found in two[1]] == [[0, 0, 0, 0]] * 2
+    assert [found["outliving"] for found in two[1]] == [[0, 0, 0, 0, 0]] * 2
 
 
 def test_no_thread_outlives_its_process_group(two: tuple[Path, list[dict[str, Any]]]) -> None:

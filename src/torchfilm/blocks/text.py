@@ -94,16 +94,18 @@ class WordEncoder(nn.Module):
         return BAG_SCALE * self.bag(tokens) * real_words(tokens, lengths)[:, :, None]
 
     def _packed(self, tokens: Tensor, lengths: Tensor) -> PackedSequence:
+        lengths = lengths.cpu()  # if they are on a device, this is the only wait for it
         _check_lengths(tokens, lengths)
         embedded = self.embedding(tokens)
-        return pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
 
 
 def real_words(
     tokens: Shaped[Tensor, "batch time *rest"], lengths: Int[Tensor, " batch"]
 ) -> Bool[Tensor, "batch time"]:
     """Return True for words and False for the padding behind them."""
-    return torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]
+    lengths = lengths.to(tokens.device, non_blocking=True)
+    return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
 
 
 def _check_lengths(tokens: Tensor, lengths: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -109,18 +110,25 @@ class GlobalRandomState:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The same batch with every tensor on `device`: tensors, dicts, lists, tuples and dataclasses, nested."""
+    """The same batch with every tensor on `device`: tensors, dicts, lists, tuples and dataclasses, nested.
+
+    What a dataclass or named tuple names in its `on_cpu` stays where it is: ("lengths",), read by packing.
+    """
     if isinstance(batch, Tensor):
+        if device.type == "cuda" and batch.is_cpu:  # only such a copy is not waited for
+            batch = batch.pin_memory()
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and type(batch) is not tuple:  # a named tuple
-        return type(batch)(*(to_device(value, device) for value in batch))
+
+    def moved(names: Iterable[str]) -> dict[str, Any]:
+        stay = getattr(batch, "on_cpu", ())
+        return {name: to_device(getattr(batch, name), device) for name in names if name not in stay}
+
+    if hasattr(batch, "_fields"):  # a named tuple
+        return batch._replace(**moved(batch._fields))
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return dataclasses.replace(batch, **moved(f.name for f in dataclasses.fields(batch) if f.init))
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        moved = {
-            f.name: to_device(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init
-        }
-        return dataclasses.replace(batch, **moved)
     return batch

@@ -6,13 +6,14 @@ import datetime
 import importlib
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -28,13 +29,14 @@ class Ranks:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
-    def total(self, values: list[float], device: torch.device) -> list[float]:
-        """Element-wise sum over all processes, in float64."""
-        if self.world_size == 1:
-            return values
-        summed = torch.tensor(values, dtype=torch.float64, device=device)
+    def total(self, values: Sequence[Tensor | float], device: torch.device) -> Float[Tensor, " values"]:
+        """Sum of each value over all processes, in float64: on the device, which is not waited for."""
+        to = {"device": device, "dtype": torch.float64}
+        summed = torch.stack(
+            [v.reshape(()).to(**to) if isinstance(v, Tensor) else torch.full((), v, **to) for v in values]
+        )
         dist.all_reduce(summed)
-        return summed.tolist()
+        return summed
 
     def gather(self, value: Any) -> list[Any]:
         """The value of each process, in the order of ranks."""

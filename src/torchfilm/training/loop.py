@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,9 +220,10 @@ class _Run:
     def loop(self, evaluate: Evaluate | None, stop: StopRequest) -> TrainResult:
         """Steps until the budget is spent; checkpoints and evaluations where they are due."""
         config, counters = self.config, self.counters
-        written = counters.step
+        written, asked = counters.step, False
         while True:
-            asked = self._agree(asked=stop.asked)
+            if self.ranks.world_size == 1:  # several processes agree in each step
+                asked, counters.seconds = stop.asked, time.monotonic() - self.start
             progress = config.progress(counters.step, counters.seconds)
             if progress >= 1.0:
                 return self._finish(evaluate, unwritten=written != counters.step)
@@ -239,19 +240,10 @@ class _Run:
                 raise Interrupted(counters.step, message)
             if evaluate is not None and counters.evaluated_step != counters.step and self._evaluation_due():
                 self._evaluate(evaluate)
-            self._step(progress)
+            asked = self._step(progress, stop)
 
-    def _agree(self, *, asked: bool) -> bool:
-        """Set the clock of all processes to rank 0's; whether any of them was asked to stop."""
-        seconds = time.monotonic() - self.start
-        if self.ranks.world_size > 1:
-            own = [seconds if self.ranks.first else 0.0, float(asked)]
-            seconds, votes = self.ranks.total(own, self.device)
-            asked = votes > 0
-        self.counters.seconds = seconds
-        return asked
-
-    def _step(self, progress: float) -> None:
+    def _step(self, progress: float, stop: StopRequest) -> bool:
+        """Take one step, which waits for the device once; whether any of several processes is to stop."""
         config, counters, ranks = self.config, self.counters, self.ranks
         draw = Draw(counters.step, config.seed, progress, config.batch_size, ranks.rank, ranks.world_size)
         seed_everything(config.seed, counters.step, ranks.rank)
@@ -259,13 +251,16 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         seed_everything(config.seed, counters.step, ranks.rank)
         result: Loss = self.computes(batch)
-        values, items = self._totals(result)
-        loss = result.value
+        loss, items, asked, seconds = result.value, result.items, stop.asked, counters.seconds
+        means: Sequence[Tensor | float] = [loss, *result.metrics.values()]
         if ranks.world_size > 1:  # DDP divides by the number of processes, whatever their shares
-            loss = loss * (result.items * ranks.world_size / items)
+            items, asked, seconds, *means = self._over_all(items, means, asked=asked)
+            loss = loss * (torch.full_like(items, result.items * ranks.world_size) / items).to(loss.dtype)
         loss.backward()
         limit = config.grad_clip if config.grad_clip is not None else math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.trained, limit))
+        norm = nn.utils.clip_grad_norm_(self.trained, limit)
+        norm, items, asked, counters.seconds, *means = _numbers([norm, items, asked, seconds, *means])
+        values = dict(zip(("loss", *result.metrics), means, strict=True))
         if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
             self._stop_at_nonfinite(batch, values["loss"], norm)
         rate = config.learning_rate(counters.step, progress)
@@ -279,16 +274,15 @@ class _Run:
         if _due(counters.step, config.log_steps):
             self._log()
         self.progress_line.update(progress, counters.step, counters.seconds, items, values)
+        return bool(asked)
 
-    def _totals(self, result: Loss) -> tuple[dict[str, float], float]:
-        """Means over the global batch, and its number of items."""
-        own = {"loss": float(result.value.detach())}
-        own |= {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in result.metrics.items()}
-        if self.ranks.world_size == 1:
-            return own, result.items
-        sums = [value * result.items for value in own.values()] if result.items else [0.0] * len(own)
-        items, *totals = self.ranks.total([float(result.items), *sums], self.device)
-        return {name: total / items for name, total in zip(own, totals, strict=True)}, items
+    def _over_all(self, items: int, means: Sequence[Tensor | float], *, asked: bool) -> tuple[Tensor, ...]:
+        """Items, votes to stop, rank 0's clock, and means over the global batch: on the device, unread."""
+        wide = [m.detach().double() if isinstance(m, Tensor) else m for m in means]
+        sums = [mean * items if items else 0.0 for mean in wide]
+        seconds = time.monotonic() - self.start if self.ranks.first else 0.0
+        total = self.ranks.total([items, asked, seconds, *sums], self.device)
+        return (*total[:3], *(total[3:] / total[0]))
 
     def _log(self) -> None:
         counters = self.counters
@@ -428,6 +422,14 @@ class _Run:
         for file in (self.metrics, self.events):
             if file is not None:
                 file.close()
+
+
+def _numbers(values: Sequence[Tensor | float]) -> list[float]:
+    """The values as numbers; for those on a device it is waited for once."""
+    values = [v.detach() if isinstance(v, Tensor) else v for v in values]
+    there = [v.reshape(()) for v in values if isinstance(v, Tensor) and not v.is_cpu]
+    read = iter(torch.stack(there).cpu().tolist() if there else [])
+    return [next(read) if isinstance(v, Tensor) and not v.is_cpu else float(v) for v in values]
 
 
 def _due(step: int, interval: int | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchfilm.training import Draw
+
+
+class Told(NamedTuple):
+    """Words of each text, and how many they are, which is read on the CPU."""
+
+    tokens: Int[Tensor, "batch time"] | Float[Tensor, "batch time dim"]
+    lengths: Int[Tensor, " batch"]
+
+    on_cpu = ("lengths",)
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ def rows_of(heard: Mapping[str, Any], rows: Int[Tensor, " batch"]) -> dict[str, 
     for name, value in heard.items():
         if isinstance(value, tuple):
             tokens, lengths = value[0][rows], value[1][rows]
-            found[name] = (tokens[:, : int(lengths.max())], lengths)
+            found[name] = Told(tokens[:, : int(lengths.max())], lengths)
         else:
             found[name] = value[rows]
     return found

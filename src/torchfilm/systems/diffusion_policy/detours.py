@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 _INSIDE = 0.96  # of a circle's radius is left where the start or the end would lie within it
 _PAST = 0.3  # radii that a corner lies beyond the point where its way touches the circle
@@ -75,7 +76,7 @@ def ways_round(
     near += _nearest(corners, finish, centres, late, absent, alone)
     length = towards.norm(dim=-1)[:, None]
     longer = (corners - begin).norm(dim=-1) + (finish - corners).norm(dim=-1) - length
-    circle = torch.cat([torch.full((1,), -1), torch.arange(n).repeat(2)]).to(centres.device)
+    circle = functional.pad(torch.arange(n, device=centres.device).repeat(2), (1, 0), value=-1)
     kind = torch.stack([circle == one for one in (-1, *range(n - alone, n))], dim=-1).to(start)
     features = [
         corners / _WIDE,

@@ -359,7 +359,7 @@ class DiffusionPolicy(nn.Module):
             config.train_steps, config.prediction, sampler or config.sampler, steps or config.sample_steps
         )
         asked = [self.look(observations, one) for one in (heard, blank) if one is not None]
-        table = self._step_table(schedule.timesteps.to(observations.device))
+        table = self._step_table(schedule.timesteps)
         rows = [self.unet.condition_rows(one.condition) for one in asked]
         x = noise_like(observations, (config.horizon, config.action), generator)
         for row, step in zip(table, schedule.timesteps, strict=True):
@@ -383,11 +383,11 @@ class DiffusionPolicy(nn.Module):
         return prepared.turned(y, back=True)
 
     def _step_table(self, steps: Int[Tensor, " steps"]) -> Float[Tensor, "steps rows"]:
-        """What the steps contribute to gamma and beta: kept until weights or steps change."""
+        """What steps on the CPU contribute to gamma and beta: kept until weights or steps change."""
         made_from = [*self.unet.step_encoder.parameters(), *self.unet.generator.parameters()]
         key = (steps.tolist(), [(weight.data_ptr(), weight._version) for weight in made_from])
         if self._table is None or self._table[0] != key:
-            self._table = key, self.unet.step_rows(steps)
+            self._table = key, self.unet.step_rows(steps.to(made_from[0].device))
         return self._table[1]
 
     def _places(self, dim: int) -> dict[str, dict[str, int]]:
@@ -407,7 +407,10 @@ class DiffusionPolicy(nn.Module):
                 f"DiffusionPolicy: expected observations (batch, {expected[0]}, {expected[1]}), got "
                 f"{tuple(observations.shape)}. Axes are (batch, steps, numbers), the last step is now."
             )
-        if not torch.compiler.is_compiling() and not observations.isfinite().all():
+        learning = self.training and torch.is_grad_enabled() and not observations.is_cpu
+        if torch.compiler.is_compiling() or learning:  # where the loop looks at the loss, and waits once
+            return
+        if not observations.isfinite().all():
             raise ValueError(
                 f"DiffusionPolicy: expected finite observations, got "
                 f"{int((~observations.isfinite()).sum())} numbers that are not. Look at the sensors: a "

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from torchfilm.blocks.text import real_words
 from torchfilm.conditions import Tokens
-from torchfilm.systems.diffusion_policy.data import Windows
+from torchfilm.systems.diffusion_policy.data import Told, Windows
 from torchfilm.systems.diffusion_policy.model import DiffusionPolicy, Reasoning
 from torchfilm.systems.diffusion_policy.reasoning import Read
 from torchfilm.training import Draw, EpochOrder, Loss
@@ -99,7 +99,7 @@ def thinned(read: Read, share: float, rng: np.random.Generator) -> Read:
     order = (~kept).int().argsort(dim=1, stable=True)
     lengths = kept.sum(dim=1)
     moved = tokens.gather(1, order).masked_fill(~real_words(tokens, lengths), 0)
-    return moved[:, : int(lengths.max())], lengths
+    return Told(moved[:, : int(lengths.max())], lengths)
 
 
 class Understanding(nn.Module):

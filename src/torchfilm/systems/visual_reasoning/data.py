@@ -20,7 +20,7 @@ class Batch:
 
     images:       float [scenes, C, H, W], pixels, features or perception maps, as the model's config says
     questions:    int64 [B, T], padded with 0
-    lengths:      int64 [B], words of each, <START> and <END> counted
+    lengths:      int64 [B], words of each, <START> and <END> counted; on the CPU, where they are read
     scene_index:  int64 [B], row of `images` of each question
     answers:      int64 [B], number in the vocabulary
     """
@@ -30,6 +30,8 @@ class Batch:
     lengths: Int[Tensor, " B"]
     scene_index: Int[Tensor, " B"]
     answers: Int[Tensor, " B"]
+
+    on_cpu = ("lengths",)
 
 
 @dataclass(frozen=True)
