@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchfilm.heads import check_size, no_row, wide
+from torchfilm.sharding import beside
 
 Pooling = Literal["mean", "attention"]
 
@@ -170,7 +171,7 @@ class Scalars(nn.Module):
         """Give learned frequencies their start again."""
         if self.frequencies is not None:
             with torch.no_grad():
-                self.frequencies.copy_(self._spaced(self.frequencies))
+                self.frequencies.copy_(beside(self.frequencies, self._spaced(self.frequencies)))
 
     def forward(
         self, numbers: Float[Tensor, "*batch n"] | Int[Tensor, "*batch n"]
