@@ -6,6 +6,7 @@ from torch import nn
 
 import torchfilm as tf
 from catalogue import randomise
+from torchfilm.fusion import FUSIONS
 
 COMPOSED = {"a": tf.Vector(3), "b": tf.Vector(4)}
 
@@ -96,3 +97,13 @@ def test_inner_layers_start_as_those_of_torch(fusion, options):
     (inner,) = (p for p in net.film.parameters() if p.shape == (50, 400))
     assert 0.95 * 400**-0.5 < inner.max() <= 400**-0.5
     assert 0.95 * 400**-0.5 < -inner.min() <= 400**-0.5
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_vector_that_is_missing_for_the_whole_batch_is_missing_for_each_sample(fusion: str):
+    torch.manual_seed(3)
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", tf.Maybe(tf.Vector(7)), fusion=fusion)
+    randomise(model).double()
+    x, z = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
+    each = model(x, cond=tf.Masked(z, torch.tensor([False, False])))
+    torch.testing.assert_close(model(x, cond=tf.Masked(None)), each)

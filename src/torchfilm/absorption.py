@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from torchfilm import native, onepass
 from torchfilm.modulation import Modulation
+from torchfilm.sharding import is_sharded
 
 
 class Affine(NamedTuple):
@@ -104,6 +105,8 @@ def absorbed(
     if way is None or not isinstance(x, Tensor) or (axes := x.ndim) not in way.axes or not way.takes(norm):
         return None
     if torch._C._is_tracing() or (dim is not None and (dim - way.channel_axis) % axes):
+        return None
+    if type(x) is not Tensor and is_sharded(x):
         return None
     gamma, beta = modulation.gated()
     if native.kernels is not None and way.in_one_pass is not None:

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
 from torchfilm.fusion import Fusion
 from torchfilm.injection import Conditioning, Network, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
 from torchfilm.several import Maybe, Several
-from torchfilm.sharding import is_sharded
+from torchfilm.sharding import ONE_FLAT_TENSOR, is_first, is_flattened, is_sharded
 from torchfilm.sites import Site, Sites, check_network
 from torchfilm.version import WRITER, check_format
 from torchfilm.writing import whole
@@ -88,24 +88,25 @@ def save(model: nn.Module, folder: str | Path) -> Path:
 
     The base is not written.
 
-    Of a network that FSDP2 has sharded, whole tensors are written: all processes have to call this, and the
-    first one writes.
+    Of a network that FSDP2 has sharded, whole tensors are written: all processes that have a part of it have
+    to call this, and the first of them writes.
 
     Args:
         model: a conditioned network.
         folder: is made where it does not exist; earlier files of the same names are replaced.
 
     Raises:
-        ValueError: for a model that is not conditioned, inside of `folded`, and for state of an encoder or a
-            generator that is no tensor.
+        ValueError: for a model that is not conditioned, inside of `folded`, inside of
+            FullyShardedDataParallel, and for state of an encoder or a generator that is no tensor.
     """
     film, root, path = conditioning(model), unwrapped(model), Path(folder)
     film.check(root)
     film.check_open("save")
+    if is_flattened(root):
+        raise ValueError(f"save: expected a network with its own parameters, got one with {ONE_FLAT_TENSOR}")
     names = {name: _unwrapped_name(paths[0]) for name, paths in film.paths(root).items()}
     state = film.state_dict()
     _check_tensors(state)
-    sharded = any(map(is_sharded, state.values()))
     tensors = {key: _whole(value).detach().cpu().clone().contiguous() for key, value in state.items()}
     description = {
         "format": FORMAT,
@@ -116,7 +117,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         "table": _renamed(film.generator.layout, names) if type(film.generator) is Table else None,
         "base": _fingerprint(root),
     }
-    if sharded and distributed.get_rank():
+    if not all(map(is_first, state.values())):
         return path
     text = json.dumps(description, indent=1, default=_number)
     with whole(path / DESCRIPTION) as described, whole(path / TENSORS) as numbers:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from torchfilm.heads import no_row, wide
 from torchfilm.naming import check_choice, check_size
+from torchfilm.sharding import beside
 
 Pooling = Literal["mean", "attention"]
 
@@ -171,7 +172,7 @@ class Scalars(nn.Module):
         """Give learned frequencies their start again."""
         if self.frequencies is not None:
             with torch.no_grad():
-                self.frequencies.copy_(self._spaced(self.frequencies))
+                self.frequencies.copy_(beside(self.frequencies, self._spaced(self.frequencies)))
 
     def forward(
         self, numbers: Float[Tensor, "*batch n"] | Int[Tensor, "*batch n"]

@@ -23,7 +23,7 @@ from torchfilm.freezing import Frozen
 from torchfilm.fusion import Fusion, check_reads_tokens
 from torchfilm.generator import describe, num_parameters
 from torchfilm.several import Maybe, Several
-from torchfilm.sharding import in_parts, joins_its_parts
+from torchfilm.sharding import check_apart, in_parts
 from torchfilm.sites import Site, Sites
 from torchfilm.slots import PLAIN, Lent, Slot, Transform, check_copies, make_ready, no_condition, replaced
 from torchfilm.snapshot import Snapshot
@@ -149,13 +149,10 @@ class Conditioning(nn.Module):
             cond: what the encoder takes; a tuple holds several arguments, as (tokens, mask).
 
         Raises:
-            ValueError: where FSDP2 holds the parameters in parts that only a call of the network joins.
+            ValueError: where FSDP2 holds the parameters in parts that only a call of the network joins, and
+                where it holds a part of this module by itself and the network was not called yet.
         """
-        if any(map(in_parts, self.parameters())) and not any(map(joins_its_parts, self.modules())):
-            raise ValueError(
-                "Modulations: expected parameters that are whole, got those of a network that FSDP2 has "
-                "sharded.\nCall model.unshard() first, or look at a call of the network: record(model)."
-            )
+        check_apart(self)
         with self.predicting():
             return self(cond)
 

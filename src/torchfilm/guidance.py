@@ -372,7 +372,7 @@ def _mixed_modulations(
     film: Conditioning, copies: Sequence[Any], weights: Sequence[Scale]
 ) -> dict[str, Modulation]:
     """Return the weighted sum of the modulations of all copies, site by site."""
-    each = [film(copy) for copy in copies]
+    each = [film.modulations(copy) for copy in copies]
     for name, value in each[0].items():
         if not isinstance(value, Modulation):
             raise ValueError(

@@ -25,7 +25,7 @@ from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_
 from torchfilm.fusion import FUSIONS, Fusion, Matched, check_reads, resolve, takes
 from torchfilm.naming import check_choice
 from torchfilm.several import encoded_size
-from torchfilm.sharding import joins_its_parts
+from torchfilm.sharding import ONE_FLAT_TENSOR, is_flattened, joins_its_parts
 from torchfilm.sites import Pattern, Sites, check_network, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, Holding, Slot, listen, swap, swap_back
 
@@ -52,7 +52,7 @@ def condition(
     bit for bit, until the generator is trained. Everything is checked before anything is changed.
 
     Args:
-        model: any network; wrap it into DistributedDataParallel or FSDP afterwards.
+        model: any network; wrap it into DistributedDataParallel, or shard it by fully_shard, afterwards.
         sites: which modules, as in `find`, or what `find` returned.
         cond: what the condition is: `Vector(512)`, `Classes(10, 64)`, ..., any module with `dim`.
         where: as in `find`; likewise dim and features.
@@ -125,6 +125,8 @@ def conditioning(model: nn.Module) -> Conditioning:
             got = f"one that holds {len(inner)}.\nGive each by itself: {', '.join(map(repr, inner))}."
         elif any(isinstance(vars(module).get("_film_slot"), Slot) for module in root.modules()):
             got = "a part of one.\nGive the whole, which condition() was given (PEFT: the PeftModel)."
+        if is_flattened(root) and inner:
+            got = f"one with {ONE_FLAT_TENSOR}"
         raise ValueError(f"{type(root).__name__}: expected a conditioned network, got {got}")
     return film
 
@@ -288,9 +290,13 @@ def _check_root(model: nn.Module) -> None:
     elif "_orig_mod" in model._modules:
         fact = f"expected the network itself, got a compiled one ({kind})"
         remedy = "Condition the network that was compiled; the compiled one follows by itself."
-    elif joins_its_parts(model):
-        fact = "expected a network that is not sharded yet, got one after fully_shard"
-        remedy = "Condition it first: parameters that come later are not reduced between the processes."
+    elif joins_its_parts(model) or is_flattened(model):
+        by = "fully_shard" if joins_its_parts(model) else "FullyShardedDataParallel"
+        fact = f"expected a network that is not sharded yet, got one after {by}"
+        remedy = (
+            "Condition it first, then fully_shard it: parameters that come later are not reduced between the "
+            "processes."
+        )
     elif is_root(model) or is_site(model):
         fact = f"expected a plain network, got a {kind} that is conditioned already"
         remedy = "Give all sites to one condition() (find(...) + find(...) joins them), or remove() first."

@@ -6,7 +6,7 @@ Each is the identity at the start, to the bit: what is added to the features has
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -151,11 +151,9 @@ class Concatenations(nn.Module):
         shifts = self.shift(like_weights(condition, next(self.shift.parameters(), None))).split(
             self.widths, dim=-1
         )
-        ups = self.ups if self.ups is not None else [None] * len(self.widths)
-        return {
-            name: Mixing(weight, shift, up)
-            for name, weight, shift, up in zip(self.sites, self.weights, shifts, ups, strict=True)
-        }
+        ups = [None] * len(self.widths) if self.ups is None else _lasting(self, self.ups)
+        parts = zip(self.sites, _lasting(self, self.weights), shifts, ups, strict=True)
+        return {name: Mixing(weight, shift, up) for name, weight, shift, up in parts}
 
     def own_parameters(self) -> dict[str, int]:
         """Return how many parameters belong to each site alone."""
@@ -236,7 +234,8 @@ class Bilinears(nn.Module):
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Bilinear]:
         """Return the value of each site, in order."""
         factors = self.factor(condition).split(self.rank, dim=-1)
-        parts = zip(self.sites, self.downs, self.offsets, factors, self.ups, strict=True)
+        downs, offsets, ups = (_lasting(self, one) for one in (self.downs, self.offsets, self.ups))
+        parts = zip(self.sites, downs, offsets, factors, ups, strict=True)
         return {name: Bilinear(*values) for name, *values in parts}
 
     def own_parameters(self) -> dict[str, int]:
@@ -337,8 +336,7 @@ class Attentions(nn.Module):
 
     def forward(
         self,
-        condition: Float[Tensor, "batch time cond"]
-        | Float[Tensor, "batch cond"]
+        condition: Float[Tensor, "*batch cond"]
         | tuple[Float[Tensor, "batch time cond"], Bool[Tensor, "batch time"] | None],
     ) -> dict[str, Attending]:
         """Return the value of each site, in order.
@@ -347,7 +345,8 @@ class Attentions(nn.Module):
             ValueError: where the tokens are not [B, T, cond_dim], or the mask is not boolean.
         """
         tokens, mask = condition if isinstance(condition, tuple) else (condition, None)
-        tokens = tokens[:, None] if tokens.ndim == 2 and mask is None else tokens
+        if tokens.ndim <= 2 and mask is None:
+            tokens = tokens.reshape(-1, 1, tokens.shape[-1])
         if tokens.ndim != 3 or tokens.shape[-1] != self.cond_dim:
             raise ValueError(
                 f"CrossAttention: expected tokens [B, T, {self.cond_dim}], got {tuple(tokens.shape)}.\n"
@@ -363,7 +362,8 @@ class Attentions(nn.Module):
         both = self.read(like_weights(tokens, next(self.read.parameters(), None))).split(
             [2 * width for width in self.widths], dim=-1
         )
-        parts = zip(self.sites, self.queries, both, self.outputs, strict=True)
+        queries, outputs = _lasting(self, self.queries), _lasting(self, self.outputs)
+        parts = zip(self.sites, queries, both, outputs, strict=True)
         return {
             name: Attending(query, *self._heads(pair), output, mask) for name, query, pair, output in parts
         }
@@ -376,6 +376,11 @@ class Attentions(nn.Module):
     def _heads(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = pair.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return keys, values
+
+
+def _lasting(module: nn.Module, parameters: Iterable[Tensor]) -> Iterable[Tensor]:
+    """Return parameters that leave a module: where FSDP2 frees its own once it was called, copies."""
+    return [one.clone() for one in parameters] if "_is_fsdp_managed_module" in vars(module) else parameters
 
 
 def _attended(query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
@@ -407,8 +412,7 @@ def _project(x: Tensor, weight: Tensor, dim: int, site: str) -> Tensor:
 
 
 def _shifted(x: Tensor, shift: Tensor, dim: int, site: str) -> Tensor:
-    one = torch.ones(1, device=shift.device, dtype=shift.dtype).expand_as(shift)
-    return film(x, one, shift, dim, modulation_dim=-1, site=site)
+    return film(x, shift.new_ones(1).expand_as(shift), shift, dim, modulation_dim=-1, site=site)
 
 
 def _check_channels(x: Tensor, weight: Tensor, dim: int, site: str) -> None:

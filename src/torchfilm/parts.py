@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.mixing import Attending, Bilinear, Mixing
 from torchfilm.modulation import Modulation
+from torchfilm.sharding import beside
 from torchfilm.sites import Site
 
 
@@ -57,11 +58,11 @@ def _modulated(slot: Holder, x: Any) -> Tensor | PackedSequence:
 
 def _of_rows(slot: Holder, x: Tensor, dim: int, name: str) -> Tensor:
     """Apply the slot's value to features whose first axis is the batch."""
-    site = slot.site
+    site, value = slot.site, slot.value if type(x) is Tensor else beside(x, slot.value)
     if site.repeat == 1:
-        return slot.fusion.apply(x, slot.value, dim, name)
+        return slot.fusion.apply(x, value, dim, name)
     rows = x.unflatten(0, _groups(slot, x))
-    return slot.fusion.apply(rows, slot.value, dim + 1 if dim >= 0 else dim, name).flatten(0, 1)
+    return slot.fusion.apply(rows, value, dim + 1 if dim >= 0 else dim, name).flatten(0, 1)
 
 
 def _packed(slot: Holder, x: PackedSequence, name: str) -> PackedSequence:

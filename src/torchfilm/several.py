@@ -26,6 +26,7 @@ from torchfilm.conditions import Classes, Tokens
 from torchfilm.modulation import aligned
 from torchfilm.naming import check_choice
 from torchfilm.presence import as_mask, check_present, cleared, drawn, each_row, viewed
+from torchfilm.sharding import in_parts
 from torchfilm.signatures import signature_of
 
 Null = Literal["learned", "zero"]
@@ -220,6 +221,13 @@ class Maybe(nn.Module):
                         f"Maybe: expected a condition whose parameters have sizes where it is missing in "
                         f"training, got '{name}', which is lazy.\n"
                         f"Give the condition once before it is missing."
+                    )
+                if in_parts(parameter):
+                    raise ValueError(
+                        f"Maybe: expected a condition whose parameters are whole where it is missing in "
+                        f"training, got '{name}', of which FSDP2 holds a part, for its encoder is sharded by "
+                        f"itself.\n"
+                        f"Give Masked(value, present) with False for each sample, which calls the encoder."
                     )
                 null = null + torch.where(torch.zeros_like(null, dtype=torch.bool), parameter.sum().real, 0)
         if isinstance(self.condition, Tokens) and self.condition.pooling is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from torch import nn
+from torch import Tensor, distributed, nn
+from torch.utils import _pytree as pytree
 
 
 def is_sharded(value: Any) -> bool:
@@ -19,6 +20,72 @@ def in_parts(value: Any) -> bool:
     return is_sharded(value) and not all(placement.is_replicate() for placement in value.placements)
 
 
+def is_first(value: Any) -> bool:
+    """Tell whether this process is the first of those in which a tensor lies; of a plain one each is."""
+    return not is_sharded(value) or distributed.get_rank() == int(value.device_mesh.mesh.flatten()[0])
+
+
+def beside(x: Tensor, value: Any) -> Any:
+    """Return a value whose tensors, equal in all processes, go together with features that lie in several."""
+    if not is_sharded(x):
+        return value
+    known, mesh = sys.modules["torch.distributed.tensor"], x.device_mesh  # type: ignore[attr-defined]
+
+    def replicated(one: Tensor) -> Tensor:
+        if is_sharded(one):
+            return one
+        return known.DTensor.from_local(one, mesh, [known.Replicate()] * mesh.ndim, run_check=False)
+
+    return pytree.tree_map_only(Tensor, replicated, value)
+
+
 def joins_its_parts(module: nn.Module) -> bool:
     """Tell whether a module joins its own parameters when it is called, as after `fully_shard`."""
-    return any(one.__name__ == "FSDPModule" for one in type(module).__mro__)
+    return _is_a(module, "FSDPModule")
+
+
+def is_flattened(module: nn.Module) -> bool:
+    """Tell whether torch's older wrapper has made one tensor of all parameters, in a module or around it."""
+    if _is_a(module, "FullyShardedDataParallel"):
+        return True
+    managed = vars(module).get("_is_fsdp_managed_module", False)  # by the second one too
+    return managed and not any(map(is_sharded, module.state_dict().values()))
+
+
+ONE_FLAT_TENSOR = (
+    "its parameters in one flat tensor, by FullyShardedDataParallel.\n"
+    "Shard the conditioned network by fully_shard instead. Of one that is trained already, load the whole "
+    "state dict into a network that is conditioned alike."
+)
+"""What to say of a network that `is_flattened`."""
+
+
+def _is_a(module: nn.Module, kind: str) -> bool:
+    return any(one.__name__ == kind for one in type(module).__mro__)
+
+
+def waits_for_its_root(module: Any) -> bool:
+    """Tell whether a module joins its own parameters, and no call of the network came since it was sharded.
+
+    The first module that is called is the root for good: a part of the network may not be.
+    """
+    return joins_its_parts(module) and module._get_fsdp_state()._is_root is None
+
+
+def check_apart(module: nn.Module) -> None:
+    """Refuse to call a part of a network by itself whose parameters a call of the network has to join.
+
+    Raises:
+        ValueError: where FSDP2 holds them in parts, and where it has not met its root.
+    """
+    if any(map(waits_for_its_root, module.modules())):
+        fact = "of which FSDP2 has a part by itself, and that was not called since"
+        remedy = "Run the network once first, model(x, cond=z): its parts may not be called before it."
+    elif any(map(in_parts, module.parameters())) and not any(map(joins_its_parts, module.modules())):
+        fact = "that FSDP2 has sharded"
+        remedy = "Call model.unshard() first, or look at a call of the network: record(model)."
+    else:
+        return
+    raise ValueError(
+        f"Modulations: expected parameters that are whole, got those of a network {fact}.\n{remedy}"
+    )

@@ -260,7 +260,7 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if not plain:
         return with_output_modulated(slot, base.forward(self, *args, **kwargs))
     output = base.forward(self, *args, **kwargs)
-    if base not in FRESH or is_compiling():
+    if base not in FRESH or type(output) is not Tensor or is_compiling():
         return with_output_modulated(slot, output)
     return film_(output, value.gamma, value.beta, site.dim, gate=value.gate, site=site.name)
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +19,7 @@ from toy_line import Line, Points, mean_error, squared_error, toy_config
 
 from torchfilm.training import Draw, Interrupted, NonFiniteError, loop, synced_batch_norm, train
 from torchfilm.training.distributed import Ranks, joined
+from torchfilm.training.folder import alone_in
 
 RANK = int(os.environ["RANK"])
 outliving: list[int] = []
@@ -107,6 +108,15 @@ def sums_of_steps(out: Path) -> int:
     return summed.call_count
 
 
+def refused(out: Path) -> str:
+    """Train where rank 0 alone finds out that it cannot be."""
+    try:
+        train(Line(), squared_error, Points(), toy_config(), out)
+    except (ValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
 def main(out: Path) -> None:
     loop.joined = watched
     with joined(torch.device("cpu")) as ranks:
@@ -120,7 +130,11 @@ def main(out: Path) -> None:
         found = {"errors": errors, "stopped": stopped, "nan": error_on_rank_one(out / "nan", float("nan"))}
         found["overflow"] = error_on_rank_one(out / "overflow", 1e200)
         found["sums"] = sums_of_steps(out / "sums")
-        found["outliving"] = outliving
+        found["outliving"] = outliving.copy()
+        with alone_in(out / "locked") if RANK == 1 else nullcontext():
+            found["locked"] = refused(out / "locked")
+        (out / "file").touch()
+        found["beneath a file"] = refused(out / "file" / "run")
         everything = ranks.gather(found)
     (out / f"threads_{RANK}.json").write_text(json.dumps(threads_of_gloo()))
     if RANK == 0:

@@ -74,6 +74,15 @@ def test_a_nan_in_one_process_is_named_by_both(two: tuple[Path, list[dict[str, A
     ] * 2
 
 
+def test_what_the_first_process_is_refused_ends_both_alike(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    locked, beneath = ([found[key] for found in two[1]] for key in ("locked", "beneath a file"))
+    expected = f"RunFolderError: Run folder {two[0] / 'locked'}: expected no other process that trains there"
+    assert locked[0].startswith(expected)
+    assert locked[1] == locked[0]
+    assert beneath[0].startswith("NotADirectoryError: [Errno 20]")
+    assert beneath[1] == beneath[0]
+
+
 @pytest.mark.parametrize("kind", ["1d", "2d", "3d", "2d float32"])
 def test_batch_norm_over_two_shares_is_batch_norm_over_the_batch(
     kind: str, two: tuple[Path, list[dict[str, Any]]]

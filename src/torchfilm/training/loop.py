@@ -26,7 +26,7 @@ from .checkpoint import (
 )
 from .config import TrainConfig
 from .distributed import Ranks, data_parallel, joined, local_device, synced_batch_norm
-from .folder import alone_in, describe, open_folder, write_description
+from .folder import RunFolderError, alone_in, describe, open_folder, write_description
 from .interruption import Interrupted, StopRequest
 from .metrics import Events, Mean, MetricsFile, ProgressLine
 from .nonfinite import NonFiniteError, find_at_rest, find_in_step
@@ -101,8 +101,8 @@ def train(
         description = describe(config, extra_config)
         open_folder(out, description, resume=resume)
         ranks.wait()  # all have looked before one writes
-        if ranks.first:
-            stack.enter_context(alone_in(out))
+        if refused := ranks.gather(_refused(stack, out) if ranks.first else None)[0]:
+            raise refused
         stack.enter_context(GlobalRandomState())
         if ranks.world_size > 1:
             stack.enter_context(synced_batch_norm(module))
@@ -115,6 +115,15 @@ def train(
             module.compile()
             stack.callback(setattr, module, "_compiled_call_impl", None)
         return run.loop(evaluate, stack.enter_context(StopRequest()))
+
+
+def _refused(stack: ExitStack, out: Path) -> Exception | None:
+    """Keep the folder for this run as long as the stack lasts; return what speaks against it."""
+    try:
+        stack.enter_context(alone_in(out))
+    except (RunFolderError, OSError) as error:
+        return error
+    return None
 
 
 class _LossModule(nn.Module):
