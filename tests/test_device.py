@@ -212,7 +212,6 @@ def test_a_device_makes_one_pass_where_nothing_is_differentiated(act: Callable, 
     with Simulated() as device:
         y = act(*copies)
     torch.testing.assert_close(y.held, film(*values))
-    assert (y is copies[0]) == (act is film_ and dtype == torch.float32)
     assert [name for name in device.ran if name not in ("view", "_to_copy")] == ["addcmul"]
 
 

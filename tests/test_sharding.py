@@ -149,6 +149,7 @@ def sharded(rank: int, folder: Path, x: torch.Tensor, z: torch.Tensor) -> dict[s
     )
     results["warm"] = cold(x, cond=z), tf.modulations(cold, z)["blocks.0.bn"].gamma
     results["fold"] = refusal(lambda: tf.fold(cold, cond=z[:1]))
+    results["compare"] = refusal(lambda: tf.compare({"film": cold}, (x, z)))
     encodes = conditioned(tf.Maybe(Encoder()))
     fully_shard(encodes.film.cond.condition)
     apart(encodes)
@@ -205,9 +206,10 @@ def test_a_part_is_not_called_before_its_root(both: list[dict[str, Any]]):
         torch.testing.assert_close(found["warm"], expected)
 
 
-def test_a_network_in_parts_is_not_folded(both: list[dict[str, Any]]):
-    assert "expected a network that this process has whole, got one that lies in several" in both[0]["fold"]
-    assert "Let all of them save(model, folder), load that onto a plain base" in both[0]["fold"]
+@pytest.mark.parametrize("done", ["fold", "compare"])
+def test_a_network_in_parts_is_not_copied(both: list[dict[str, Any]], done: str):
+    assert "that this process has whole, got one that lies in several" in both[0][done]
+    assert "Let all of them save(model, folder), load that onto a plain base" in both[0][done]
 
 
 def test_an_encoder_in_parts_has_to_be_called(both: list[dict[str, Any]]):

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchfilm.injection import conditioning, film_of, unconditioned
 from torchfilm.naming import Entries, check_size
 from torchfilm.scoring import Score, Scored, scored_by, scored_of
+from torchfilm.sharding import in_parts
 from torchfilm.signatures import signature_of
 from torchfilm.sites import check_network
 from torchfilm.undisturbed import in_mode, unchanged
@@ -168,8 +169,9 @@ def compare(
         clock: seconds; `time.process_time` where others use the machine.
 
     Raises:
-        ValueError: for no networks, no rounds, a second "unconditioned", a batch that a network is not called
-            with, and for scores of no samples or of different numbers of them, NaN or infinite ones.
+        ValueError: for no networks, one that FSDP2 has sharded, no rounds, a second "unconditioned", a batch
+            that a network is not called with, and for scores of no samples or of different numbers of them,
+            NaN or infinite ones.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -192,6 +194,11 @@ def compare(
     }
     for model in itertools.chain(*seeds.values()):
         check_network(model)
+        if any(map(in_parts, model.parameters())):
+            raise ValueError(
+                "compare: expected networks that this process has whole, got one that lies in several.\n"
+                "Let all of them save(model, folder), load that onto a plain base, and compare this."
+            )
     none = next((f" for '{name}'" for name, trained in seeds.items() if not trained), "")
     if not models or none:
         raise ValueError(

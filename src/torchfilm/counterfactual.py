@@ -141,13 +141,15 @@ def blanked(condition: Any) -> Any | None:
     return _mapped(empty, condition)
 
 
-def reworded(condition: Any, paraphrase: Paraphrase) -> tuple[Any, NDArray[np.bool_]]:
+def reworded(
+    condition: Any, paraphrase: Mapping[str, str] | tuple[Any, Any]
+) -> tuple[Any, NDArray[np.bool_]]:
     """Return the condition in other words, and for which rows there are any (the other rows are arbitrary).
 
     Args:
         condition: the right one.
-        paraphrase: a function of the condition; texts and their paraphrases, whatever structure the texts are
-            in; or two conditions, row i of the second saying what row i of the first says.
+        paraphrase: texts and their paraphrases, whatever structure the texts are in; or two conditions, row i
+            of the second saying what row i of the first says.
 
     Raises:
         ValueError: for two conditions with different numbers of rows.
@@ -162,9 +164,8 @@ def reworded(condition: Any, paraphrase: Paraphrase) -> tuple[Any, NDArray[np.bo
         known = [np.array([str(text) in paraphrase for text in column]) for column in said]
         other = _mapped(lambda column: _translated(column, paraphrase), condition)
         return other, np.any(known, axis=0) if known else np.zeros(len(keys(condition)), dtype=bool)
-    if not isinstance(paraphrase, tuple):
-        return paraphrase(condition), np.ones(len(keys(condition)), dtype=bool)
-    first, second = (keys(side) for side in paraphrase)
+    said, other = map(of_samples, paraphrase)
+    first, second = keys(said), keys(other)
     if len(first) != len(second):
         raise ValueError(
             f"paraphrase: expected as many rows as conditions, got {len(second)} for {len(first)}.\n"
@@ -173,7 +174,7 @@ def reworded(condition: Any, paraphrase: Paraphrase) -> tuple[Any, NDArray[np.bo
     places = {key: row for row, key in enumerate(first)}
     wanted = keys(condition)
     order = np.array([places.get(key, 0) for key in wanted], dtype=np.int64)
-    return take(paraphrase[1], order), np.array([key in places for key in wanted])
+    return take(other, order), np.array([key in places for key in wanted])
 
 
 def _is_column(value: Any) -> bool:

@@ -92,7 +92,7 @@ def film_(
 
     `film` allocates memory of the size of x, which for features of a megabyte and more takes longer than the
     product and the sum. With a graph, in a compiler or a trace, under `torch.vmap`, or in another precision
-    than that of gamma and beta, x is not overwritten.
+    than that of gamma and beta, x is not overwritten; nor on other devices than a CPU.
 
     Args:
         x: features, the channels on axis `dim`; may be overwritten.
@@ -119,11 +119,9 @@ def film_(
     if y is not None:
         return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, -1, site)
-    if not writable or is_tracing():
+    if not (writable and x.is_cpu) or is_tracing():  # on a device new memory costs little, a kernel more
         return rounded(affine(x, gamma, beta), x)
     try:
-        if not x.is_cpu:  # by one kernel, as in `affine`
-            return torch.addcmul(beta, gamma, x, out=x)
         y = x.mul_(gamma)
     except RuntimeError:  # memory that cannot be written into, and torch.vmap over gamma alone
         return affine(x, gamma, beta)

@@ -197,10 +197,7 @@ def _measure(
     if callable(paraphrase):
         tally.add("paraphrase", run(paraphrase(condition)), rows, everyone)
     elif paraphrase is not None:
-        pair = isinstance(paraphrase, tuple)
-        other, known = reworded(
-            own, (of_samples(paraphrase[0]), of_samples(paraphrase[1])) if pair else paraphrase
-        )
+        other, known = reworded(own, paraphrase)
         if known.any():
             tally.add("paraphrase", run_with(other), rows, known)
     tally.end()

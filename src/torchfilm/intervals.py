@@ -29,7 +29,8 @@ Bounds = tuple[float, float]
 FEWEST_RESAMPLES = 40
 """With fewer, no resample lies outside of the middle 95 %."""
 
-_NORMAL = 1.959963984540054  # the quantile 0.975 of the normal distribution
+NORMAL = 1.959963984540054
+"""The quantile 0.975 of the normal distribution."""
 _STUDENT = (2.372271230298562, 2.8224986157396112, 2.555849679507722, 1.5895340533938225)
 _EVERYWHERE = (-math.inf, math.inf)
 
@@ -64,7 +65,7 @@ def student(degrees: int) -> float:
     """
     if degrees < 3:
         return (math.inf, 12.706204736174698, 4.302652729749464)[max(degrees, 0)]
-    return _NORMAL + sum(term / degrees**power for power, term in enumerate(_STUDENT, start=1))
+    return NORMAL + sum(term / degrees**power for power, term in enumerate(_STUDENT, start=1))
 
 
 class Sampled:
@@ -121,7 +122,7 @@ class Sampled:
         if not _binary(values):
             return self.estimate(_first, values[:, None], bootstrap, bounds)
         mean = float(values.mean())
-        wide = (_NORMAL * self._spread(values - mean)) ** 2 / self.n
+        wide = (NORMAL * self._spread(values - mean)) ** 2 / self.n
         if math.isinf(wide):
             return Estimate(mean, 0.0, 1.0, self.n)
         half = math.sqrt(wide * (mean * (1 - mean) + wide / 4))
@@ -146,7 +147,7 @@ class Sampled:
         value, more = float(change.mean()), self.n + 2
         middle = float(change.sum()) / more
         variance = (float(np.abs(change).sum()) + 1) / more - middle**2
-        half = _NORMAL * self._spread(change - value) * math.sqrt(variance / more)
+        half = NORMAL * self._spread(change - value) * math.sqrt(variance / more)
         return Estimate(value, max(middle - half, -1.0), min(middle + half, 1.0), self.n)
 
     def _resampled(self, columns: Numbers, rng: np.random.Generator, resamples: int) -> Numbers:
@@ -167,7 +168,7 @@ class Sampled:
         """Return by how much to widen the bootstrap's interval, which sees only what it draws."""
         seen = _squares(self.own, drawn)
         more = max(1.0, self._shared(deviations) / seen) if seen > 0 else 1.0
-        return self._student / _NORMAL * math.sqrt(more / self._known)
+        return self._student / NORMAL * math.sqrt(more / self._known)
 
     def _spread(self, deviations: Numbers) -> float:
         """Return by how much to widen an interval that takes rows as independent."""
@@ -175,7 +176,7 @@ class Sampled:
         more = max(1.0, self._shared(deviations) / seen) if seen > 0 else self.n / self.count
         if self.count == self.n:
             return math.sqrt(more)
-        return self._student / _NORMAL * math.sqrt(more / self._known)
+        return self._student / NORMAL * math.sqrt(more / self._known)
 
     @cached_property
     def _known(self) -> float:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from torchfilm.intervals import NORMAL, student
+
 Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
 Numbers = NDArray[np.float64]
-_Z = 1.959964
-"""97.5 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def scored_of(scores: Numbers, paired: Numbers | None = None) -> Scored:
     elif n > 1:
         agree = 1.0 if binary else 0.0  # as if half a sample more were for, and half against
         spread = (np.square(each - mean).sum() + agree) / (n * (n - 1)) - twice
-        below = above = _t(n - 1) * math.sqrt(max(spread, 0.0))
+        below = above = student(n - 1) * math.sqrt(max(spread, 0.0))
     low, high = mean - math.hypot(below, seeds**0.5), mean + math.hypot(above, seeds**0.5)
     if binary and paired is None:
         low, high = max(low, 0.0), min(high, 1.0)
@@ -113,7 +113,7 @@ def _of_seeds(scores: Numbers) -> tuple[float, float]:
         return 0.0, 0.0
     rest = np.square(scores - means - scores.mean(axis=0) + scores.mean()).sum()
     own = rest / ((seeds - 1) * (n - 1)) if n > 1 else 0.0
-    return _t(seeds - 1) ** 2 * float(means.var(ddof=1)) / seeds, float(own) / (seeds * n)
+    return student(seeds - 1) ** 2 * float(means.var(ddof=1)) / seeds, float(own) / (seeds * n)
 
 
 def _wilson(p: float, n: float, variance: float) -> tuple[float, float]:
@@ -123,20 +123,6 @@ def _wilson(p: float, n: float, variance: float) -> tuple[float, float]:
     """
     if 0 < p < 1:
         n = p * (1 - p) / variance + 1 if variance > 0 else math.inf
-    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    middle = (p + NORMAL**2 / (2 * n)) / (1 + NORMAL**2 / n)
+    half = NORMAL / (1 + NORMAL**2 / n) * math.sqrt(p * (1 - p) / n + NORMAL**2 / (4 * n**2))
     return p - middle + half, middle + half - p
-
-
-def _t(degrees: int) -> float:
-    """Return the 97.5 % quantile of Student's t, from three degrees of freedom on by Cornish and Fisher."""
-    if degrees <= 2:
-        return math.tan(0.475 * math.pi) if degrees == 1 else 0.95 * math.sqrt(2 / (1 - 0.95**2))
-    z, n = _Z, degrees
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / n ** (power + 1) for power, term in enumerate(terms))
