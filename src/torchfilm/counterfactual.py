@@ -109,8 +109,8 @@ def others(keys: Sequence[Any], rng: np.random.Generator) -> Order:
     equal, every sample stays in its place.
 
     Example:
-        >>> others(["a", "b", "a"], np.random.default_rng(0)).tolist()
-        [1, 0, 1]
+        >>> others(["a", "b"], np.random.default_rng(0)).tolist()
+        [1, 0]
     """
     numbers: dict[Any, int] = {}
     group = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
