@@ -93,6 +93,24 @@ def test_what_estimates_statistics_anew_leaves_those_of_a_frozen_base():
     assert not [one for one in averaged.modules() if "reset_running_stats" in vars(one)]
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_part_that_is_copied_out_of_a_frozen_network_is_measured_anew(copied):
+    layers = nn.Sequential(nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8)), nn.Linear(8, 3))
+    part = copied(tf.freeze_base(tf.condition(layers, "1", tf.Vector(7)))[0])
+    x = 3 * torch.rand(9, 5) - 5
+    update_bn([x], part)
+    torch.testing.assert_close(part[1].running_mean, part[0](x).mean(dim=0))
+
+
+def test_what_is_frozen_on_the_meta_device_is_reset_where_it_gets_its_memory():
+    with torch.device("meta"):
+        layers = tf.condition(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3)), "1", tf.Vector(7))
+    norm = tf.freeze_base(layers).to_empty(device="cpu")[0]
+    norm.running_mean.fill_(77)
+    norm.reset_parameters()
+    assert not norm.running_mean.any()
+
+
 @pytest.mark.parametrize("change", [tf.freeze_base, tf.unfreeze_base], ids=lambda change: change.__name__)
 def test_inside_of_folded_nothing_is_frozen_nor_unfrozen(change):
     model, (_, z) = tf.condition(Net().eval(), SITES, tf.Vector(13)), inputs()

@@ -237,10 +237,15 @@ def test_none_need_be_lost_together_where_none_are():
 def test_a_zero_null_is_where_the_condition_is(condition: nn.Module):
     maybe = tf.Maybe(condition, null="zero")
     older = pickle.loads(pickle.dumps(maybe))
-    older._buffers.clear()  # as of before it remembered its place
+    del older.place  # as of before it remembered its place
     for one in (maybe, older):
         assert one(None).device.type == "cpu"
         assert not one(None).any()
     for there in (copy.deepcopy(maybe).to("meta"), tf.Maybe(tf.Vector(7), null="zero", device="meta")):
         assert there(None).device.type == "meta"
         assert not there.to_empty(device="cpu")(None).any()
+
+
+def test_a_null_of_zero_has_nothing_that_processes_send_round():
+    maybe = tf.Maybe(tf.Vector(7), null="zero")
+    assert not [*maybe.parameters(), *maybe.buffers()]

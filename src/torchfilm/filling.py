@@ -296,7 +296,7 @@ class Conditioning(nn.Module):
         for name, paths in now.items():
             if len(paths) < max(before[name], 1):
                 raise ValueError(self._replaced(root, name, paths))
-        check_copies(root, self.slots)
+        check_copies(root, self.slots, [".".join(path) for path, _ in self.places])
         self.places = [(tuple(path.split(".")), self.slots[name]) for name in now for path in now[name]]
 
     def paths(self, root: nn.Module) -> dict[str, list[str]]:

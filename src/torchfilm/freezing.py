@@ -5,6 +5,7 @@ Names change where others wrap a block afterwards: `torch.compile`, `nn.Sequenti
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +42,8 @@ class Frozen:
         """Put the norms into evaluation mode, also those that took the place of one; nor are they reset."""
         for norm, _ in self._norms(root):
             norm.eval()
-            vars(norm)["reset_running_stats"] = _stay
+            if isinstance(norm.running_mean, Tensor) and not norm.running_mean.is_meta:
+                vars(norm)["reset_running_stats"] = _Reset(norm)
 
     def thaw(self, root: nn.Module) -> None:
         """Let everything train again that did before, also what took its place in the same module."""
@@ -63,8 +65,22 @@ class Frozen:
                 yield now, follows
 
 
-def _stay() -> None:
-    """Do nothing, as `reset_running_stats`: who resets (`update_bn`) then measures, in training mode."""
+class _Reset:
+    """In place of a frozen norm's `reset_running_stats`: nothing, while it rests; who resets then measures.
+
+    So a copy that somebody trains is reset as any norm.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        self.norm = weakref.ref(norm)
+
+    def __call__(self) -> None:
+        norm = self.norm()
+        if norm is not None and norm.training:
+            type(norm).reset_running_stats(norm)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Reset, (self.norm(),)
 
 
 def _tensors(module: Any, key: str) -> list[Tensor]:

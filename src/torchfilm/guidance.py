@@ -23,6 +23,7 @@ from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_choice
 from torchfilm.presence import as_mask
 from torchfilm.several import Masked, Maybe, Several
+from torchfilm.sharding import check_apart
 from torchfilm.undisturbed import in_mode
 
 Scale = float | Tensor
@@ -372,7 +373,8 @@ def _mixed_modulations(
     film: Conditioning, copies: Sequence[Any], weights: Sequence[Scale]
 ) -> dict[str, Modulation]:
     """Return the weighted sum of the modulations of all copies, site by site."""
-    each = [film.modulations(copy) for copy in copies]
+    check_apart(film)
+    each = [film(copy) for copy in copies]
     for name, value in each[0].items():
         if not isinstance(value, Modulation):
             raise ValueError(

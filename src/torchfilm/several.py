@@ -7,12 +7,11 @@ so every sample of a batch may miss something else, every process of a DDP group
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -103,6 +102,8 @@ class Maybe(nn.Module):
         >>> z = labels(None)
     """
 
+    place = torch.empty(0)  # also of networks that were pickled before
+
     def __init__(
         self,
         condition: nn.Module,
@@ -125,8 +126,13 @@ class Maybe(nn.Module):
         self._takes_several = _takes_several(condition)
         self.dropout = dropout
         self.null = nn.Parameter(torch.zeros(self.dim, device=device)) if null == "learned" else None
-        if self.null is None:  # where this is, though nothing else may tell; without numbers to be lost
-            self.register_buffer("place", torch.empty(0, device=device), persistent=False)
+        self.place = torch.empty(0, device=device)  # where this is; a buffer would make DDP send it round
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
+        """Move and convert as modules do, and note where to."""
+        super()._apply(fn, recurse)
+        self.place = fn(self.place)
+        return self
 
     def reset_parameters(self) -> None:
         """Set a learned null to zero."""
@@ -209,8 +215,8 @@ class Maybe(nn.Module):
         """Return the null alone, with a gradient of zero to everything that is not read."""
         null = self.null
         if null is None:
-            some = next(itertools.chain(self.parameters(), self.buffers()), None)
-            null = torch.zeros(self.dim, device=None if some is None else some.device)
+            some = next(self.condition.parameters(), self.place)
+            null = torch.zeros(self.dim, device=some.device)
         if torch.is_grad_enabled() and not is_tracing():
             for name, parameter in self.condition.named_parameters():
                 lazy = isinstance(parameter, UninitializedParameter)

@@ -46,7 +46,7 @@ def joins_its_parts(module: nn.Module) -> bool:
 
 def is_flattened(module: nn.Module) -> bool:
     """Tell whether torch's older wrapper has made one tensor of all parameters, in a module or around it."""
-    if _is_a(module, "FullyShardedDataParallel"):
+    if any(_is_a(one, "FullyShardedDataParallel") for one in module.modules()):  # their state is everybody's
         return True
     managed = vars(module).get("_is_fsdp_managed_module", False)  # by the second one too
     return managed and not any(map(is_sharded, module.state_dict().values()))

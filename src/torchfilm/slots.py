@@ -268,11 +268,7 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 def _with_lent(self: nn.Module, slot: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the forward of a site with what is lent to it; ValueError where that is nothing."""
     if slot.lent is None or not slot.in_its_pass():
-        message = no_condition(f"Site '{slot.site.name}'")
-        raise ValueError(
-            f"{message}\n"
-            f"A copy of a site alone hears none; opacus makes them unless freeze_base(model) came first."
-        )
+        raise ValueError(no_condition(f"Site '{slot.site.name}'"))
     slot.value = slot.lent
     try:
         return site_forward(self, *args, **kwargs)
@@ -303,14 +299,18 @@ def no_condition(where: str, *, takes: bool = True) -> str:
     )
 
 
-def check_copies(root: nn.Module, slots: Mapping[str, Slot]) -> None:
-    """Raise ValueError where others copied a site by itself: the copy would hear nothing."""
+def check_copies(root: nn.Module, slots: Mapping[str, Slot], places: Sequence[str]) -> None:
+    """Raise ValueError where others put a copy of a site beside it, beneath its place: it would hear nothing.
+
+    Copies elsewhere may be kept and never be called.
+    """
+    beneath = tuple(f"{place}." for place in places)
     within = tuple(f"{path}." for path, module in root.named_modules() if path and is_root(module))
     for path, module in root.named_modules():
         slot = vars(module).get("_film_slot")
         if not isinstance(slot, Slot) or path.startswith(within):
             continue
-        if slot is not slots.get(slot.site.name, slot):
+        if path.startswith(beneath) and slot is not slots.get(slot.site.name, slot):
             raise ValueError(
                 f"Site '{slot.site.name}': expected one module, got a copy of it at '{path}', which hears no "
                 f"condition.\n"

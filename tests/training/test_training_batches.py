@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_sequence
 
 from torchfilm.training import Draw, EpochOrder
 from torchfilm.training.batches import GlobalRandomState, seed_everything, to_device
@@ -108,6 +109,12 @@ class Words:
     on_cpu = ("lengths",)
 
 
+@dataclass
+class Where:
+    x: torch.Tensor
+    on_cpu: bool
+
+
 class Told(NamedTuple):
     words: torch.Tensor
     lengths: torch.Tensor
@@ -132,6 +139,18 @@ def test_what_is_read_on_the_cpu_stays_there(kind: type[Words] | type[Told]) -> 
     assert type(moved) is kind
     assert moved.words.is_meta
     assert moved.lengths is batch.lengths
+
+
+def test_a_field_that_is_called_on_cpu_is_a_field() -> None:
+    moved = to_device(Where(torch.ones(2), on_cpu=True), torch.device("meta"))
+    assert moved.x.is_meta
+    assert moved.on_cpu
+
+
+def test_the_sizes_of_a_packed_sequence_stay_on_the_cpu() -> None:
+    moved = to_device(pack_sequence([torch.ones(3, 2), torch.ones(1, 2)]), torch.device("meta"))
+    assert moved.data.is_meta
+    assert moved.batch_sizes.tolist() == [2, 1, 1]
 
 
 @pytest.mark.parametrize(("kind", "pinned"), [("cuda", 1), ("cpu", 0), ("meta", 0)])

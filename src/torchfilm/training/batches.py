@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
     What a dataclass or named tuple names in its `on_cpu` stays where it is: ("lengths",), read by packing.
     """
+    if isinstance(batch, PackedSequence):  # whose sizes stay on the CPU
+        return batch.to(device=device, non_blocking=True)
     if isinstance(batch, Tensor):
         if device.type == "cuda" and batch.is_cpu:  # only such a copy is not waited for
             batch = batch.pin_memory()
@@ -121,14 +124,14 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
 
-    def moved(names: Iterable[str]) -> dict[str, Any]:
-        stay = getattr(batch, "on_cpu", ())
+    def moved(names: Sequence[str]) -> dict[str, Any]:
+        stay = getattr(type(batch), "on_cpu", ()) if "on_cpu" not in names else ()
         return {name: to_device(getattr(batch, name), device) for name in names if name not in stay}
 
     if hasattr(batch, "_fields"):  # a named tuple
         return batch._replace(**moved(batch._fields))
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return dataclasses.replace(batch, **moved(f.name for f in dataclasses.fields(batch) if f.init))
+        return dataclasses.replace(batch, **moved([f.name for f in dataclasses.fields(batch) if f.init]))
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
