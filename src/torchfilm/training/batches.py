@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     What a dataclass or named tuple names in its `on_cpu` stays where it is: ("lengths",), read by packing.
     """
     if isinstance(batch, PackedSequence):  # whose sizes stay on the CPU
-        return batch.to(device=device, non_blocking=True)
+        return cast(Any, batch).to(device, non_blocking=True)
     if isinstance(batch, Tensor):
         if device.type == "cuda" and batch.is_cpu:  # only such a copy is not waited for
             batch = batch.pin_memory()
