@@ -225,14 +225,15 @@ def test_what_the_weight_of_a_batch_norm_hides_is_weak_and_not_cancelled():
     assert "its share in the output is less than a thousandth of the other sites' median" in str(found)
 
 
+class Offset(nn.Sequential):
+    offset = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.offset
+
+
 @pytest.mark.parametrize("offset", [20.0, 1e3, -3e4])
 def test_an_offset_of_the_output_makes_no_site_faint(offset: float):
-    class Offset(nn.Sequential):
-        offset = 0.0
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) + self.offset
-
     model = condition(Offset(*layers()), "0|2", tf.Vector(11)).double()
     x, z = torch.randn(4, 3, 8, 8).double(), torch.randn(4, 11).double()
     well, model.offset = doctor(model, x, cond=z), offset
@@ -243,3 +244,57 @@ def test_an_offset_of_the_output_makes_no_site_faint(offset: float):
     assert "|y|: without the mean over samples, where these differ." in str(found)
     assert bool(faint) == (abs(offset) < 1e3), "of a single sample there is the whole output alone"
     assert ("less than a thousandth of how far samples are from their mean" in str(faint)) != bool(faint)
+
+
+def pooled(outputs: int, *norm: nn.Module) -> nn.Module:
+    net = Offset(*layers(*norm)[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, outputs))
+    return condition(net, "0", tf.Vector(11))
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(5), nn.GroupNorm(5, 5)], ids=["instance", "group"])
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize("apart", [0, 0.003, 0.01, 0.03, 0.1, 1, "video"])
+def test_a_norm_cancels_a_site_however_alike_samples_are(norm: nn.Module, outputs: int, apart):
+    x = torch.rand(1, 3, 16, 16).repeat(8, 1, 1, 1)
+    if apart == "video":  # a patch moves over a background
+        for frame, image in enumerate(x):
+            image[:, frame : frame + 2, frame : frame + 2] = 1
+    else:
+        x += apart * torch.randn(x.shape)
+    model = pooled(outputs, norm)
+    for model.offset in (0.0, 1e3):
+        assert doctor(model.double(), x.double(), cond=torch.randn(8, 11).double()).of("0") == ["cancelled"]
+
+
+@pytest.mark.parametrize("norm", [[], [nn.BatchNorm2d(5)]], ids=["none", "batch"])
+@pytest.mark.parametrize("apart", [0.003, 0.1, 1])
+@pytest.mark.parametrize("offset", [0.0, 300.0, 1e3])
+def test_a_site_is_heard_however_alike_samples_are(norm: list, apart: float, offset: float):
+    model = pooled(4, *norm).double()
+    model.offset = offset
+    x = torch.rand(1, 3, 16, 16).double() + apart * torch.randn(8, 3, 16, 16).double()
+    assert doctor(model, x, cond=torch.randn(8, 11).double())
+
+
+@pytest.mark.parametrize("apart", [0, 0.003, 0.1, 1])
+def test_a_faint_site_is_weak_however_alike_samples_are(apart: float):
+    class Sum(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1e-5 * super().forward(x)
+
+    net = Sum(nn.Linear(3, 3))
+    x = torch.randn(1, 3) + apart * torch.randn(8, 3)
+    assert doctor(condition(net, "0", tf.Vector(11)), x, cond=torch.randn(8, 11)).of("0") == ["weak"]
+
+
+def test_a_site_that_reads_the_same_for_all_samples_does_not_say_that_these_are_alike():
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.query = nn.Linear(3, 5), nn.Linear(5, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.image(x) + self.query(torch.ones_like(x[:, :1]).expand(-1, 5)) + 1e4
+
+    model = condition(Queries(), "query", tf.Vector(11)).double()
+    assert doctor(model, torch.randn(8, 3).double(), cond=torch.randn(8, 11).double())

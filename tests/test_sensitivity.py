@@ -63,6 +63,15 @@ def test_what_is_masked_in_some_samples_alone_is_no_deviation():
     assert probe(y, None, 0)[1] == 4 + 4
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_loss_beside_the_output_does_not_count(rows: int):
+    y = torch.randn(rows, 7, requires_grad=True)
+    loss = 1e6 * y.square().sum()
+    for expected, found in zip(probe(y, None, 0), probe({"loss": loss, "y": y}, None, 0), strict=True):
+        assert expected == found
+    assert probe(loss, None, 0)[1] == loss.double().square(), "alone it is the output"
+
+
 @pytest.mark.parametrize("samples", [1, 6, 64])
 def test_one_draw_is_as_noisy_as_is_said(samples: int):
     model = network()

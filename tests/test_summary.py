@@ -126,6 +126,29 @@ def test_numbers_of_few_digits_are_no_rounding():
     assert summarise({"here": tf.Modulation(1 + values, torch.zeros(3))})["here"].rank == 2
 
 
+@pytest.mark.parametrize("large", [129.0, 200.0, 200.5])
+def test_integers_and_constants_are_no_rounding_however_large(large: float):
+    gamma = torch.stack([torch.full((64,), large), torch.arange(64) % 2], dim=1)
+    found = summarise({"here": tf.Modulation(gamma, torch.zeros(2))}, torch.arange(64) % 2)["here"]
+    assert (found.rank, found.directions, found.between) == (1, 1, 1)
+    gamma[0, 0] = 8.0  # that channel is a constant no more
+    assert summarise({"here": tf.Modulation(gamma.round(), torch.zeros(2))})["here"].rank == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"learned_scale": True}, {"head": "shared"}, {"head": "lowrank:2"}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_by_autocast_is_no_direction_that_counts(options: dict, dtype: torch.dtype):
+    model = tf.condition(torch.nn.Sequential(torch.nn.Linear(3, 32)), "0", tf.Vector(1), **options)
+    for weight in model.film.generator.parameters():
+        torch.nn.init.normal_(weight)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        found = summarise(tf.modulations(model, torch.randn(64, 1)))["0"]
+    assert found.rank >= 1
+    assert found.directions == pytest.approx(1, abs=0.01)
+
+
 def test_labels_without_a_meaning_explain_what_is_said_to_be_chance():
     labels = [i % 3 for i in range(6)]
     found = [

@@ -7,7 +7,7 @@ this; the gradient with respect to gamma and beta does (4e-6 in front of an Inst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -38,7 +38,9 @@ from torchfilm.writing import in_columns
 WEAK = 1e-3
 """A site is weak whose share in the output is this far below the median of the others,"""
 FAINT = 1e-3
-"""or where gammas moved by one change the output by less than this part of how far samples differ in it."""
+"""or where gammas moved by one change the output by less than this part of how far samples differ in it; or,
+where they are alike, of how far they would if they were not: beside a small difference every number is large.
+"""
 NORMED = 10.0
 """Where a norm reads the site, this many times as much is weak: its epsilon lets a little pass."""
 HIDDEN = 0.1
@@ -184,8 +186,9 @@ def doctor(
         modulation: ready modulations.
         at: where gradients are taken: at what the generator gives, or at gamma = 1 and beta = 0.
         score: from the output to what counts, with a gradient. Without it, the whole output counts but for
-            masked entries: those that are -inf, or torch.finfo(dtype).min. If your mask is another
-            number, such as -1e9, give a score of the other entries.
+            masked entries, those that are -inf or torch.finfo(dtype).min, and for single numbers beside
+            it, such as a loss. If your mask is another number, such as -1e9, give a score of the other
+            entries.
 
     Returns:
         A report: `print` it, or read `findings` and `pulses`; it is true where every site can be heard.
@@ -210,10 +213,10 @@ def doctor(
     def run(start: Callable[[str, Any], Any]) -> _Pass:
         with leaves(model, start) as found, watched(root, film) as seen:
             output = model(*args, cond=cond, modulation=modulation, **kwargs)
-        total, unit = probe(output, score, 0)
+        total, *units = probe(output, score, 0)
         fields = list(found.fields())
         gradients = torch.autograd.grad(total, [leaf for _, _, leaf in fields], allow_unused=True)
-        return _Pass(seen, found, fields, gradients, total, unit)
+        return _Pass(seen, found, fields, gradients, total, *units)
 
     def predicted(one: _Pass) -> dict[str, Any]:
         """Return what the sites are told without dropout of conditions, by a call of the network itself."""
@@ -245,9 +248,8 @@ def doctor(
             )
     named = [(name, leaf) for name, _, leaf in one.fields]
     norms = readers(one.total, named, one.seen), readers(one.total, named, one.seen, mixed=True)
-    case = _Case(
-        film, film.paths(root), pulses, *norms, FAINT if score is None else 0.0, one.leaves.given, same=same
-    )
+    faint = one.faint(film.sites) if score is None else dict.fromkeys(film.sites, 0.0)
+    case = _Case(film, film.paths(root), pulses, *norms, faint, one.leaves.given, same=same)
     findings = [finding for site in film.sites.values() for finding in case.about(site)]
     findings += [*case.overall(), *sources]
     findings.sort(key=lambda finding: finding.kind not in PROBLEMS)
@@ -264,6 +266,12 @@ class _Pass:
     gradients: tuple[Tensor | None, ...]
     total: Tensor
     unit: float
+    whole: float
+
+    def faint(self, sites: Iterable[str]) -> dict[str, float]:
+        """Return which number is too small at each site: more where samples are alike, there and in y."""
+        differ = (self.unit / self.whole) ** 0.5
+        return {name: FAINT / max(differ, self.seen.apart.get(name, 1.0)) for name in sites}
 
     def pulses(self, film: Conditioning, told: dict[str, tuple[str, ...]], *, same: bool) -> dict[str, Pulse]:
         """Return the numbers of each site."""
@@ -279,7 +287,7 @@ class _Case:
     pulses: dict[str, Pulse]
     readers: dict[str, str]
     behind: dict[str, str]
-    faint: float
+    faint: dict[str, float]
     given: Mapping[str, Any]
     same: bool = field(kw_only=True)
 
@@ -344,10 +352,10 @@ class _Case:
         strength = pulse.strength / (NORMED if self._reader(pulse) else 1)
         if len(others) and not strength > WEAK * float(np.median(others)):
             return "its share in the output is less than a thousandth of the other sites' median."
-        if not strength > self.faint:
+        if not strength > self.faint[pulse.site]:
             return (
                 "what it is told, moved by one, changes the output by less than a thousandth of how far "
-                "samples are from their mean (of the output itself, where they do not differ)."
+                "samples are from their mean (of the output itself, where they do not differ or hardly do)."
             )
         return ""
 

@@ -90,41 +90,44 @@ class Pulse:
 class Seen:
     """What ran in the forward pass.
 
-    Calls of each site and root mean square of the features that it modulates, which norm read which node, and
-    what the generator read.
+    Calls of each site, root mean square of the features that it modulates and the part of it by which samples
+    differ, 0..1, or 1 where they are all the same; which norm read which node, and what the generator read.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
     size: dict[str, float] = field(default_factory=dict)
+    apart: dict[str, float] = field(default_factory=dict)
     norms: dict[Any, str] = field(default_factory=dict)
     condition: Any = None
 
 
 class _Measuring:
-    """A fusion that notes how large the features are, the first time that a site modulates some."""
+    """A fusion that notes how large features are and differ, the first time that a site modulates some."""
 
-    def __init__(self, fusion: Fusion, sizes: dict[str, float], name: str) -> None:
-        self.fusion, self.sizes, self.name = fusion, sizes, name
+    def __init__(self, fusion: Fusion, seen: Seen, name: str) -> None:
+        self.fusion, self.seen, self.name = fusion, seen, name
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
         """Build what the fusion itself builds."""
         return self.fusion.build(cond_dim, sites)
 
     def apply(self, x: Tensor, value: Any, dim: int, site: str) -> Tensor:
-        """Note the size of x, and apply the fusion itself."""
-        if self.name not in self.sizes:
-            size = torch.linalg.vector_norm(x.detach().abs().cpu(), dtype=torch.float64)  # not on all devices
-            self.sizes[self.name] = float(size) / max(x.numel(), 1) ** 0.5
+        """Note how large x is and how far its rows differ, and apply the fusion itself."""
+        if self.name not in self.seen.size:
+            values = x.detach().cpu()  # not all devices have what follows
+            size = self.seen.size[self.name] = _rms(values)
+            apart = _rms(values - values.mean(dim=0)) / size if size else 0.0
+            self.seen.apart[self.name] = apart if apart > 2 * torch.finfo(x.dtype).eps else 1.0
         return self.fusion.apply(x, value, dim, site)
 
 
 @contextmanager
-def _measured(slots: Mapping[str, Slot], sizes: dict[str, float]) -> Iterator[None]:
+def _measured(slots: Mapping[str, Slot], seen: Seen) -> Iterator[None]:
     """Let all sites of this thread modulate by a fusion that measures, and none ahead inside of a norm."""
     before = [(slot, slot.fusion, slot.is_plain_film) for slot in slots.values()]
     try:
         for name, slot in slots.items():
-            slot.fusion, slot.is_plain_film = _Measuring(slot.fusion, sizes, name), False
+            slot.fusion, slot.is_plain_film = _Measuring(slot.fusion, seen, name), False
         yield
     finally:
         for slot, fusion, is_plain_film in before:
@@ -162,7 +165,7 @@ def watched(root: nn.Module, film: Conditioning) -> Iterator[Seen]:
                 handles.append(module.register_forward_hook(count(sites[name])))
             if _normalises(module) and not name.startswith("film."):
                 handles.append(module.register_forward_pre_hook(note(name)))
-        with _measured(film.slots, seen.size):
+        with _measured(film.slots, seen):
             yield seen
     finally:
         for handle in handles:
@@ -222,6 +225,10 @@ def readers(
         node = starts.get(id(leaf))
         found.setdefault(name, []).extend([behind[node]] if node in behind else [])
     return {name: min(norms, default=(0, ""))[1] for name, norms in found.items()}
+
+
+def _rms(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values.abs(), dtype=torch.float64)) / max(values.numel(), 1) ** 0.5
 
 
 def _norm(values: Tensor) -> float:

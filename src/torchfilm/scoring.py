@@ -70,17 +70,18 @@ def scored_of(scores: Numbers, paired: Numbers | None = None) -> Scored:
     each = scores.mean(axis=0) - (0.0 if paired is None else paired.mean(axis=0))
     mean, n = float(scores.mean()) - reference, len(each)
     seeds, twice = (math.fsum(one) for one in zip(*map(_of_seeds, groups), strict=True))
-    binary = n > 1 and all(np.isin(group, (0, 1)).all() for group in groups)
+    binary = all(np.isin(group, (0, 1)).all() for group in groups)
     below = above = 0.0
-    if binary and paired is None:
-        below, above = _wilson(mean, n, np.square(each - mean).sum() / (n * (n - 1)) - twice)
+    if n > 1 and binary and paired is None:
+        variance = np.square(each - mean).sum() / (n * (n - 1)) - twice
+        below, above = _wilson(mean, scores.shape, variance)
     elif n > 1:
         agree = 1.0 if binary else 0.0  # as if half a sample more were for, and half against
         spread = (np.square(each - mean).sum() + agree) / (n * (n - 1)) - twice
         below = above = student(n - 1) * math.sqrt(max(spread, 0.0))
     low, high = mean - math.hypot(below, seeds**0.5), mean + math.hypot(above, seeds**0.5)
-    if binary and paired is None:
-        low, high = max(low, 0.0), min(high, 1.0)
+    if binary:
+        low, high = max(low, 0.0 if paired is None else -1.0), min(high, 1.0)
     return Scored(mean, low, high, tuple(float(one) - reference for one in scores.mean(axis=1)))
 
 
@@ -116,13 +117,14 @@ def _of_seeds(scores: Numbers) -> tuple[float, float]:
     return student(seeds - 1) ** 2 * float(means.var(ddof=1)) / seeds, float(own) / (seeds * n)
 
 
-def _wilson(p: float, n: float, variance: float) -> tuple[float, float]:
-    """Return how far below and above a share p of n samples its interval goes.
+def _wilson(p: float, shape: tuple[int, ...], variance: float) -> tuple[float, float]:
+    """Return how far below and above a share p of [seeds, samples] its interval goes.
 
-    With several seeds the variance over samples tells for how many single ones they count.
+    With several seeds the variance over samples tells for how many single ones they count, at most for all.
     """
+    n: float = shape[1]
     if 0 < p < 1:
-        n = p * (1 - p) / variance + 1 if variance > 0 else math.inf
+        n = min(p * (1 - p) / variance + 1 if variance > 0 else math.inf, shape[0] * n)
     middle = (p + NORMAL**2 / (2 * n)) / (1 + NORMAL**2 / n)
     half = NORMAL / (1 + NORMAL**2 / n) * math.sqrt(p * (1 - p) / n + NORMAL**2 / (4 * n**2))
     return p - middle + half, middle + half - p

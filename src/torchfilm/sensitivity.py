@@ -76,14 +76,15 @@ def recordable(value: Any) -> Any:
     )
 
 
-def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]:
-    """Return a scalar to take gradients of, and the unit to divide squared gradients by.
+def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float, float]:
+    """Return a scalar to take gradients of, the unit to divide squared gradients by, and that of all of y.
 
     With a score, the sum of what it gives for each sample. Without, the product of the output with normally
     distributed numbers: its squared gradients are in the mean those of the whole Jacobian,
     E[(v . dy/dg)^2] = |dy/dg|^2, and the unit is |y - m|^2, where m is the mean over samples, rows of y: an
-    offset of the output is no part of it. Where rows do not differ, as where there is one, it is |y|^2.
-    Masked entries are left out: those that are -inf, and those of about `torch.finfo(y.dtype).min`.
+    offset of the output is no part of it. Where rows do not differ, as where there is one, it is |y|^2, as
+    is that of all of y. Masked entries are left out: those that are -inf, and those of about
+    `torch.finfo(y.dtype).min`; so are single numbers, as a loss, beside outputs with rows.
 
     Raises:
         ValueError: for an output or a score without a gradient.
@@ -96,7 +97,8 @@ def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]
                 f"score: expected a tensor with a gradient, got {kind}.\n"
                 f"Compute it from the output in real floating point, without argmax or detach."
             )
-        return value.sum(), float(len(value) if value.ndim else 1)
+        rows = float(len(value) if value.ndim else 1)
+        return value.sum(), rows, rows
     found = [
         torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
         for y in pytree.tree_leaves(output)
@@ -110,7 +112,7 @@ def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]
         )
     chance = torch.Generator().manual_seed(seed)
     total, square, apart = torch.zeros((), device=found[0].device), 0.0, 0.0
-    for y in found:
+    for y in [y for y in found if y.ndim] or found:
         y, counts = _unmasked(y)
         wide = torch.promote_types(y.dtype, torch.float32)
         v = torch.randn(y.shape, generator=chance, dtype=wide, device="cpu").to(y.device)
@@ -119,7 +121,8 @@ def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float]
         size, own = float(values.square().sum()), _apart(values, counts.cpu())
         square += size
         apart += own if own > size * (2 * torch.finfo(y.dtype).eps) ** 2 else 0.0  # else by rounding
-    return total, max(apart or square, torch.finfo(torch.float64).tiny)
+    tiny = torch.finfo(torch.float64).tiny
+    return total, max(apart or square, tiny), max(square, tiny)
 
 
 def _unmasked(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,8 +153,9 @@ def sensitivity(
 
     Without a score: |dy/dgamma_c| / |y| over all samples, so 0.1 says that gamma_c + 1 changes the output by
     about a tenth of how far samples are from their mean: |y| is without what they share, but where they do
-    not differ, or there is one. Masked entries of y are left out: those that are -inf, or
-    torch.finfo(y.dtype).min. If your mask is another number, such as -1e9, give a score of the other entries.
+    not differ, or there is one. Left out of y are masked entries, those that are -inf or
+    torch.finfo(y.dtype).min, and single numbers beside it, such as a loss. If your mask is another number,
+    such as -1e9, give a score of the other entries.
 
     With a score: |dscore/dgamma_c|, root mean square over the scores of samples; where one modulation is for
     all, that takes a backward pass for each. The network is left as it was.
@@ -306,7 +310,7 @@ def _passes(
     shared = [one for one in fields if rows > 1 and (one[2].ndim < 2 or len(one[2]) == 1)]
     own = [one for one in fields if all(one is not other for other in shared)]
     for draw in range(draws if own else 0):
-        yield *probe(output, score, draw), own
+        yield *probe(output, score, draw)[:2], own
     for sample in score(output) if score is not None and shared else ():
         yield sample.sum(), float(rows), shared
 

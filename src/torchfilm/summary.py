@@ -45,6 +45,8 @@ class SiteSummary:
         flipped: share of all gammas below zero.
         rank: how many directions the samples' (gamma, beta) span around their mean, beyond what rounding may
             make, to float32 or, where they have no more digits, to half precision; 0 where all are the same.
+            Where autocast rounds and the generator goes on in float32, as with learned_scale and a shared
+            head, it counts rounding too, which hardly changes `directions`.
         directions: how many of them count, (sum s^2)^2 / sum s^4 of the singular values; 1 where one has all.
         between: share of the variance of (gamma, beta) that lies between labels, 0..1; None without labels.
         chance: the share that labels without a meaning would have in the mean, (K - 1) / (N - 1) for K labels
@@ -200,8 +202,12 @@ def _rounding(values: NDArray[np.float64]) -> float:
 
     Autocast and half-precision networks leave gamma in float32, as 1 plus a number that was rounded. So
     numbers count as rounded, themselves or less 1, that take the few digits of bfloat16 or float16 and no
-    more; those that take fewer still were not computed, and are exact.
+    more; those that take fewer still were not computed, and are exact, and so are integers. A channel that is
+    constant shows no rounding.
     """
+    values = values[:, np.ptp(values, axis=0) > 0]
+    if not np.any(values % 1):
+        return 0.0
     for offset in (0.0, 1.0):
         mantissa = np.frexp(values - offset)[0]
         for digits in (4, 8, 11):  # of bfloat16 and float16 the last two
