@@ -1,5 +1,6 @@
 """The intervals and verdicts of `heard` are right as often as they say, by 300 data sets each."""
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -45,6 +46,21 @@ def test_a_target_that_has_nothing_to_do_with_the_condition_is_seldom_heard(n: i
     assert false <= most * 300
 
 
+def test_the_output_is_covered_in_batches_of_two_by_an_interval_no_wider_than_need_be():
+    found = []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        x, z = torch.randn(2, 60, 2)
+        batches = list(zip(x.split(2), z.split(2), strict=True))
+        effects = heard(lambda x, cond: x + cond, batches, seed=seed, resamples=80).effects
+        outputs = [effects[change].output for change in ("swap", "blank")]
+        found.append([(one.value, one.low, one.high) for one in outputs])
+    value, low, high = np.moveaxis(np.array(found), -1, 0)
+    truth = np.sqrt([0.5, 0.25])
+    assert ((low <= truth) & (truth <= high)).mean(axis=0).min() >= 0.88
+    assert (np.median(high - low, axis=0) <= 1.3 * 3.92 * value.std(axis=0)).all()
+
+
 def test_samples_of_one_group_are_resampled_together_in_every_form_of_it():
     x, z = torch.randn(30, 1), torch.randn(30, 1)
     number = torch.arange(30) // 5
@@ -56,6 +72,23 @@ def test_samples_of_one_group_are_resampled_together_in_every_form_of_it():
     assert found[0].effects["swap"].output.n == 30
     assert found[0].notes[0].startswith("n: 6 independent samples are few")
     assert heard(lambda x, cond: cond, [(x, z, None, number), (x, z)]).notes == ()
+
+
+@pytest.mark.parametrize("group", [7, torch.tensor(7), np.array("scene7"), "scene7", "x" * 30])
+def test_a_batch_may_be_one_group(group: object):
+    x, z = torch.randn(2, 30, 1)
+    one, two = [(x, z, x * z, group)], [(x, z, x * z, group), (x, z[:1].expand(30, 1), x, "other")]
+    for batches in (one, two):
+        found = heard(lambda x, cond: x * cond, batches)
+        assert found.notes[0].startswith("n: the swapped samples are all of one group")
+        assert found.verdict == "ignored"
+        assert "(one group, or one call whose chance all samples share, has no interval)" in found.words
+        assert (
+            json.loads(json.dumps(found.to_json(), allow_nan=False))["effects"]["swap"]["output"]["low"] == 0
+        )
+    assert str(found.effects["repeat"].output) == "0.000 [0.000, 0.000]"
+    assert found.to_json()["effects"]["swap"]["output"]["high"] is None
+    assert "n: 2 independent" in str(heard(lambda x, cond: x * cond, [*one, (x, z, None, 8)]))
 
 
 def test_intervals_cover_the_truth_where_samples_come_in_groups():

@@ -16,6 +16,7 @@ from torchfilm.mixing import Concat
 from torchfilm.telling import START
 
 BATCHES = [(torch.randn(11, 5), torch.randn(11, 7)) for _ in range(3)]
+BATCH = (torch.randn(6, 3), torch.randn(6, 3))
 CHOICES = [(torch.rand(64, 3), torch.eye(4).repeat(16, 1), torch.arange(64) % 4)]
 
 
@@ -71,9 +72,7 @@ def test_a_loss_that_a_repetition_raises_as_well_is_not_said_to_stay():
         lambda x, cond: torch.cat([cond, cond * 0 + next(noise)], 1), CHOICES, loss=lambda y, t: y[:, 4]
     )
     assert found.verdict == "unused"
-    assert (
-        "the loss does not clearly rise by more than in a repetition (0.000 [-0.030, 0.030])" in found.words
-    )
+    assert "the loss does not clearly rise by more than in a repetition (0.000 [0.000, 0.000])" in found.words
 
 
 def length(x: torch.Tensor, cond: list[str]) -> torch.Tensor:
@@ -183,6 +182,34 @@ def test_a_swap_that_does_more_than_a_repetition_but_not_clearly_is_said_to():
     assert found.verdict == "ignored"
     assert "not clearly more than a repetition with the same condition does (0." in found.words
     assert "; the difference is " in found.words
+
+
+@pytest.mark.parametrize(("calls", "brackets"), [(1, "(one group, or one call"), (6, "; the difference is ")])
+def test_chance_that_all_samples_of_a_call_share_is_not_put_down_to_the_condition(calls: int, brackets: str):
+    outside = np.random.default_rng(0)
+    found = [
+        heard(lambda x, cond: torch.zeros(6, 1) + outside.normal(), calls * [BATCH], seed=seed, resamples=40)
+        for seed in range(20)
+    ]
+    ignored = [one for one in found if one.verdict == "ignored"]
+    assert len(ignored) >= 18
+    assert "not clearly more than a repetition with the same condition does" in ignored[0].words
+    assert brackets in ignored[0].words
+
+
+def test_a_swap_that_does_more_than_the_chance_of_each_call_is_heard():
+    outside = np.random.default_rng(0)
+    found = heard(
+        lambda x, cond: torch.zeros(6, 1) + 0.1 * outside.normal() + 3 * (cond != x).any(),
+        8 * [BATCH[:1] * 2],
+    )
+    assert found.verdict == "heard"
+
+
+def test_a_loss_that_is_nothing_everywhere_has_no_interval_of_a_success():
+    found = heard(lambda x, cond: x + 0 * cond, [(*BATCH, BATCH[0])], loss=lambda y, t: (y - t).abs().mean(1))
+    for one in (found.loss, found.effects["repeat"].loss, found.effects["swap"].loss):
+        assert str(one) == "0.000 [0.000, 0.000]"
 
 
 def test_a_swap_is_told_from_a_repetition_by_the_same_samples():

@@ -92,8 +92,8 @@ def test_successes_are_covered_though_they_are_few_or_nearly_all_alike(n: int, r
         rng = np.random.default_rng(seed)
         before, after = (rng.random(n) < right).astype(float), (rng.random(n) < swapped).astype(float)
         sampled = Sampled(np.arange(n), others(range(n), rng))
-        level = sampled.level(before, (rng, 40))
-        change = sampled.change(before, after, (rng, 40))
+        level = sampled.level(before, (rng, 40), (0, 1))
+        change = sampled.change(before, after, (rng, 40), (-1, 1))
         hits += [level.low <= right <= level.high, change.low <= swapped - right <= change.high]
     assert hits.min() >= 0.9 * 300
 
@@ -109,15 +109,24 @@ def test_one_unit_has_no_interval():
     one = Sampled(np.zeros(5, dtype=int), np.zeros(5, dtype=int))
     assert (one.level(values, bootstrap()).low, one.level(values, bootstrap()).high) == (-math.inf, math.inf)
     assert (
-        one.level(np.ones(5), bootstrap()).low,
+        one.level(np.ones(5), bootstrap(), (0, 1)).low,
         one.change(np.ones(5), np.zeros(5), bootstrap()).high,
     ) == (0, 1)
 
 
 def test_ten_right_frames_of_two_episodes_are_two():
     two = np.repeat([0, 1], 5)
-    found = Sampled(two, two).level(np.ones(10), bootstrap())
+    found = Sampled(two, two).level(np.ones(10), bootstrap(), (0, 1))
     assert found.low < 0.05
+
+
+def test_of_successes_that_all_change_in_pairs_each_pair_is_one():
+    hits, own = 0, np.arange(20)
+    for seed in range(300):
+        after = np.repeat(np.random.default_rng(seed).random(10) < 0.9, 2).astype(float)
+        found = Sampled(own, own ^ 1).change(np.ones(20), after, bootstrap(40), (-1, 1))
+        hits += found.low <= -0.1 <= found.high
+    assert hits >= 0.92 * 300
 
 
 def test_of_samples_that_swap_in_pairs_each_pair_is_one():

@@ -80,18 +80,18 @@ def heard(
 
     Intervals are of 95 %, by a bootstrap over samples that is widened for what samples share (each takes part
     once with its own x and again where its condition is given away) and for small numbers of them. Zeros and
-    ones have those of Wilson and, for changes, of Agresti and Min. Samples have to be independent: of several
-    frames of an episode, or questions about a scene, give the group too, or a single one. Where few samples
-    make most of the loss, no interval of their mean is right before there are many of those.
+    ones (in a loss: both) have those of Wilson and, for changes, of Agresti and Min. Samples have to be
+    independent: of several frames of an episode, or questions about a scene, give the group too, or a single
+    one. Where few samples make most of the loss, no interval of their mean is right before there are many.
 
     Args:
         model: called as `model(x, cond=condition)`; any function may stand here, also one that rolls out
             episodes. It may return tensors, lists of words, or a structure of them, with one row per sample.
         batches: of (x, condition), or (x, condition, target) for loss and success to read. Of samples that
             are not independent, (x, condition, target, group): a number or text for the episode or scene
-            that each is of, and whole groups are resampled; target may be None. Several inputs are a tuple
-            (data loaders make lists of them): ((x, t), condition) calls model(x, t, cond=condition); (x, t,
-            condition) would exchange t. A condition is a tensor, a list of strings, or any structure of them
+            that each is of, or one for all. Whole groups are resampled; target may be None. Several inputs
+            are a tuple (data loaders make lists): ((x, t), condition) calls model(x, t, cond=condition); (x,
+            t, condition) would exchange t. A condition is a tensor, a list of strings, or a structure of them
             (tokens and mask, a dict), one row per sample; a batch of none is left out. What has a single row
             in a dict, such as a time step, stays as it is. Where the network's encoder is `Several`, each
             condition is exchanged by itself too, as "swap NAME".
@@ -139,7 +139,9 @@ def heard(
 def _notes(effects: Mapping[str, Effect], units: int, paraphrase: Any) -> Iterator[str]:
     """Yield what was not measured, or not well, and why."""
     samples, swapped = effects["repeat"].output.n, effects["swap"].output.n
-    if units < _FEW:
+    if units == 1:
+        yield "n: the swapped samples are all of one group; without a second one there is no interval."
+    elif units < _FEW:
         yield f"n: {units} independent samples are few; a small effect cannot be seen with so few."
     if "blank" not in effects:
         yield "blank: not measured, since a class has no zero; give blank=."
@@ -260,7 +262,8 @@ class _Tally:
             ids = _ids(group, count)
             unit = np.array([self.groups.setdefault(one, -1 - len(self.groups)) for one in ids])
         apart = np.stack([_apart(column) for column in self.output], axis=1)
-        self._append(_RIGHT, {"unit": unit, "apart": apart} | self._scored(output, count))
+        found = {"unit": unit, "call": np.full(count, self.first), "apart": apart}
+        self._append(_RIGHT, found | self._scored(output, count))
 
     def add(self, name: str, output: Any, giver: Rows, kept: Flags) -> None:
         """Take in the batch's outputs with changed conditions: whose they are, and which samples count."""
@@ -291,8 +294,8 @@ class _Tally:
 
     @property
     def units(self) -> int:
-        """How many independent samples there are, or groups of them."""
-        return len(np.unique(self._all(_RIGHT)["unit"]))
+        """How many independent samples are swapped, or groups of them."""
+        return len(np.unique(self._all(_RIGHT)["unit"][self._all("swap")["row"]]))
 
     def levels(self) -> tuple[Estimate | None, Estimate | None]:
         """Return loss and success with the right conditions."""
@@ -308,6 +311,11 @@ class _Tally:
         """Return the estimates of one change."""
         right, again, change = self._all(_RIGHT), self._all("repeat"), self._all(name)
         rows, moved = change["row"], change["moved"]
+        by_chance = again["moved"].any() or any((right[one] != again[one]).any() for one in self.scores)
+        if name == "repeat" and not by_chance:  # not a chance that n samples do not show, but none
+            none = Estimate(0.0, 0.0, 0.0, len(rows))
+            scores = dict.fromkeys(self.scores, none)
+            return Effect(none, scores.get("loss"), scores.get("success"))
         # A sample without others takes the mean of all that have some, which leaves that mean as it is.
         apart = np.where(np.isnan(right["apart"]), np.nanmean(right["apart"], axis=0), right["apart"])[rows]
         sampled = Sampled(right["unit"][rows], right["unit"][change["giver"]])
@@ -315,38 +323,35 @@ class _Tally:
         def scored(score: str, before: Mapping[str, Any], least: float) -> Estimate | None:
             if score not in self.scores:
                 return None
-            if (
-                name == "repeat" and not moved.any()
-            ):  # no chance at all, and not one that n samples do not show
-                return Estimate(0.0, 0.0, 0.0, len(rows))
             return sampled.change(before[score][rows], change[score], self.bootstrap, (least, -least))
 
+        # Each sample is in the means over others twice; where these are few, their rows show it already.
+        share = 1 - 1 / np.bincount(right["call"])[right["call"][rows], None]
+        twice = 2 * np.where(change["giver"][:, None] == rows[:, None], np.sqrt(share), share)
         output = sampled.estimate(
             lambda means: _relative(*np.split(means, 2, axis=-1)),
             np.concatenate([moved, apart], axis=1),
             self.bootstrap,
             (0.0, math.inf),
-            np.repeat([1, 2], moved.shape[1]),
+            np.repeat(np.hstack([np.ones_like(twice), twice]), moved.shape[1], axis=1),
         )
         found = Effect(output, scored("loss", right, -math.inf), scored("success", right, -1.0))
-        if name == "repeat" or not self._by_chance(right, again):
+        if name == "repeat" or not by_chance:
             return found
         # Beside parts that differ between samples, what is the same for all has no measure.
         kept = apart.mean(axis=0) > 0
         if math.isinf(output.value) or not kept.any():
             kept, apart = np.ones_like(kept), np.ones_like(apart)
+            if again["moved"].any() and (again["moved"] == again["moved"][right["call"]]).all():
+                sampled = Sampled(right["call"][rows], right["call"][rows])  # all of a call share its chance
         more = sampled.estimate(
             lambda means: _more(*np.split(means, 3, axis=-1)),
             np.concatenate([moved[:, kept], again["moved"][rows][:, kept], apart[:, kept]], axis=1),
             self.bootstrap,
-            roles=np.repeat([1, 1, 2], kept.sum()),
+            roles=np.repeat(np.hstack([np.ones((len(rows), 2)), twice]), kept.sum(), axis=1),
         )
         beyond = Effect(more, scored("loss", again, -math.inf), scored("success", again, -1.0))
         return replace(found, beyond=beyond)
-
-    def _by_chance(self, right: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
-        """Whether a repetition changes anything."""
-        return bool(again["moved"].any()) or any((right[name] != again[name]).any() for name in self.scores)
 
     def _all(self, name: str) -> dict[str, NDArray[Any]]:
         return {key: np.concatenate(arrays) for key, arrays in self.found[name].items()}
@@ -374,9 +379,10 @@ def _parts(batch: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
     return x, condition, target, group
 
 
-def _ids(group: Any, count: int) -> list[int | str]:
+def _ids(group: Any, count: int) -> list[Any]:
     """Return the group of each sample."""
-    found = group.tolist() if isinstance(group, Tensor | np.ndarray) else list(group)
+    given: Any = group.tolist() if isinstance(group, Tensor | np.ndarray) else group
+    found = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given] * count
     if len(found) != count or not all(isinstance(one, Integral | str) for one in found):
         raise ValueError(
             f"heard: expected as group a number or text for each of {count} samples, got {len(found)}: "

@@ -79,22 +79,24 @@ class Hearing:
     def _verdict(self, swap: Effect) -> Verdict:
         if _clear(swap.proper.loss, 1) or _clear(swap.proper.success, -1):
             return "heard"
-        if swap.output.value <= HARDLY or (swap.beyond and not _clear(swap.beyond.output, 1)):
+        unsure = swap.beyond or math.isinf(swap.output.high)
+        if swap.output.value <= HARDLY or (unsure and not _clear(swap.proper.output, 1)):
             return "ignored"
         return "heard" if swap.loss is None and swap.success is None else "unused"
 
     @property
     def words(self) -> str:
         """Return the verdict as sentences, with the criterion."""
-        swap, beyond = self.effects["swap"].output, self.effects["swap"].beyond
+        swap, proper = self.effects["swap"].output, self.effects["swap"].proper.output
         change = f"swapping it changes the output by {_shown(swap)} of the difference between samples"
         if math.isinf(swap.value):
             change = "swapping it changes an output that is the same for all samples otherwise"
         if self.verdict == "ignored":
             floor = f"less than {HARDLY}"
-            if swap.value > HARDLY and beyond:
-                chance = self.effects["repeat"].output.value
-                more = f"({chance:.3f}; the difference is {_shown(beyond.output, '+')})"
+            if swap.value > HARDLY:
+                more = f"({self.effects['repeat'].output.value:.3f}; the difference is {_shown(proper, '+')})"
+                if math.isinf(proper.high):
+                    more = "(one group, or one call whose chance all samples share, has no interval)"
                 floor = f"not clearly more than a repetition with the same condition does {more}"
             return f"The condition is ignored: {change}, {floor}. {self.remedy}".rstrip()
         if self.verdict == "unused":
@@ -106,8 +108,9 @@ class Hearing:
         return f"The condition is heard: {change}{self._harm()}.{self._deaf()}{self._wording()}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values: all numbers and the verdict."""
-        return asdict(self) | {"verdict": self.verdict, "ignored": list(self.ignored), "words": self.words}
+        """Return plain values: all numbers, None for what is without bound, and the verdict."""
+        told = {"verdict": self.verdict, "ignored": list(self.ignored), "words": self.words}
+        return _bounded(asdict(self)) | told
 
     def __repr__(self) -> str:
         """Show the verdict, a table of all numbers with 95 % intervals, and what they mean."""
@@ -173,6 +176,13 @@ class Hearing:
 def _clear(found: Estimate | None, sign: int) -> bool:
     """Whether a change is clear of zero, in the direction of the sign."""
     return found is not None and (found.low > 0 if sign > 0 else found.high < 0)
+
+
+def _bounded(found: Any) -> Any:
+    """Return None in place of infinity, which JSON does not have."""
+    if isinstance(found, dict):
+        return {name: _bounded(one) for name, one in found.items()}
+    return None if isinstance(found, float) and math.isinf(found) else found
 
 
 def _shown(found: Estimate | None, sign: str = "") -> str:

@@ -88,7 +88,7 @@ class Sampled:
         columns: Numbers,
         bootstrap: tuple[np.random.Generator, int],
         bounds: Bounds = _EVERYWHERE,
-        roles: NDArray[np.int64] | None = None,
+        roles: Numbers | float = 1.0,
     ) -> Estimate:
         """Return a function of means with its interval.
 
@@ -97,8 +97,7 @@ class Sampled:
             columns: [n, columns] of which the means are taken.
             bootstrap: random numbers, and how many resamples.
             bounds: what the statistic cannot be beyond.
-            roles: [columns] 2 where a row's number is a mean over all others: there each sample counts twice,
-                as the one and as one of the others; 1 (the default) for the rest.
+            roles: [n, columns] how often each row's unit takes part in a mean, as the one and as another.
         """
         mean = columns.mean(axis=0)
         value = float(statistic(mean[None])[0])
@@ -109,9 +108,7 @@ class Sampled:
         if math.isfinite(value):
             slopes = _gradient(statistic, columns)
             deviations = columns - mean
-            wider = self._wider(
-                deviations @ slopes, deviations @ (slopes if roles is None else slopes * roles)
-            )
+            wider = self._wider(deviations @ slopes, (deviations * roles) @ slopes)
             low, high = (value + (end - value) * wider for end in (low, high))
         return Estimate(value, max(low, bounds[0]), min(high, bounds[1]), self.n)
 
@@ -119,7 +116,7 @@ class Sampled:
         self, values: Numbers, bootstrap: tuple[np.random.Generator, int], bounds: Bounds = _EVERYWHERE
     ) -> Estimate:
         """Return the mean of [n] values; of zeros and ones with the interval of Wilson 1927."""
-        if not _binary(values):
+        if not _binary(values, bounds):
             return self.estimate(_first, values[:, None], bootstrap, bounds)
         mean = float(values.mean())
         wide = (NORMAL * self._spread(values - mean)) ** 2 / self.n
@@ -142,7 +139,7 @@ class Sampled:
         is added to each of the four outcomes.
         """
         change = after - before
-        if not (_binary(before) and _binary(after)):
+        if not _binary(np.concatenate([before, after]), bounds):
             return self.estimate(_first, change[:, None], bootstrap, bounds)
         value, more = float(change.mean()), self.n + 2
         middle = float(change.sum()) / more
@@ -173,7 +170,7 @@ class Sampled:
     def _spread(self, deviations: Numbers) -> float:
         """Return by how much to widen an interval that takes rows as independent."""
         seen = float(np.square(deviations).sum())
-        more = max(1.0, self._shared(deviations) / seen) if seen > 0 else self.n / self.count
+        more = max(1.0, self._shared(deviations) / seen) if seen > 0 else self.n / self._distinct
         if self.count == self.n:
             return math.sqrt(more)
         return self._student / NORMAL * math.sqrt(more / self._known)
@@ -185,10 +182,14 @@ class Sampled:
 
     @cached_property
     def _student(self) -> float:
-        """Student's quantile: where two samples swap with one another, their rows may be one number twice."""
+        """Student's quantile."""
+        return student(max(1, self._distinct - 1)) if self.count > 1 else math.inf
+
+    @cached_property
+    def _distinct(self) -> int:
+        """How many units there are: where two swap with one another, their rows may be one number twice."""
         far, pairs = self._exchanged
-        distinct = len(np.unique(pairs)) + len(np.unique(self.units[~far]))
-        return student(max(1, min(self.count, distinct) - 1)) if self.count > 1 else math.inf
+        return min(self.count, len(np.unique(pairs)) + len(np.unique(self.units[~far])))
 
     def _shared(self, deviations: Numbers) -> float:
         """Return the sum of products over all pairs of rows that share a unit."""
@@ -212,8 +213,9 @@ def _squares(labels: Rows, deviations: Numbers) -> float:
     return float(np.square(np.bincount(labels, deviations)).sum())
 
 
-def _binary(values: Numbers) -> bool:
-    return bool(np.isin(values, (0.0, 1.0)).all())
+def _binary(values: Numbers, bounds: Bounds) -> bool:
+    """Whether values are zeros and ones; without bounds only if both occur: a loss may be 0 by its size."""
+    return bool(np.isin(values, (0.0, 1.0)).all() and (math.isfinite(bounds[1]) or np.ptp(values) > 0))
 
 
 def _first(means: Numbers) -> Numbers:
