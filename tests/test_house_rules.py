@@ -194,7 +194,7 @@ LIBRARY = (
     ("concatenation", "folding", "tabulation"),
     ("modulations",),
     ("counterfactual", "hearing", "inspection", "pulses", "scoring", "sensitivity", "summary"),
-    ("telling",),
+    ("tally", "telling"),
     ("comparison", "converters", "doctor", "guidance", "heard"),
     ("canvas",),
     ("charts",),

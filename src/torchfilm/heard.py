@@ -7,25 +7,20 @@ that the instruction had no part in it. `heard` asks the counterfactual question
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from torchfilm.counterfactual import (
     Paraphrase,
     blanked,
-    columns,
     is_empty,
-    is_words,
     keys,
     of_samples,
     others,
@@ -34,18 +29,14 @@ from torchfilm.counterfactual import (
 )
 from torchfilm.hearing import Effect, Hearing
 from torchfilm.injection import film_of
-from torchfilm.intervals import FEWEST_RESAMPLES, Estimate, Sampled
+from torchfilm.intervals import FEWEST_RESAMPLES
 from torchfilm.several import Masked, Maybe, Several
+from torchfilm.tally import RIGHT, Score, Tally
 from torchfilm.telling import START, untouched
 from torchfilm.undisturbed import in_mode, same_chance
 
-Score = Callable[[Any, Any], Any]
-Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-Rows = NDArray[np.int64]
-Bootstrap = tuple[np.random.Generator, int]
 
-_RIGHT = "as it is"
 _FEW = 20
 
 
@@ -122,7 +113,7 @@ def heard(
             f"The intervals are the middle 95 % of resamples: leave resamples= out for 1000."
         )
     rng = np.random.default_rng(seed)
-    tally = _Tally(loss, success, (rng, int(resamples)))
+    tally = Tally(loss, success, (rng, int(resamples)))
     predicting = in_mode(model, training=False) if isinstance(model, nn.Module) else nullcontext()
     with predicting, torch.no_grad():
         for number, batch in enumerate(batches):
@@ -130,7 +121,7 @@ def heard(
                 _measure(tally, model, batch, rng, seed + number, (blank, paraphrase))
     if "swap" not in tally.found:
         raise ValueError(_nothing_to_swap(tally.found))
-    effects = {name: tally.effect(name) for name in tally.found if name != _RIGHT}
+    effects = {name: tally.effect(name) for name in tally.found if name != RIGHT}
     left_out = effects["repeat"].output.n - effects["swap"].output.n
     notes = tuple(_notes(effects, tally.units, paraphrase))
     return Hearing(effects, *tally.levels(), left_out, notes, _remedy(model))
@@ -160,7 +151,7 @@ def _notes(effects: Mapping[str, Effect], units: int, paraphrase: Any) -> Iterat
 
 
 def _measure(
-    tally: _Tally,
+    tally: Tally,
     model: Callable[..., Any],
     batch: Sequence[Any],
     rng: np.random.Generator,
@@ -239,134 +230,6 @@ def _nothing(model: Callable[..., Any]) -> Callable[[Any], Any] | None:
     return (lambda condition: Masked(None)) if isinstance(cond, Maybe) else None
 
 
-class _Tally:
-    """Outputs, losses and successes of every sample, with the right conditions and with changed ones."""
-
-    def __init__(self, loss: Score | None, success: Score | None, bootstrap: Bootstrap) -> None:
-        self.scores = {
-            name: score for name, score in (("loss", loss), ("success", success)) if score is not None
-        }
-        self.bootstrap = bootstrap
-        self.found: dict[str, dict[str, list[Any]]] = {}
-        self.groups: dict[Any, int] = {}
-        self.output: list[Any] = []
-        self.target: Any = None
-        self.first = self.count = 0
-
-    def begin(self, output: Any, target: Any, group: Any, count: int) -> None:
-        """Take in a batch's outputs with the right conditions."""
-        self.output, self.target = _columns(output, count), target
-        self.first, self.count = self.count, self.count + count
-        unit = np.arange(self.first, self.count)
-        if group is not None:  # numbers below zero, as batches without groups may be among the others
-            ids = _ids(group, count)
-            unit = np.array([self.groups.setdefault(one, -1 - len(self.groups)) for one in ids])
-        apart = np.stack([_apart(column) for column in self.output], axis=1)
-        found = {"unit": unit, "call": np.full(count, self.first), "apart": apart}
-        self._append(_RIGHT, found | self._scored(output, count))
-
-    def add(self, name: str, output: Any, giver: Rows, kept: Flags) -> None:
-        """Take in the batch's outputs with changed conditions: whose they are, and which samples count."""
-        pairs = zip(self.output, _columns(output, len(kept)), strict=True)
-        found = {
-            "row": np.arange(self.first, self.count),
-            "giver": self.first + giver,
-            "moved": np.stack([_distance(a, b) for a, b in pairs], axis=1),
-        } | self._scored(output, len(kept))
-        self._append(name, {key: values[kept] for key, values in found.items()})
-
-    def end(self) -> None:
-        """Let go of the batch."""
-        self.output, self.target = [], None
-
-    def _scored(self, output: Any, count: int) -> dict[str, Numbers]:
-        if self.scores and self.target is None:
-            raise ValueError(
-                f"heard: {next(iter(self.scores))} needs a target, got a batch of (x, condition).\n"
-                f"Give (x, condition, target)."
-            )
-        return {name: _scored(name, score, output, self.target, count) for name, score in self.scores.items()}
-
-    def _append(self, name: str, found: Mapping[str, NDArray[Any]]) -> None:
-        change = self.found.setdefault(name, {})
-        for key, values in found.items():
-            _append(change.setdefault(key, []), values)
-
-    @property
-    def units(self) -> int:
-        """How many independent samples are swapped, or groups of them."""
-        return len(np.unique(self._all(_RIGHT)["unit"][self._all("swap")["row"]]))
-
-    def levels(self) -> tuple[Estimate | None, Estimate | None]:
-        """Return loss and success with the right conditions."""
-        right = self._all(_RIGHT)
-        sampled = Sampled(right["unit"], right["unit"])
-        loss, success = (
-            sampled.level(right[name], self.bootstrap, bounds) if name in self.scores else None
-            for name, bounds in (("loss", (-math.inf, math.inf)), ("success", (0.0, 1.0)))
-        )
-        return loss, success
-
-    def effect(self, name: str) -> Effect:
-        """Return the estimates of one change."""
-        right, again, change = self._all(_RIGHT), self._all("repeat"), self._all(name)
-        rows, moved = change["row"], change["moved"]
-        by_chance = again["moved"].any() or any((right[one] != again[one]).any() for one in self.scores)
-        if name == "repeat" and not by_chance:  # not a chance that n samples do not show, but none
-            none = Estimate(0.0, 0.0, 0.0, len(rows))
-            scores = dict.fromkeys(self.scores, none)
-            return Effect(none, scores.get("loss"), scores.get("success"))
-        # A sample without others takes the mean of all that have some, which leaves that mean as it is.
-        apart = np.where(np.isnan(right["apart"]), np.nanmean(right["apart"], axis=0), right["apart"])[rows]
-        sampled = Sampled(right["unit"][rows], right["unit"][change["giver"]])
-
-        def scored(score: str, before: Mapping[str, Any], least: float) -> Estimate | None:
-            if score not in self.scores:
-                return None
-            return sampled.change(before[score][rows], change[score], self.bootstrap, (least, -least))
-
-        # Each sample is in the means over others twice; where these are few, their rows show it already.
-        share = 1 - 1 / np.bincount(right["call"])[right["call"][rows], None]
-        twice = 2 * np.where(change["giver"][:, None] == rows[:, None], np.sqrt(share), share)
-        output = sampled.estimate(
-            lambda means: _relative(*np.split(means, 2, axis=-1)),
-            np.concatenate([moved, apart], axis=1),
-            self.bootstrap,
-            (0.0, math.inf),
-            np.repeat(np.hstack([np.ones_like(twice), twice]), moved.shape[1], axis=1),
-        )
-        found = Effect(output, scored("loss", right, -math.inf), scored("success", right, -1.0))
-        if name == "repeat" or not by_chance:
-            return found
-        # Beside parts that differ between samples, what is the same for all has no measure.
-        kept = apart.mean(axis=0) > 0
-        if math.isinf(output.value) or not kept.any():
-            kept, apart = np.ones_like(kept), np.ones_like(apart)
-            if again["moved"].any() and (again["moved"] == again["moved"][right["call"]]).all():
-                sampled = Sampled(right["call"][rows], right["call"][rows])  # all of a call share its chance
-        more = sampled.estimate(
-            lambda means: _more(*np.split(means, 3, axis=-1)),
-            np.concatenate([moved[:, kept], again["moved"][rows][:, kept], apart[:, kept]], axis=1),
-            self.bootstrap,
-            roles=np.repeat(np.hstack([np.ones((len(rows), 2)), twice]), kept.sum(), axis=1),
-        )
-        beyond = Effect(more, scored("loss", again, -math.inf), scored("success", again, -1.0))
-        return replace(found, beyond=beyond)
-
-    def _all(self, name: str) -> dict[str, NDArray[Any]]:
-        return {key: np.concatenate(arrays) for key, arrays in self.found[name].items()}
-
-
-def _append(arrays: list[Any], rows: NDArray[Any]) -> None:
-    """Append rows, and join arrays until each is twice as long as the next.
-
-    Many small arrays, one for each batch, would lie between freed memory and keep it from being given back.
-    """
-    arrays.append(rows)
-    while len(arrays) > 1 and len(arrays[-2]) < 2 * len(arrays[-1]):
-        arrays[-2:] = [np.concatenate(arrays[-2:])]
-
-
 def _parts(batch: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3, 4):
         size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
@@ -379,18 +242,6 @@ def _parts(batch: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
     return x, condition, target, group
 
 
-def _ids(group: Any, count: int) -> list[Any]:
-    """Return the group of each sample."""
-    given: Any = group.tolist() if isinstance(group, Tensor | np.ndarray) else group
-    found = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given] * count
-    if len(found) != count or not all(isinstance(one, Integral | str) for one in found):
-        raise ValueError(
-            f"heard: expected as group a number or text for each of {count} samples, got {len(found)}: "
-            f"{found[:3]}.\nSamples of one episode or scene have the same one."
-        )
-    return found
-
-
 def _nothing_to_swap(found: Mapping[str, object]) -> str:
     if not found:
         return "heard: expected at least one batch, got none.\nAn iterator that was used before is empty."
@@ -398,103 +249,3 @@ def _nothing_to_swap(found: Mapping[str, object]) -> str:
         "heard: expected a batch with two different conditions, got none.\n"
         "Shuffle the samples, or make the batches larger: conditions are exchanged within a batch."
     )
-
-
-def _columns(output: Any, count: int) -> list[Any]:
-    """Return the parts of an output that have one row per sample."""
-    found = columns(output)
-    shapes = [(len(column),) if is_words(column) else tuple(column.shape) for column in found]
-    if not found or any(shape[0] != count for shape in shapes):
-        raise ValueError(
-            f"heard: expected outputs with one row for each of {count} samples, got shapes {shapes}.\n"
-            f"Wrap the model in a function that returns what counts, batch first."
-        )
-    return found
-
-
-def _distance(first: Any, second: Any) -> Numbers:
-    """Return the squared distance of each row; integers, booleans and words are equal (0) or not (1)."""
-    if is_words(first):
-        return np.array([float(a != b) for a, b in zip(first, second, strict=True)])
-    a, b = _numbers(first), _numbers(second)
-    if a.shape != b.shape:
-        raise ValueError(
-            f"heard: expected outputs of one shape whatever the condition, got {tuple(a.shape)} and "
-            f"{tuple(b.shape)}.\nReturn texts as a list of strings, or pad to one length."
-        )
-    if not a.is_floating_point():
-        return (a != b).reshape(len(a), -1).double().mean(dim=1).numpy()
-    found = (a.double() - b.double()).square().reshape(len(a), -1).mean(dim=1).numpy()
-    if not np.isfinite(found).all():
-        raise ValueError(
-            f"heard: expected finite outputs, got {int((~np.isfinite(found)).sum())} of {len(found)} "
-            f"samples with NaN or infinity.\nFind them with torch.isfinite(output) first."
-        )
-    return found
-
-
-def _numbers(value: Any) -> Tensor:
-    """Return an output in the memory of the host, complex numbers as pairs of real ones."""
-    found = torch.as_tensor(value, device="cpu").detach()
-    return torch.view_as_real(found.resolve_conj()) if found.is_complex() else found
-
-
-def _apart(column: Any) -> Numbers:
-    """Return the mean `_distance` of each row from all others, whatever their order; NaN for a single row."""
-    n = len(column)
-    if n == 1:
-        return np.full(1, np.nan)
-    if is_words(column):
-        said = Counter(column)
-        return np.array([n - said[one] for one in column]) / (n - 1)
-    rows = _numbers(column).reshape(n, -1)
-    if not rows.is_floating_point():
-        _, number = np.unique(rows.numpy(), return_inverse=True)
-        entries = torch.from_numpy(number.reshape(rows.shape)).T.contiguous()
-        ordered = entries.sort(dim=1).values
-        equal = torch.searchsorted(ordered, entries, right=True) - torch.searchsorted(ordered, entries)
-        return (n - equal.double().mean(dim=0)).numpy() / (n - 1)
-    # mean_j |y_i - y_j|^2 around the mean of all rows; from the first row on, so that equal rows give 0.
-    centred = rows.double() - rows[0].double()
-    square = (centred - centred.mean(dim=0)).square().mean(dim=1)
-    return ((n * square + square.sum()) / (n - 1)).numpy()
-
-
-def _scored(name: str, function: Score, output: Any, target: Any, count: int) -> Numbers:
-    values = torch.as_tensor(function(output, target), device="cpu").detach().double()
-    per_sample = values.ndim > 0 and len(values) == count
-    if not per_sample or not values.isfinite().all():
-        raise ValueError(
-            f"heard: expected {name} to give a finite number for each of {count} samples, "
-            f"got {'NaN or infinity' if per_sample else f'shape {tuple(values.shape)}'}.\n"
-            f'Losses of torch give one per sample with reduction="none".'
-        )
-    if name == "success" and (values.min() < 0 or values.max() > 1):
-        raise ValueError(
-            f"heard: expected success to be 0..1 for each sample, got {values.min():.3g} to "
-            f"{values.max():.3g}.\nDivide percentages by 100; a reward is a loss with the other sign."
-        )
-    return values.reshape(count, -1).mean(dim=1).numpy()
-
-
-def _ratio(moved: Numbers, apart: Numbers) -> Numbers:
-    """Return sqrt(moved / apart); 0 for 0 / 0, and infinity where only what is below is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(moved == 0, 0.0, np.sqrt(moved / apart))
-
-
-def _relative(moved: Numbers, apart: Numbers) -> Numbers:
-    """Return the mean over the parts of an output, of means [..., parts] -> [...].
-
-    A part that is the same for all samples gives no measure of its changes, and counts only where no other
-    part changes.
-    """
-    ratios = _ratio(moved, apart)
-    measured = np.isfinite(ratios)
-    found = np.where(measured, ratios, 0.0).sum(axis=-1)
-    return np.where(found > 0, found / np.maximum(measured.sum(axis=-1), 1), ratios.mean(axis=-1))
-
-
-def _more(moved: Numbers, again: Numbers, apart: Numbers) -> Numbers:
-    """Return by how much more a change moves the outputs than a repetition does."""
-    return _relative(moved, apart) - _relative(again, apart)
