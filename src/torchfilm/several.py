@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ class Maybe(nn.Module):
         self.null = nn.Parameter(torch.zeros(self.dim, device=device)) if null == "learned" else None
         self.place = torch.empty(0, device=device)  # where this is; a buffer would make DDP send it round
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Maybe:  # noqa: FBT001, FBT002
         """Move and convert as modules do, and note where to."""
         super()._apply(fn, recurse)
         self.place = fn(self.place)
