@@ -119,6 +119,7 @@ def line_and_batch():
         (policy_and_batch, diffusion_policy.loss, 4),
     ],
 )
+@pytest.mark.plain
 @pytest.mark.usefixtures("unpacked")
 def test_a_training_step_waits_once_and_after_the_gradients(build, loss, sent: int) -> None:
     happened, means = second_step(build()[0], loss, build()[1], NAME)
@@ -130,6 +131,7 @@ def test_a_training_step_waits_once_and_after_the_gradients(build, loss, sent: i
     assert means == pytest.approx(second_step(build()[0], loss, build()[1], "cpu")[1], rel=1e-5)
 
 
+@pytest.mark.plain
 @pytest.mark.usefixtures("unpacked")
 def test_lengths_on_a_device_are_fetched_once() -> None:
     encoder = text.WordEncoder(6, 3, 5)
