@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchfilm.injection import conditioning, film_of, unconditioned
 from torchfilm.naming import Entries, check_size
 from torchfilm.scoring import Score, Scored, scored_by, scored_of
-from torchfilm.sharding import in_parts
+from torchfilm.sharding import check_whole
 from torchfilm.signatures import signature_of
 from torchfilm.sites import check_network
 from torchfilm.undisturbed import in_mode, unchanged
@@ -194,11 +194,7 @@ def compare(
     }
     for model in itertools.chain(*seeds.values()):
         check_network(model)
-        if any(map(in_parts, model.parameters())):
-            raise ValueError(
-                "compare: expected networks that this process has whole, got one that lies in several.\n"
-                "Let all of them save(model, folder), load that onto a plain base, and compare this."
-            )
+        check_whole("compare", model)
     none = next((f" for '{name}'" for name, trained in seeds.items() if not trained), "")
     if not models or none:
         raise ValueError(

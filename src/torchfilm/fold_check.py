@@ -10,18 +10,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchfilm.injection import Conditioning
-from torchfilm.sharding import in_parts, joins_its_parts
+from torchfilm.sharding import check_whole
 
 _TINY = torch.finfo(torch.float64).tiny
 
 
 def check_copied(model: nn.Module) -> None:
     """Refuse what torch cannot copy: what is sharded, and a tensor with a graph among a module's own."""
-    if any(map(in_parts, model.parameters())) or any(map(joins_its_parts, model.modules())):
-        raise ValueError(
-            "fold: expected a network that this process has whole, got one that lies in several.\n"
-            "Let all of them save(model, folder), load that onto a plain base, and fold this."
-        )
+    check_whole("fold", model)
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and not value.is_leaf:

@@ -68,6 +68,21 @@ def student(degrees: int) -> float:
     return NORMAL + sum(term / degrees**power for power, term in enumerate(_STUDENT, start=1))
 
 
+def wilson(share: float, n: float) -> Bounds:
+    """Return the interval of Wilson 1927 for a share of n samples; all of 0..1 for none.
+
+    Example:
+        >>> [round(end, 3) for end in wilson(1.0, 20)]
+        [0.839, 1.0]
+    """
+    if n == 0:
+        return 0.0, 1.0
+    wide = NORMAL**2 / n
+    half = math.sqrt(wide * (share * (1 - share) + wide / 4))
+    low, high = ((share + wide / 2 + side) / (1 + wide) for side in (-half, half))
+    return min(low, share), max(high, share)
+
+
 class Sampled:
     """The rows that estimates are over, and which of them depend on one another.
 
@@ -119,12 +134,7 @@ class Sampled:
         if not _binary(values, bounds):
             return self.estimate(_first, values[:, None], bootstrap, bounds)
         mean = float(values.mean())
-        wide = (NORMAL * self._spread(values - mean)) ** 2 / self.n
-        if math.isinf(wide):
-            return Estimate(mean, 0.0, 1.0, self.n)
-        half = math.sqrt(wide * (mean * (1 - mean) + wide / 4))
-        low, high = ((mean + wide / 2 + side) / (1 + wide) for side in (-half, half))
-        return Estimate(mean, min(low, mean), max(high, mean), self.n)
+        return Estimate(mean, *wilson(mean, self.n / self._spread(values - mean) ** 2), self.n)
 
     def change(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from torchfilm.intervals import NORMAL, student
+from torchfilm.intervals import student, wilson
 
 Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
 Numbers = NDArray[np.float64]
@@ -125,6 +125,5 @@ def _wilson(p: float, shape: tuple[int, ...], variance: float) -> tuple[float, f
     n: float = shape[1]
     if 0 < p < 1:
         n = min(p * (1 - p) / variance + 1 if variance > 0 else math.inf, shape[0] * n)
-    middle = (p + NORMAL**2 / (2 * n)) / (1 + NORMAL**2 / n)
-    half = NORMAL / (1 + NORMAL**2 / n) * math.sqrt(p * (1 - p) / n + NORMAL**2 / (4 * n**2))
-    return p - middle + half, middle + half - p
+    low, high = wilson(p, n)
+    return p - low, high - p

@@ -52,6 +52,15 @@ def is_flattened(module: nn.Module) -> bool:
     return managed and not any(map(is_sharded, module.state_dict().values()))
 
 
+def check_whole(doing: str, model: nn.Module) -> None:
+    """Raise ValueError for a network that lies in several processes, for what is done with all of it."""
+    if any(map(in_parts, model.parameters())) or any(map(joins_its_parts, model.modules())):
+        raise ValueError(
+            f"{doing}: expected a network that this process has whole, got one that lies in several.\n"
+            f"Let all of them save(model, folder), load that onto a plain base, and {doing} this."
+        )
+
+
 ONE_FLAT_TENSOR = (
     "its parameters in one flat tensor, by FullyShardedDataParallel.\n"
     "Shard the conditioned network by fully_shard instead. Of one that is trained already, load the whole "
