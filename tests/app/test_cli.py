@@ -212,6 +212,18 @@ def test_eval_trains_ablations_and_the_data_size_curve(data, eyes, tmp_path, cap
         assert (out / f"{experiment}.png").is_file()
 
 
+def test_eval_tells_of_an_unknown_setting_before_it_looks_at_the_pictures(data, capsys):
+    for experiment, only, told in (
+        ("ablations", "gamma_on", "got 'gamma_on'. Nearest: gamma_one"),
+        ("data_size", "all", "--only: expected whole numbers for data_size, got ('all',)"),
+    ):
+        given = ("--data", data, "--recipe", "tiny", "--only", only)
+        assert run("eval", "--experiment", experiment, *given) == 2
+        said = capsys.readouterr().err
+        assert told in said
+        assert "reading the questions" not in said
+
+
 @pytest.fixture(scope="module")
 def conditions(tmp_path_factory) -> Path:
     """Splits of CoGenT's two conditions."""

@@ -25,10 +25,12 @@ FINE_TUNING = (0, 1000, 3000, 10_000, 30_000)
 def ablations(options: Evaluate) -> None:
     """Train the recipe and the paper's changes of it."""
     from torchfilm.systems.visual_reasoning.experiments import described, paper_ablations, sources
-    from torchfilm.systems.visual_reasoning.recipe import ABLATIONS
+    from torchfilm.systems.visual_reasoning.recipe import ABLATIONS, ablate
 
-    base, material = _prepared(options, "train", options.split or "val")
-    names = options.only or tuple(ABLATIONS)
+    base, names = _recipe(options), options.only or tuple(ABLATIONS)
+    for name in names:
+        ablate(base, name)  # an unknown one is told before the pictures are looked at
+    material = _material(options, base, "train", options.split or "val")
     out, data = options.out or Path("runs/ablations"), sources(material)
     rows = paper_ablations(
         base,
@@ -45,10 +47,11 @@ def data_size(options: Evaluate) -> None:
     """Train the recipe on more and more scenes."""
     from torchfilm.systems.visual_reasoning.experiments import data_size_curve, described, sources
 
-    base, material = _prepared(options, "train", options.split or "val")
+    base, asked = _recipe(options), _numbers(options)
+    material = _material(options, base, "train", options.split or "val")
     out = options.out or Path("runs/data_size")
     there = len(material.folder.image_files("train"))
-    sizes = _numbers(options) or [size for size in SIZES if size < there] + [there]
+    sizes = asked or [size for size in SIZES if size < there] + [there]
     about, blind = described(base) | sources(material), _blind(options, material)
     rows = data_size_curve(
         sizes,
@@ -78,12 +81,12 @@ def cogent(options: Evaluate) -> None:
         )
     if options.perception is None:
         note("no --perception: the shipped one has seen all combinations of shape and color, B's too")
-    base, material = _prepared(options, "trainA", "valA", "valB", "testB")
+    base, sizes = _recipe(options), _numbers(options) or FINE_TUNING
+    material = _material(options, base, "trainA", "valA", "valB", "testB")
     out = options.out or Path("runs/cogent")
     transfer = Transfer(options.recipe, base, material, replace(material, train_split="valB"))
     note(f"training on A: {_budget(base.training)}; each fine-tuning: {_budget(transfer.fine_tuning)}")
     exams = (material.exam(base.config, "valA"), material.exam(base.config, "testB"))
-    sizes = _numbers(options) or FINE_TUNING
     found = series(sizes, transfer, exams, out, seeds=range(options.seeds))
     if options.json:
         about = {"experiment": "cogent", "recipe": options.recipe, "out": str(out)}
@@ -105,18 +108,23 @@ def _budget(training: TrainConfig) -> str:
     return f"{training.minutes:g} minutes" if training.steps is None else f"{training.steps:,} steps"
 
 
-def _prepared(options: Evaluate, train_split: str, val_split: str, *others: str) -> tuple[Recipe, Material]:
-    """The recipe with the budget asked for, and what it learns from, every split looked at."""
+def _recipe(options: Evaluate) -> Recipe:
+    """The recipe with the budget asked for."""
+    from torchfilm.systems.visual_reasoning.recipe import RECIPES
+
+    recipe = known_recipe(options.recipe, RECIPES)
+    check_own(options, SEEN, recipe.config.input, "recipe over")
+    return replace(recipe, training=trained_alike(recipe.training, options, seed=0))
+
+
+def _material(options: Evaluate, recipe: Recipe, train_split: str, val_split: str, *others: str) -> Material:
+    """What the recipe learns from, every split looked at."""
     from torchfilm.data.clevr.files import ClevrFolder
     from torchfilm.systems.visual_reasoning.bundle import load_sight
-    from torchfilm.systems.visual_reasoning.recipe import RECIPES
     from torchfilm.systems.visual_reasoning.running import Material
 
     if options.data is None:
         raise ValueError(f"eval --experiment {options.experiment} trains: expected --data, got none")
-    recipe = known_recipe(options.recipe, RECIPES)
-    check_own(options, SEEN, recipe.config.input, "recipe over")
-    recipe = replace(recipe, training=trained_alike(recipe.training, options, seed=0))
     folder = ClevrFolder(options.data, options.images, options.cache)
     sight = load_sight(options.perception) if recipe.config.input == "maps" else None
     note(f"reading the questions of {folder.root}, split {train_split}")
@@ -127,7 +135,7 @@ def _prepared(options: Evaluate, train_split: str, val_split: str, *others: str)
         )
         for split in (train_split, val_split, *others):
             material.pictures(recipe.config, split)
-    return recipe, material
+    return material
 
 
 def _measured(name: str, recipe: Recipe, material: Material, seed: int, folder: Path) -> dict[str, float]:
