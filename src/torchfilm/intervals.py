@@ -32,7 +32,7 @@ FEWEST_RESAMPLES = 40
 NORMAL = 1.959963984540054
 """The quantile 0.975 of the normal distribution."""
 _STUDENT = (2.372271230298562, 2.8224986157396112, 2.555849679507722, 1.5895340533938225)
-_EVERYWHERE = (-math.inf, math.inf)
+EVERYWHERE = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Sampled:
         statistic: Callable[[Numbers], Numbers],
         columns: Numbers,
         bootstrap: tuple[np.random.Generator, int],
-        bounds: Bounds = _EVERYWHERE,
+        bounds: Bounds = EVERYWHERE,
         roles: Numbers | float = 1.0,
     ) -> Estimate:
         """Return a function of means with its interval.
@@ -128,7 +128,7 @@ class Sampled:
         return Estimate(value, max(low, bounds[0]), min(high, bounds[1]), self.n)
 
     def level(
-        self, values: Numbers, bootstrap: tuple[np.random.Generator, int], bounds: Bounds = _EVERYWHERE
+        self, values: Numbers, bootstrap: tuple[np.random.Generator, int], bounds: Bounds = EVERYWHERE
     ) -> Estimate:
         """Return the mean of [n] values; of zeros and ones with the interval of Wilson 1927."""
         if not _binary(values, bounds):
@@ -141,7 +141,7 @@ class Sampled:
         before: Numbers,
         after: Numbers,
         bootstrap: tuple[np.random.Generator, int],
-        bounds: Bounds = _EVERYWHERE,
+        bounds: Bounds = EVERYWHERE,
     ) -> Estimate:
         """Return the mean of after - before, both [n].
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -16,15 +16,17 @@ from torch import Tensor
 
 from torchfilm.counterfactual import columns, is_words
 from torchfilm.hearing import Effect
-from torchfilm.intervals import Estimate, Sampled
+from torchfilm.intervals import EVERYWHERE, Bounds, Estimate, Numbers, Rows, Sampled
 
 Score = Callable[[Any, Any], Any]
-Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-Rows = NDArray[np.int64]
+Found = Mapping[str, NDArray[Any]]
+Scores = tuple[Estimate | None, Estimate | None]
 Bootstrap = tuple[np.random.Generator, int]
 
 RIGHT = "as it is"
+_LEVELS: dict[str, Bounds] = {"loss": EVERYWHERE, "success": (0.0, 1.0)}
+_CHANGES: dict[str, Bounds] = {"loss": EVERYWHERE, "success": (-1.0, 1.0)}
 
 
 class Tally:
@@ -75,7 +77,7 @@ class Tally:
             )
         return {name: _scored(name, score, output, self.target, count) for name, score in self.scores.items()}
 
-    def _append(self, name: str, found: Mapping[str, NDArray[Any]]) -> None:
+    def _append(self, name: str, found: Found) -> None:
         change = self.found.setdefault(name, {})
         for key, values in found.items():
             _append(change.setdefault(key, []), values)
@@ -85,15 +87,11 @@ class Tally:
         """How many independent samples are swapped, or groups of them."""
         return len(np.unique(self._all(RIGHT)["unit"][self._all("swap")["row"]]))
 
-    def levels(self) -> tuple[Estimate | None, Estimate | None]:
+    def levels(self) -> Scores:
         """Return loss and success with the right conditions."""
         right = self._all(RIGHT)
         sampled = Sampled(right["unit"], right["unit"])
-        loss, success = (
-            sampled.level(right[name], self.bootstrap, bounds) if name in self.scores else None
-            for name, bounds in (("loss", (-math.inf, math.inf)), ("success", (0.0, 1.0)))
-        )
-        return loss, success
+        return self._scores(lambda name: sampled.level(right[name], self.bootstrap, _LEVELS[name]))
 
     def effect(self, name: str) -> Effect:
         """Return the estimates of one change."""
@@ -102,28 +100,11 @@ class Tally:
         by_chance = again["moved"].any() or any((right[one] != again[one]).any() for one in self.scores)
         if name == "repeat" and not by_chance:  # not a chance that n samples do not show, but none
             none = Estimate(0.0, 0.0, 0.0, len(rows))
-            scores = dict.fromkeys(self.scores, none)
-            return Effect(none, scores.get("loss"), scores.get("success"))
-        # A sample without others takes the mean of all that have some, which leaves that mean as it is.
-        apart = np.where(np.isnan(right["apart"]), np.nanmean(right["apart"], axis=0), right["apart"])[rows]
+            return Effect(none, *self._scores(lambda name: none))
         sampled = Sampled(right["unit"][rows], right["unit"][change["giver"]])
-
-        def scored(score: str, before: Mapping[str, Any], least: float) -> Estimate | None:
-            if score not in self.scores:
-                return None
-            return sampled.change(before[score][rows], change[score], self.bootstrap, (least, -least))
-
-        # Each sample is in the means over others twice; where these are few, their rows show it already.
-        share = 1 - 1 / np.bincount(right["call"])[right["call"][rows], None]
-        twice = 2 * np.where(change["giver"][:, None] == rows[:, None], np.sqrt(share), share)
-        output = sampled.estimate(
-            lambda means: _relative(*np.split(means, 2, axis=-1)),
-            np.concatenate([moved, apart], axis=1),
-            self.bootstrap,
-            (0.0, math.inf),
-            np.repeat(np.hstack([np.ones_like(twice), twice]), moved.shape[1], axis=1),
-        )
-        found = Effect(output, scored("loss", right, -math.inf), scored("success", right, -1.0))
+        apart, times = _from_others(right["apart"])[rows], _times(right, change)
+        output = self._output(sampled, _relative, (moved, apart), times, (0.0, math.inf))
+        found = Effect(output, *self._changes(sampled, right, change))
         if name == "repeat" or not by_chance:
             return found
         # Beside parts that differ between samples, what is the same for all has no measure.
@@ -132,17 +113,57 @@ class Tally:
             kept, apart = np.ones_like(kept), np.ones_like(apart)
             if again["moved"].any() and (again["moved"] == again["moved"][right["call"]]).all():
                 sampled = Sampled(right["call"][rows], right["call"][rows])  # all of a call share its chance
-        more = sampled.estimate(
-            lambda means: _more(*np.split(means, 3, axis=-1)),
-            np.concatenate([moved[:, kept], again["moved"][rows][:, kept], apart[:, kept]], axis=1),
-            self.bootstrap,
-            roles=np.repeat(np.hstack([np.ones((len(rows), 2)), twice]), kept.sum(), axis=1),
-        )
-        beyond = Effect(more, scored("loss", again, -math.inf), scored("success", again, -1.0))
-        return replace(found, beyond=beyond)
+        columns = moved[:, kept], again["moved"][rows][:, kept], apart[:, kept]
+        more = self._output(sampled, _more, columns, times)
+        return replace(found, beyond=Effect(more, *self._changes(sampled, again, change)))
 
-    def _all(self, name: str) -> dict[str, NDArray[Any]]:
+    def _output(
+        self,
+        sampled: Sampled,
+        statistic: Callable[..., Numbers],
+        columns: Sequence[Numbers],
+        times: Numbers,
+        bounds: Bounds = EVERYWHERE,
+    ) -> Estimate:
+        """Return a function of the means of [n, parts] columns, the last of which are distances to others."""
+        once = np.ones((len(times), len(columns) - 1))
+        return sampled.estimate(
+            lambda means: statistic(*np.split(means, len(columns), axis=-1)),
+            np.concatenate(columns, axis=1),
+            self.bootstrap,
+            bounds,
+            np.repeat(np.hstack([once, times]), columns[0].shape[1], axis=1),
+        )
+
+    def _changes(self, sampled: Sampled, before: Found, change: Found) -> Scores:
+        """Return by how much loss and success are more than before."""
+        rows, bootstrap = change["row"], self.bootstrap
+        return self._scores(
+            lambda name: sampled.change(before[name][rows], change[name], bootstrap, _CHANGES[name])
+        )
+
+    def _scores(self, estimate: Callable[[str], Estimate]) -> Scores:
+        """Return the estimates of loss and success, None for one that was not asked for."""
+        loss, success = (estimate(name) if name in self.scores else None for name in ("loss", "success"))
+        return loss, success
+
+    def _all(self, name: str) -> Found:
         return {key: np.concatenate(arrays) for key, arrays in self.found[name].items()}
+
+
+def _from_others(apart: Numbers) -> Numbers:
+    """Give a sample without others the mean of all that have some, which leaves that mean as it is."""
+    return np.where(np.isnan(apart), np.nanmean(apart, axis=0), apart)
+
+
+def _times(right: Found, change: Found) -> Numbers:
+    """Return how often each row's sample is in the mean over others: [n, 1].
+
+    Twice, as the one and as the other; where others are few, their rows show it already.
+    """
+    rows, giver = change["row"][:, None], change["giver"][:, None]
+    share = 1 - 1 / np.bincount(right["call"])[right["call"][rows]]
+    return 2 * np.where(giver == rows, np.sqrt(share), share)
 
 
 def _append(arrays: list[Any], rows: NDArray[Any]) -> None:
