@@ -184,6 +184,7 @@ LIBRARY = (
     ("sites",),
     ("parts",),
     ("slots",),
+    ("placement",),
     ("filling",),
     ("injection",),
     ("adapter", "checkpointing"),

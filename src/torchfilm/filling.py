@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import threading
 import types
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,10 +21,11 @@ from torchfilm.absorption import ahead
 from torchfilm.freezing import Frozen
 from torchfilm.fusion import Fusion, check_reads_tokens
 from torchfilm.generator import describe, num_parameters
+from torchfilm.placement import Place, in_place, paths_of, places_now
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import check_apart, in_parts
 from torchfilm.sites import Site, Sites
-from torchfilm.slots import PLAIN, Lent, Slot, Transform, check_copies, make_ready, no_condition, replaced
+from torchfilm.slots import PLAIN, Lent, Slot, Transform, make_ready, no_condition
 from torchfilm.snapshot import Snapshot
 from torchfilm.undisturbed import in_mode
 
@@ -114,7 +114,7 @@ class Conditioning(nn.Module):
         self.fusion = fusion
         self.sites: dict[str, Site] = {site.name: site for site in sites}
         self.slots = {site.name: Slot(site, fusion) for site in sites}
-        self.places: list[tuple[tuple[str, ...], Slot]] = []
+        self.places: list[Place] = []
         self.local = _Local()
         self.takes_cond = True
         self.recipe: dict[str, Any] | None = None
@@ -286,30 +286,14 @@ class Conditioning(nn.Module):
     def check(self, root: nn.Module) -> None:
         """Raise ValueError where a site's module is in the network no more: the condition would not be heard.
 
-        Done at every call that is not compiled, and whenever the mode is set: code of others puts new modules
-        in the place of old ones, as `nn.SyncBatchNorm.convert_sync_batchnorm` does. A site inside of a new
-        wrapper is still heard.
+        Done at every call that is not compiled, and whenever the mode is set.
         """
-        if self._in_place(root):
-            return
-        now, before = self.paths(root), Counter(slot.site.name for _, slot in self.places)
-        for name, paths in now.items():
-            if len(paths) < max(before[name], 1):
-                raise ValueError(self._replaced(root, name, paths))
-        check_copies(root, self.slots, [".".join(path) for path, _ in self.places])
-        self.places = [(tuple(path.split(".")), self.slots[name]) for name in now for path in now[name]]
+        if not in_place(root, self.places):
+            self.places = places_now(root, self, self.slots, self.places)
 
     def paths(self, root: nn.Module) -> dict[str, list[str]]:
-        """Return where the module of each site is now, under each name that it has; the first is its own.
-
-        A site is the module that holds its slot: others may have put wrappers around it or its block.
-        """
-        slots = {id(slot): name for name, slot in self.slots.items()}
-        found: dict[str, list[str]] = {name: [] for name in self.slots}
-        for path, module in root.named_modules(remove_duplicate=False):
-            if (name := slots.get(id(vars(module).get("_film_slot")))) is not None:
-                found[name].append(path)
-        return found
+        """Return where the module of each site is now, under each name that it has; the first is its own."""
+        return paths_of(root, self.slots)
 
     def make_ready(self, root: nn.Module) -> None:
         """Make the affines of norms that take one modulation for all rows, of all sites in a row.
@@ -325,31 +309,6 @@ class Conditioning(nn.Module):
                 module = module._modules[key]
             if not hooked:
                 make_ready(module)
-
-    def _in_place(self, root: Any) -> bool:
-        """Tell whether all sites are where they were: a microsecond each."""
-        try:
-            for path, slot in self.places:
-                module = root
-                for key in path:
-                    module = module._modules[key]
-                if module.__dict__["_film_slot"] is not slot:
-                    return False
-        except (KeyError, AttributeError):
-            return False
-        return bool(self.places)
-
-    def _replaced(self, root: nn.Module, name: str, found: list[str]) -> str:
-        """Say what is where a site was: at its name, or at the first of its places that lost it."""
-        if (here := root._modules["film"]) is not self:
-            return (
-                f"film: expected what condition() added, got a copy inside of a {type(here).__name__}, which "
-                f"no site hears.\n"
-                f"Wrap its parts instead (PEFT: modules_to_save=['film.cond', 'film.generator'])."
-            )
-        places = [".".join(path) for path, slot in self.places if slot.site.name == name]
-        path = next((path for path in places if path not in found), name)
-        return replaced(path, dict(root.named_modules(remove_duplicate=False)).get(path))
 
     def _none(self) -> str:
         """Say how to give no condition to an encoder that knows what is missing."""

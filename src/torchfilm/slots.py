@@ -19,7 +19,7 @@ import sys
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
@@ -36,7 +36,7 @@ from torchfilm.modulation import Modulation
 from torchfilm.onepass import BATCH_NORMS
 from torchfilm.parts import Holder, with_input_modulated, with_output_modulated
 from torchfilm.signatures import signature_of
-from torchfilm.sites import Site, is_root
+from torchfilm.sites import Site
 
 
 class Plain(enum.Enum):
@@ -297,39 +297,6 @@ def no_condition(where: str, *, takes: bool = True) -> str:
         f"original network use `with unconditioned(model):`. Under activation checkpointing give checkpoint "
         f"use_reentrant=False and context_fn=checkpoint_context(model)."
     )
-
-
-def check_copies(root: nn.Module, slots: Mapping[str, Slot], places: Sequence[str]) -> None:
-    """Raise ValueError where others put a copy of a site beside it, beneath its place: it would hear nothing.
-
-    Copies elsewhere may be kept and never be called.
-    """
-    beneath = tuple(f"{place}." for place in places)
-    within = tuple(f"{path}." for path, module in root.named_modules() if path and is_root(module))
-    for path, module in root.named_modules():
-        slot = vars(module).get("_film_slot")
-        if not isinstance(slot, Slot) or path.startswith(within):
-            continue
-        if path.startswith(beneath) and slot is not slots.get(slot.site.name, slot):
-            raise ValueError(
-                f"Site '{slot.site.name}': expected one module, got a copy of it at '{path}', which hears no "
-                f"condition.\n"
-                f"Leave sites out of what others copy (PEFT: modules_to_save, LNTuningConfig). Or "
-                f"remove(model), let them copy, and condition the copies."
-            )
-
-
-def replaced(path: str, module: nn.Module | None) -> str:
-    """Return what to say where another module is in the place of a site."""
-    now = "nothing" if module is None else f"another {type(module).__name__}"
-    remedy = "Convert or prune the network first, then condition it; remove(model) undoes this."
-    copies = module is not None and not parametrize.is_parametrized(module)  # of which torch copies all
-    if copies and hasattr(type(module), "__deepcopy__"):
-        remedy = (
-            "Copies that its class makes of itself hear nothing: save(model, folder), then "
-            "load(remove(copy.deepcopy(model)), folder)."
-        )
-    return f"Site '{path}': expected the module that was conditioned, got {now} in its place.\n{remedy}"
 
 
 def _train(self: Any, mode: bool = True, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002
