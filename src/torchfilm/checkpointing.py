@@ -10,6 +10,7 @@ from torch import nn
 
 from torchfilm.filling import again_active
 from torchfilm.injection import Conditioning, conditioning
+from torchfilm.slots import backward_pass
 
 
 def checkpoint_context(model: nn.Module) -> CheckpointContext:
@@ -50,8 +51,9 @@ class _Again(AbstractContextManager["_Again"]):
 
     def __init__(self, film: Conditioning) -> None:
         self.film = film
-        self.active, self.values, self.fixed = film.local.active, film.local.values, film.local.fixed
-        self.transforms, self.lent, self.folded = list(film.transforms), film.lent(), film.folded
+        local = film.local
+        self.active, self.values, self.fixed = local.active, local.values, local.fixed
+        self.transforms, self.lent, self.folded = list(local.transforms), local.lent, film.folded
         self.entered: list[ExitStack] = []
 
     def __enter__(self) -> _Again:
@@ -66,9 +68,7 @@ class _Again(AbstractContextManager["_Again"]):
         stack.callback(vars(local).update, transforms=local.transforms, fixed=local.fixed)
         local.transforms, local.fixed = list(self.transforms), self.fixed
         film.fill(self.values)
-        local.unedited = self.lent.unedited
-        for slot, (value, _) in zip(film.slots.values(), self.lent.slots, strict=True):
-            slot.lend(value)
+        film.relend(self.lent and self.lent._replace(backward=backward_pass()), film.edits)
         self.entered.append(stack)
         return self
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 import threading
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,9 +25,11 @@ from torchfilm.placement import Place, in_place, paths_of, places_now
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import check_apart, in_parts
 from torchfilm.sites import Site, Sites
-from torchfilm.slots import PLAIN, Lent, Slot, Transform, make_ready, no_condition
+from torchfilm.slots import PLAIN, Slot, backward_pass, make_ready, no_condition
 from torchfilm.snapshot import Snapshot
 from torchfilm.undisturbed import in_mode
+
+Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Onlooker:
@@ -46,9 +48,10 @@ class Active:
         modulation: a ready value for each site, or None.
     """
 
+    ended = False
+
     def __init__(self, film: Conditioning, cond: Any, modulation: Any) -> None:
         self.cond, self.modulation = cond, modulation
-        self.ended = False
         self.is_late = modulation is None and any(map(in_parts, film.parameters()))
         self.ready = film(cond) if modulation is None and not self.is_late else None
         self.training, self.made_of = film.training, Snapshot(film, cond=cond)
@@ -66,15 +69,31 @@ class Active:
 class Off:
     """What a block of `unconditioned` made active."""
 
-    def __init__(self) -> None:
-        self.ended = False
+    ended = False
+
+
+class Lent(NamedTuple):
+    """What all sites apply where a part of the network is called without the network.
+
+    In one pass alone, forward or backward: what a checkpoint runs again in the backward pass may have heard
+    something else, or by another call.
+
+    unedited: a value for each site.
+    values: these after edits.
+    backward: the backward pass, or -1.
+    """
+
+    unedited: dict[str, Any]
+    values: dict[str, Any]
+    backward: int
 
 
 class _Frame:
     """A block, and what was active and in the slots before it."""
 
     def __init__(self, film: Conditioning) -> None:
-        self.active, self.values, self.lent = film.local.active, film.local.values, film.lent()
+        local = film.local
+        self.active, self.values, self.lent, self.edits = local.active, local.values, local.lent, film.edits
 
 
 class _Local(threading.local):
@@ -85,7 +104,7 @@ class _Local(threading.local):
         self.values: Any = None  # what the slots hold: a value for each site, PLAIN, or None outside of calls
         self.ready = False  # whether slots hold norms made ready for these values
         self.fixed: Any = None
-        self.unedited: dict[str, Any] | None = None  # what is lent, before edits
+        self.lent: Lent | None = None
         self.applied = 0  # how many transforms the call that runs has had
         self.frames: list[_Frame] = []
         self.transforms: list[Transform] = []
@@ -124,6 +143,11 @@ class Conditioning(nn.Module):
     def transforms(self) -> list[Transform]:
         """This thread's functions from the values of all sites to other ones, applied in order."""
         return self.local.transforms
+
+    @property
+    def edits(self) -> list[Transform]:
+        """Those of the transforms that change something."""
+        return [one for one in self.transforms if not isinstance(one, Onlooker)]
 
     @property
     def active(self) -> Active | Off | None:
@@ -170,18 +194,20 @@ class Conditioning(nn.Module):
         none of these, for they are no call.
         """
         self.check_open("edit or record")
-        transforms, before = self.transforms, self.lent()  # of this thread, in whichever the block ends
+        local = self.local  # of this thread, in whichever the block ends
+        transforms, before, edits = local.transforms, local.lent, self.edits
         transforms.append(transform)
         try:
-            runs = self.local.values is not None  # then parts hear what the call does
-            if before.unedited is not None and not runs and not isinstance(transform, Onlooker):
-                self._edit_lent({name: slot.lent for name, slot in self.slots.items()}, [transform])
+            runs = local.values is not None  # then parts hear what the call does
+            if before is not None and not runs and not isinstance(transform, Onlooker):
+                self.relend(before._replace(values=self._through([transform], before.values)), self.edits)
             yield
         finally:
             mine = (i for i, one in enumerate(transforms) if one is transform)
             del transforms[max(mine)]
-            now = self.lent()  # of another condition, where a block of `using` began or ended in between
-            self.relend(before if now.unedited is before.unedited else now._replace(edits=None))
+            now = self.local.lent  # of another condition, where a block of `using` began or ended in between
+            same = before is not None and now is not None and now.unedited is before.unedited
+            self.relend(*(before, edits) if same else (now, None))
 
     @contextmanager
     def fixed(self, values: Any) -> Iterator[None]:
@@ -255,33 +281,17 @@ class Conditioning(nn.Module):
     def lend(self, values: dict[str, Any] | None) -> None:
         """Let each site apply its value, edited, where no call of the network runs; None for none."""
         self.fill(None)
-        for slot in self.slots.values():
-            slot.lend(None)
-        self.local.unedited = values
+        self.relend(None)
         if values is not None:
-            self._edit_lent(values, self._edits())
+            self.relend(Lent(values, values, backward_pass()))
 
-    def _edits(self) -> list[Transform]:
-        return [one for one in self.transforms if not isinstance(one, Onlooker)]
-
-    def _edit_lent(self, values: dict[str, Any], edits: list[Transform]) -> None:
-        """Lend the sites what edits make of the values, in the pass in which they have been lent some."""
-        values = self._through(edits, values)
+    def relend(self, lent: Lent | None, edits: list[Transform] | None = None) -> None:
+        """Let the sites have what was lent to them by these edits; by those of now, where they are others."""
+        if lent is not None and edits != self.edits:
+            lent = lent._replace(values=self._through(self.edits, lent.unedited))
+        self.local.lent = lent
         for name, slot in self.slots.items():
-            slot.lent = values[name]
-
-    def lent(self) -> Lent:
-        """Return what is lent to the sites now, to be put back by `relend`."""
-        slots = [(slot.lent, slot.backward) for slot in self.slots.values()]
-        return Lent(slots, self.local.unedited, self._edits())
-
-    def relend(self, lent: Lent) -> None:
-        """Let the sites have again what was lent to them; with the edits of now, where these are others."""
-        self.local.unedited = lent.unedited
-        for slot, (value, backward) in zip(self.slots.values(), lent.slots, strict=True):
-            slot.lent, slot.backward = value, backward
-        if lent.unedited is not None and lent.edits != (edits := self._edits()):
-            self._edit_lent(lent.unedited, edits)
+            slot.lent, slot.backward = (None, -1) if lent is None else (lent.values[name], lent.backward)
 
     def check(self, root: nn.Module) -> None:
         """Raise ValueError where a site's module is in the network no more: the condition would not be heard.
@@ -384,11 +394,11 @@ def _left(film: Conditioning, frame: _Frame) -> bool:
     later = frames[frames.index(frame) + 1 :]
     frames.remove(frame)
     if later:
-        later[0].active, later[0].values, later[0].lent = frame.active, frame.values, frame.lent
+        vars(later[0]).update(vars(frame))
         return False
     local.active = frame.active
     film.fill(frame.values)
-    film.relend(frame.lent)
+    film.relend(frame.lent, frame.edits)
     return True
 
 

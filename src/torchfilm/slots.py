@@ -20,7 +20,7 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
 import torch
@@ -65,7 +65,7 @@ class Slot(threading.local):
     Attributes:
         value: what the site applies.
         lent: what it applies where no call of the network runs, or None.
-        backward: the backward pass in which that was lent, or -1.
+        backward: the backward pass in which that holds, or -1.
         ready: the norm that is the site with the value in its affine, made before it is called, if it can be.
     """
 
@@ -78,31 +78,12 @@ class Slot(threading.local):
         self.ready: Ready | None = None
         self.is_plain_film = is_plain_film(site, fusion)
 
-    def lend(self, value: Any) -> None:
-        """Apply a value from here on where somebody calls a part of the network without the network.
-
-        In this pass alone, forward or backward: what a checkpoint runs again in the backward pass may have
-        heard something else, or by another call.
-        """
-        self.lent, self.backward = value, _backward_pass()
-
     def in_its_pass(self) -> bool:
-        """Tell whether what is lent was lent in the pass that runs."""
-        return self.backward == _backward_pass()
+        """Tell whether what is lent holds in the pass that runs."""
+        return self.backward == backward_pass()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Slot, (self.site, self.fusion)
-
-
-Transform = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-class Lent(NamedTuple):
-    """What is lent to all slots, each with its pass; what it was before edits; these, or None for unknown."""
-
-    slots: list[tuple[Any, int]]
-    unedited: dict[str, Any] | None
-    edits: list[Transform] | None
 
 
 @runtime_checkable
@@ -120,14 +101,14 @@ class Constant(Holder, Protocol):
 Holding = Slot | Constant
 
 
-def _backward_pass() -> int:
+def backward_pass() -> int:
     """Return the number of the backward pass that runs in this thread, or -1."""
     return torch._C._current_graph_task_id()
 
 
 # A compiled call asks while it is compiled, and is no other one in each backward pass. Asking `is_compiling`
-# would cost `lend` its effect there.
-_backward_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# would cost `Conditioning.lend` its effect there.
+backward_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
 Slot.in_its_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
