@@ -1,8 +1,7 @@
 """Constants that stay in a folded network, where weights could not take them.
 
-The class of the module is swapped, as for conditioning (torchfilm.slots says why), but what its slot holds
-are buffers of the module itself, `kept_gamma` and so on: they move and are saved with it, and nothing makes
-them.
+The class of the module is swapped, as for conditioning, but what its slot holds are buffers of the module
+itself, `kept_gamma` and so on: they move and are saved with it, and nothing makes them.
 """
 
 from __future__ import annotations
@@ -17,36 +16,7 @@ from torch import Tensor, nn
 from torchfilm.fusion import Fusion
 from torchfilm.injection import attach
 from torchfilm.sites import Site
-from torchfilm.slots import is_plain_film
-
-
-class Kept:
-    """What a module applies at each call, in the place of a `Slot`: a value that never changes.
-
-    Args:
-        module: whose buffers hold the value.
-        site: where; its `where`, `field` and `dim` count.
-        fusion: how the value meets the features.
-        value: a dataclass of tensors; each becomes a buffer.
-    """
-
-    ready = None
-
-    def __init__(self, module: nn.Module, site: Site, fusion: Fusion, value: Any) -> None:
-        self.buffers = module._buffers  # the module itself would be a cycle
-        self.site = site
-        self.fusion = fusion
-        self.is_plain_film = is_plain_film(site, fusion)
-        self.kind = type(value)
-        self.names = tuple(field.name for field in dataclasses.fields(value))
-        for name in self.names:
-            tensor = getattr(value, name)
-            module.register_buffer(f"kept_{name}", None if tensor is None else tensor.detach().clone())
-
-    @property
-    def value(self) -> Any:
-        """The value, made of the buffers."""
-        return self.kind(*[self.buffers[f"kept_{name}"] for name in self.names])
+from torchfilm.slots import Kept
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 import copyreg
+import dataclasses
 import enum
 import inspect
 import sys
@@ -20,7 +21,7 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Any, Generic, Protocol, runtime_checkable
+from typing import Any, Generic
 from weakref import WeakValueDictionary
 
 import torch
@@ -34,7 +35,7 @@ from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
 from torchfilm.onepass import BATCH_NORMS
-from torchfilm.parts import Holder, with_input_modulated, with_output_modulated
+from torchfilm.parts import with_input_modulated, with_output_modulated
 from torchfilm.signatures import signature_of
 from torchfilm.sites import Site
 
@@ -86,19 +87,36 @@ class Slot(threading.local):
         return Slot, (self.site, self.fusion)
 
 
-@runtime_checkable
-class Constant(Holder, Protocol):
-    """What a fold puts in the place of a `Slot`: it tells a site to apply the same at each call."""
+class Kept:
+    """What a module applies at each call, in the place of a `Slot`: a value that never changes.
 
-    is_plain_film: bool
+    Args:
+        module: whose buffers hold the value.
+        site: where; its `where`, `field` and `dim` count.
+        fusion: how the value meets the features.
+        value: a dataclass of tensors; each becomes a buffer.
+    """
+
+    ready = None
+
+    def __init__(self, module: nn.Module, site: Site, fusion: Fusion, value: Any) -> None:
+        self.buffers = module._buffers  # the module itself would be a cycle
+        self.site = site
+        self.fusion = fusion
+        self.is_plain_film = is_plain_film(site, fusion)
+        self.kind = type(value)
+        self.names = tuple(field.name for field in dataclasses.fields(value))
+        for name in self.names:
+            tensor = getattr(value, name)
+            module.register_buffer(f"kept_{name}", None if tensor is None else tensor.detach().clone())
 
     @property
-    def ready(self) -> Ready | None:
-        """The norm that is the site with the value in its affine, or None."""
-        ...
+    def value(self) -> Any:
+        """The value, made of the buffers."""
+        return self.kind(*[self.buffers[f"kept_{name}"] for name in self.names])
 
 
-Holding = Slot | Constant
+Holding = Slot | Kept
 
 
 def backward_pass() -> int:
@@ -238,12 +256,10 @@ def site_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if site.where == "input":
         args, kwargs = with_input_modulated(slot, self._film_inputs, args, kwargs)
         return base.forward(self, *args, **kwargs)
-    if not plain:
-        return with_output_modulated(slot, base.forward(self, *args, **kwargs))
     output = base.forward(self, *args, **kwargs)
-    if base not in FRESH or type(output) is not Tensor or is_compiling():
-        return with_output_modulated(slot, output)
-    return film_(output, value.gamma, value.beta, site.dim, gate=value.gate, site=site.name)
+    if plain and base in FRESH and type(output) is Tensor and not is_compiling():
+        return film_(output, value.gamma, value.beta, site.dim, gate=value.gate, site=site.name)
+    return with_output_modulated(slot, output)
 
 
 def _with_lent(self: nn.Module, slot: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
