@@ -382,7 +382,7 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[Sequence[str]]) 
         return []
     found = conv_norm_pairs(plan.model, plan.code, plan.draft.kept)
     if wanted is True:
-        return [pair for pair in found if _not_mergeable(plan, *pair) is None]
+        return [pair for pair in found if not _not_mergeable(plan, *pair)]
     if wrong := [pair for pair in wanted if isinstance(pair, str) or len(pair) != 2]:
         raise ValueError(
             f"fold: expected pairs of names (convolution, BatchNorm), got {wrong[0]!r} among fuse_norms.\n"
@@ -397,14 +397,9 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[Sequence[str]]) 
     modules = dict(plan.model.named_modules(remove_duplicate=False))
     for name in itertools.chain(*given):
         entry("fold, fuse_norms", modules, name)
-    apart = conv_norm_pairs(plan.model, plan.code)
     for pair in given:
-        reason = _not_mergeable(plan, *pair)
-        if reason is None and pair not in found and pair in apart:
-            reason = "a constant is kept between them"
-        elif reason is None and pair not in found and shows(plan.code, *pair):
-            reason = f"not {pair[1]} alone reads what {pair[0]} gives, as the network's code shows"
-        if reason is not None:
+        reason = _not_mergeable(plan, *pair) or ("" if pair in found else _not_shown(plan, *pair))
+        if reason:
             raise ValueError(
                 f"fold: expected pairs (convolution, BatchNorm) that merge exactly, got {pair}: {reason}.\n"
                 f"Leave this pair out, or give fuse_norms=True to find those that do."
@@ -412,7 +407,16 @@ def _pairs(plan: _Plan, wanted: Literal[False, True] | Sequence[Sequence[str]]) 
     return given
 
 
-def _not_mergeable(plan: _Plan, first: str, second: str) -> str | None:
+def _not_shown(plan: _Plan, first: str, second: str) -> str:
+    """Say what the network's code shows against a pair; "" where it shows nothing."""
+    if (first, second) in conv_norm_pairs(plan.model, plan.code):
+        return "a constant is kept between them"
+    alone = f"not {second} alone reads what {first} gives, as the network's code shows"
+    return alone if shows(plan.code, first, second) else ""
+
+
+def _not_mergeable(plan: _Plan, first: str, second: str) -> str:
+    """Say why a BatchNorm cannot go into a layer exactly; "" where it can."""
     layer, norm = plan.model.get_submodule(first), plan.model.get_submodule(second)
     if not isinstance(norm, batchnorm._BatchNorm) or norm.training or norm.running_mean is None:
         return f"{second} is no BatchNorm in evaluation with running statistics"
@@ -426,7 +430,7 @@ def _not_mergeable(plan: _Plan, first: str, second: str) -> str | None:
         fold_output(plan.draft.trial(), layer, affine_of_norm(plan.draft, norm), 1)
     except NotExactError as reason:
         return str(reason)
-    return None
+    return ""
 
 
 def _fuse(plan: _Plan, first: str, second: str) -> None:
