@@ -214,7 +214,8 @@ def _how(
             f"got {fusion!r}.\n"
             f"Give one that is made in the same way."
         )
-    return {"fusion": fusion} | {key: _tupled(value) for key, value in recipe["options"].items()}
+    tupled = {key: tuple(one) if isinstance(one, list) else one for key, one in recipe["options"].items()}
+    return {"fusion": fusion} | tupled
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -317,32 +318,36 @@ def _table(layout: dict[str, list[int]], tensors: Mapping[str, Tensor]) -> Table
     return Table(torch.empty_like(rows), sizes)
 
 
+_OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
+    Vector: ("dim",),
+    Classes: ("num_classes",),
+    Scalars: ("n", "dim", "min_period", "max_period"),
+    Tokens: ("dim", "pooling", "heads"),
+    Row: ("dim",),
+    Maybe: ("dropout",),
+    Several: ("combine", "joint_dropout"),
+}
+"""What the library's encoders are made with and keep by the same names; the rest is in `_describe`."""
+
+
 def _describe(cond: nn.Module) -> dict[str, Any] | None:
     """Return how to make an encoder of the library again; None for one that holds a class of others."""
-    options: dict[str, Any]
-    if type(cond) is Vector:
-        options = {"dim": cond.dim}
-    elif type(cond) is Classes:
-        options = {"num_classes": cond.num_classes, "dim": None if cond.table is None else cond.dim}
-    elif type(cond) is Scalars:
-        options = {key: getattr(cond, key) for key in ("n", "dim", "min_period", "max_period")}
+    if type(cond) not in _OPTIONS:
+        return None
+    options: dict[str, Any] = {key: getattr(cond, key) for key in _OPTIONS[type(cond)]}
+    if isinstance(cond, Classes):
+        options["dim"] = None if cond.table is None else cond.dim
+    elif isinstance(cond, Scalars):
         options["learned"] = cond.frequencies is not None
-    elif type(cond) is Tokens:
-        options = {key: getattr(cond, key) for key in ("dim", "pooling", "heads")}
-    elif type(cond) is Maybe:
+    elif isinstance(cond, Maybe):
         null = "zero" if cond.null is None else "learned"
-        options = {"condition": _describe(cond.condition), "dropout": cond.dropout, "null": null}
-    elif type(cond) is Row:
-        options = {"dim": cond.dim}
-    elif type(cond) is Several:
+        options = {"condition": _describe(cond.condition), **options, "null": null}
+    elif isinstance(cond, Several):
         parts = {  # a Maybe for each that is not optional is made again
             name: _describe(part if name in cond.optional or not isinstance(part, Maybe) else part.condition)
             for name, part in cond.parts.items()
         }
-        options = {"conditions": parts, "combine": cond.combine, "joint_dropout": cond.joint_dropout}
-        options["joint"] = list(cond.joint)
-    else:
-        return None
+        options = {"conditions": parts, **options, "joint": list(cond.joint)}
     inner = [options.get("condition", {}), *options.get("conditions", {}).values()]
     return None if None in inner else {"type": type(cond).__name__, "options": options}
 
@@ -376,14 +381,12 @@ def _compared(description: dict[str, Any] | None) -> dict[str, Any] | None:
     if "conditions" in options:
         parts = {name: _compared(part) for name, part in options["conditions"].items()}
         options["conditions"] = {
-            name: part if part is None or part["type"] == "Maybe" else _maybe(part)
+            name: {"type": "Maybe", "options": {"condition": part, "null": "learned"}}
+            if part is not None and part["type"] != "Maybe"
+            else part
             for name, part in parts.items()
         }
     return description | {"options": options}
-
-
-def _maybe(description: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "Maybe", "options": {"condition": description, "null": "learned"}}
 
 
 def _build(description: dict[str, Any] | None) -> nn.Module:
@@ -397,16 +400,8 @@ def _build(description: dict[str, Any] | None) -> nn.Module:
         options["condition"] = _build(options["condition"])
     if description["type"] == "Several":
         options["conditions"] = {name: _build(part) for name, part in options["conditions"].items()}
-    return _ENCODERS[description["type"]](**options)
-
-
-_ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    kind.__name__: kind for kind in (Vector, Classes, Scalars, Tokens, Row, Maybe, Several)
-}
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    kinds: dict[str, Callable[..., nn.Module]] = {kind.__name__: kind for kind in _OPTIONS}
+    return kinds[description["type"]](**options)
 
 
 def _fingerprint(root: nn.Module, named: Callable[[str], str] = _unwrapped_name) -> dict[str, Any]:
