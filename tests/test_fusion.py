@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 import oracles
 import torchfilm as tf
 from catalogue import randomise, refilled_by_name, refilled_by_type
+from torchfilm.costs import describe
 from torchfilm.fusion import FUSIONS, Fusion, resolve
-from torchfilm.generator import describe
 
 COND, SITES, TOKENS = 7, {"a": 3, "b.c": 5}, 4
 OPTIONS = {

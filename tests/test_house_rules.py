@@ -168,7 +168,7 @@ LIBRARY = (
         "version",
         "writing",
     ),
-    ("affine",),
+    ("affine", "costs"),
     ("onepass",),
     ("functional", "heads"),
     ("absorption", "layers"),

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector
+from torchfilm.filling import Conditioning
 from torchfilm.fusion import Fusion
-from torchfilm.injection import Conditioning, Network, condition, conditioning, remove, unwrapped
+from torchfilm.injection import Network, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_first, is_flattened, is_sharded

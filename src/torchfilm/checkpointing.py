@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from torchfilm.filling import again_active
-from torchfilm.injection import Conditioning, conditioning
+from torchfilm.filling import Conditioning, again_active
+from torchfilm.injection import conditioning
 from torchfilm.slots import backward_pass
 
 

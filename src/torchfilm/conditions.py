@@ -7,6 +7,7 @@ Several at once, and conditions that may be missing, are in `several.py`.
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -323,6 +324,25 @@ class Tokens(nn.Module):
         largest = scores.detach().masked_fill(~mask[..., None], -math.inf).amax(dim=-2, keepdim=True)
         # Not clamped: from torch 2.14 on the gradient is 0 where a bound is met, as by the largest.
         return (scores - largest).masked_fill(~mask[..., None], -math.inf).exp()
+
+
+def encoded_size(condition: nn.Module) -> int:
+    """Return the size of what an encoder gives; ValueError for what is no module with an integer `dim`."""
+    dim = getattr(condition, "dim", None)
+    if isinstance(condition, nn.Module) and isinstance(dim, Integral):
+        return dim if isinstance(dim, int) else int(dim)
+    got = f" with dim={dim!r}" if isinstance(condition, nn.Module) else ""
+    remedy = "Use Vector, Classes, Scalars or Tokens, or set self.dim in the __init__ of your own."
+    if isinstance(condition, Tensor):
+        got = f" {tuple(condition.shape)}"
+        reads = f"Vector({condition.shape[-1] if condition.ndim else 1})"
+        if not condition.is_floating_point():
+            reads = "Classes(10, 64)"
+        remedy = f"A value goes into the call, model(x, cond=z); here goes what reads it, as {reads}."
+    raise ValueError(
+        f"condition: expected a module with an integer `dim`, the size of what it gives, "
+        f"got {type(condition).__name__}{got}.\n{remedy}"
+    )
 
 
 def _total(x: Tensor) -> Tensor:

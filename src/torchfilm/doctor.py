@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from torchfilm.injection import Conditioning, conditioning, unwrapped
+from torchfilm.filling import Conditioning
+from torchfilm.injection import conditioning, unwrapped
 from torchfilm.modulation import Modulation
 from torchfilm.naming import check_choice
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched

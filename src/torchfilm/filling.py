@@ -18,9 +18,9 @@ from torch import nn
 from torch.fx import Proxy
 
 from torchfilm.absorption import ahead
+from torchfilm.costs import describe, num_parameters
 from torchfilm.freezing import Frozen
 from torchfilm.fusion import Fusion, check_reads_tokens
-from torchfilm.generator import describe, num_parameters
 from torchfilm.placement import Place, in_place, paths_of, places_now
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import check_apart, in_parts

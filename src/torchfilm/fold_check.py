@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchfilm.injection import Conditioning
+from torchfilm.filling import Conditioning
 from torchfilm.sharding import check_whole
 
 _TINY = torch.finfo(torch.float64).tiny

@@ -21,6 +21,7 @@ from torch.nn.modules import batchnorm
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
+from torchfilm.costs import num_parameters
 from torchfilm.dataflow import (
     Code,
     code_of,
@@ -31,6 +32,7 @@ from torchfilm.dataflow import (
     surroundings,
 )
 from torchfilm.draft import Affine, Draft, NotExactError
+from torchfilm.filling import Conditioning
 from torchfilm.fold_check import check_copied, difference, rounding
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import (
@@ -42,8 +44,7 @@ from torchfilm.fold_rules import (
     fold_output,
 )
 from torchfilm.freezing import Frozen
-from torchfilm.generator import num_parameters
-from torchfilm.injection import Conditioning, Network, check_forwards, conditioning, remove
+from torchfilm.injection import Network, check_forwards, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.naming import check_choice, entry
 from torchfilm.sites import Site, is_root

@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchfilm.conditions import Classes, Tokens
+from torchfilm.costs import num_parameters
 from torchfilm.functional import film
-from torchfilm.generator import ComposedGenerator, Generator, build_generator, num_parameters
+from torchfilm.generator import ComposedGenerator, Generator, build_generator
 from torchfilm.generator_options import NAMES
 from torchfilm.heads import TableHead
 from torchfilm.mixing import Attentions, Bilinears, Concat, Concatenations, CrossAttention, LowRank

@@ -10,23 +10,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
-from torch.nn.parameter import is_lazy
 
 from torchfilm import onepass
 from torchfilm.affine import has_graph
+from torchfilm.costs import describe
 from torchfilm.generator_options import ACTIVATIONS, read_options
 from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_size
 from torchfilm.several import Sizes
-from torchfilm.writing import in_columns
 
 _SMALL = 32_768
 _SCALE_STD = 1e-3  # the learned scale's with init="default", as in CNAPs
@@ -314,47 +313,6 @@ def _after(second: Modulation, first: Modulation) -> Modulation:
     if second.gate is None or first.gate is None:
         return second.compose(first)
     return second.compose(first.replace(gate=None)).replace(gate=second.gate * first.gate)
-
-
-@runtime_checkable
-class Counted(Protocol):
-    """A generator that knows what each site costs."""
-
-    def own_parameters(self) -> dict[str, int]:
-        """Return how many parameters belong to each site alone."""
-        ...
-
-
-def num_parameters(module: nn.Module) -> int:
-    """Return how many numbers are learned; ValueError where lazy layers have no sizes yet."""
-    for name, parameter in module.named_parameters():
-        if is_lazy(parameter):
-            raise ValueError(
-                f"{type(module).__name__}: expected parameters with sizes, got '{name}', which is lazy.\n"
-                f"Run the network once, with a condition."
-            )
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def describe(generator: nn.Module, sites: Mapping[str, int]) -> str:
-    """Return a table of what each site costs: channels, parameters of its own, share of the generator.
-
-    What all sites use alike has a line of its own: a trunk, a shared projection; all of a generator that
-    does not count.
-
-    Args:
-        generator: what makes the values of the sites, of any fusion.
-        sites: name and number of channels of each.
-    """
-    total = num_parameters(generator)
-    own = generator.own_parameters() if isinstance(generator, Counted) else dict.fromkeys(sites, 0)
-    lines = [(name, str(channels), own[name]) for name, channels in sites.items()]
-    shared = total - sum(own.values())
-    lines += [("(all sites)", "", shared)] if shared else []
-    lines.append(("total", str(sum(sites.values())), total))
-    rows = [("site", "channels", "parameters", "share")]
-    rows += [(name, size, f"{n:,}", f"{n / max(total, 1):.1%}") for name, size, n in lines]
-    return in_columns(rows, right=True)
 
 
 def _distances(modulations: Mapping[str, Modulation], gate_start: float) -> Tensor:

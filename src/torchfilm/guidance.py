@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from torchfilm.injection import Conditioning, conditioning, film_of
+from torchfilm.filling import Conditioning
+from torchfilm.injection import conditioning, film_of
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_choice
 from torchfilm.presence import as_mask

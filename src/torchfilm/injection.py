@@ -21,10 +21,10 @@ from torch.jit import ScriptModule
 from torch.optim.swa_utils import AveragedModel
 
 from torchfilm.channels import Where, lineage
+from torchfilm.conditions import encoded_size
 from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
 from torchfilm.fusion import FUSIONS, Fusion, Matched, check_reads, resolve, takes
 from torchfilm.naming import check_choice
-from torchfilm.several import encoded_size
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_flattened, joins_its_parts
 from torchfilm.sites import Pattern, Sites, check_network, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, Holding, Slot, listen, swap, swap_back

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.jit._trace import is_tracing
 from torch.nn.parameter import UninitializedParameter
 from torch.utils import _pytree as pytree
 
-from torchfilm.conditions import Classes, Tokens
+from torchfilm.conditions import Classes, Tokens, encoded_size
 from torchfilm.modulation import aligned
 from torchfilm.naming import check_choice
 from torchfilm.presence import as_mask, check_present, cleared, drawn, each_row, viewed
@@ -457,25 +457,6 @@ def _joined_size(sizes: tuple[int, ...], combine: str) -> int:
     if combine == "compose":
         return Sizes(sizes)
     return sizes[0] if combine == "sum" else sum(sizes)
-
-
-def encoded_size(condition: nn.Module) -> int:
-    """Return the size of what an encoder gives; ValueError for what is no module with an integer `dim`."""
-    dim = getattr(condition, "dim", None)
-    if isinstance(condition, nn.Module) and isinstance(dim, Integral):
-        return dim if isinstance(dim, int) else int(dim)
-    got = f" with dim={dim!r}" if isinstance(condition, nn.Module) else ""
-    remedy = "Use Vector, Classes, Scalars or Tokens, or set self.dim in the __init__ of your own."
-    if isinstance(condition, Tensor):
-        got = f" {tuple(condition.shape)}"
-        reads = f"Vector({condition.shape[-1] if condition.ndim else 1})"
-        if not condition.is_floating_point():
-            reads = "Classes(10, 64)"
-        remedy = f"A value goes into the call, model(x, cond=z); here goes what reads it, as {reads}."
-    raise ValueError(
-        f"condition: expected a module with an integer `dim`, the size of what it gives, "
-        f"got {type(condition).__name__}{got}.\n{remedy}"
-    )
 
 
 def _takes_several(condition: nn.Module) -> bool:

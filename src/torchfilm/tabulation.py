@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchfilm.injection import Conditioning, Network, conditioning
+from torchfilm.filling import Conditioning
+from torchfilm.injection import Network, conditioning
 from torchfilm.lookup import Row, Table
 from torchfilm.modulation import Modulation
 
