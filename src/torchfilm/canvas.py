@@ -73,7 +73,7 @@ def grid(rows: int, columns: int, width: float, height: float, **sharing: Any) -
     return figure, axes
 
 
-def shortened(name: Any, most: int = 30) -> str:
+def shortened(name: Any) -> str:
     """Return the end of a long name, where those of sites differ.
 
     Example:
@@ -81,7 +81,7 @@ def shortened(name: Any, most: int = 30) -> str:
         '…s.31.post_attention_layernorm'
     """
     text = str(name)
-    return text if len(text) <= most else "…" + text[1 - most :]
+    return text if len(text) <= 30 else "…" + text[-29:]
 
 
 def as_values(labels: Labels) -> list[Any]:

@@ -22,7 +22,7 @@ from torchfilm.injection import conditioning, unwrapped
 from torchfilm.modulation import Modulation
 from torchfilm.naming import check_choice
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
-from torchfilm.sensitivity import Leaves, leaves, moved, parts, probe, recordable, shaken
+from torchfilm.sensitivity import Leaves, leaves, moved, probe, recordable, shaken, tensors_of
 from torchfilm.sites import Site
 from torchfilm.telling import (
     START,
@@ -143,16 +143,19 @@ class Diagnosis:
         for pulse in self.pulses.values():
             cells = [pulse.cell(name) for name in names]
             rows.append((pulse.site, str(pulse.calls), *cells, ", ".join(kinds.get(pulse.site, ["ok"]))))
+        start = [START] if self.at_start else []
+        texts = (f"\n{text}" for text in self._grouped())
+        return "\n".join([in_columns(rows), "", self._verdict(names), *start, *texts])
+
+    def _verdict(self, names: Sequence[str]) -> str:
+        """Say how many sites can be heard, and what the numbers of these fields are."""
         count = len(self.pulses)
         heard = count - len({finding.site for finding in self.problems if finding.site})
         numbers = ", ".join(f"|dy/d{name}| {'rms(x) ' if name in SHIFTS else ''}/ |y|" for name in names)
         constant = any(set(pulse.fields) - set(pulse.moved) for pulse in self.pulses.values())
-        verdict = f"{heard} of {count} sites can be heard. Numbers: {numbers or 'none'}" + (
-            "; in brackets what the condition does not move." if constant else "."
-        )
-        verdict += " |y|: without the mean over samples, where these differ." if numbers else ""
-        start = [START] if self.at_start else []
-        return "\n".join([in_columns(rows), "", verdict, *start, *(f"\n{text}" for text in self._grouped())])
+        brackets = "; in brackets what the condition does not move" if constant else ""
+        unit = " |y|: without the mean over samples, where these differ." if numbers else ""
+        return f"{heard} of {count} sites can be heard. Numbers: {numbers or 'none'}{brackets}.{unit}"
 
     def _grouped(self) -> Iterator[str]:
         """Yield the text of each finding once, with all sites that it is about."""
@@ -219,14 +222,6 @@ def doctor(
         gradients = torch.autograd.grad(total, [leaf for _, _, leaf in fields], allow_unused=True)
         return _Pass(seen, found, fields, gradients, total, *units)
 
-    def predicted(one: _Pass) -> dict[str, Any]:
-        """Return what the sites are told without dropout of conditions, by a call of the network itself."""
-        if not film.training:
-            return one.leaves.given
-        with torch.no_grad(), film.predicting(), leaves(model) as found:
-            model(*args, cond=cond, **kwargs)
-        return found.given
-
     with undisturbed(model):
         args, kwargs, cond = recordable((args, kwargs, cond))
         one = run(start)
@@ -241,12 +236,15 @@ def doctor(
             more = other.pulses(film, told.fields, same=same)
             pulses |= {name: pulses[name].or_more(more[name]) for name in hidden}
         at_start = closed == set(film.sites) or (told.at_start and untouched(film.generator) is not False)
-        sources: Iterator[Finding] = iter(())
+        sources: Iterable[Finding] = ()
         if said is not None and not at_start:
-            sources = _about_sources(
-                same=tells_one_thing(predicted(one), told.fields, said),
-                cut_off=is_cut_off(film.cond, one.leaves.given),
-            )
+            given = one.leaves.given
+            if film.training:  # without dropout of conditions, by a call of the network itself
+                with torch.no_grad(), film.predicting(), leaves(model) as found:
+                    model(*args, cond=cond, **kwargs)
+                given = found.given
+            alike = tells_one_thing(given, told.fields, said)
+            sources = _about_sources(same=alike, cut_off=is_cut_off(film.cond, one.leaves.given))
     named = [(name, leaf) for name, _, leaf in one.fields]
     norms = readers(one.total, named, one.seen), readers(one.total, named, one.seen, mixed=True)
     faint = one.faint(film.sites) if score is None else dict.fromkeys(film.sites, 0.0)
@@ -362,7 +360,9 @@ class _Case:
 
     def _nonfinite(self, site: Site) -> Finding:
         """Say whether what the site hears is finite, or what it reads is not."""
-        wrong = [part for part, value in parts(self.given[site.name]) if not bool(value.isfinite().all())]
+        wrong = [
+            part for part, value in tensors_of(self.given[site.name]) if not bool(value.isfinite().all())
+        ]
         fact, remedy = (
             "the gradient is NaN or infinite.",
             "Look for NaN in the input and in the output first.",

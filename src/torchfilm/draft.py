@@ -98,7 +98,7 @@ class Draft:
             raise NotExactError(
                 f"its {name} is a {type(tensor.data).__name__} of {tensor.dtype}, not plain numbers"
             )
-        return wide(tensor)
+        return in_float64(tensor)
 
     def latest(self, module: nn.Module, name: str) -> Any:
         """Return a tensor or attribute as it will be, whatever it is."""
@@ -205,7 +205,7 @@ def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=like.requires_grad)
 
 
-def wide(tensor: Tensor) -> Tensor:
+def in_float64(tensor: Tensor) -> Tensor:
     """Return a tensor in float64, without its graph; in float32 on mps, which has no float64."""
     return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 

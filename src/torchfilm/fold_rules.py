@@ -15,7 +15,7 @@ from torch.nn.modules import batchnorm, conv, instancenorm
 from torch.utils import _pytree as pytree
 
 from torchfilm.dataflow import first_layer, last_layer, passes
-from torchfilm.draft import Affine, Draft, NotExactError, wide
+from torchfilm.draft import Affine, Draft, NotExactError, in_float64
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
 from torchfilm.quantised import is_packed, repacked, rescaled
@@ -29,7 +29,7 @@ def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
         ValueError: for values of several conditions.
         NotExactError: for what is no such map, or another one at each position.
     """
-    exact = pytree.tree_map_only(Tensor, lambda t: wide(t) if t.is_floating_point() else t, value)
+    exact = pytree.tree_map_only(Tensor, lambda t: in_float64(t) if t.is_floating_point() else t, value)
     fold = getattr(fusion, "fold", None) or (lambda value: None)
     try:
         made = fold(exact)
@@ -38,7 +38,7 @@ def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
     if isinstance(made, Modulation):
         factor, shift = made.gamma, made.beta
     elif isinstance(made, Mixing):
-        weight = wide(made.weight)
+        weight = in_float64(made.weight)
         factor, shift = weight + torch.eye(site.features, device="cpu").to(weight), made.shift
     else:
         raise NotExactError(f"{type(fusion).__name__} is no affine map of the channels")
@@ -53,7 +53,7 @@ def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
             )
         if any(size > 1 for size in outer):
             raise NotExactError(f"each of {outer.numel()} positions is modulated differently")
-    return Affine(wide(factor).reshape(factor.shape[-inner:]), wide(shift).reshape(-1))
+    return Affine(in_float64(factor).reshape(factor.shape[-inner:]), in_float64(shift).reshape(-1))
 
 
 def affine_of_norm(draft: Draft, norm: Any) -> Affine:

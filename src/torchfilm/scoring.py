@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from torchfilm.intervals import student, wilson
+from torchfilm.intervals import Numbers, student, wilson
 
 Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

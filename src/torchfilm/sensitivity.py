@@ -44,7 +44,7 @@ class Leaves:
     def fields(self) -> Iterator[tuple[str, str, Tensor]]:
         """Yield site, field and tensor of every leaf."""
         for name, value in self.values.items():
-            for part, tensor in parts(value):
+            for part, tensor in tensors_of(value):
                 if tensor.requires_grad:
                     yield name, part, tensor
 
@@ -229,7 +229,7 @@ def moved(film: Conditioning, read: Any, values: Mapping[str, Any]) -> Moved:
         read: what the generator read, or None where modulations were given: then it is asked for vectors.
         values: the value of each site, for the names of the fields.
     """
-    all_fields = {name: tuple(part for part, _ in parts(value)) for name, value in values.items()}
+    all_fields = {name: tuple(part for part, _ in tensors_of(value)) for name, value in values.items()}
     dim = getattr(film.cond, "dim", None)
     given = read is None
     if given:
@@ -266,7 +266,7 @@ def _differing(film: Conditioning, pair: list[Any], weights: dict[str, Tensor]) 
     return {
         name: tuple(
             part
-            for (part, one), (_, other) in zip(parts(first[name]), parts(second[name]), strict=True)
+            for (part, one), (_, other) in zip(tensors_of(first[name]), tensors_of(second[name]), strict=True)
             if not torch.equal(one, other)
         )
         for name in first
@@ -286,7 +286,7 @@ def _drawn(value: Any, *, last: bool, dim: Any) -> Any:
     return torch.full_like(value, largest * last) if isinstance(value, Tensor) else largest * last
 
 
-def parts(value: Any) -> list[tuple[str, Tensor]]:
+def tensors_of(value: Any) -> list[tuple[str, Tensor]]:
     """Return name and tensor of each field of a value that is made of floating-point numbers."""
     return [
         (_name(path), tensor)

@@ -18,7 +18,7 @@ from torchfilm.filling import Active, Conditioning
 from torchfilm.generator import Generator
 from torchfilm.heads import AffineHead, SharedHead, TableHead
 from torchfilm.mixing import Attentions, Concatenations
-from torchfilm.sensitivity import parts
+from torchfilm.sensitivity import tensors_of
 from torchfilm.several import Masked, Maybe, Several
 from torchfilm.sharding import is_sharded
 
@@ -83,7 +83,7 @@ def tells_one_thing(values: Mapping[str, Any], told: Mapping[str, tuple[str, ...
 
 def _moved(values: Mapping[str, Any], told: Mapping[str, tuple[str, ...]]) -> list[Tensor]:
     """Return the fields of all sites that the condition moves."""
-    fields = [(name, *field) for name, value in values.items() for field in parts(value)]
+    fields = [(name, *field) for name, value in values.items() for field in tensors_of(value)]
     return [tensor for name, part, tensor in fields if part in told.get(name, ())]
 
 
@@ -96,7 +96,7 @@ def is_cut_off(encoder: nn.Module, values: Mapping[str, Any]) -> bool:
     layers = [layer for layer in encoder.modules() if not isinstance(layer, Maybe | Several)]
     all_own = [p for layer in layers for p in layer.parameters(recurse=False)]
     own = [p for p in all_own if p.requires_grad and p.numel() > 1 and not is_sharded(p)]
-    found = [tensor for value in values.values() for _, tensor in parts(value) if tensor.requires_grad]
+    found = [tensor for value in values.values() for _, tensor in tensors_of(value) if tensor.requires_grad]
     if not own or not found:
         return False
     total = torch.stack([tensor.sum() for tensor in found]).sum()
