@@ -23,7 +23,7 @@ from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.modulations import Modulations, SitePattern, fields_of, matching
 from torchfilm.naming import UnknownNameError, entry
-from torchfilm.sites import hits
+from torchfilm.sites import each_match
 
 Change = Callable[[Modulation], Modulation] | Modulation
 # The keys of a mapping that somebody has in a variable are of one kind.
@@ -199,7 +199,7 @@ def edit(model: nn.Module, changes: Changes) -> Iterator[None]:
                 f"got {type(change).__name__}.\n"
                 f"For a factor: lambda m: m.replace(gamma=factor * m.gamma)."
             )
-    for change, found in zip(changes.values(), hits(film.sites, changes), strict=True):
+    for change, found in zip(changes.values(), each_match(film.sites, changes), strict=True):
         for name in found:
             chosen[name].append(change)
     with film.transformed(_Edit(chosen)):

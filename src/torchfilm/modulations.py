@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.naming import entry
-from torchfilm.sites import hits
+from torchfilm.sites import each_match
 from torchfilm.version import WRITER, check_format
 from torchfilm.writing import in_columns, whole
 
@@ -231,7 +231,7 @@ def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
         found.update(name for name in names if sites(name))
     else:
         patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
-        found.update(*hits(names, patterns))
+        found.update(*each_match(names, patterns))
     if not found:
         raise ValueError(
             f"Sites: expected at least one of {len(names)} to be chosen, got none by {sites!r}.\n"

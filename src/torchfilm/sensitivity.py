@@ -79,26 +79,33 @@ def recordable(value: Any) -> Any:
 def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float, float]:
     """Return a scalar to take gradients of, the unit to divide squared gradients by, and that of all of y.
 
-    With a score, the sum of what it gives for each sample. Without, the product of the output with normally
-    distributed numbers: its squared gradients are in the mean those of the whole Jacobian,
-    E[(v . dy/dg)^2] = |dy/dg|^2, and the unit is |y - m|^2, where m is the mean over samples, rows of y: an
-    offset of the output is no part of it. Where rows do not differ, as where there is one, it is |y|^2, as
-    is that of all of y. Masked entries are left out: those that are -inf, and those of about
-    `torch.finfo(y.dtype).min`; so are single numbers, as a loss, beside outputs with rows.
-
     Raises:
         ValueError: for an output or a score without a gradient.
     """
-    if score is not None:
-        value = score(output)
-        if not isinstance(value, Tensor) or not value.requires_grad or value.is_complex():
-            kind = f"{value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__} without one"
-            raise ValueError(
-                f"score: expected a tensor with a gradient, got {kind}.\n"
-                f"Compute it from the output in real floating point, without argmax or detach."
-            )
-        rows = float(len(value) if value.ndim else 1)
-        return value.sum(), rows, rows
+    return _projected(output, seed) if score is None else _scored(score(output))
+
+
+def _scored(value: Any) -> tuple[Tensor, float, float]:
+    """Return the sum of a score of each sample, and how many there are."""
+    if not isinstance(value, Tensor) or not value.requires_grad or value.is_complex():
+        kind = f"{value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__} without one"
+        raise ValueError(
+            f"score: expected a tensor with a gradient, got {kind}.\n"
+            f"Compute it from the output in real floating point, without argmax or detach."
+        )
+    rows = float(len(value) if value.ndim else 1)
+    return value.sum(), rows, rows
+
+
+def _projected(output: Any, seed: int) -> tuple[Tensor, float, float]:
+    """Return the product of an output with normally distributed numbers, and its units.
+
+    Its squared gradients are in the mean those of the whole Jacobian, E[(v . dy/dg)^2] = |dy/dg|^2, and the
+    unit is |y - m|^2, where m is the mean over samples, rows of y: an offset of the output is no part of it.
+    Where rows do not differ, as where there is one, it is |y|^2, as is that of all of y. Masked entries are
+    left out: those that are -inf, and those of about `torch.finfo(y.dtype).min`; so are single numbers, as a
+    loss, beside outputs with rows.
+    """
     found = [
         torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
         for y in pytree.tree_leaves(output)

@@ -200,7 +200,7 @@ def find(
     plain = Site("", "", 0, 0, where, field, repeat)
     return Sites(
         _described(model, name, names[name], plain, dim, features, batch, usual)
-        for name in _matches(model, names, sites)
+        for name in _chosen(model, names, sites)
     )
 
 
@@ -215,7 +215,7 @@ def _check_unsaid(options: Mapping[str, Any]) -> None:
         )
 
 
-def hits(names: Collection[str], patterns: Iterable[Name]) -> Iterator[list[str]]:
+def each_match(names: Collection[str], patterns: Iterable[Name]) -> Iterator[list[str]]:
     """Yield for each pattern the name that is its text, else the names that it matches from start to end.
 
     "1.0" is the name, where there is one, and not "100" too, which it matches as an expression.
@@ -225,7 +225,7 @@ def hits(names: Collection[str], patterns: Iterable[Name]) -> Iterator[list[str]
             the three nearest names.
 
     Example:
-        >>> list(hits(["block1", "block2", "stem", "block[0]"], ["block.", "block[0]"]))
+        >>> list(each_match(["block1", "block2", "stem", "block[0]"], ["block.", "block[0]"]))
         [['block1', 'block2'], ['block[0]']]
     """
     names = dict.fromkeys(names)
@@ -304,7 +304,7 @@ def is_patched(module: nn.Module) -> bool:
     return own is not None and own != types.MethodType(type(module).forward, module)
 
 
-def _matches(
+def _chosen(
     model: nn.Module,
     names: dict[str, list[str]],
     sites: Name | Sequence[Name] | Callable[..., bool] | Preset,
@@ -330,7 +330,7 @@ def _matches(
         found = [chosen or _nothing(called, getattr(sites, "__name__", "the function"))]
     else:
         patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
-        found = list(hits(called, patterns)) or _nothing(called, "an empty list")
+        found = list(each_match(called, patterns)) or _nothing(called, "an empty list")
     chosen = {called[one] for each in found for one in each}
     return [name for name in names if name in chosen]
 
