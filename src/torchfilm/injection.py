@@ -27,7 +27,7 @@ from torchfilm.fusion import FUSIONS, Fusion, Matched, check_reads, resolve, tak
 from torchfilm.naming import check_choice
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_flattened, joins_its_parts
 from torchfilm.sites import Pattern, Sites, check_network, find, is_patched, is_root, is_site
-from torchfilm.slots import PLAIN, Holding, Slot, listen, swap, swap_back
+from torchfilm.slots import PLAIN, Holding, Slot, fall_silent, listen, slot_of, swap, swap_back
 
 Network = TypeVar("Network", bound=nn.Module)
 _SEARCH = ("field", "repeat", "batch")  # of `find`, among the options of `condition`
@@ -123,7 +123,7 @@ def conditioning(model: nn.Module) -> Conditioning:
             got = f"one that holds one.\nGive its '{inner[0]}', which is conditioned."
         elif inner:
             got = f"one that holds {len(inner)}.\nGive each by itself: {', '.join(map(repr, inner))}."
-        elif any(isinstance(vars(module).get("_film_slot"), Slot) for module in root.modules()):
+        elif any(isinstance(slot_of(module), Slot) for module in root.modules()):
             got = "a part of one.\nGive the whole, which condition() was given (PEFT: the PeftModel)."
         if is_flattened(root) and inner:
             got = f"one with {ONE_FLAT_TENSOR}"
@@ -252,9 +252,8 @@ def _apply(model: nn.Module, film: Conditioning) -> None:
 def _undo(model: nn.Module, film: Conditioning) -> None:
     slots = {id(slot) for slot in film.slots.values()}
     for module in list(model.modules()):
-        if id(vars(module).get("_film_slot")) in slots:
-            swap_back(module)
-            del module.__dict__["_film_slot"]
+        if id(slot_of(module)) in slots:
+            fall_silent(module)
             for key in [key for key, hook in module._forward_pre_hooks.items() if hook is marker]:
                 del module._forward_pre_hooks[key]
         if isinstance(module, nn.TransformerEncoder) and vars(module).pop("_film_nested", False):

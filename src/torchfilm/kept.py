@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchfilm.fusion import Fusion
 from torchfilm.injection import attach
 from torchfilm.sites import Site
-from torchfilm.slots import Kept
+from torchfilm.slots import Kept, slot_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Border:
 
 def keeps(module: nn.Module) -> bool:
     """Tell whether a module applies a constant that a fold kept."""
-    return isinstance(getattr(module, "_film_slot", None), Kept)
+    return isinstance(slot_of(module), Kept)
 
 
 def keep(model: nn.Module, site: Site, fusion: Fusion, value: Any) -> None:

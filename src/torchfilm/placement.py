@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from torchfilm.sites import is_root
-from torchfilm.slots import Slot
+from torchfilm.slots import Slot, slot_of
 
 Place = tuple[tuple[str, ...], Slot]
 """The keys that lead from the network to a site, and the site's slot."""
@@ -39,7 +39,7 @@ def paths_of(root: nn.Module, slots: Mapping[str, Slot]) -> dict[str, list[str]]
     names = {id(slot): name for name, slot in slots.items()}
     found: dict[str, list[str]] = {name: [] for name in slots}
     for path, module in root.named_modules(remove_duplicate=False):
-        if (name := names.get(id(vars(module).get("_film_slot")))) is not None:
+        if (name := names.get(id(slot_of(module)))) is not None:
             found[name].append(path)
     return found
 
@@ -78,7 +78,7 @@ def _check_copies(root: nn.Module, slots: Mapping[str, Slot], before: Sequence[s
     beneath = tuple(f"{place}." for place in before)
     within = tuple(f"{path}." for path, module in root.named_modules() if path and is_root(module))
     for path, module in root.named_modules():
-        slot = vars(module).get("_film_slot")
+        slot = slot_of(module)
         if not isinstance(slot, Slot) or path.startswith(within):
             continue
         if path.startswith(beneath) and slot is not slots.get(slot.site.name, slot):

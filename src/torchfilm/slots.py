@@ -144,6 +144,17 @@ def listen(module: nn.Module, slot: Holding) -> None:
     module.__dict__["_film_slot"] = slot
 
 
+def fall_silent(module: nn.Module) -> None:
+    """Make a site a plain module again."""
+    swap_back(module)
+    del module.__dict__["_film_slot"]
+
+
+def slot_of(module: nn.Module) -> Holding | None:
+    """Return what tells a site what to apply; None for other modules."""
+    return vars(module).get("_film_slot")
+
+
 def swap(module: nn.Module, forward: Callable[..., Any]) -> None:
     """Put a subclass with another forward in the place of a module's class.
 
@@ -384,7 +395,7 @@ def _reduce_ex(self: nn.Module, protocol: int) -> Any:
     ours = next(one for one in kind.__mro__ if "_film_base" in vars(one))
     function, arguments, *rest = super(ours, self).__reduce_ex__(protocol)
     if function is copyreg.__newobj__ and arguments == (ours,):  # type: ignore[attr-defined]
-        return _empty, (ours._film_base, ours._film_forward, vars(self).get("_film_slot")), *rest
+        return _empty, (ours._film_base, ours._film_forward, slot_of(self)), *rest
     return function, arguments, *rest
 
 
