@@ -293,3 +293,17 @@ def test_a_part_of_a_conditioned_network_is_told_to_give_the_whole():
     )
     with pytest.raises(ValueError, match="got a plain one"):  # a constant that a fold kept is whole
         tf.remove(plain)
+
+
+@pytest.mark.parametrize("combine", ["sum", "concat", "compose"])
+@pytest.mark.parametrize("wrap", [checkpoint_wrapper, lambda part: torch.compile(part, backend="eager")])
+def test_a_condition_that_is_wrapped_later_is_heard_as_before(wrap, combine):
+    both = tf.Several({"a": tf.Vector(3), "b": tf.Vector(3)}, combine)
+    generator = tf.build_generator(both.dim, {"here": 5}, init="default")
+    given = {"a": torch.randn(2, 3), "b": torch.randn(2, 3)}
+    before, costs = generator(both(given))["here"].gamma, generator.own_parameters()
+    both.parts["b"] = wrap(both.parts["b"])
+    if combine == "compose":
+        generator.parts[1] = wrap(generator.parts[1])
+    assert torch.equal(generator(both(given))["here"].gamma, before)
+    assert generator.own_parameters() == costs

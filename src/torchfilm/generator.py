@@ -269,7 +269,8 @@ class ComposedGenerator(nn.Module):
             )
         self.cond_dims = tuple(cond_dims)
         self.sites = dict(sites)
-        self.parts = nn.ModuleList(Generator(dim, sites, device=device, **options) for dim in cond_dims)
+        parts = (Generator(dim, sites, device=device, **options) for dim in cond_dims)
+        self.parts: Any = nn.ModuleList(parts)
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Modulation]:
         """Return the composed modulation of each site; ValueError where the last axis has another size."""
@@ -293,14 +294,13 @@ class ComposedGenerator(nn.Module):
         Raises:
             ValueError: without modulations where there is no learned scale.
         """
-        parts = [part for part in self.parts if isinstance(part, Generator)]
         if modulations is None:
-            return torch.stack([part.penalty() for part in parts]).sum()
-        return _distances(modulations, math.prod(part.options.gate_start for part in parts))
+            return torch.stack([part.penalty() for part in self.parts]).sum()
+        return _distances(modulations, math.prod(part.options.gate_start for part in self.parts))
 
     def own_parameters(self) -> dict[str, int]:
         """Return how many parameters belong to each site alone, in all parts."""
-        each = [part.own_parameters() for part in self.parts if isinstance(part, Generator)]
+        each = [part.own_parameters() for part in self.parts]
         return {name: sum(own[name] for own in each) for name in self.sites}
 
     def describe(self) -> str:

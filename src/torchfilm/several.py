@@ -303,7 +303,7 @@ class Several(nn.Module):
         self.optional = tuple(maybe)
         self.combine = combine
         self.joint_dropout = joint_dropout
-        self.parts = nn.ModuleDict(parts)
+        self.parts: Any = nn.ModuleDict(parts)
         self.sizes = {name: part.dim for name, part in parts.items()}
         self.dim = _joined_size(tuple(self.sizes.values()), combine)
 
@@ -335,14 +335,14 @@ class Several(nn.Module):
         """Return the vector of each condition by name, nulls in place, before they are combined."""
         self._check_names(conditions)
         encoded: dict[str, tuple[Tensor | None, Tensor | None]] = {}
-        for name, part in self._named():
+        for name, part in self.parts.items():
             z, present = part.encode(conditions.get(name), generator=generator)
             if isinstance(z, tuple):
                 raise ValueError(_not_vectors(name, part.condition))
             encoded[name] = z, present
         kept = self._kept(encoded, generator)
         chosen = {}
-        for name, part in self._named():
+        for name, part in self.parts.items():
             z, present = encoded[name]
             if present is None and z is not None and self.training:
                 present = kept if name in self.joint else None
@@ -372,9 +372,6 @@ class Several(nn.Module):
         """Show the options in `repr`."""
         joint = f" of {', '.join(self.joint)}" if self.joint_dropout > 0 else ""
         return f"combine={self.combine!r}, joint_dropout={self.joint_dropout:g}{joint}"
-
-    def _named(self) -> list[tuple[str, Maybe]]:
-        return [(name, part) for name, part in self.parts.items() if isinstance(part, Maybe)]
 
     def _kept(
         self, encoded: Mapping[str, tuple[Any, Tensor | None]], generator: torch.Generator | None
