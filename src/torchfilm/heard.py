@@ -168,8 +168,7 @@ def _measure(
 
     def run(with_condition: Any) -> Any:
         inputs = x if type(x) is tuple else (x,)
-        with same_chance():
-            torch.manual_seed(seed)
+        with same_chance(seed):
             return model(*inputs, cond=with_condition)
 
     def run_with(changed: Any) -> Any:
