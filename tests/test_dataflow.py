@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import torchfilm as tf
 from catalogue import randomise
 from torchfilm.dataflow import first_layer, last_layer, read_by_code
-from torchfilm.draft import Affine, Draft, NotExactError
+from torchfilm.fold_draft import Affine, Draft, NotExactError
 from torchfilm.fold_rules import fold_output
 from torchfilm.folding import fold, folded
 from torchfilm.tracing import ways

@@ -17,8 +17,8 @@ from simulated_device import IS_THERE, NAME, Simulated
 from torchfilm.fold_check import difference
 from torchfilm.functional import film, film_
 from torchfilm.fusion import FUSIONS
+from torchfilm.restoring import same_chance
 from torchfilm.tables import SeparableTable
-from torchfilm.undisturbed import same_chance
 
 pytestmark = pytest.mark.skipif(not IS_THERE, reason="this torch cannot be told of a device in Python")
 

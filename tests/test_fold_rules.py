@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import oracles
 from catalogue import randomise
-from torchfilm.draft import Affine, Draft, NotExactError
+from torchfilm.fold_draft import Affine, Draft, NotExactError
 from torchfilm.fold_rules import fold_input, fold_output
 
 Build = Callable[[], nn.Module]

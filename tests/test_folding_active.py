@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm import draft
+from torchfilm import fold_draft as draft
 
 
 def network(sites: str = "0|1|2") -> nn.Module:

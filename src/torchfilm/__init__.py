@@ -58,7 +58,7 @@ from .generator import ComposedGenerator, Generator, build_generator
 from .generator_options import GeneratorOptions
 from .guidance import guide
 from .heard import heard
-from .hearing import Hearing
+from .heard_report import Hearing
 from .injection import condition, conditioning, remove, unconditioned, using
 from .inspection import Recording, edit, record, sweep
 from .layers import DenseFiLM, FiLM

@@ -22,11 +22,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchfilm.injection import conditioning, film_of, unconditioned
 from torchfilm.naming import Entries, check_size
+from torchfilm.restoring import in_mode, unchanged
 from torchfilm.scoring import Score, Scored, scored_by, scored_of
 from torchfilm.sharding import check_whole
 from torchfilm.signatures import signature_of
 from torchfilm.sites import check_network
-from torchfilm.undisturbed import in_mode, unchanged
 from torchfilm.writing import in_columns
 
 Batch = Sequence[Any] | Mapping[str, Any]

@@ -12,7 +12,7 @@ from typing import Any, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchfilm.draft import Draft, NotExactError
+from torchfilm.fold_draft import Draft, NotExactError
 from torchfilm.fold_rules import check_forward, pads_with_zeros
 from torchfilm.sites import is_site
 

@@ -22,9 +22,10 @@ from torchfilm.injection import conditioning, unwrapped
 from torchfilm.modulation import Modulation
 from torchfilm.naming import check_choice
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
+from torchfilm.restoring import undisturbed
 from torchfilm.sensitivity import Leaves, leaves, moved, probe, recordable, shaken, tensors_of
 from torchfilm.sites import Site
-from torchfilm.telling import (
+from torchfilm.upstream import (
     START,
     active_condition,
     is_cut_off,
@@ -33,7 +34,6 @@ from torchfilm.telling import (
     tells_one_thing,
     untouched,
 )
-from torchfilm.undisturbed import undisturbed
 from torchfilm.writing import in_columns
 
 WEAK = 1e-3

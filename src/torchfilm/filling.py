@@ -22,12 +22,12 @@ from torchfilm.costs import describe, num_parameters
 from torchfilm.freezing import Frozen
 from torchfilm.fusion import Fusion, check_reads_tokens
 from torchfilm.placement import Place, in_place, paths_of, places_now
+from torchfilm.restoring import in_mode
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import check_apart, in_parts
 from torchfilm.sites import Site, Sites
 from torchfilm.slots import PLAIN, Slot, backward_pass, make_ready, no_condition
 from torchfilm.snapshot import Snapshot
-from torchfilm.undisturbed import in_mode
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
-from torchfilm.draft import Affine
+from torchfilm.fold_draft import Affine
 from torchfilm.naming import Entries
 from torchfilm.writing import in_columns
 

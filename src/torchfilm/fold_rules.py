@@ -15,10 +15,10 @@ from torch.nn.modules import batchnorm, conv, instancenorm
 from torch.utils import _pytree as pytree
 
 from torchfilm.dataflow import first_layer, last_layer, passes
-from torchfilm.draft import Affine, Draft, NotExactError, in_float64
+from torchfilm.fold_draft import Affine, Draft, NotExactError, in_float64
+from torchfilm.fold_quantised import is_packed, repacked, rescaled
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
-from torchfilm.quantised import is_packed, repacked, rescaled
 from torchfilm.sites import Site, is_patched, kind_of
 
 

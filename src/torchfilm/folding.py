@@ -31,9 +31,9 @@ from torchfilm.dataflow import (
     shows,
     surroundings,
 )
-from torchfilm.draft import Affine, Draft, NotExactError
 from torchfilm.filling import Conditioning
 from torchfilm.fold_check import check_copied, difference, rounding
+from torchfilm.fold_draft import Affine, Draft, NotExactError
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import (
     affine_of,

@@ -20,12 +20,12 @@ from torch.utils import _pytree as pytree
 
 from torchfilm.filling import Conditioning
 from torchfilm.injection import conditioning, film_of
+from torchfilm.masks import as_mask
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_choice
-from torchfilm.presence import as_mask
+from torchfilm.restoring import in_mode
 from torchfilm.several import Masked, Maybe, Several
 from torchfilm.sharding import check_apart
-from torchfilm.undisturbed import in_mode
 
 Scale = float | Tensor
 Scales = Scale | Sequence[float]

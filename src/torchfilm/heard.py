@@ -27,13 +27,13 @@ from torchfilm.counterfactual import (
     reworded,
     take,
 )
-from torchfilm.hearing import Effect, Hearing
+from torchfilm.heard_report import Effect, Hearing
+from torchfilm.heard_tally import RIGHT, Score, Tally
 from torchfilm.injection import film_of
 from torchfilm.intervals import FEWEST_RESAMPLES
+from torchfilm.restoring import in_mode, same_chance
 from torchfilm.several import Masked, Maybe, Several
-from torchfilm.tally import RIGHT, Score, Tally
-from torchfilm.telling import START, untouched
-from torchfilm.undisturbed import in_mode, same_chance
+from torchfilm.upstream import START, untouched
 
 Flags = NDArray[np.bool_]
 

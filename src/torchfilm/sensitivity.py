@@ -20,7 +20,7 @@ from torchfilm.filling import Conditioning, Off
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.naming import check_size
-from torchfilm.undisturbed import undisturbed
+from torchfilm.restoring import undisturbed
 
 Measure = Callable[[Any], Any]
 

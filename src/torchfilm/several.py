@@ -22,9 +22,9 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from torchfilm.conditions import Classes, Tokens, encoded_size
+from torchfilm.masks import as_mask, check_present, cleared, drawn, each_row, viewed
 from torchfilm.modulation import aligned
 from torchfilm.naming import check_choice
-from torchfilm.presence import as_mask, check_present, cleared, drawn, each_row, viewed
 from torchfilm.sharding import in_parts
 from torchfilm.signatures import signature_of
 

@@ -31,11 +31,11 @@ from torch.nn.utils import parametrize
 
 from torchfilm import native
 from torchfilm.absorption import NORMS, Ready, absorbed, prepared
+from torchfilm.applying import with_input_modulated, with_output_modulated
 from torchfilm.functional import film_
 from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
 from torchfilm.onepass import BATCH_NORMS
-from torchfilm.parts import with_input_modulated, with_output_modulated
 from torchfilm.signatures import signature_of
 from torchfilm.sites import Site
 

@@ -21,9 +21,9 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 
+from torchfilm.restoring import same_chance
 from torchfilm.signatures import signature_of
 from torchfilm.sites import is_patched
-from torchfilm.undisturbed import same_chance
 
 # What tracing runs into where code looks at values; what else a model's own code raises is its own fault.
 _UNTRACEABLE = (

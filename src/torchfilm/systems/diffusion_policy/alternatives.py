@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchfilm.comparison import Comparison, compare
 from torchfilm.data.table.demonstrations import Demonstrations
 from torchfilm.data.table.wording import vocabulary
-from torchfilm.hearing import Hearing
+from torchfilm.heard_report import Hearing
 from torchfilm.systems.diffusion_policy import build, describe, loss
 from torchfilm.systems.diffusion_policy.data import Batch, Windows, rows_of
 from torchfilm.systems.diffusion_policy.evaluate import evaluate, language_score

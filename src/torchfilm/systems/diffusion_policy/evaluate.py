@@ -16,7 +16,7 @@ from torchfilm.data.table.episodes import Episode, sample_episode
 from torchfilm.data.table.tasks import HOWS, WHATS, Task, tasks_of
 from torchfilm.data.table.trials import Outcome
 from torchfilm.data.table.wording import say
-from torchfilm.hearing import Hearing
+from torchfilm.heard_report import Hearing
 from torchfilm.systems.diffusion_policy.looking import looks_of
 from torchfilm.systems.diffusion_policy.policy import Policy
 from torchfilm.systems.diffusion_policy.rollouts import roll_out

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchfilm.counterfactual import columns, is_words
-from torchfilm.hearing import Effect
+from torchfilm.heard_report import Effect
 from torchfilm.intervals import EVERYWHERE, Bounds, Estimate, Numbers, Rows, Sampled
 
 Score = Callable[[Any, Any], Any]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchfilm.undisturbed import in_mode, same_chance, unchanged, undisturbed
+from torchfilm.restoring import in_mode, same_chance, unchanged, undisturbed
 
 
 class Counting(nn.Module):

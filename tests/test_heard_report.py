@@ -13,7 +13,7 @@ import torchfilm as tf
 from catalogue import randomise
 from torchfilm.heard import heard
 from torchfilm.mixing import Concat
-from torchfilm.telling import START
+from torchfilm.upstream import START
 
 BATCHES = [(torch.randn(11, 5), torch.randn(11, 7)) for _ in range(3)]
 BATCH = (torch.randn(6, 3), torch.randn(6, 3))

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 from catalogue import randomise
-from torchfilm.draft import Affine, Draft, NotExactError
+from torchfilm.fold_draft import Affine, Draft, NotExactError
+from torchfilm.fold_quantised import rescaled
 from torchfilm.fold_rules import fold_output
-from torchfilm.quantised import rescaled
 
 
 def conditioned(quantised: nn.Module) -> nn.Module:
