@@ -24,6 +24,7 @@ class Frozen:
         # Where they are: who replaces one frees it. None stands for the root, which has this object inside.
         self.parameters: list[tuple[nn.Module | None, str]] = []
         self.norms: dict[str, tuple[nn.Module, bool]] = {}
+        self.hold = _Hold()
 
     def freeze(self, root: nn.Module) -> None:
         """Freeze all but the child `film`, what is frozen already aside; that of a network inside too."""
@@ -43,7 +44,7 @@ class Frozen:
         for norm, _ in self._norms(root):
             norm.eval()
             if isinstance(norm.running_mean, Tensor) and not norm.running_mean.is_meta:
-                vars(norm)["reset_running_stats"] = _Reset(norm)
+                vars(norm)["reset_running_stats"] = _Reset(norm, self.hold)
 
     def thaw(self, root: nn.Module) -> None:
         """Let everything train again that did before, also what took its place in the same module."""
@@ -65,22 +66,23 @@ class Frozen:
                 yield now, follows
 
 
+class _Hold:
+    """What a network has for as long as its norms are frozen; a part that is copied out of it has none."""
+
+
 class _Reset:
-    """In place of a frozen norm's `reset_running_stats`: nothing, while it rests; who resets then measures.
+    """In place of a frozen norm's `reset_running_stats`: nothing, while it rests in its network."""
 
-    So a copy that somebody trains is reset as any norm.
-    """
-
-    def __init__(self, norm: Any) -> None:
-        self.norm = weakref.ref(norm)
+    def __init__(self, norm: Any, hold: _Hold | None) -> None:
+        self.norm, self.hold = weakref.ref(norm), weakref.ref(hold or _Hold())
 
     def __call__(self) -> None:
         norm = self.norm()
-        if norm is not None and norm.training:
+        if norm is not None and (norm.training or self.hold() is None):
             type(norm).reset_running_stats(norm)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Reset, (self.norm(),)
+        return _Reset, (self.norm(), self.hold())
 
 
 def _tensors(module: Any, key: str) -> list[Tensor]:
