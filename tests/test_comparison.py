@@ -260,6 +260,20 @@ def test_what_is_kept_is_what_training_keeps_and_nothing_of_it_remains():
     assert net.training is net[1].training is False
 
 
+def test_what_a_branch_keeps_that_has_no_part_in_the_output_is_freed():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(3, 5), nn.Linear(3, 8)
+
+        def forward(self, x):
+            self.unused(x).exp().sin()
+            return self.used(x)
+
+    x = torch.randn(7, 3)
+    assert compare({"net": Plain(Unused())}, (x, torch.zeros(7, COND)), rounds=1)["net"].kept == 4 * x.numel()
+
+
 def test_a_batch_that_batch_norms_cannot_be_trained_on_is_measured_in_eval_mode():
     net = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5))
     found = compare({"net": Plain(net)}, (torch.randn(1, 3, 1, 1), torch.randn(1, COND)), rounds=1)

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -405,18 +406,18 @@ def _held(candidate: _Candidate) -> int:
     """Sum the storages that the graph of a forward pass holds, each once, without those of the model."""
     model = candidate.model
     own = {_memory(t)[0] for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-    alive = []
+    packed: list[Callable[[], Tensor | None]] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        alive.append(tensor.detach())  # a freed address would be given to the next tensor
-        place, size = _memory(tensor)
-        kept[place] = size
-        return tensor.detach()  # with its graph, an output that a node saves would hold that node for ever
+        kept = tensor.detach()  # with its graph, an output that a node saves would hold that node for ever
+        packed.append(weakref.ref(kept))
+        return kept
 
     hook: Any = torch.compiler.disable(pack)  # compiled, it would be once for each length of the list
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(hook, lambda tensor: tensor):
         output = candidate()
+    # What a branch kept that has no part in the output is freed already.
+    kept = dict(_memory(one) for find in packed if (one := find()) is not None)
     del output
     return sum(size for place, size in kept.items() if place not in own)
 
