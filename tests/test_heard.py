@@ -472,6 +472,7 @@ def test_batches_that_cannot_be_measured_are_refused(given: object, options: dic
         (lambda x, cond: x, {"success": lambda y, t: t * math.nan}, "got NaN or infinity"),
         (lambda x, cond: x, {"success": lambda y, t: 100 + 0 * t}, "success to be 0..1 .* got 100 to 100"),
         (lambda x, cond: x[:, : 1 + int(cond[0] == 0)], {}, "one shape whatever the condition"),
+        (lambda x, cond: (x,) * (1 + int(cond[0] == 0)), {}, "got 2 with the right ones and 1 without"),
         (lambda x, cond: x, {"paraphrase": (torch.ones(2), torch.ones(1))}, "got 1 for 2"),
     ],
 )

@@ -133,7 +133,7 @@ class Hearing:
         parts += [("the success does not clearly fall", swap.success, swap.proper.success, -1)]
         shown = []
         for text, found, proper, sign in parts:
-            if found is not None and proper is not None:
+            if found is not None:
                 more = " by more than in a repetition" if _clear(found, sign) else ""
                 shown.append(f"{text}{more} ({proper if more else found})")
         return " and ".join(shown)

@@ -57,11 +57,17 @@ class Tally:
 
     def add(self, name: str, output: Any, giver: Rows, kept: Flags) -> None:
         """Take in the batch's outputs with changed conditions: whose they are, and which samples count."""
-        pairs = zip(self.output, _columns(output, len(kept)), strict=True)
+        changed = _columns(output, len(kept))
+        if len(changed) != len(self.output):
+            raise ValueError(
+                f"heard: expected as many outputs whatever the condition, got {len(self.output)} with the "
+                f"right ones and {len(changed)} without.\n"
+                f"Wrap the model in a function that returns what counts, always the same parts."
+            )
         found = {
             "row": np.arange(self.first, self.count),
             "giver": self.first + giver,
-            "moved": np.stack([_distance(a, b) for a, b in pairs], axis=1),
+            "moved": np.stack([*map(_distance, self.output, changed)], axis=1),
         } | self._scored(output, len(kept))
         self._append(name, {key: values[kept] for key, values in found.items()})
 
