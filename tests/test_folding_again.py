@@ -212,3 +212,10 @@ def test_a_network_on_a_gpu_is_folded_and_measured(kind):
     plain, report = tf.fold(model, cond=z().cuda(), inputs=x.cuda())
     assert plain[0].weight.is_cuda
     assert report["0"].error < 1e-5
+
+
+def test_an_rms_norm_takes_no_shift_though_some_channels_have_none():
+    model = tf.condition(nn.Sequential(nn.RMSNorm(3)), "0", tf.Vector(5))
+    x, shift = torch.randn(2, 3), {"0": tf.Modulation(torch.ones(1, 3), torch.tensor([[0.0, 2.0, 0.0]]))}
+    plain, _ = tf.fold(model, modulation=shift, leftover="constant")
+    torch.testing.assert_close(plain(x), model(x, modulation=shift))

@@ -93,9 +93,32 @@ def test_what_estimates_statistics_anew_leaves_those_of_a_frozen_base():
     assert not [one for one in averaged.modules() if "reset_running_stats" in vars(one)]
 
 
+def test_unfreezing_in_evaluation_leaves_the_norms_there():
+    model = tf.freeze_base(tf.condition(Net(), SITES, tf.Vector(13))).eval()
+    assert not any(module.training for module in tf.unfreeze_base(model).modules())
+
+
+def test_a_norm_without_statistics_may_take_the_place_of_a_frozen_one():
+    model, (x, z) = tf.freeze_base(tf.condition(Net(), r"stem", tf.Vector(13))), inputs(4)
+    model.blocks[0].bn = nn.BatchNorm2d(model.blocks[0].bn.num_features, track_running_stats=False)
+    model.train()(x, cond=z)
+    assert not model.blocks[0].bn.training
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_part_that_is_copied_out_of_a_frozen_network_and_trained_is_reset_as_any_norm(copied):
+    layers = nn.Sequential(nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8)), nn.Linear(8, 3))
+    layers(torch.randn(9, 5))
+    part = copied(tf.freeze_base(tf.condition(layers, "1", tf.Vector(7)))[0]).train()
+    part[1].reset_running_stats()
+    assert (part[1].num_batches_tracked, part[1].running_mean.any()) == (0, False)
+    assert layers[0][1].num_batches_tracked == 1
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_part_that_is_copied_out_of_a_frozen_network_is_measured_anew(copied):
     layers = nn.Sequential(nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8)), nn.Linear(8, 3))
+    layers(torch.randn(9, 5))
     part = copied(tf.freeze_base(tf.condition(layers, "1", tf.Vector(7)))[0])
     x = 3 * torch.rand(9, 5) - 5
     update_bn([x], part)

@@ -61,6 +61,20 @@ def test_the_output_is_covered_in_batches_of_two_by_an_interval_no_wider_than_ne
     assert (np.median(high - low, axis=0) <= 1.3 * 3.92 * value.std(axis=0)).all()
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_chance_that_is_next_to_nothing_makes_the_interval_no_narrower(parts: int):
+    outside = np.random.default_rng(0)
+    x, z = torch.randn(2, 60, 1)
+    swap = heard(
+        lambda x, cond: (x + cond + 1e-6 * torch.from_numpy(outside.normal(size=x.shape)),) * parts,
+        list(zip(x.split(6), z.split(6), strict=True)),
+        resamples=4000,
+    ).effects["swap"]
+    output, beyond = swap.output, swap.beyond.output
+    assert beyond.value == pytest.approx(output.value, rel=1e-4)
+    assert beyond.high - beyond.low == pytest.approx(output.high - output.low, rel=0.05)
+
+
 def test_samples_of_one_group_are_resampled_together_in_every_form_of_it():
     x, z = torch.randn(30, 1), torch.randn(30, 1)
     number = torch.arange(30) // 5
@@ -72,6 +86,12 @@ def test_samples_of_one_group_are_resampled_together_in_every_form_of_it():
     assert found[0].effects["swap"].output.n == 30
     assert found[0].notes[0].startswith("n: 6 independent samples are few")
     assert heard(lambda x, cond: cond, [(x, z, None, number), (x, z)]).notes == ()
+
+
+def test_a_group_is_none_of_the_samples_that_have_no_group():
+    x, z = torch.randn(2, 30, 1)
+    found = heard(lambda x, cond: cond, [(x[:3], z[:3]), (x, z, None, torch.arange(30) // 5)])
+    assert found.notes[0].startswith("n: 9 independent samples are few")
 
 
 @pytest.mark.parametrize("group", [7, torch.tensor(7), np.array("scene7"), "scene7", "x" * 30])

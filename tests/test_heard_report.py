@@ -75,6 +75,33 @@ def test_a_loss_that_a_repetition_raises_as_well_is_not_said_to_stay():
     assert "the loss does not clearly rise by more than in a repetition (0.000 [0.000, 0.000])" in found.words
 
 
+def test_a_success_that_falls_in_a_repetition_as_well_is_not_said_to_stay():
+    fell = itertools.cycle([1.0, 0.0, 0.0, 0.0])
+    found = heard(
+        lambda x, cond: torch.cat([cond, cond * 0 + next(fell)], 1), CHOICES, success=lambda y, t: y[:, 4]
+    )
+    assert found.verdict == "unused"
+    assert "the success does not clearly fall by more than in a repetition (0.000 [-0." in found.words
+
+
+def test_a_loss_with_a_chance_of_its_own_is_compared_with_that_of_a_repetition():
+    outside = np.random.default_rng(0)
+    found = heard(
+        lambda x, cond: x + cond, [(*BATCH, BATCH[0])], loss=lambda y, t: outside.normal(size=len(y))
+    )
+    repeat, swap = found.effects["repeat"], found.effects["swap"]
+    assert (repeat.output.high, repeat.beyond) == (0, None)
+    assert repeat.loss.low < repeat.loss.high
+    assert swap.beyond.loss.value == pytest.approx(swap.loss.value - repeat.loss.value)
+
+
+def test_plain_values_are_the_numbers_themselves():
+    found = heard(lambda x, cond: x + cond, [(*BATCH, BATCH[0])], loss=lambda y, t: (y - t).square().mean(1))
+    told, swap = found.to_json(), found.effects["swap"]
+    assert told["effects"]["swap"]["output"] == vars(swap.output)
+    assert (told["loss"]["value"], told["left_out"], told["notes"]) == (found.loss.value, 0, found.notes)
+
+
 def length(x: torch.Tensor, cond: list[str]) -> torch.Tensor:
     return x[:, 0] + torch.tensor([float(len(text)) for text in cond])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from torchfilm.counterfactual import others
-from torchfilm.intervals import Sampled, student
+from torchfilm.intervals import NORMAL, Sampled, student, wilson
 
 TABLE = {
     1: 12.7062,
@@ -118,6 +118,23 @@ def test_ten_right_frames_of_two_episodes_are_two():
     two = np.repeat([0, 1], 5)
     found = Sampled(two, two).level(np.ones(10), bootstrap(), (0, 1))
     assert found.low < 0.05
+
+
+def test_frames_of_an_episode_count_by_how_alike_they_are():
+    frames = np.array([1.0, 1, 1, 1, 1, 0, 0, 0, 1, 1, 0, 1])  # two of each of six episodes
+    episodes = np.repeat(np.arange(6), 2)
+    found = Sampled(episodes, episodes).level(frames, bootstrap())
+    alike, known = 30 / 24, 1 - 6 * 2**2 / 12**2  # the squares of the episodes' sums, of the frames
+    n = 12 * known / alike * (NORMAL / student(5)) ** 2
+    assert (found.low, found.high) == pytest.approx(wilson(2 / 3, n), rel=1e-4)
+
+
+def test_what_is_without_bound_has_no_narrower_interval():
+    own = np.arange(7)
+    endless = Sampled(own, own).estimate(
+        lambda means: np.full(means.shape[:-1], math.inf), np.ones((7, 1)), bootstrap(40), (0, math.inf)
+    )
+    assert (endless.value, endless.low, endless.high) == (math.inf, math.inf, math.inf)
 
 
 def test_of_successes_that_all_change_in_pairs_each_pair_is_one():

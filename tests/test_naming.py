@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from torch import nn
 
 import torchfilm as tf
-from torchfilm.naming import UnknownNameError, check_choice, entry, nearest
+from torchfilm.naming import UnknownNameError, check_choice, check_size, entry, nearest
 
 
 def test_an_unknown_name_gives_the_nearest_and_is_an_error_of_values_and_of_keys():
@@ -37,6 +38,10 @@ def test_a_choice_is_among_those_that_there_are():
         check_choice("here: mode", "cross", ("sum", "cross_attention"))
     with pytest.raises(ValueError, match=r"got 'sum_first'.\nDid you mean 'sum'\?$"):
         check_choice("here: mode", "sum_first", ("sum", "summer", "some_fish"))
+    with pytest.raises(ValueError, match=r"got 'sum'.\nDid you mean 'sum1' or 'sum2' or 'sum3'\?$"):
+        check_choice("here: mode", "sum", ("sum1", "sum2", "sum3", "suma"))
+    with pytest.raises(ValueError, match=r"got 'sums'.\nDid you mean 'suma' or 'sum3' or 'sum2'\?$"):
+        check_choice("here: mode", "sums", ("sum1", "sum2", "sum3", "suma"))
     with pytest.raises(ValueError, match=r"got \['x'\].\nLeave it out$"):
         check_choice("here: mode", ["x"], ("sum",), remedy="Leave it out")
 
@@ -59,3 +64,13 @@ def test_an_option_that_there_is_not_is_answered_with_the_one_that_was_meant(wro
         tf.condition(nn.Linear(3, 5), "", tf.Vector(7), **{wrong: 1})
     with pytest.raises(ValueError, match=r"fusion='concat': .* got 'bound'.\nChoose one of these"):
         tf.condition(nn.Linear(3, 5), "", tf.Vector(7), fusion="concat", bound="tanh")
+
+
+def test_a_size_is_a_whole_number_and_what_is_none_is_answered_with_what_to_give():
+    check_size("here: dim", np.int64(3))
+    with pytest.raises(
+        ValueError, match=r"^here: dim expected a whole number from 1 on, got True.\nGive how many"
+    ):
+        check_size("here: dim", True)
+    with pytest.raises(ValueError, match=r"got 0.\nLeave it out.$"):
+        check_size("here: dim", 0, "Leave it out.")

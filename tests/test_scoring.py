@@ -68,6 +68,13 @@ def test_numbers_of_several_seeds_have_students_interval(seeds: int, quantile: f
     assert (found.mean - found.low, found.high - found.mean) == pytest.approx((half, half), rel=2e-3)
 
 
+def test_numbers_of_two_samples_have_students_interval():
+    found = scored_of(np.array([[1.0, 4.0]]))
+    assert (found.mean, found.high - found.mean) == pytest.approx((2.5, 12.7062 * 1.5), rel=1e-4)
+    found = scored_of(np.array([[1.0, 4.0], [2.0, 3.0]]))  # a quarter is by what seeds make of each sample
+    assert (found.mean, found.high - found.mean) == pytest.approx((2.5, 12.7062 * 0.75**0.5), rel=1e-4)
+
+
 def test_samples_that_are_right_or_wrong_have_wilsons_interval():
     found = scored_of(np.ones((1, 20)))
     assert (found.mean, found.low, found.high) == pytest.approx((1, 0.8389, 1), abs=1e-4)
@@ -93,6 +100,17 @@ def test_seeds_that_err_on_other_samples_have_the_interval_of_all_of_them():
     scores[0, 3] = scores[1, 7] = 0
     found, one = scored_of(scores), scored_of(scores.reshape(1, 100))
     assert (found.low, found.high) == pytest.approx((one.low, one.high))
+
+
+def test_seeds_that_agree_on_most_samples_count_for_more_than_one_and_for_less_than_all_of_them():
+    found = scored_of(np.array([[1.0, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 1, 0, 0, 0]]))
+    half = 0.97998 / (15 + 3.84146) ** 0.5  # Wilson's of a half of 15: the variance over samples is 1 / 56
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-5)
+
+
+def test_a_gain_of_numbers_over_zeros_and_ones_is_not_held_within_one():
+    found = scored_of(np.array([[0.0, 1.0, 1.0]]), np.array([[5.0, 7.0, 9.0]]))
+    assert found.low < found.mean < found.high < -1
 
 
 def test_seeds_are_scored_apart_and_gains_are_on_the_same_samples():
@@ -126,6 +144,11 @@ def test_a_single_number_of_a_single_seed_has_no_interval():
     found = compare({"film": network()}, batch(), rounds=1, score=lambda model: 0.25)
     assert found["film"].score == Scored(0.25, 0.25, 0.25, (0.25,))
     assert str(found["film"].score) == "0.250"
+
+
+def test_a_score_may_be_a_tensor_that_numpy_does_not_read():
+    scores = torch.tensor([0.25, 0.5], dtype=torch.bfloat16, requires_grad=True)
+    assert scored_by({"film": [network()]}, lambda model: scores)["film"].tolist() == [[0.25, 0.5]]
 
 
 def test_scores_of_other_samples_and_numbers_that_are_none_are_refused():

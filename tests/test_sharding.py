@@ -11,7 +11,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import (
 import torchfilm as tf
 from catalogue import randomise
 from networks import SITES, Net, inputs
+from torchfilm.sharding import beside
 
 pytestmark = pytest.mark.plain
 
@@ -150,6 +151,14 @@ def sharded(rank: int, folder: Path, x: torch.Tensor, z: torch.Tensor) -> dict[s
     results["warm"] = cold(x, cond=z), tf.modulations(cold, z)["blocks.0.bn"].gamma
     results["fold"] = refusal(lambda: tf.fold(cold, cond=z[:1]))
     results["compare"] = refusal(lambda: tf.compare({"film": cold}, (x, z)))
+    whole = fully_shard(conditioned(tf.Vector(13)))
+    whole.unshard()
+    results["fold unsharded"] = refusal(lambda: tf.fold(whole, cond=z[:1]))
+    pair = init_device_mesh("cpu", (2,))
+    split = parallelize_module(tf.condition(Perceptron(), "up", tf.Vector(13)), pair, PLAN)
+    results["fold columns"] = refusal(lambda: tf.fold(split, cond=z[:1]))
+    lies = distribute_tensor(x, pair)
+    results["beside"] = beside(lies, {"own": lies})["own"] is lies
     encodes = conditioned(tf.Maybe(Encoder()))
     fully_shard(encodes.film.cond.condition)
     apart(encodes)
@@ -206,10 +215,17 @@ def test_a_part_is_not_called_before_its_root(both: list[dict[str, Any]]):
         torch.testing.assert_close(found["warm"], expected)
 
 
-@pytest.mark.parametrize("done", ["fold", "compare"])
+@pytest.mark.parametrize("done", ["fold", "fold unsharded", "fold columns", "compare"])
 def test_a_network_in_parts_is_not_copied(both: list[dict[str, Any]], done: str):
     assert "that this process has whole, got one that lies in several" in both[0][done]
-    assert "Let all of them save(model, folder), load that onto a plain base" in both[0][done]
+    assert (
+        f"Let all of them save(model, folder), load that onto a plain base, and {done.split()[0]}"
+        in both[0][done]
+    )
+
+
+def test_what_lies_in_several_processes_already_stays_as_it_is(both: list[dict[str, Any]]):
+    assert all(found["beside"] for found in both)
 
 
 def test_an_encoder_in_parts_has_to_be_called(both: list[dict[str, Any]]):

@@ -71,6 +71,13 @@ def test_the_input_of_a_bilinear_layer_is_its_first():
     assert (channels(layer, "output"), channels(layer, "input")) == ((7, -1), (3, -1))
 
 
+def test_the_channels_of_a_decoder_are_on_the_last_axis_of_what_it_decodes():
+    layer = nn.TransformerDecoderLayer(6, 2, 5, batch_first=True)
+    for decoder in (layer, nn.TransformerDecoder(layer, 2)):
+        assert decoder(torch.randn(2, 7, 6), torch.randn(2, 3, 6)).shape == (2, 7, 6)
+        assert channels(decoder, "output") == channels(decoder, "input") == (6, -1)
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("where", ["output", "input"])

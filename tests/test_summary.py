@@ -120,13 +120,18 @@ def test_a_condition_of_one_number_has_one_direction_in_every_precision(dtype: t
     assert summarise(found)["0"].rank == 1
 
 
+def test_rounding_of_beta_alone_is_no_direction():
+    beta = (torch.randn(64, 1) @ torch.randn(1, 32)).bfloat16()
+    assert summarise({"here": tf.Modulation(torch.ones(64, 32), beta)})["here"].rank == 1
+
+
 def test_numbers_of_few_digits_are_no_rounding():
     values = torch.zeros(20000, 3)
     values[0, 0] = values[1, 1] = 1.0
     assert summarise({"here": tf.Modulation(1 + values, torch.zeros(3))})["here"].rank == 2
 
 
-@pytest.mark.parametrize("large", [129.0, 200.0, 200.5])
+@pytest.mark.parametrize("large", [129.0, 200.0, 200.5, 1000.5])
 def test_integers_and_constants_are_no_rounding_however_large(large: float):
     gamma = torch.stack([torch.full((64,), large), torch.arange(64) % 2], dim=1)
     found = summarise({"here": tf.Modulation(gamma, torch.zeros(2))}, torch.arange(64) % 2)["here"]
