@@ -244,6 +244,86 @@ def test_a_folder_that_does_not_say_what_belongs_together_is_loaded(tmp_path: Pa
     assert torch.equal(tf.load(tf.remove(model), tmp_path)(x, cond=z), expected)
 
 
+def rewritten(folder: Path, change) -> None:
+    """Change a saved description, and say that it belongs to the tensors."""
+    description = json.loads((folder / "film.json").read_text())
+    change(description)
+    text = json.dumps(description)
+    (folder / "film.json").write_text(text)
+    tensors = safetensors.torch.load_file(folder / "film.safetensors")
+    about = {
+        "sha256 of the description": hashlib.sha256(
+            json.dumps(description, sort_keys=True).encode()
+        ).hexdigest()
+    }
+    safetensors.torch.save_file(tensors, folder / "film.safetensors", about)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d.pop("sites"), "KeyError.'sites'"),
+        (lambda d: d.pop("base"), "KeyError.'base'"),
+        (lambda d: d.pop("fusion"), "KeyError.'fusion'"),
+        (lambda d: d.update(cond={}), "KeyError.'options'"),
+        (lambda d: d.update(cond={"type": "Own", "options": {}}), "KeyError.'Own'"),
+        (lambda d: d.update(sites=3), "TypeError"),
+        (lambda d: d["sites"][0].update(later=1), "TypeError.*unexpected keyword argument 'later'"),
+        (lambda d: d["sites"][0].update(features=-1), "channels expected a whole number from 1 on, got -1"),
+        (lambda d: d["fusion"].update(options=[]), "AttributeError"),
+        (lambda d: d["base"]["values"].update({"conv.weight": "x"}), ""),
+    ],
+)
+def test_a_description_of_another_kind_is_named_and_changes_nothing(change, said: str, tmp_path: Path):
+    base = Net()
+    before = copy.deepcopy(base.state_dict())
+    tf.save(tf.condition(copy.deepcopy(base), SITES, tf.Vector(13)), tmp_path)
+    rewritten(tmp_path, change)
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}(.|\n)*{said}"):
+        tf.load(base, tmp_path)
+    assert [*base.state_dict()] == [*before]
+    (tmp_path / "film.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=rf"got a broken one in .*{tmp_path.name}: "):
+        tf.load(base, tmp_path)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["fusion"]["options"].update(trunk=[2**20, 2**20]),
+        lambda d: d["cond"]["options"].update(num_classes=2**40),
+        lambda d: d["cond"]["options"].update(dim=2**40),
+    ],
+)
+def test_sizes_that_the_tensors_do_not_have_are_refused_before_they_cost_memory(change, tmp_path: Path):
+    base = Net()
+    tf.save(tf.condition(copy.deepcopy(base), SITES, tf.Classes(5, 3), trunk=(2,)), tmp_path)
+    rewritten(tmp_path, change)
+    with pytest.raises(
+        ValueError, match=r"expected (the tensors of this conditioning|sizes that tensors can)"
+    ):
+        tf.load(base, tmp_path)
+    assert type(base) is Net
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_tensors_that_are_no_fractions_or_too_many_are_refused(dtype: torch.dtype, tmp_path: Path):
+    base, path = Net(), tmp_path / "film.safetensors"
+    tf.save(tf.condition(copy.deepcopy(base), SITES, tf.Vector(13)), tmp_path)
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({key: value.to(dtype) for key, value in tensors.items()}, path)
+    with pytest.raises(ValueError, match=rf"expected the tensors of this conditioning.*\n  .*\) {dtype}"):
+        tf.load(base, tmp_path)
+    safetensors.torch.save_file({**tensors, "other": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=r"\n  other  none  \(2,\)\n"):
+        tf.load(base, tmp_path)
+    safetensors.torch.save_file({key: value.bfloat16() for key, value in tensors.items()}, path)
+    assert tf.load(base, tmp_path).film.generator.head.weight.dtype == torch.float32
+
+
 class Versioned(Own):
     """An encoder whose state is more than tensors."""
 

@@ -161,6 +161,7 @@ LIBRARY = (
         "modulation",
         "naming",
         "native",
+        "reading",
         "sharding",
         "signatures",
         "snapshot",
@@ -204,8 +205,8 @@ LIBRARY = (
 RANK = {name: rank for rank, names in enumerate(LIBRARY) for name in names}
 FACE, SHARED, SYSTEMS, APP = len(LIBRARY), len(LIBRARY) + 1, len(LIBRARY) + 2, len(LIBRARY) + 3
 RANK |= {"": FACE, "blocks": SHARED, "data": SHARED, "training": SHARED, "systems": SYSTEMS, "app": APP}
-# They import nothing of the library but what says which package is missing: useful for any model.
-ALONE = {"data", "training"}
+# They import nothing of the library but what packages and files need: useful for any model.
+ALONE, FOR_ALL = {"data", "training"}, {"extras", "reading", "writing"}
 
 
 def module_name(path: Path) -> tuple[str, ...]:
@@ -246,7 +247,7 @@ def forbidden(source: tuple[str, ...], target: tuple[str, ...], name: str) -> st
         return "another room" if source[1:2] != target[1:2] else None
     if here == there:
         return None
-    if here in ALONE and RANK[there] < SHARED and there != "extras":
+    if here in ALONE and RANK[there] < SHARED and there not in FOR_ALL:
         return f"the library, which {here} does without"
     return None if RANK[there] < RANK[here] else "what is not below it"
 
@@ -274,6 +275,7 @@ PLANTED_IMPORTS = [
     ("blocks/residual.py", "import torchfilm.data.clevr", "not below"),
     ("training/loop.py", "import torch", None),
     ("training/loop.py", "from torchfilm import Modulation", "does without"),
+    ("training/loop.py", "from torchfilm.writing import whole", None),
     ("data/clevr/files.py", "from .vocabulary import NULL", None),
     ("data/clevr/files.py", "from torchfilm.training import loop", "not below"),
     (

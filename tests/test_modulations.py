@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 import torchfilm as tf
 from catalogue import randomise
 from torchfilm.inspection import record
-from torchfilm.modulations import Modulations, load_modulations, modulations, save_modulations, whole
+from torchfilm.modulations import Modulations, load_modulations, modulations, save_modulations
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 
@@ -170,16 +170,38 @@ def test_they_are_shown_by_names_and_shapes():
 
 def test_a_preset_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
+    with pytest.raises(ValueError, match=r"folder: expected a file, or none yet, got .*, a folder"):
         Modulations({"a": tf.Modulation.identity(2, 3)}).save(tmp_path / "folder")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
-def test_two_that_write_one_preset_do_not_meet(tmp_path):
-    with whole(tmp_path / "one") as first, whole(tmp_path / "one") as second:
-        first.write_text("first")
-        second.write_text("second")
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("one", "first")]
+def test_a_preset_stays_when_its_file_is_overwritten(tmp_path):
+    path, large = tmp_path / "a.safetensors", tf.Modulation.identity(2, 3000)
+    loaded = load_modulations(Modulations({"a": large}).save(path))
+    path.write_bytes(Modulations({"a": large * 2}).save(tmp_path / "b.safetensors").read_bytes())  # in place
+    assert equal(loaded["a"], large)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("sites", "fields", "said"),
+    [
+        (None, ("a.gamma", "a.beta"), r"got KeyError\('sites'\)"),
+        ('["a"', ("a.gamma", "a.beta"), "got JSONDecodeError"),
+        ("[" * 100_000, ("a.gamma", "a.beta"), "got RecursionError"),
+        ("3", ("a.gamma", "a.beta"), "got TypeError"),
+        ('["a"]', ("a.gamma",), "got TypeError.*'beta'"),
+        ('["a", "b"]', ("a.gamma", "a.beta"), "got TypeError.*'gamma' and 'beta'"),
+        ('["a"]', ("a.gamma", "a.beta", "b.gamma"), r"the fields of the sites .*got \['b.gamma'\] beside"),
+    ],
+)
+def test_a_damaged_preset_is_named(sites, fields, said, tmp_path):
+    path = tmp_path / "preset"
+    about = {"format": "torchfilm.modulations"} | ({} if sites is None else {"sites": sites})
+    save_file({field: torch.ones(2, 3) for field in fields}, path, about)
+    with pytest.raises(ValueError, match=said) as caught:
+        load_modulations(path)
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.plain

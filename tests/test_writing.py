@@ -1,8 +1,80 @@
-"""Rows of text stand in columns; files that are whole are tested with those who write them."""
+"""Files are whole, whoever writes them at once; rows of text stand in columns."""
 
 from __future__ import annotations
 
-from torchfilm.writing import in_columns
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from torchfilm.data.clevr.caches import draft
+from torchfilm.data.clevr.shards import write_whole
+from torchfilm.training.checkpoint import replace_file
+from torchfilm.writing import in_columns, whole
+
+
+def by_whole(path: Path, content: bytes) -> None:
+    with whole(path) as part:
+        part.write_bytes(content)
+
+
+def by_draft(path: Path, content: bytes) -> None:
+    with draft(path) as part:
+        part.write_bytes(content)
+
+
+WRITERS = [by_whole, by_draft, write_whole, replace_file]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_two_that_write_one_file_at_once_leave_what_one_of_them_wrote(write, tmp_path: Path):
+    path, contents, found = tmp_path / "file", [b"a" * 100_000, b"b" * 200_000], set()
+    write(path, contents[0])
+
+    def often(content: bytes) -> None:
+        for _ in range(20):
+            write(path, content)
+
+    threads = [threading.Thread(target=often, args=[content]) for content in contents]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        found.add(path.read_bytes())
+    assert found <= set(contents)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_link_is_followed(write, tmp_path: Path):
+    store, link = tmp_path / "store" / "kept", tmp_path / "link"
+    store.parent.mkdir()
+    store.write_bytes(b"old")
+    link.symlink_to(store)
+    write(link, b"new")
+    assert link.is_symlink()
+    assert store.read_bytes() == b"new"
+    assert sorted(tmp_path.rglob("*")) == [link, store.parent, store]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize(("make", "kind"), [(os.mkfifo, "a device or a pipe"), (os.mkdir, "a folder")])
+def test_what_is_no_file_is_refused_and_stays(write, make, kind: str, tmp_path: Path):
+    path = tmp_path / "there"
+    make(path)
+    with pytest.raises(
+        ValueError, match=rf"^there: expected a file, or none yet, got .*there, {kind}\.\nGive an"
+    ):
+        write(path, b"new")
+    assert path.exists()
+    assert not path.is_file()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_longest_name_that_a_disk_allows_can_be_written(tmp_path: Path):
+    by_whole(tmp_path / ("n" * 255), b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"new"]
+
 
 ROWS = [("", "x", "note"), ("first", "-1.25", ""), ("b", "", "two words")]
 

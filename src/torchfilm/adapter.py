@@ -19,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from torchfilm.conditions import Classes, Scalars, Tokens, Vector
+from torchfilm.conditions import Classes, Scalars, Tokens, Vector, encoded_size
 from torchfilm.filling import Conditioning
-from torchfilm.fusion import Fusion
+from torchfilm.fusion import Fusion, resolve
 from torchfilm.injection import Network, condition, conditioning, remove, unwrapped
 from torchfilm.lookup import Row, Table
+from torchfilm.reading import DAMAGED, intact, sketched
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_first, is_flattened, is_sharded
 from torchfilm.sites import Site, Sites, check_network
@@ -155,16 +156,28 @@ def load(
     """
     check_network(base)
     path = Path(folder)
-    description = _here(_read(path), base)
-    if not any_base:
-        _check_base(base, description["base"], path)
-    if cond is None:
-        cond = _build(description["cond"])
-    else:
-        _check_cond(cond, description["cond"], path)
-    tensors = load_file(path / TENSORS)
-    how = _how(description, tensors, path, fusion, generator)
-    sites = Sites(Site(**site) for site in description["sites"])
+    with intact(path, f"{DESCRIPTION} as save wrote it", "Save again, or copy the folder again."):
+        description = _here(_read(path), base)
+        if not any_base:
+            _check_base(base, description["base"], path)
+        sketch = nn.ModuleDict()
+        if cond is not None:
+            _check_cond(cond, description["cond"], path)
+        else:
+            with sketched():
+                sketch["cond"] = _build(description["cond"])
+        tensors = load_file(path / TENSORS)
+        how = _how(description, tensors, path, fusion, generator)
+        sites = Sites(Site(**site) for site in description["sites"])
+        if "generator" not in how and isinstance(how["fusion"], str):
+            size = encoded_size(sketch["cond"] if cond is None else cond)
+            widths = {site.name: site.features for site in sites}
+            with sketched():
+                sketch["generator"] = resolve(**how).build(size, widths)
+        known = {key: value for key, value in tensors.items() if key.partition(".")[0] in sketch}
+        _check_fit(sketch.state_dict(), known, path)
+        if cond is None:
+            cond = _build(description["cond"])
     condition(base, sites, cond, **how)
     film = conditioning(base)
     if description.get("table"):
@@ -233,7 +246,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise TypeError(f"{DESCRIPTION} holds no mapping")
         with safe_open(path / TENSORS, "pt") as file:
             described = (file.metadata() or {}).get(_DESCRIBED)
-    except (TypeError, ValueError, SafetensorError) as error:
+    except (*DAMAGED, ValueError, SafetensorError) as error:
         raise ValueError(
             f"load: expected {TENSORS} and {DESCRIPTION} as save wrote them, got a broken one in {path}: "
             f"{error}.\nSave again, or copy the folder again."
@@ -292,9 +305,10 @@ def _check_tensors(state: Mapping[str, Any]) -> None:
             )
 
 
-def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:
-    expected = {key: tuple(value.shape) for key, value in film.state_dict().items()}
-    got = {key: tuple(value.shape) for key, value in tensors.items()}
+def _check_fit(state: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors of other names, sizes or kinds than those of the state."""
+    expected = {key: _kind(value) for key, value in state.items()}
+    got = {key: _kind(value) for key, value in tensors.items()}
     if expected != got:
         differing = sorted(key for key in expected | got if expected.get(key) != got.get(key))
         rows = [f"  {key}  {expected.get(key, 'none')}  {got.get(key, 'none')}" for key in differing]
@@ -304,7 +318,17 @@ def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:
             f"(name, expected, got).\n{lines}\n"
             f"Give the cond=, fusion= or generator= with the sizes that were saved."
         )
-    if any(value.is_meta for value in film.state_dict().values()):
+
+
+def _kind(value: Tensor) -> str:
+    shape = str(tuple(value.shape))
+    return shape if value.is_floating_point() else f"{shape} {value.dtype}"
+
+
+def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:
+    state = film.state_dict()
+    _check_fit(state, tensors, path)
+    if any(value.is_meta for value in state.values()):
         raise ValueError(
             "load: expected a base with numbers, got one on the meta device, where nothing can be loaded.\n"
             "Load its checkpoint first, or base.to_empty(device=...)."
@@ -444,4 +468,4 @@ def _check_base(base: nn.Module, saved: dict[str, Any], path: Path) -> None:
 
 
 def _close(one: list[float], other: list[float]) -> bool:
-    return np.allclose(one, other, rtol=_SAME, atol=1e-6, equal_nan=True)
+    return len(one) == len(other) and np.allclose(one, other, rtol=_SAME, atol=1e-6, equal_nan=True)

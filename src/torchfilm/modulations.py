@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.naming import entry
+from torchfilm.reading import intact
 from torchfilm.sites import each_match
 from torchfilm.version import WRITER, check_format
 from torchfilm.writing import in_columns, whole
@@ -279,7 +280,7 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
     """Read what `save_modulations` wrote.
 
     Raises:
-        ValueError: for a file that holds something else, or is of another format.
+        ValueError: for a file that holds something else, is damaged, or of another format.
         FileNotFoundError: for none.
     """
     if Path(path).is_dir():
@@ -294,7 +295,7 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
             f"load_modulations: expected a file of modulations, got {path}, no safetensors: {error}.\n"
             f"Write one by save_modulations, or by rec.save(path)."
         ) from error
-    with opened as file:
+    with intact(path, "what save_modulations wrote", "Write it again."), opened as file:
         about = file.metadata() or {}
         if about.get("format") != _KIND:
             raise ValueError(
@@ -302,19 +303,19 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
                 f"The conditioning of a network is read by load(base, folder)."
             )
         check_format("load_modulations", Path(path), about.get(_NUMBER, "1"), str(_FORMAT), about)
-        keys = set(file.keys())
-        return Modulations(
-            {
-                name: Modulation(
-                    **{
-                        field: file.get_tensor(key).to(device)
-                        for field in _FIELDS
-                        if (key := f"{name}.{field}") in keys
-                    }
-                )
-                for name in json.loads(about["sites"])
-            }
-        )
+        keys, found = set(file.keys()), {}
+        for name in json.loads(about["sites"]):
+            own = {field: key for field in _FIELDS if (key := f"{name}.{field}") in keys}
+            # A copy: on the CPU the tensors are a map of the file, and change with it.
+            values = {field: file.get_tensor(key).to(device, copy=True) for field, key in own.items()}
+            found[name] = Modulation(**values)
+            keys.difference_update(own.values())
+        if keys:
+            raise ValueError(
+                f"load_modulations: expected the fields of the sites that {path} names, got {sorted(keys)} "
+                f"beside them.\nWrite it again by save_modulations."
+            )
+        return Modulations(found)
 
 
 def fields_of(modulation: Modulation) -> dict[str, Tensor]:

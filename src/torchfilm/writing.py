@@ -12,10 +12,12 @@ from pathlib import Path
 def whole(path: Path) -> Iterator[Path]:
     """Yield a name of its own beside the path to write to: it takes the path's place, or is gone on an error.
 
-    Folders above are made.
+    No other writer has that name, in this process or in another. Folders above are made; of a link, what it
+    leads to is written.
 
     Raises:
-        ValueError: where a file has the name of one of them.
+        ValueError: where a file has the name of one of the folders, and for what is there and is no file: a
+            folder, a device, a pipe.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,10 +27,16 @@ def whole(path: Path) -> Iterator[Path]:
             f"{path.name}: expected a folder to write it to, got {path.parent}, where {file} is a file.\n"
             f"Give another name, or move that file first."
         ) from error
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ValueError(
+            f"{path.name}: expected a file, or none yet, got {path}, {kind}.\nGive another name."
+        )
+    target = path.resolve()
+    part = target.with_name(f"{target.name[:40]}.{uuid.uuid4().hex}.part")
     try:
         yield part
-        part.replace(path)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """The command from end to end on a tiny dataset, in this process; its options, errors and promises."""
 
+import importlib.metadata
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ from torchfilm.systems.visual_reasoning import running, sights
 from torchfilm.systems.visual_reasoning.bundle import Sight, load_bundle, save_sight
 from torchfilm.systems.visual_reasoning.perception import Perception, PerceptionConfig
 from torchfilm.training import Interrupted, TrainConfig
+from torchfilm.version import VERSION
 
 OPTIONS = {
     "data": "NAME OUT --split --scenes --seed --recipe --workers --questions-per-scene --condition --width "
@@ -346,6 +348,12 @@ def test_help_lists_the_commands_with_examples(capsys):
         shown = capsys.readouterr().out
         assert all(f"\n  {name} " in shown for name in cli.COMMANDS)
         assert shown.count("\n  torchfilm ") == 5
+
+
+def test_the_version_is_told_also_where_no_package_is_installed(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.metadata, "distribution", None)
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{VERSION}\n"
 
 
 def test_errors_are_one_line_and_exit_code_2(data, trained, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +150,26 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("out", ["link", "empty", "."])
+def test_an_empty_folder_is_written_into_wherever_it_leads(made, out, tmp_path, monkeypatch):
+    for name in ("large", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("large")
+    monkeypatch.chdir(tmp_path / ("empty" if out == "." else "."))
+    inode = Path(out).stat().st_ino
+    assert files_of(write_lerobot(out, recordings(), 20, NAMES, "arm")) == files_of(made)
+    assert Path(out).stat().st_ino == inode, "the folder may be a disk of its own, which nothing replaces"
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in Path(out).iterdir()) == ["data", "meta"]
+
+
+def test_a_writer_that_fails_leaves_an_empty_folder_empty(tmp_path):
+    bad = Recording({**recordings()[0].columns, "action": np.full((5, 2), np.nan)}, "stay")
+    with pytest.raises(ValueError, match="got nan in frame 0"):
+        write_lerobot(tmp_path, [*recordings(), bad], 20, NAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_recordings_that_do_not_fit_are_named(tmp_path):
     good = recordings()[0].columns
     for columns, pattern in (
@@ -219,6 +240,12 @@ EPISODES, TASKS = "meta/episodes/chunk-000/file-000.parquet", "meta/tasks.parque
 def test_an_entry_that_the_dataset_lacks_is_named(made, name):
     change_info(made, lambda info: info.pop(name))
     with pytest.raises(ValueError, match=rf"made: expected all entries of LeRobot's format .*'{name}'"):
+        LeRobotFolder(made).column("action")
+
+
+def test_an_entry_of_another_kind_is_named(made):
+    change_info(made, lambda info: info.update(total_frames=None))
+    with pytest.raises(ValueError, match=r"made: expected all entries of LeRobot's format .* got TypeError"):
         LeRobotFolder(made).column("action")
 
 

@@ -1,5 +1,6 @@
 """What holds in every room of `systems`: a folder that is not its own is refused, with the file's name."""
 
+import json
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ pytest.importorskip("diffusers")
 
 SHIPPED = {"diffusion_policy": diffusion_policy.SHIPPED, "visual_reasoning": visual_reasoning.SHIPPED}
 PAIRS = [(name, other) for name in SYSTEMS for other in SHIPPED if other != name]
-OTHER = r"config\.json: 'network' has other fields than expected .*'\w+'\)\. Is it a run of another system\?"
+OTHER = r"config\.json: expected the fields of 'network', got .*'\w+'.*\. Is it a run of another system\?"
 
 
 @pytest.mark.parametrize(("name", "other"), PAIRS)
@@ -52,3 +53,17 @@ def test_a_config_that_says_no_network_is_named(name, text, said, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=said):
         SYSTEMS[name].load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, -1, "x", 10**6, 10**12])
+@pytest.mark.parametrize(
+    ("name", "size"), [("visual_reasoning", "word_dim"), ("diffusion_policy", "step_dim")]
+)
+def test_a_size_that_the_weights_do_not_have_is_refused_before_it_costs_memory(name, size, value, tmp_path):
+    shutil.copytree(SHIPPED[name], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["network"][size] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"(config\.json: |weights\.safetensors do not fit)") as caught:
+        SYSTEMS[name].load(tmp_path)
+    assert "enforce fail" not in str(caught.value)

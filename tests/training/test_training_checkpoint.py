@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -45,7 +47,7 @@ def test_the_newest_ones_are_kept_and_no_pickle_is_among_them(tmp_path: Path) ->
         write_checkpoint(tmp_path, checkpoint(step), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_0000099", "step_0000100"]
     assert newest_checkpoint(tmp_path) == tmp_path / "step_0000100"
-    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".safetensors", ".json", ""}
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".safetensors", ".json", ".sha256", ""}
 
 
 def test_a_write_cut_short_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +93,7 @@ def test_the_same_step_is_replaced(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_0000005"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "no state", "half state"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "no state", "half state", "flipped state"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_named(tmp_path: Path, damage: str) -> None:
     write_checkpoint(tmp_path, checkpoint(5))
     folder = write_checkpoint(tmp_path, checkpoint(6))
@@ -105,6 +107,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_named(tmp_path: Path
         file.unlink()
     elif damage == "no state":
         state.unlink()
+    elif damage == "flipped state":
+        state.write_bytes(state.read_bytes().replace(b'"step": 6', b'"step": 7'))
     else:
         state.write_bytes(state.read_bytes()[:40])
     name = r"state\.json" if "state" in damage else r"weights\.safetensors"
@@ -118,6 +122,45 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_named(tmp_path: Path
     assert read_checkpoint(newest).state["step"] == 5
 
 
+def test_a_checkpoint_of_before_its_state_had_a_digest_is_read(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, checkpoint(5))
+    (folder / "state.sha256").unlink()
+    assert read_checkpoint(folder).state["step"] == 5
+
+
+@pytest.mark.parametrize("content", ["[]", '{"format": 1}', '{"format": 1, "sha256": [3]}', "[" * 100_000])
+def test_a_state_of_another_kind_is_named(tmp_path: Path, content: str) -> None:
+    folder = write_checkpoint(tmp_path, checkpoint(5))
+    (folder / "state.json").write_text(content)
+    (folder / "state.sha256").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"step_0000005 is damaged: state\.json is not what was written"
+    ):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"x" * 5000, b"\0", b"", b"step_0000009"])
+def test_where_the_pointer_is_damaged_the_newest_checkpoint_is_found(tmp_path: Path, content: bytes) -> None:
+    folder = write_checkpoint(tmp_path, checkpoint(5))
+    (tmp_path / "latest").write_bytes(content)
+    assert newest_checkpoint(tmp_path) == folder
+
+
+def test_where_the_system_opens_no_folders_everything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def as_windows(path: str | Path, *more: int, **named: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *more, **named)
+
+    monkeypatch.setattr("torchfilm.training.checkpoint.os.open", as_windows)
+    assert read_json(write_json(tmp_path / "a.json", {"n": 1})) == {"n": 1}
+    assert read_checkpoint(write_checkpoint(tmp_path, checkpoint(5))).state["step"] == 5
+
+
 def test_a_damaged_only_checkpoint_has_no_earlier_one_to_name(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, checkpoint(6))
     (folder / "optimiser.safetensors").write_bytes(b"")
@@ -129,6 +172,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, checkpoint(6))
     state = folder / "state.json"
     state.write_text(state.read_text().replace('"format": 1', '"format": 7'))
+    (folder / "state.sha256").write_text(hashlib.sha256(state.read_bytes()).hexdigest())
     with pytest.raises(
         CheckpointError, match=r"expected format 1, got 7\. It was written by another version"
     ):
@@ -137,8 +181,8 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_weights_go_through_a_file_unchanged(tmp_path: Path) -> None:
     one, other = nn.Linear(3, 5), nn.Linear(3, 5)
-    save_weights(tmp_path / "w.safetensors", one.state_dict())
-    load_weights(tmp_path / "w.safetensors", other)
+    save_weights(str(tmp_path / "w.safetensors"), one.state_dict())
+    load_weights(str(tmp_path / "w.safetensors"), other)
     assert torch.equal(one.weight, other.weight)
     assert torch.equal(one.bias, other.bias)
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import pty
@@ -9,7 +10,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from toy_line import (
     toy_config,
 )
 
-from torchfilm.training import Draw, Loss, find_weights, train
+from torchfilm.training import CheckpointError, Draw, Loss, find_weights, started, train
 from torchfilm.training.distributed import Ranks
 
 
@@ -280,3 +281,33 @@ def test_the_bar_on_a_terminal_shows_rate_and_time_left_and_leaves_stdout_alone(
     assert "items/s" in shown
     assert "loss 0.5" in shown
     assert re.search(r"  8%.* \x1b\[36m0:0\d:\d\d", shown)
+
+
+def test_a_run_and_its_weights_are_named_by_a_text_too(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    assert not started(out)
+    result = train(Line(), squared_error, Points(), toy_config(steps=1), out)
+    assert started(out)
+    assert find_weights(out) == result.weights
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state.pop("counters"), r"KeyError\('counters'\)"),
+        (lambda state: state.pop("window"), r"KeyError\('window'\)"),
+        (lambda state: state["counters"].update(later=1), "TypeError.* unexpected keyword argument 'later'"),
+        (lambda state: state["sha256"].clear(), r"KeyError\('ema'\)"),
+    ],
+)
+def test_a_state_of_another_version_is_named(tmp_path: Path, change: Any, said: str) -> None:
+    train(Line(), squared_error, Points(), toy_config(steps=4), tmp_path)
+    folder = tmp_path / "checkpoints" / "step_0000004"
+    state = json.loads((folder / "state.json").read_text())
+    change(state)
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "state.sha256").unlink()
+    with pytest.raises(
+        CheckpointError, match=rf"step_0000004: expected the state of a run, got {said}.* another ver"
+    ):
+        train(Line(), squared_error, Points(), toy_config(steps=4), tmp_path, resume=True)

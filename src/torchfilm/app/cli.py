@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-import importlib.metadata
 import io
 import os
 import re
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torchfilm.extras import needed
+from torchfilm.version import VERSION
 
 COMMANDS = {
     "data": ("make_data", "MakeData", "Generate scenes and questions, or demonstrations of an arm."),
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> Command | None:
         print(_help())
         return None
     if name == "--version":
-        print(importlib.metadata.version("torchfilm"))
+        print(VERSION)
         return None
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}; nearest: {', '.join(nearest(name, COMMANDS))}")

@@ -11,11 +11,11 @@ The format is that of LeRobot 0.4 and later (github.com/huggingface/lerobot, src
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchfilm.extras import needed
+from torchfilm.reading import intact
 
 VERSION = "v3.0"
 _FILE_BYTES = 100 * 2**20
@@ -85,18 +86,22 @@ def write_lerobot(
         write_lerobot("data", [Recording({"action": np.zeros((9, 2))}, "stay")], 20, {"action": ["x", "y"]})
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    new = not out.exists()
+    if not new and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out: expected a new or an empty folder, got {out}. Nothing was changed.")
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    draft = out / f"{uuid.uuid4().hex}.part"  # inside, for `out` may be a link or a disk of its own
     writer = _Writer(draft, fps, {key: list(value) for key, value in names.items()})
     try:
         for recording in recordings:
             writer.add(recording)
         writer.finish(robot_type)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft.replace(out)
+        for part in ("data", "meta"):  # the one that says what is there comes last
+            (draft / part).replace(out / part)
+        draft.rmdir()
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
+        if new:
+            shutil.rmtree(out, ignore_errors=True)
         raise
     return out
 
@@ -245,16 +250,10 @@ def _task_table(pa: Any, tasks: dict[str, int]) -> Any:
     return table.replace_schema_metadata({b"pandas": json.dumps(note).encode()})
 
 
-@contextlib.contextmanager
-def complete(root: str | Path) -> Iterator[None]:
+def complete(root: str | Path) -> AbstractContextManager[None]:
     """Raise ValueError, with the folder's name, where an entry of a dataset is missing or of another kind."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{root}: expected all entries of LeRobot's format {VERSION}, got {error!r}. "
-            "The dataset is damaged: copy or make it again."
-        ) from error
+    remedy = "The dataset is damaged: copy or make it again."
+    return intact(root, f"all entries of LeRobot's format {VERSION}", remedy)
 
 
 class LeRobotFolder:
@@ -330,8 +329,8 @@ class LeRobotFolder:
                 parts.append(array.to_numpy(zero_copy_only=False))
             shape = () if feature["shape"] == [1] else tuple(feature["shape"])
             values = np.concatenate(parts).astype(feature["dtype"])
-            frames = self.info["total_frames"]
-        if values.size != frames * int(np.prod(shape)):
+            frames, numbers = int(self.info["total_frames"]), int(np.prod(shape))
+        if values.size != frames * numbers:
             raise ValueError(
                 f"{self._root}: expected {frames} frames of {name}, got {values.size} numbers. The copy is "
                 "not whole."

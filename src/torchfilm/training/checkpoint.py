@@ -4,7 +4,8 @@ RUN/checkpoints/step_0001200/weights.safetensors     the module's state dict
                              ema.safetensors         its average (where there is one)
                              best.safetensors        those of the best evaluation (where the config asks)
                              optimiser.safetensors   PARAMETER/SLOT, as conv.weight/exp_avg
-                             state.json              counters, and the SHA-256 of each file beside it
+                             state.json              counters, and the SHA-256 of each file above
+                             state.sha256            that of state.json
 RUN/checkpoints/latest                               the name of the newest complete folder
 
 A checkpoint is written into a folder of another name, flushed to the disk, and renamed; so a folder named
@@ -20,6 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,8 +32,12 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
+from torchfilm.reading import DAMAGED, intact, sketched
+from torchfilm.writing import whole
+
 FORMAT = 1
 Config = TypeVar("Config")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class CheckpointError(ValueError):
@@ -81,7 +87,9 @@ def _fill(folder: Path, checkpoint: Checkpoint) -> None:
         digests[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
         _write(folder / f"{name}.safetensors", content)
     state = {"format": FORMAT, **checkpoint.state, "sha256": digests}
-    _write(folder / "state.json", json.dumps(state, indent=1).encode())
+    content = json.dumps(state, indent=1).encode()
+    _write(folder / "state.json", content)
+    _write(folder / "state.sha256", hashlib.sha256(content).hexdigest().encode())
     _sync_folder(folder)
 
 
@@ -92,21 +100,25 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that `latest` names, else the newest complete folder, else None."""
-    pointer = folder / "latest"
-    if pointer.is_file() and (folder / pointer.read_text().strip()).is_dir() and pointer.read_text().strip():
-        return folder / pointer.read_text().strip()
+    with suppress(OSError, ValueError):  # none, or not what was written
+        named = folder / (folder / "latest").read_text(encoding="utf-8").strip()
+        if named != folder and named.is_dir():
+            return named
     return max(folder.glob("step_*"), default=None)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read one checkpoint folder, every byte checked against its digest.
+    """Read one checkpoint folder, every byte checked against its digest; that of an older state has none.
 
     Raises CheckpointError for a missing, cut or altered file; the message names the checkpoint before it.
     """
     try:
-        state = json.loads((folder / "state.json").read_bytes())
-        digests = state["sha256"]
-    except (OSError, ValueError, KeyError) as error:
+        content, own = (folder / "state.json").read_bytes(), folder / "state.sha256"
+        if own.is_file() and own.read_bytes() != hashlib.sha256(content).hexdigest().encode():
+            raise ValueError(f"{len(content)} bytes whose SHA-256 is not that in {own.name}")
+        state = json.loads(content)
+        digests = dict(state["sha256"])
+    except (OSError, ValueError, *DAMAGED) as error:
         raise _damaged(folder, "state.json", f"{type(error).__name__}: {error}") from error
     if state.get("format") != FORMAT:
         raise CheckpointError(
@@ -125,15 +137,33 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(tensors, state)
 
 
-def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_weights(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as one safetensors file, whole or not at all."""
-    replace_file(path, _safetensors(tensors))
+    replace_file(Path(path), _safetensors(tensors))
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
+def load_weights(path: str | Path, module: nn.Module) -> None:
     """Load a safetensors file into the module; keys, shapes, dtypes are checked before any is changed."""
+    copy_state(module, _read_weights(Path(path)), where=str(path))
+
+
+def load_built(description: Path, build: Callable[[], Module], weights: Path) -> Module:
+    """Return what `build` makes of a description, with these weights: sizes are compared before it is made.
+
+    Raises CheckpointError for a description of which nothing can be made, and for weights that do not fit.
+    """
+    tensors = _read_weights(weights)
+    with intact(description, "the fields of a network", "Was it edited?", CheckpointError), sketched():
+        sketch = build()
+    check_fit(sketch.state_dict(), tensors, where=str(weights))
+    module = build()
+    copy_state(module, tensors, where=str(weights))
+    return module
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_bytes(path.read_bytes())
+        return load_bytes(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"Weights: expected a safetensors file at {path}, found none.") from error
     except SafetensorError as error:
@@ -141,7 +171,6 @@ def load_weights(path: Path, module: nn.Module) -> None:
             f"Weights {path}: expected a safetensors file, got {path.stat().st_size} bytes of another kind "
             f"({error}). Was the copy cut short?"
         ) from error
-    copy_state(module, tensors, where=str(path))
 
 
 @torch.no_grad()
@@ -173,15 +202,13 @@ def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, where
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: into a name beside it, flushed, then renamed over it."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file whole or not at all, flushed to the disk."""
     try:
-        _write(partial, content)
-        partial.replace(path)
+        with whole(path) as part:
+            _write(part, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(error.errno, f"could not be written: {error.strerror}", str(path)) from error
-    _sync_folder(path.parent)
+    _sync_folder(path.resolve().parent)
 
 
 def write_json(path: Path, content: Any) -> Path:
@@ -194,7 +221,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file; CheckpointError, with the file's name, if there is none."""
     try:
         return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, *DAMAGED) as error:
         raise CheckpointError(
             f"{path}: expected a JSON object, got something else ({error}). Was the copy cut short?"
         ) from error
@@ -203,7 +230,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(path: Path, entry: str, build: Callable[..., Config]) -> Config:
     """Build a config of one entry of a JSON file, as `asdict` gave it: tuples are lists there.
 
-    Raises CheckpointError, with the file's name, if there is no such entry, or it has other fields.
+    Raises CheckpointError, with the file's name, if there is no such entry, or it has other fields or values.
     """
     content = read_json(path)
     if entry not in content:
@@ -211,12 +238,9 @@ def read_config(path: Path, entry: str, build: Callable[..., Config]) -> Config:
             f"{path}: expected an entry {entry!r}, got {', '.join(content) or 'none at all'}. "
             "Is it the folder of something trained, and has its training finished?"
         )
-    try:
+    remedy = "Is it a run of another system?"
+    with intact(path, f"the fields of {entry!r}", remedy, CheckpointError):
         return build(**{name: _tuples(value) for name, value in dict(content[entry]).items()})
-    except TypeError as error:
-        raise CheckpointError(
-            f"{path}: {entry!r} has other fields than expected ({error}). Is it a run of another system?"
-        ) from error
 
 
 def _tuples(value: Any) -> Any:
@@ -229,7 +253,6 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     writer = csv.writer(content)
     writer.writerow(header)
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content.getvalue().encode())
     return path
 
@@ -242,7 +265,10 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         os.fsync(handle)
     finally:

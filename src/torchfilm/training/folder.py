@@ -47,9 +47,9 @@ def digest(*arrays: np.ndarray) -> str:
     return whole.hexdigest()[:12]
 
 
-def started(out: Path) -> bool:
+def started(out: str | Path) -> bool:
     """Whether there is a run in `out`, to go on with."""
-    return (out / "config.json").is_file()
+    return (Path(out) / "config.json").is_file()
 
 
 def no_run(out: Path) -> RunFolderError:
@@ -119,8 +119,9 @@ def write_description(out: Path, description: Mapping[str, Any]) -> None:
     write_json(out / "config.json", description)
 
 
-def find_weights(out: Path) -> Path:
+def find_weights(out: str | Path) -> Path:
     """The weights file of a run: the finished run's, else its newest checkpoint's (best, EMA, last)."""
+    out = Path(out)
     newest = newest_checkpoint(out / "checkpoints")
     candidates = [out / "weights.safetensors"]
     if newest:

@@ -13,9 +13,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from torchfilm.reading import intact
+
 from .batches import Batches, Draw, GlobalRandomState, seed_everything, to_device
 from .checkpoint import (
     Checkpoint,
+    CheckpointError,
     check_fit,
     copy_state,
     load_weights,
@@ -69,7 +72,7 @@ def train(
     loss: LossFunction,
     batches: Batches,
     config: TrainConfig,
-    out: Path,
+    out: str | Path,
     *,
     evaluate: Evaluate | None = None,
     resume: bool = False,
@@ -89,7 +92,7 @@ def train(
     another module), NonFiniteError (a NaN or infinity: step and layer named), Interrupted (Ctrl-C, SIGTERM:
     an exit with 130, checkpoint written).
     """
-    device = local_device(next(module.parameters()).device)
+    out, device = Path(out), local_device(next(module.parameters()).device)
     module.to(device)
     with ExitStack() as stack:
         ranks = stack.enter_context(joined(device))
@@ -203,21 +206,9 @@ class _Run:
         newest = newest_checkpoint(self.out / "checkpoints")
         size = 0
         if newest is not None:
-            checkpoint = read_checkpoint(newest)
-            if self.average is not None:
-                check_fit(
-                    self.module.state_dict(), checkpoint.tensors["ema"], where=str(newest / "ema.safetensors")
-                )
-            copy_state(self.module, checkpoint.tensors["weights"], where=str(newest / "weights.safetensors"))
-            restore_optimiser(self.module, self.optimiser, checkpoint.tensors["optimiser"])
-            if self.average is not None:
-                for name, value in checkpoint.tensors["ema"].items():
-                    self.average.tensors[name].copy_(value)
-                self.average.updates = checkpoint.state["step"]
-            self.best = checkpoint.tensors.get("best", {})
-            self.counters = _Counters(**checkpoint.state["counters"])
-            self.window = Mean(checkpoint.state["window"])
-            size = checkpoint.state["metrics_bytes"]
+            remedy = "Was it written by another version of torchfilm? Resume with that one."
+            with intact(newest, "the state of a run", remedy, CheckpointError):
+                size = self._read(newest)
         self.start -= self.counters.seconds
         if self.ranks.first:
             self.metrics = MetricsFile(self.out / "metrics.jsonl", size=size)
@@ -225,6 +216,23 @@ class _Run:
             self.events = Events(self.out / "tensorboard", wanted=wanted, step=self.counters.step)
         if newest is None:
             self.checkpoint()
+
+    def _read(self, newest: Path) -> int:
+        """Take everything from a checkpoint; return where the metrics ended."""
+        checkpoint = read_checkpoint(newest)
+        state, tensors = checkpoint.state, checkpoint.tensors
+        self.counters = _Counters(**state["counters"])
+        self.window = Mean(state["window"])
+        if self.average is not None:
+            check_fit(self.module.state_dict(), tensors["ema"], where=str(newest / "ema.safetensors"))
+        copy_state(self.module, tensors["weights"], where=str(newest / "weights.safetensors"))
+        restore_optimiser(self.module, self.optimiser, tensors["optimiser"])
+        if self.average is not None:
+            for name, value in tensors["ema"].items():
+                self.average.tensors[name].copy_(value)
+            self.average.updates = state["step"]
+        self.best = tensors.get("best", {})
+        return int(state["metrics_bytes"])
 
     def loop(self, evaluate: Evaluate | None, stop: StopRequest) -> TrainResult:
         """Steps until the budget is spent; checkpoints and evaluations where they are due."""

@@ -2,7 +2,9 @@ import errno
 import json
 import os
 import shutil
+import tokenize
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -98,6 +100,22 @@ def test_a_broken_cache_is_named(folder) -> None:
     kept.write_bytes(kept.read_bytes()[:200])
     with pytest.raises(ValueError, match="Delete the file"):
         folder.encoded("train", v)
+
+
+@pytest.mark.parametrize(
+    "error", [tokenize.TokenError("EOF"), zlib.error("-3"), NotImplementedError("method 99"), OSError("seek")]
+)
+def test_whatever_numpy_makes_of_a_broken_cache_is_told(tmp_path, error, monkeypatch) -> None:
+    (tmp_path / "a.npz").touch()
+    monkeypatch.setattr(np, "load", lambda _: raised(error))
+    with pytest.raises(
+        ValueError, match=r"a\.npz: expected a cache of encoded questions, got .*Delete the file"
+    ):
+        EncodedQuestions.load(tmp_path / "a.npz")
+
+
+def raised(error: Exception) -> None:
+    raise error
 
 
 def test_the_public_generators_keys_and_answers_are_read_as_released(tmp_path) -> None:
@@ -219,6 +237,7 @@ def test_a_truncated_file_says_after_how_many_items(tmp_path, cut) -> None:
         ),
         ('{"questions": [' + "[" * 100_000, "nested less deeply"),
         ('{"questions": [\udcff', "expected text in UTF-8"),
+        (f'{{"questions": [{"9" * 6000}', r"_questions\.json: expected numbers of fewer digits"),
     ],
 )
 def test_a_file_that_holds_no_questions_is_refused(tmp_path, text, message) -> None:
@@ -226,6 +245,27 @@ def test_a_file_that_holds_no_questions_is_refused(tmp_path, text, message) -> N
     (tmp_path / "questions" / "CLEVR_val_questions.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message):
         list(ClevrFolder(tmp_path).questions("val"))
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"type": "exist", "value_inputs": 5}, "questions and programs as CLEVR's, got TypeError"),
+        ({}, "a program node needs 'function' or 'type'"),
+    ],
+)
+def test_a_program_of_another_kind_is_named_with_its_file(tmp_path, node, said) -> None:
+    path = tmp_path / "questions" / "CLEVR_val_questions.json"
+    write_questions(path, [{"question": "a?", "image_index": 0, "program": [node]}])
+    for read in (lambda: ClevrFolder(tmp_path).vocabulary("val"), lambda: encoded(tmp_path)):
+        with pytest.raises(
+            ValueError, match=rf"CLEVR_val_questions\.json: .*{said}|CLEVR_val_questions\.json: {said}"
+        ):
+            read()
+
+
+def encoded(root) -> EncodedQuestions:
+    return ClevrFolder(root).encoded("val", Vocabulary.build([]))
 
 
 def test_an_empty_list_of_questions_is_no_error(tmp_path) -> None:
@@ -257,6 +297,25 @@ def test_a_broken_image_is_named_and_leaves_no_cache(folder) -> None:
     assert list((folder.root / ".cache").iterdir()) == []
     with pytest.raises(ValueError, match="expected an image"):
         read_image(folder.root / "questions" / "CLEVR_val_questions.json")
+
+
+def test_a_picture_that_is_too_large_or_cut_is_named(tmp_path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("L", (20, 20)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = (30_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    for damaged in (content, content[:8] + b"\0\0\0\x05IHDR" + content[16:21] + b"\0" * 9):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.png: expected an image, got .*Copy or generate it again"):
+            read_image(path)
+
+
+def test_a_grey_picture_of_16_bits_is_that_of_8(tmp_path) -> None:
+    ramp = np.linspace(0, 65535, 60)[None].repeat(40, 0).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "16.png")
+    Image.fromarray((ramp >> 8).astype(np.uint8)).save(tmp_path / "8.png")
+    assert np.array_equal(read_image(tmp_path / "16.png"), read_image(tmp_path / "8.png"))
 
 
 def test_a_damaged_cache_says_that_it_can_be_deleted(folder) -> None:

@@ -105,3 +105,10 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path, content, message) -> 
     (tmp_path / "vocab.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         Vocabulary.load(tmp_path / "vocab.json")
+
+
+@pytest.mark.parametrize("text", ['{"question_token_to_idx": {"a": 1e400}}', "[" * 100_000, "3"])
+def test_a_file_that_holds_no_vocabulary_is_named(tmp_path, text) -> None:
+    (tmp_path / "vocab.json").write_text(text)
+    with pytest.raises(ValueError, match=r"vocab\.json: expected a vocabulary file with the keys"):
+        Vocabulary.load(tmp_path / "vocab.json")

@@ -251,6 +251,16 @@ def test_a_checkpoint_that_does_not_convert_is_named(tmp_path):
     torch.save(states, tmp_path / "film.pt")
     with pytest.raises(ValueError, match=r"missing encoder_embed\.weight, .*Is it the paper's FiLM"):
         convert(tmp_path / "film.pt", tmp_path / "vocab.json", out)
+    states["execution_engine_state"] = [3]
+    torch.save(states, tmp_path / "film.pt")
+    with pytest.raises(ValueError, match=r"film\.pt: expected the original's two state dicts .* got Attribu"):
+        convert(tmp_path / "film.pt", tmp_path / "vocab.json", out)
+    for size, said in ((5, "got TypeError"), ("6,14", "not enough values to unpack")):
+        with pytest.raises(ValueError, match=rf"film\.pt: .*{said}"):
+            convert(*files(tmp_path, SMALL, feature_dim=size), out)
+    (tmp_path / "film.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"film\.pt: expected a checkpoint of plain tensors"):
+        convert(tmp_path / "film.pt", tmp_path / "vocab.json", out)
     assert not out.exists()
 
 

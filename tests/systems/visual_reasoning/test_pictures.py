@@ -45,12 +45,37 @@ def test_every_form_of_a_picture_is_the_same_picture(picture, tmp_path):
         np.testing.assert_array_equal(frame(form, 24, 16), frame(picture, 24, 16))
 
 
-def test_a_photograph_is_turned_upright(picture):
-    turned = Image.fromarray(np.rot90(picture))
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_upright(picture, orientation):
+    as_seen = {  # from the picture to what a camera that is held so writes
+        1: picture,
+        2: picture[:, ::-1],
+        3: np.rot90(picture, 2),
+        4: picture[::-1],
+        5: picture.transpose(1, 0, 2),
+        6: np.rot90(picture),
+        7: np.rot90(picture, 2).transpose(1, 0, 2),
+        8: np.rot90(picture, -1),
+    }
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    upright = frame(encoded(turned, "PNG", exif=exif), WIDTH, HEIGHT)
-    np.testing.assert_array_equal(upright, picture)
+    exif[0x0112] = orientation
+    written = Image.fromarray(np.ascontiguousarray(as_seen[orientation]))
+    np.testing.assert_array_equal(frame(encoded(written, "PNG", exif=exif), WIDTH, HEIGHT), picture)
+
+
+def test_a_note_of_the_camera_that_cannot_be_read_is_no_reason_to_refuse(picture):
+    turned, rest = Image.fromarray(np.rot90(picture)), (1).to_bytes(4, "little") + (38).to_bytes(4, "little")
+    odd = b"II*\0\x08\0\0\0\x02\0" + b"\x0f\x01\x05\0" + rest + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    odd += b"\0" * 4 + (3).to_bytes(4, "little") * 2  # a maker that is a fraction
+    np.testing.assert_array_equal(frame(encoded(turned, exif=b"Exif\0\0" + odd), WIDTH, HEIGHT), picture)
+    no_note = frame(encoded(Image.fromarray(picture), exif=b"Exif\0\0XX*\0what"), WIDTH, HEIGHT)
+    np.testing.assert_array_equal(no_note, picture)
+
+
+def test_a_grey_picture_of_16_bits_is_that_of_8():
+    ramp = np.linspace(0, 65535, 48)[None].repeat(32, 0).astype(np.uint16)
+    exact, coarse = (encoded(Image.fromarray(a)) for a in (ramp, (ramp >> 8).astype(np.uint8)))
+    np.testing.assert_array_equal(frame(exact, WIDTH, HEIGHT), frame(coarse, WIDTH, HEIGHT))
 
 
 def test_transparent_and_grey_and_palette_pictures_are_read(picture):

@@ -9,22 +9,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
+from torchfilm.writing import whole
+
 
 @contextlib.contextmanager
 def draft(kept: Path) -> Iterator[Path]:
     """A file to write instead of `kept`: it becomes `kept` at the end, and is deleted after an error."""
-    part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
     try:
-        yield part
-        part.replace(kept)
+        with whole(kept) as part:
+            yield part
     except OSError as error:
         if not is_full(error):
             raise
         raise OSError(
             error.errno, f"no space left for {kept}. Free some space, or write to another folder"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def is_full(error: OSError) -> bool:

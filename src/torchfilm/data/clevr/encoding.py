@@ -1,6 +1,8 @@
 """Questions as compact arrays: a million questions in about 160 MB, parsed once and kept in a cache file."""
 
+import tokenize
 import zipfile
+import zlib
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -8,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from torchfilm.reading import DAMAGED
 
 from .caches import damaged, draft
 from .question_types import TYPES, family, function, program_tokens
@@ -20,6 +24,7 @@ No prediction equals it, so it counts as wrong, and cross-entropy ignores it by 
 """
 
 FORMAT = 1
+_OF_ARCHIVES = (zipfile.BadZipFile, zlib.error, tokenize.TokenError)  # what numpy's reader lets through
 LONGEST = 2**15
 """A question has fewer characters than that: its words are counted in int16."""
 
@@ -66,7 +71,6 @@ class EncodedQuestions:
 
     def save(self, path: Path) -> None:
         """Write all arrays to one .npz file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         with draft(path) as part, part.open("wb") as stream:
             np.savez(stream, **{field.name: getattr(self, field.name) for field in fields(self)})
 
@@ -78,7 +82,9 @@ class EncodedQuestions:
                 return EncodedQuestions(
                     **{field.name: file[field.name] for field in fields(EncodedQuestions)}
                 )
-        except (KeyError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, EOFError, NotImplementedError, *_OF_ARCHIVES, *DAMAGED) as error:
             raise damaged(path, "encoded questions", error) from error
 
 

@@ -11,8 +11,10 @@ import hashlib
 import itertools
 import os
 import re
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from torchfilm.extras import needed
+from torchfilm.reading import intact
 
 from .caches import damaged, drop_older, read_rows, write_rows
 from .encoding import FORMAT, LONGEST, EncodedQuestions, encode_questions
@@ -27,7 +30,7 @@ from .json_stream import Progress, stream_array
 from .vocabulary import Vocabulary, answer_text
 
 with needed("CLEVR's images need Pillow", "systems"):
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
 _NAME = re.compile(r"(?P<prefix>.+)_(?P<split>[A-Za-z0-9]+)_(?P<what>questions|scenes)\.json")
 _HUMANS = re.compile(r"CLEVR-Humans-(?P<split>[A-Za-z0-9]+)\.json")
@@ -133,7 +136,8 @@ class ClevrFolder:
         kept = self._cache_file(cache, path, f"questions-{split}-{vocabulary.digest}", "npz")
         if kept.is_file():
             return EncodedQuestions.load(kept)
-        encoded = encode_questions(self.questions(split, progress), vocabulary)
+        with _understood(path):
+            encoded = encode_questions(self.questions(split, progress), vocabulary)
         encoded.save(kept)
         drop_older(kept)
         return encoded
@@ -145,13 +149,15 @@ class ClevrFolder:
 
         `progress` hears of the bytes read.
         """
-        kept = self._cache_file(cache, self._json(split, "questions"), f"vocabulary-{split}", "json")
+        path = self._json(split, "questions")
+        kept = self._cache_file(cache, path, f"vocabulary-{split}", "json")
         if kept.is_file():
             try:
                 return Vocabulary.load(kept)
             except ValueError as error:
                 raise damaged(kept, "the vocabulary", error) from error
-        vocabulary = Vocabulary.build(self.questions(split, progress))
+        with _understood(path):
+            vocabulary = Vocabulary.build(self.questions(split, progress))
         vocabulary.save(kept)
         drop_older(kept)
         return vocabulary
@@ -239,6 +245,11 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _understood(path: Path) -> AbstractContextManager[None]:
+    """Name the file where a question's words or program are not what CLEVR's are."""
+    return intact(path, "questions and programs as CLEVR's", "Copy or generate it again.")
+
+
 def _as_released(question: dict[str, Any]) -> dict[str, Any]:
     question["question"] = str(question["question"])
     if question.get("answer") is not None:
@@ -267,12 +278,19 @@ def read_image(path: Path, height: int | None = None, width: int | None = None) 
     """An image file as uint8 [H, W, 3], resized bicubically if a size is given that it does not have."""
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            image = eight_bits(file).convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: expected an image, got {error}. Copy or generate it again.") from error
     if height is not None and width is not None and image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """A picture with 8 bits a number, also of a grey one of 16, which Pillow would clip to white."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture
 
 
 def _decode_all(files: list[Path], rows: np.ndarray, workers: int | None, progress: Progress | None) -> None:

@@ -71,6 +71,8 @@ class _Cursor:
                 end = None
             except RecursionError:
                 raise self.fail("values that are nested less deeply") from None
+            except ValueError:
+                raise self.fail("numbers of fewer digits") from None
             if end is not None and (end < len(self.text) or self.ended):
                 self.at = end
                 return value

@@ -8,7 +8,6 @@ often, or in which order. Files appear whole or not at all.
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from torchfilm.extras import needed
+from torchfilm.writing import whole
 
 from .questions import QuestionConfig, QuestionGenerator
 from .render import render
@@ -140,21 +140,13 @@ def _lines(path: Path, what: str) -> Iterator[bytes]:
 
 
 def write_whole(path: Path, content: bytes | Iterator[bytes]) -> None:
-    """Write a file under another name and rename it, so that nobody ever sees, or is left with, half of it.
+    """Write a file so that nobody ever sees, or is left with, half of it.
 
-    The same is `training.checkpoint.replace_file`, which data may not import, for files that must outlive a
-    power cut too: these are not flushed to the disk, since whatever is lost can be generated again.
+    It is not flushed to the disk, as those of `training` are: what a power cut takes can be generated again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as stream:
-            for part in [content] if isinstance(content, bytes) else content:
-                stream.write(part)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    with whole(path) as draft, draft.open("wb") as stream:
+        for part in [content] if isinstance(content, bytes) else content:
+            stream.write(part)
 
 
 def is_there(path: Path) -> bool:

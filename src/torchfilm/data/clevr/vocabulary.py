@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torchfilm.reading import DAMAGED
+
 from .caches import draft
 from .question_types import program_tokens
 
@@ -147,7 +149,7 @@ class Vocabulary:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             maps = [{str(k): int(v) for k, v in content[key].items()} for key in _KEYS]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, *DAMAGED) as error:
             raise ValueError(
                 f"{path}: expected a vocabulary file with the keys {', '.join(_KEYS)}, got {error!r}. "
                 "Build one from the training questions."

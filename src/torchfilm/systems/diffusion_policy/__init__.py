@@ -17,8 +17,8 @@ from torchfilm.systems.diffusion_policy.model import PolicyConfig as PolicyConfi
 from torchfilm.systems.diffusion_policy.recipe import RECIPES as RECIPES
 from torchfilm.systems.diffusion_policy.recipe import Recipe as Recipe
 from torchfilm.systems.diffusion_policy.schedule import noise_schedule
-from torchfilm.training import Loss, load_weights
-from torchfilm.training.checkpoint import read_config
+from torchfilm.training import Loss
+from torchfilm.training.checkpoint import load_built, read_config
 
 SHIPPED = Path(__file__).parent / "checkpoint"
 
@@ -71,9 +71,8 @@ def load(path: Path | str | None = None) -> DiffusionPolicy:
             f"diffusion_policy: expected {which} in {folder}, found no config.json there. "
             "Train one with `torchfilm train diffusion_policy` and give its folder."
         )
-    model = build(read_config(description, "network", PolicyConfig))
-    load_weights(folder / "weights.safetensors", model)
-    return model.eval()
+    config = read_config(description, "network", PolicyConfig)
+    return load_built(description, lambda: build(config), folder / "weights.safetensors").eval()
 
 
 def describe(config: PolicyConfig) -> dict[str, Any]:

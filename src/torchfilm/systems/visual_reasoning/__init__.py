@@ -18,8 +18,8 @@ from torchfilm.systems.visual_reasoning.recipe import ABLATIONS as ABLATIONS
 from torchfilm.systems.visual_reasoning.recipe import RECIPES as RECIPES
 from torchfilm.systems.visual_reasoning.recipe import Recipe as Recipe
 from torchfilm.systems.visual_reasoning.recipe import ablate as ablate
-from torchfilm.training import Loss, load_weights
-from torchfilm.training.checkpoint import read_config
+from torchfilm.training import Loss
+from torchfilm.training.checkpoint import load_built, read_config
 
 SHIPPED = Path(__file__).parent / "checkpoint"
 
@@ -66,9 +66,8 @@ def load(path: Path | str | None = None) -> VisualReasoner | Baseline:
             f"visual_reasoning: expected {which} in {folder}, found no config.json there. "
             "Train one with `torchfilm train visual_reasoning` and give its folder."
         )
-    model = build(read_config(description, "network", _config))
-    load_weights(folder / "weights.safetensors", model)
-    return model.eval()
+    config = read_config(description, "network", _config)
+    return load_built(description, lambda: build(config), folder / "weights.safetensors").eval()
 
 
 def describe(config: ReasonerConfig | BaselineConfig) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from torchfilm.systems.visual_reasoning import SHIPPED, describe, load
 from torchfilm.systems.visual_reasoning.baselines import Baseline, BaselineConfig
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig, VisualReasoner
 from torchfilm.systems.visual_reasoning.perception import STRIDE, Perception, PerceptionConfig
-from torchfilm.training import load_weights, save_weights
-from torchfilm.training.checkpoint import read_config, read_json, write_json
+from torchfilm.training import save_weights
+from torchfilm.training.checkpoint import load_built, read_config, read_json, write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +140,7 @@ def load_sight(path: Path | None = None) -> Sight:
             "Train one with `torchfilm train visual_reasoning --recipe perception`."
         )
     config = read_config(folder / "config.json", "perception", PerceptionConfig)
-    network = Perception(config)
-    load_weights(weights, network)
+    network = load_built(folder / "config.json", lambda: Perception(config), weights)
     return Sight(config, frozen(network))
 
 

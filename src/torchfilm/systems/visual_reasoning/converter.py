@@ -20,6 +20,7 @@ from torch import Tensor
 
 from torchfilm.blocks.vision import PIXEL_STEM_LAYERS
 from torchfilm.data.clevr.vocabulary import Vocabulary
+from torchfilm.reading import intact
 from torchfilm.systems.visual_reasoning.bundle import Bundle
 from torchfilm.systems.visual_reasoning.model import ReasonerConfig, VisualReasoner
 
@@ -76,9 +77,11 @@ def convert(checkpoint: Path, vocabulary: Path, out: Path) -> Bundle:
     if (out / "config.json").exists():
         raise ValueError(f"{out}: expected a new folder, found a config.json there. Choose another name.")
     content = _read(checkpoint)
-    generator, network = (_bare(content[name]) for name in STATES)
-    options = content.get("args")
-    config = _config_of(generator, network, options if isinstance(options, Mapping) else {})
+    with intact(checkpoint, "the original's two state dicts and args", "Only model_type FiLM converts."):
+        generator, network = (_bare(content[name]) for name in STATES)
+        options = content.get("args")
+        config = _config_of(generator, network, options if isinstance(options, Mapping) else {})
+        state = from_original(generator, network, config)
     words = Vocabulary.load(vocabulary)
     sizes = len(words.questions), len(words.answers)
     if sizes != (config.vocabulary, config.answers):
@@ -87,7 +90,7 @@ def convert(checkpoint: Path, vocabulary: Path, out: Path) -> Bundle:
             f"checkpoint, got {sizes[0]} and {sizes[1]}. Give the vocab.json of its preprocessing."
         )
     model = VisualReasoner(config)
-    model.load_state_dict(from_original(generator, network, config))
+    model.load_state_dict(state)
     bundle = Bundle("paper_pixels" if config.input == "pixels" else "paper", model.eval(), words, None)
     bundle.save(out)
     return bundle
@@ -97,7 +100,7 @@ def _read(checkpoint: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{checkpoint}: expected a checkpoint of plain tensors, texts and numbers, got {reason} "
             "Load it where you trust it, and save its two state dicts and args again."

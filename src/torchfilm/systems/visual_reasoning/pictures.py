@@ -13,16 +13,28 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from torchfilm.data.clevr.files import eight_bits
 from torchfilm.extras import needed
+from torchfilm.reading import DAMAGED
 
 with needed("pictures need Pillow", "systems"):
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_IMAGE_BYTES = 10 * 2**20
 MAX_IMAGE_PIXELS = 24_000_000
 MIN_IMAGE_SIDE = 16
 ASPECT = 3 / 2
 FORMATS = ("PNG", "JPEG")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation of a camera's note (EXIF)."""
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 Picture = str | Path | bytes | Image.Image | np.ndarray
@@ -108,11 +120,22 @@ def _upright(picture: Image.Image, name: str) -> Image.Image:
     """Rotate as the camera's note says, put transparency on grey, and convert to RGB."""
     if picture.width * picture.height > MAX_IMAGE_PIXELS:
         raise _too_large(name, f"{picture.width}x{picture.height} pixels", f"{MAX_IMAGE_PIXELS:,} pixels")
-    picture = ImageOps.exif_transpose(picture)
+    turn = _turn(picture)
+    picture = eight_bits(picture)
+    if turn is not None:
+        picture = picture.transpose(turn)
     if picture.has_transparency_data:
         ground = Image.new("RGBA", picture.size, (128, 128, 128, 255))
         picture = Image.alpha_composite(ground, picture.convert("RGBA"))
     return picture.convert("RGB")
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What the camera's note asks for; one that cannot be read asks for nothing."""
+    try:
+        return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except (*DAMAGED, OSError, SyntaxError, ValueError, struct.error):
+        return None
 
 
 def _too_large(name: str, got: str, most: str) -> ValueError:
