@@ -119,7 +119,8 @@ def film_(
     if y is not None:
         return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, -1, site)
-    if not (writable and x.is_cpu) or is_tracing():  # on a device new memory costs little, a kernel more
+    plain = type(gamma) is type(beta) is Tensor  # a subclass may give one of its kind, which x cannot become
+    if not (writable and plain and x.is_cpu) or is_tracing():  # on a device new memory costs little
         return rounded(affine(x, gamma, beta), x)
     try:
         y = x.mul_(gamma)
