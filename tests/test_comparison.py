@@ -274,6 +274,22 @@ def test_what_a_branch_keeps_that_has_no_part_in_the_output_is_freed():
     assert compare({"net": Plain(Unused())}, (x, torch.zeros(7, COND)), rounds=1)["net"].kept == 4 * x.numel()
 
 
+def test_what_is_kept_is_the_same_in_inference_mode():
+    given, before = models("film"), batch()
+    expected = [row.kept for row in compare(given, before, rounds=1)]
+    with torch.inference_mode():
+        for one in (before, batch()):
+            assert [row.kept for row in compare(given, one, rounds=1)] == expected
+        assert [row.kept for row in compare(models("film"), before, rounds=1)] == [0, 0]  # never trained
+
+
+def test_switches_of_torch_that_are_closed_are_no_hindrance(monkeypatch: pytest.MonkeyPatch):
+    closing = torch.backends.disable_global_flags.__globals__  # for good, so here as it does it
+    monkeypatch.setitem(closing, "__allow_nonbracketed_mutation_flag", False)
+    assert compare(models("film"), batch(), rounds=1)["film"].flops > 0
+    assert torch.backends.mkldnn.enabled
+
+
 def test_a_batch_that_batch_norms_cannot_be_trained_on_is_measured_in_eval_mode():
     net = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5))
     found = compare({"net": Plain(net)}, (torch.randn(1, 3, 1, 1), torch.randn(1, COND)), rounds=1)
