@@ -15,6 +15,7 @@ from catalogue import randomise
 from networks import SITES, Net, conditioned, inputs
 from torchfilm import adapter
 from torchfilm.injection import conditioning
+from torchfilm.version import from_entries
 
 ENCODERS = {
     "vector": (lambda: tf.Vector(13), lambda: torch.randn(2, 13)),
@@ -147,7 +148,7 @@ def test_both_files_say_which_version_wrote_them_and_earlier_ones_are_read(tmp_p
     description = json.loads(described.read_text())
     assert description.pop("torchfilm") == tf.__version__
     with safetensors.safe_open(tensors, "pt") as file:
-        assert file.metadata()["torchfilm"] == tf.__version__
+        assert from_entries(file.metadata())["torchfilm"] == tf.__version__
     described.write_text(json.dumps(description))
     safetensors.torch.save_file(safetensors.torch.load_file(tensors), tensors)
     base = copy.deepcopy(tf.remove(model))
@@ -157,6 +158,15 @@ def test_both_files_say_which_version_wrote_them_and_earlier_ones_are_read(tmp_p
         ValueError, match=r"got 2 in .*film.json, which an unknown version of torchfilm wrote"
     ):
         tf.load(tf.remove(base), tmp_path)
+
+
+@pytest.mark.plain
+def test_the_same_conditioning_is_the_same_files(tmp_path: Path):
+    model, found = conditioned(), set()
+    for _ in range(12):  # entries of metadata come in an order by chance
+        tf.save(model, tmp_path)
+        found.add(tuple((tmp_path / name).read_bytes() for name in ("film.json", "film.safetensors")))
+    assert len(found) == 1
 
 
 @pytest.mark.plain

@@ -124,6 +124,20 @@ def within(model: nn.Module, x: Tensor, z: Tensor) -> list[Tensor]:
         return [first, again, model(x), *pytree.tree_leaves(rec.calls)]
 
 
+class Still(tf.Vector):
+    """An encoder that nobody may move, as none whose tensors are fake."""
+
+    def _apply(self, *args: Any) -> Any:
+        raise AssertionError
+
+
+def test_a_conditioning_is_moved_where_a_part_of_it_is_elsewhere():
+    tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", Still(7))
+    base, null = nn.Sequential(nn.Linear(3, 5)).to(NAME), tf.Maybe(tf.Vector(7), null="zero")
+    tf.condition(base, "0", null, generator=lambda *sizes: tf.Generator(*sizes).to(NAME))
+    assert null.place.device.type == NAME
+
+
 def test_what_is_active():
     check(within, network(tf.Vector(7)), X, Z)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.testing._internal.two_tensor import TwoTensor
 
 import torchfilm.functional as F
 
@@ -153,3 +154,23 @@ def test_what_is_exactly_zero_in_front_of_a_relu_has_no_gradient_as_in_torch(aga
     y = F.film(torch.randn(2, 3, 5), torch.zeros(3), beta, activation="relu")
     (gradient,) = torch.autograd.grad(y.sum(), beta, create_graph=again)
     assert not gradient.any()
+
+
+def test_parameters_modulate_in_place_too():
+    for sizes in ((2, 5), (2, 3, 5)):
+        x, gamma, beta = torch.randn(2, 3, 5), *(torch.nn.Parameter(torch.randn(sizes)) for _ in range(2))
+        with torch.no_grad():
+            assert F.film_(x, gamma, beta, -1) is x
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", ["gamma", "beta", "gate"])
+@pytest.mark.parametrize("function", [F.film, F.film_])
+def test_two_tensors_in_one_both_count_and_the_result_is_two(function, name: str, grad: bool):
+    given = {"gamma": torch.randn(2, 5), "beta": torch.randn(2, 5), "gate": torch.randn(2, 5)}
+    x, one, other = torch.randn(2, 3, 5), given.pop(name), torch.randn(2, 5)
+    with torch.set_grad_enabled(grad):
+        y = function(x.clone(), **given, **{name: TwoTensor(one, other)}, dim=-1)
+    assert type(y) is TwoTensor
+    for half, value in ((y.a, one), (y.b, other)):
+        torch.testing.assert_close(half, F.film(x, **given, **{name: value}, dim=-1))

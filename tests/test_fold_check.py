@@ -1,6 +1,8 @@
 """Outputs on given inputs tell whether a folded network computes what the conditioned one does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -56,3 +58,31 @@ def test_a_right_copy_passes_whatever_its_outputs_are(end, inputs):
 def test_a_wrong_copy_is_refused_whichever_output_tells(end):
     with pytest.raises(ValueError, match=r"computes the same, but its outputs differ by (\d|nan|inf)"):
         report_of(WRONG[end], X)
+
+
+@contextmanager
+def rough(switch: str) -> Iterator[None]:
+    """Take products of float32 in bfloat16, where this processor has any."""
+    convolutions: Any = torch.backends.mkldnn.conv
+    before = torch.get_float32_matmul_precision(), convolutions.fp32_precision
+    try:
+        torch.set_float32_matmul_precision("medium" if switch == "products" else before[0])
+        convolutions.fp32_precision = "bf16" if switch == "convolutions" else before[1]
+        with torch.autocast("cpu", torch.bfloat16, enabled=switch == "autocast"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        convolutions.fp32_precision = before[1]
+
+
+@pytest.mark.parametrize("switch", ["products", "convolutions", "autocast"])
+def test_the_precision_of_products_has_no_part_in_folding(switch: str):
+    layers = nn.Conv2d(16, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(2), nn.Linear(64, 8)
+    model = tf.condition(nn.Sequential(*layers).eval(), "0|2|4", tf.Vector(7))
+    randomise(tf.conditioning(model))
+    x, z = torch.randn(2, 16, 12, 12), torch.randn(1, 7)
+    with rough(switch):
+        report = tf.fold(model, cond=z, inputs=x)[1]
+        with tf.folded(model, cond=z):
+            model(x)
+    assert max(report.error, *(site.error for site in report)) < 1e-5

@@ -487,3 +487,13 @@ def test_looking_at_modulations_draws_no_dropout():
     assert equal(modulations(model.train(), given)["first"], expected)
     assert equal(model.film.modulations(given)["first"], expected)
     assert model.film.cond.training
+
+
+def test_a_network_is_recorded_and_swept_under_another_default_device():
+    model, cond = network(), z()
+    with torch.device("meta"):
+        with record(model) as rec:
+            model(X, cond=cond)
+        outputs = sweep(model, ".*", [0, 1], lambda: model(X, cond=cond))
+    assert equal(rec["first"], modulations(model, cond)["first"])
+    torch.testing.assert_close(outputs[1], model(X, cond=cond))

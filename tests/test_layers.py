@@ -75,6 +75,14 @@ def test_a_gate_of_zero_starts_closed_and_one_starts_open():
     assert torch.equal(tf.FiLM(3, 7, gate="zero").modulation(z).gate, torch.zeros(2, 3))
 
 
+def test_a_gate_that_starts_at_zero_is_what_the_head_gives():
+    gates = {start: tf.FiLM(3, 7, gate=start).modulation(torch.randn(2, 7)).gate for start in ("zero", "one")}
+    assert {start: gate.grad_fn.name() for start, gate in gates.items()} == {
+        "zero": "SplitBackward0",
+        "one": "AddBackward0",
+    }
+
+
 def test_a_gate_of_a_ready_modulation_is_not_lost():
     m = tf.Modulation(torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 3))
     x, layer = torch.randn(2, 3, 5), tf.FiLM(3, 7)

@@ -246,6 +246,19 @@ def test_a_zero_null_is_where_the_condition_is(condition: nn.Module):
         assert not there.to_empty(device="cpu")(None).any()
 
 
+def test_a_zero_null_is_where_tensors_are_assigned_to_a_network_on_meta():
+    def made() -> nn.Module:
+        both = tf.Several({"a": tf.Maybe(tf.Vector(7), null="zero"), "b": tf.Vector(3)})
+        return tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", both)
+
+    model, x, z = randomise(made()), torch.randn(2, 3), torch.randn(2, 3)
+    with torch.device("meta"):
+        other = made()
+    assert other(x.to("meta"), cond={"b": z.to("meta")}).is_meta
+    other.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(other(x, cond={"b": z}), model(x, cond={"b": z}))
+
+
 def test_a_null_of_zero_has_nothing_that_processes_send_round():
     maybe = tf.Maybe(tf.Vector(7), null="zero")
     assert not [*maybe.parameters(), *maybe.buffers()]

@@ -289,17 +289,17 @@ NORMS = frozenset(_WAYS)
 
 def _reach(gamma: Tensor, beta: Tensor, x: Tensor, channels: int) -> Literal["all", "sample"] | None:
     """Say how far one row of gamma and beta reaches: all of x, a sample of it, or neither (None)."""
-    everywhere, axes = True, 0
+    everywhere, axes, samples = True, 0, x.shape[0]
     for field in (gamma, beta):
         if field.dtype != x.dtype or field.shape[-1:] != (channels,):
             return None
         axes = max(axes, field.ndim)
         if field.numel() != channels:
             everywhere = False
-            if field.shape != (len(x), channels) or not len(x):
+            if field.shape != (samples, channels) or not samples:
                 return None
     if everywhere:
-        return "all" if axes <= x.ndim and len(x) else None  # an affine instance norm refuses no samples
+        return "all" if axes <= x.ndim and samples else None  # an affine instance norm refuses no samples
     return "sample" if axes <= 2 else None
 
 

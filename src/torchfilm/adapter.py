@@ -28,7 +28,7 @@ from torchfilm.reading import DAMAGED, intact, sketched
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_first, is_flattened, is_sharded
 from torchfilm.sites import Site, Sites, check_network
-from torchfilm.version import WRITER, check_format
+from torchfilm.version import WRITER, check_format, from_entries, in_one_entry
 from torchfilm.writing import whole
 
 TENSORS, DESCRIPTION, FORMAT = "film.safetensors", "film.json", 1
@@ -123,7 +123,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         return path
     text = json.dumps(description, indent=1, default=_number)
     with whole(path / DESCRIPTION) as described, whole(path / TENSORS) as numbers:
-        save_file(tensors, numbers, {_DESCRIBED: _hashed(text), **WRITER})
+        save_file(tensors, numbers, in_one_entry({_DESCRIBED: _hashed(text), **WRITER}))
         described.write_text(text, encoding="utf-8")
     return path
 
@@ -245,7 +245,7 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(description, dict):
             raise TypeError(f"{DESCRIPTION} holds no mapping")
         with safe_open(path / TENSORS, "pt") as file:
-            described = (file.metadata() or {}).get(_DESCRIBED)
+            described = from_entries(file.metadata()).get(_DESCRIBED)
     except (*DAMAGED, ValueError, SafetensorError) as error:
         raise ValueError(
             f"load: expected {TENSORS} and {DESCRIPTION} as save wrote them, got a broken one in {path}: "

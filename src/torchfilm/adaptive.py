@@ -72,7 +72,7 @@ class _GatedNorm(ListeningNorm):
                 f"{type(self).__name__}: expected a modulation with a gate, got gamma and beta alone.\n"
                 f"Give it one, m.replace(gate=torch.ones_like(m.gamma)), or use a conditional norm."
             )
-        return self.modulated(x, chosen.replace(gate=None)), chosen.gate
+        return self.modulated(x, Modulation(chosen.gamma, chosen.beta)), chosen.gate
 
 
 class AdaLNZero(_GatedNorm, nn.LayerNorm):

@@ -37,8 +37,9 @@ def affine(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     if (large or not x.is_cpu) and not (has_graph(x, gamma, beta) or is_tracing()):
         return torch.addcmul(beta, gamma, x)
     y = x * gamma
-    # `torch.func.linearize` records what is differentiated forwards, and runs it again: nothing in place.
-    if y.dtype != beta.dtype or forward_ad._current_level >= 0:
+    # A subclass may give one of its kind, which y cannot become. `torch.func.linearize` records what is
+    # differentiated forwards, and runs it again: nothing in place.
+    if y.dtype != beta.dtype or type(beta) is not Tensor or forward_ad._current_level >= 0:
         return y + beta
     try:
         y += beta

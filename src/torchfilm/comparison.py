@@ -11,10 +11,10 @@ import itertools
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchfilm.injection import conditioning, film_of, unconditioned
 from torchfilm.naming import Entries, check_size
-from torchfilm.restoring import in_mode, unchanged
+from torchfilm.restoring import in_mode, product_by_product, unchanged
 from torchfilm.scoring import Score, Scored, scored_by, scored_of
+from torchfilm.sensitivity import recordable
 from torchfilm.sharding import check_whole
 from torchfilm.signatures import signature_of
 from torchfilm.sites import check_network
@@ -334,7 +335,7 @@ def _flops(candidate: _Candidate) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # brings in Triton where that is installed
 
     counter = FlopCounterMode(display=False, custom_mapping=_PRODUCTS)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _product_by_product(), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), product_by_product(), counter:
         candidate()
     return counter.get_total_flops()
 
@@ -372,26 +373,6 @@ _PRODUCTS: dict[Any, Callable[..., int]] = {
 """Products of operations that torch's counter leaves out, by shapes; `nn.Bilinear` is `_trilinear`."""
 
 
-@contextmanager
-def _product_by_product() -> Iterator[None]:
-    """Keep torch from computing whole layers in one operation, whose products nobody counts.
-
-    Those are the fast paths of attention and of encoder layers, the recurrences of cuDNN, and those of oneDNN
-    with its packed convolutions.
-    """
-    mha, libraries = torch.backends.mha, cast(Any, (torch.backends.mkldnn, torch.backends.cudnn))
-    before = mha.get_fastpath_enabled(), [library.enabled for library in libraries]
-    try:
-        mha.set_fastpath_enabled(False)
-        for library in libraries:
-            library.enabled = False
-        yield
-    finally:
-        mha.set_fastpath_enabled(before[0])
-        for library, enabled in zip(libraries, before[1], strict=True):
-            library.enabled = enabled
-
-
 def _kept(candidate: _Candidate) -> int:
     """Return the bytes that training keeps; in eval mode where a batch norm finds too few to train on."""
     with unchanged(candidate.model), in_mode(candidate.model, training=True):
@@ -404,8 +385,9 @@ def _kept(candidate: _Candidate) -> int:
 
 def _held(candidate: _Candidate) -> int:
     """Sum the storages that the graph of a forward pass holds, each once, without those of the model."""
-    model = candidate.model
-    own = {_memory(t)[0] for t in (*model.parameters(), *model.buffers())}
+    tensors = (*candidate.model.parameters(), *candidate.model.buffers())
+    own = {_memory(t)[0] for t in tensors}
+    untrainable = any(t.is_inference() for t in tensors)  # made in inference mode: no graph, nothing kept
     packed: list[Callable[[], Tensor | None]] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -414,8 +396,9 @@ def _held(candidate: _Candidate) -> int:
         return kept
 
     hook: Any = torch.compiler.disable(pack)  # compiled, it would be once for each length of the list
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(hook, lambda tensor: tensor):
-        output = candidate()
+    watched = torch.autograd.graph.saved_tensors_hooks(hook, lambda tensor: tensor)
+    with torch.inference_mode(mode=untrainable), torch.enable_grad(), watched:
+        output = dataclasses.replace(candidate, batch=recordable(candidate.batch))()
     # What a branch kept that has no part in the output is freed already.
     kept = dict(_memory(one) for find in packed if (one := find()) is not None)
     del output

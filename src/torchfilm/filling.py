@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Proxy
 
 from torchfilm.absorption import ahead
@@ -221,6 +221,17 @@ class Conditioning(nn.Module):
         finally:
             local.fixed = before
             self.fill(held)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], *more: Any
+    ) -> None:
+        """Load as modules do; where tensors are assigned, as to meta, nulls of zero go where these are."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *more)
+        given = next((one for key, one in state_dict.items() if key.startswith(prefix)), None)
+        if isinstance(given, Tensor) and local_metadata.get("assign_to_params_buffers"):
+            for part in self.modules():
+                if isinstance(part, Maybe):
+                    part.place = part.place.new_empty(0, device=given.device)
 
     def check_open(self, got: str) -> None:
         """Raise ValueError where the values are fixed: what comes now would not be heard at all sites."""

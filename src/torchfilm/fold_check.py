@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchfilm.filling import Conditioning
+from torchfilm.restoring import product_by_product
 from torchfilm.sharding import check_whole
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -38,7 +40,8 @@ def difference(
 ) -> float:
     """Return the largest difference between outputs of the two networks; NaN where one of them alone is NaN.
 
-    Relative to the largest finite number of each output; infinities that are the same do not differ.
+    Relative to the largest finite number of each output; infinities that are the same do not differ. Without
+    autocast, and with products in their own precision, whose rounding is no part of folding.
 
     Args:
         film: the conditioning of the model.
@@ -57,7 +60,9 @@ def difference(
         )
     named = inputs if isinstance(inputs, Mapping) else {}
     given = (inputs,) if isinstance(inputs, Tensor) else () if named else tuple(inputs)
-    with torch.no_grad():
+    own = itertools.chain(model.parameters(), model.buffers())
+    device = next((tensor.device for tensor in own), torch.device("cpu"))
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), product_by_product():
         with film.fixed(values):
             expected = pytree.tree_leaves(model(*given, **named))
         actual = pytree.tree_leaves(plain(*given, **named))

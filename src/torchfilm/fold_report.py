@@ -103,14 +103,19 @@ class Reference:
         return y if self.following is None else self.following(y)
 
     def error(self, folded: nn.Module) -> float:
-        """Return the largest relative difference that folding made, on random features."""
-        now = _on_cpu(folded)
+        """Return the largest relative difference that folding made, on random features.
+
+        Switches for products of float32 have no part in it; what half precision holds has.
+        """
+        now, quantised = _on_cpu(folded), is_quantised(self.layer)
         own = (tensor for tensor in now.parameters() if tensor.is_floating_point())
         like = next(own, torch.empty(0, dtype=torch.float32, device="cpu"))
         x = probe(self.layer).to(like.device)
         rounded = x.to(like.dtype) if x.is_floating_point() else x
         with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-            expected = self(rounded if is_quantised(self.layer) else x)
+            expected = self(rounded if quantised else x)
+            if like.dtype == torch.float32 and not quantised:
+                now, rounded = now.double(), x
             y = now.forward(rounded).cpu().double()
         return float(
             (y - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(like.dtype).tiny)

@@ -112,8 +112,8 @@ def fold(
             reads, as the model's code says; or the pairs of names (convolution, norm), which are refused
             where that code shows something else. The norm becomes an Identity.
         inputs: arguments of the model, by position or by name, or its only one, to measure how far the
-            outputs differ, and to refuse a copy that computes something else: a network whose code reads
-            weights, or branches by isinstance, in ways that cannot be seen from here.
+            outputs differ (outside of autocast), and to refuse a copy that computes something else: a network
+            whose code reads weights, or branches by isinstance, in ways that cannot be seen from here.
 
     Returns:
         The copy, and a report of each site: where it went, and the measured error.

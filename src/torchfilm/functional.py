@@ -67,7 +67,7 @@ def film(
             return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, modulation_dim, site)
     if gate is not None:
-        gate = _aligned(gate, _fit(gate, x, dim, modulation_dim, "gate", site))
+        gate = _one_aligned(x, gate, dim, modulation_dim, "gate", site)
     if activation is not None:
         y = activated(x, gamma, beta, activation)
         return y if gate is None else rounded(gate * y, x)
@@ -119,7 +119,8 @@ def film_(
     if y is not None:
         return y
     gamma, beta = _both_aligned(x, gamma, beta, dim, -1, site)
-    if not (writable and x.is_cpu) or is_tracing():  # on a device new memory costs little, a kernel more
+    plain = type(gamma) is type(beta) is Tensor  # a subclass may give one of its kind, which x cannot become
+    if not (writable and plain and x.is_cpu) or is_tracing():  # on a device new memory costs little
         return rounded(affine(x, gamma, beta), x)
     try:
         y = x.mul_(gamma)
@@ -196,7 +197,7 @@ def gated_residual(
             f"  branch  {tuple(branch.shape)}\n"
             f"Nothing is broadcast here: project the branch to the shape of x first."
         )
-    gate = _aligned(gate, _fit(gate, x, dim, modulation_dim, "gate", site))
+    gate = _one_aligned(x, gate, dim, modulation_dim, "gate", site)
     return rounded(x + gate * branch, x)
 
 
@@ -217,22 +218,30 @@ def _both_aligned(
     x: Tensor, gamma: Tensor, beta: Tensor, dim: int, modulation_dim: int | None, site: str
 ) -> tuple[Tensor, Tensor]:
     """Check gamma and beta against x, and view them with one axis for each of its axes."""
-    rows = _rows(x, gamma, beta, dim) if modulation_dim in (None, -1) else None
-    if rows is not None:
-        return rows
+    if beta.shape == gamma.shape and (rows := _rows(x, gamma, dim, modulation_dim)) is not None:
+        return gamma.view(rows), beta.view(rows)
     fit = _fit(gamma, x, dim, modulation_dim, "gamma", site)
     beta_fit = fit if beta.shape == gamma.shape else _fit(beta, x, dim, modulation_dim, "beta", site)
     return _aligned(gamma, fit), _aligned(beta, beta_fit)
 
 
-def _rows(x: Tensor, gamma: Tensor, beta: Tensor, dim: int) -> tuple[Tensor, Tensor] | None:
-    """Align gamma and beta [B, C] with x in as few steps as there can be: what is checked here fits.
+def _one_aligned(
+    x: Tensor, value: Tensor, dim: int, modulation_dim: int | None, name: str, site: str
+) -> Tensor:
+    """Check a value against x, and view it with one axis for each of its axes."""
+    if (rows := _rows(x, value, dim, modulation_dim)) is not None:
+        return value.view(rows)
+    return _aligned(value, _fit(value, x, dim, modulation_dim, name, site))
+
+
+def _rows(x: Tensor, value: Tensor, dim: int, modulation_dim: int | None) -> list[int] | None:
+    """Return the shape to view a value [B, C] in, in as few steps as there can be: what is checked here fits.
 
     None for everything else, which is checked and explained step by step: where caches are cold, as between
     two convolutions, that costs as much as the product and the sum.
     """
-    sizes, features = gamma.shape, x.shape
-    if len(sizes) != 2 or len(features) < 3 or beta.shape != sizes:
+    sizes, features = value.shape, x.shape
+    if len(sizes) != 2 or len(features) < 3 or modulation_dim not in (None, -1):
         return None
     axis = dim if dim >= 0 else dim + len(features)
     if not 0 < axis < len(features) or sizes[1] != features[axis]:
@@ -241,7 +250,7 @@ def _rows(x: Tensor, gamma: Tensor, beta: Tensor, dim: int) -> tuple[Tensor, Ten
         return None
     view = [1] * len(features)
     view[0], view[axis] = sizes
-    return gamma.view(view), beta.view(view)
+    return view
 
 
 def _aligned(value: Tensor, fit: tuple[int, int, list[int]]) -> Tensor:

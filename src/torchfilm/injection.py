@@ -25,6 +25,7 @@ from torchfilm.conditions import encoded_size
 from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
 from torchfilm.fusion import FUSIONS, Fusion, Matched, check_reads, resolve, takes
 from torchfilm.naming import check_choice
+from torchfilm.several import Maybe
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_flattened, joins_its_parts
 from torchfilm.sites import Pattern, Sites, check_network, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, Holding, Slot, fall_silent, listen, slot_of, swap, swap_back
@@ -98,7 +99,10 @@ def condition(
         generator = generator(dimension, widths)
     check_reads(generator, cond)
     film = Conditioning(cond, generator, resolved, found)
-    film.to(_device(model, found))
+    nulls = (part.place for part in film.modules() if isinstance(part, Maybe))
+    tensors, place = (*film.parameters(), *film.buffers(), *nulls), _device(model, found)
+    if any(tensor.device != place for tensor in tensors):  # else FakeTensorMode may fail to move nothing
+        film.to(place)
     if not model.training:
         film.eval()
     if isinstance(fusion, str) and not given:

@@ -48,7 +48,7 @@ class Recording(Mapping[str, Modulation], Onlooker):
         self.ended = False
         self._calls: list[dict[str, Any]] = []
         self._pending: list[tuple[str, list[Tensor]]] = []
-        self._ticket = torch.tensor(next(_TICKETS))
+        self._ticket = torch.tensor(next(_TICKETS), device="cpu")
         _OPEN[int(self._ticket)] = self
 
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +246,8 @@ def sweep(
     chosen = matching(list(film.sites), sites)
     found = []
     for value in values:
-        with film.transformed(_Turn(chosen, change, torch.tensor(float(value), dtype=torch.float64))):
+        number = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+        with film.transformed(_Turn(chosen, change, number)):
             found.append(call())
     return found
 

@@ -21,7 +21,7 @@ from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.naming import entry
 from torchfilm.reading import intact
 from torchfilm.sites import each_match
-from torchfilm.version import WRITER, check_format
+from torchfilm.version import WRITER, check_format, from_entries, in_one_entry
 from torchfilm.writing import in_columns, whole
 
 SitePattern = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Callable[[str], bool]
@@ -272,7 +272,7 @@ def save_modulations(modulations: Mapping[str, Modulation], path: str | Path) ->
     }
     about = {"format": _KIND, _NUMBER: str(_FORMAT), **WRITER, "sites": json.dumps(list(modulations))}
     with whole(path) as part:
-        save_file(tensors, part, metadata=about)
+        save_file(tensors, part, in_one_entry(about))
     return path
 
 
@@ -296,7 +296,7 @@ def load_modulations(path: str | Path, *, device: torch.device | str = "cpu") ->
             f"Write one by save_modulations, or by rec.save(path)."
         ) from error
     with intact(path, "what save_modulations wrote", "Write it again."), opened as file:
-        about = file.metadata() or {}
+        about = from_entries(file.metadata())
         if about.get("format") != _KIND:
             raise ValueError(
                 f"load_modulations: expected a file of modulations, got {path}: {about or 'plain'}.\n"

@@ -1,4 +1,4 @@
-"""Give back what a measurement changes: the modes of modules, buffers, and the state of random numbers."""
+"""Give back what a measurement changes: modes of modules, buffers, random numbers, switches of torch."""
 
 from __future__ import annotations
 
@@ -108,6 +108,29 @@ def _equal(one: Tensor, other: Tensor) -> bool:
         return torch.equal(one, other)
     except (NotImplementedError, RuntimeError):  # sparse, nested, without memory
         return False
+
+
+@contextmanager
+def product_by_product() -> Iterator[None]:
+    """Keep torch from computing whole layers in one operation, and products in less than their precision.
+
+    Those are the fast paths of attention and of encoder layers, the recurrences of cuDNN, and those of oneDNN
+    with its packed convolutions; cuDNN takes float32 in TF32, and oneDNN in bfloat16 where it is told to.
+    """
+    mha, c = torch.backends.mha, torch._C  # by C, for `torch.backends` may be closed: disable_global_flags
+    gets = mha.get_fastpath_enabled, c._get_mkldnn_enabled, c._get_cudnn_enabled
+    sets = mha.set_fastpath_enabled, c._set_mkldnn_enabled, c._set_cudnn_enabled
+    before = [get() for get in gets]
+
+    def switch(enabled: list[bool]) -> None:
+        for one, value in zip(sets, enabled, strict=True):
+            one(value)
+
+    try:
+        switch([False, False, False])
+        yield
+    finally:
+        switch(before)
 
 
 @contextmanager

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 VERSION = "0.1.0"
 WRITER = {"torchfilm": VERSION}
 """What every file says of its writer; earlier ones say nothing."""
+
+_ENTRY = "torchfilm.about"
+
+
+def in_one_entry(about: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata of a safetensors file: several entries come in any order, one makes equal files."""
+    return {_ENTRY: json.dumps(about)}
+
+
+def from_entries(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Return what the metadata of a file says: in one entry, or as earlier files do, in one for each."""
+    entries = metadata or {}
+    return json.loads(entries[_ENTRY]) if _ENTRY in entries else entries
 
 
 def check_format(what: str, path: Path, found: Any, expected: Any, about: Any) -> None:
