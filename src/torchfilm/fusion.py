@@ -259,7 +259,7 @@ def takes(fusion: str) -> list[str]:
     if not issubclass(kind, Film):
         return ["match_params", *inspect.signature(kind).parameters]
     generated = [name for name in NAMES if name != "emit" or kind is Film]  # the others set it themselves
-    return ["match_params", "align", "device", *generated]
+    return ["match_params", "align", *generated]
 
 
 def check_reads(generator: nn.Module, cond: nn.Module) -> None:
