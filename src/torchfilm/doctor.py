@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchfilm.filling import Conditioning
 from torchfilm.injection import conditioning, unwrapped
 from torchfilm.modulation import Modulation
-from torchfilm.naming import check_choice
+from torchfilm.naming import check_choice, entry
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
 from torchfilm.restoring import undisturbed
 from torchfilm.sensitivity import Leaves, leaves, moved, probe, recordable, shaken, tensors_of
@@ -126,7 +126,13 @@ class Diagnosis:
         return not self.problems
 
     def of(self, site: str) -> list[Kind]:
-        """Return the kinds of all findings about a site."""
+        """Return the kinds of all findings about a site, "" for the conditioning as a whole.
+
+        Raises:
+            UnknownNameError: for what is no site.
+        """
+        if site:
+            entry("Diagnosis", self.pulses, site)
         return [finding.kind for finding in self.findings if finding.site == site]
 
     def to_json(self) -> dict[str, Any]:
