@@ -29,6 +29,13 @@ def test_the_rows_of_the_head_are_gamma_then_beta_for_each_site_in_order():
         assert m.gate is None
 
 
+def test_what_the_head_predicts_becomes_modulations_by_itself():
+    generator, z = randomise(tf.Generator(7, SITES, bound="exp", init="default")), torch.randn(2, 7)
+    for m, expected in zip(generator.of_raw(generator.raw(z)).values(), generator(z).values(), strict=True):
+        assert torch.equal(m.gamma, expected.gamma)
+    assert not hasattr(generator, "modulations")  # which takes a condition, wherever else there is one
+
+
 def test_it_starts_as_the_identity_at_every_site():
     for m in tf.Generator(7, SITES)(torch.randn(2, 7)).values():
         assert torch.equal(m.gamma, torch.ones_like(m.gamma))

@@ -107,7 +107,7 @@ class Generator(nn.Module):
         """
         kernels = onepass.kernels()
         parts = None if kernels is None else self._in_one_call(kernels, condition)
-        return self.modulations(self.raw(condition)) if parts is None else self._of_parts(parts)
+        return self.of_raw(self.raw(condition)) if parts is None else self._of_parts(parts)
 
     def raw(
         self, condition: Float[Tensor, "*batch cond"] | Int[Tensor, "*batch"]
@@ -146,7 +146,7 @@ class Generator(nn.Module):
             return None
         return kernels.generated(condition, weight, bias, offsets, self._rows)  # type: ignore[no-any-return]
 
-    def modulations(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
+    def of_raw(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
         """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""
         if self.offsets is not None and _small(raw):
             return self.divided(raw + self.offsets)
@@ -347,7 +347,7 @@ def build_generator(
 
 def _overridden(generator: Generator) -> bool:
     """Whether somebody else decides what lies between head and modulations."""
-    return type(generator) is not Generator or not vars(generator).keys().isdisjoint(("raw", "modulations"))
+    return type(generator) is not Generator or not vars(generator).keys().isdisjoint(("raw", "of_raw"))
 
 
 def _watched(head: Any) -> bool:
