@@ -236,7 +236,7 @@ def resolve(
     if match_params is not None:
         return Matched(resolve(fusion, **options), match_params)
     if not isinstance(fusion, str):
-        if not isinstance(fusion, Fusion):
+        if not isinstance(fusion, Fusion) or isinstance(fusion, type):  # a class has the methods too
             raise ValueError(
                 f"fusion: expected a name or an object with build() and apply(), got {fusion!r}.\n"
                 f"The names are {_listed(FUSIONS)}."
