@@ -53,6 +53,11 @@ def test_a_network_keeps_its_type_where_it_is_conditioned_saved_folded_and_freed
         model(x())
     with tf.folded(model, cond=z()[0]) as same:
         assert_type(same, Net)
+    with tf.record(model) as recording:
+        model(x(), cond=z()[:1])
+    with tf.folded(model, modulation=recording) as same:
+        assert_type(same, Net)
+    assert_type(tf.fold(model, modulation=recording)[0], Net)
     plain, report = tf.fold(model, cond=z()[0])
     assert_type(plain, Net)
     assert_type(report, tf.FoldReport)
@@ -68,6 +73,9 @@ def test_sites_conditions_fusions_and_generators_are_typed():
     sites = tf.find(Net(), "first") + tf.find(Net(), "norm")
     assert_type(sites, tf.Sites)
     assert_type(sites[0], tf.Site)
+    assert_type(sites[1:], tf.Sites)
+    some = [site for site in sites if site.features > 3]
+    assert [len(tf.find(Net(), chosen)) for chosen in (sites[0], sites[:1], some)] == [1, 1, 2]
     assert tf.preset("vit").dim == -1
     parts = {"time": tf.Scalars(1, 8), "kind": tf.Maybe(tf.Classes(3, 4)), "text": tf.Tokens(5)}
     several = tf.Several(parts)
@@ -89,13 +97,17 @@ def test_modulations_recordings_and_edits_are_typed(tmp_path: Path):
     a, b = tf.modulations(model, cond=z()), tf.modulations(model, z())
     assert_type(a.interpolate(b, 0.5) + 0.5 * (a - b).rows(0), tf.Modulations)
     assert_type(a["first"], tf.Modulation)
+    assert_type(a | b, tf.Modulations)
     changes: dict[str, Callable[[tf.Modulation], tf.Modulation]] = {"first": lambda m: 0.5 * m}
     of_patterns = {re.compile("f.*"): b["first"]}
+    with tf.edit(model, {"first": b["first"], re.compile("f.*"): lambda m: 0.5 * m}):
+        model(x(), cond=z())
     with tf.edit(model, changes), tf.edit(model, of_patterns), tf.record(model) as recording:
         model(x(), cond=z())
     assert_type(recording, tf.Recording)
     assert repr(recording) == "Recording(calls=1, sites=1)"
-    assert_type(tf.sweep(model, "first", [0, 1], lambda: len(model(x(), cond=z()))), list[int])
+    for values in ([0, 1], torch.linspace(0, 1, 2)):
+        assert_type(tf.sweep(model, "first", values, lambda: len(model(x(), cond=z()))), list[int])
     tf.save_modulations(a, tmp_path / "a.safetensors")
     assert_type(tf.load_modulations(tmp_path / "a.safetensors"), tf.Modulations)
     assert_type(tf.summarise(recording), tf.Summary)
@@ -129,6 +141,11 @@ def test_guidance_is_typed():
     other = tf.condition(Net().eval(), "first", tf.Maybe(tf.Vector(7)))
     assert tf.guide(other, x(), cond=z(), scale=2.0).shape == (2, 5)
 
+    def called(x: Tensor, *, cond: object) -> Tensor:
+        return other(x, cond=cond)
+
+    assert_type(tf.guide(called, x(), cond=z(), scale=2.0, null=0 * z()), Tensor)
+
 
 def test_layers_are_typed():
     layers = [
@@ -156,6 +173,10 @@ def test_modules_beside_the_names_are_there_at_once():
     assert_type(tf.functional.film(x(), torch.ones(3), torch.zeros(3)), Tensor)
     assert isinstance(tf.native.enabled(), bool)
     assert tf.converters.read(torch.rand(2, 6), "dit/final")[0].gamma.shape == (2, 3)
+    norms = {f"layers.{i}.norm": nn.Linear(7, 3 * 3) for i in range(2)}
+    blocks = {(f"{i}.attention", f"{i}.mlp"): nn.Linear(7, 6 * 3) for i in range(2)}
+    assert len(tf.converters.as_generator(norms, "openpi").sites) == 2
+    assert len(tf.converters.as_generator(blocks, "dit").sites) == 4
     lazy = "import sys, torchfilm; assert 'matplotlib' not in sys.modules; torchfilm.plot.histograms"
     subprocess.run([sys.executable, "-c", lazy], check=True)
     with pytest.raises(AttributeError, match=r"^module 'torchfilm' has no attribute 'plto'$"):

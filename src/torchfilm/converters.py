@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,10 @@ from torchfilm.modulation import Modulation
 from torchfilm.naming import check_choice
 
 WORDS = ("gamma", "scale", "shift", "gate")
+
+Key = TypeVar(
+    "Key", bound=str | tuple[str, ...]
+)  # a mapping that somebody has in a variable has keys of one kind
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,7 @@ def convert(
     return weight.detach().clone(), torch.cat([blocks[i] for i in _order(source, target)]).detach().clone()
 
 
-def as_generator(projections: Mapping[str | tuple[str, ...], nn.Linear], layout: str | Layout) -> Generator:
+def as_generator(projections: Mapping[Key, nn.Linear], layout: str | Layout) -> Generator:
     """Return a `Generator` that does what these projections of one condition did, in one product.
 
     Args:
