@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import assert_type
+from typing import assert_type, get_type_hints
 
 import pytest
 import torch
@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import torchfilm as tf
+from torchfilm.fusion import FUSIONS, Film, resolve, takes
+from torchfilm.generator_options import Options
+from torchfilm.injection import ConditionOptions
+from torchfilm.mixing import CrossAttention
 
 
 class Net(nn.Module):
@@ -90,6 +94,18 @@ def test_sites_conditions_fusions_and_generators_are_typed():
     tf.SeparableTable(both, tf.Generator(both.dim, {"a": 3}), "time", torch.arange(4)[:, None])
     assert tf.GeneratorOptions(trunk=("mish",), emit=("gamma",)).head == "linear"
     assert isinstance(tf.conditioning(conditioned()).fusion, tf.Fusion)
+
+
+def test_the_options_that_are_typed_are_those_that_there_are():
+    typed = get_type_hints(ConditionOptions)
+    assert get_type_hints(Options) == get_type_hints(tf.GeneratorOptions)
+    assert typed.items() >= get_type_hints(Options).items()
+    searched = {"field", "repeat", "batch"}
+    assert typed.keys() == searched.union(*map(takes, FUSIONS))
+    known = get_type_hints(tf.find) | get_type_hints(resolve) | get_type_hints(Film.__init__)
+    known |= get_type_hints(CrossAttention.__init__)
+    rest = typed.keys() - get_type_hints(Options).keys()
+    assert {name: typed[name] for name in rest} == {name: known[name] for name in rest}
 
 
 def test_modulations_recordings_and_edits_are_typed(tmp_path: Path):

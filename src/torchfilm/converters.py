@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchfilm.generator import Generator
+from torchfilm.generator_options import Emitted
 from torchfilm.heads import wide
 from torchfilm.modulation import Modulation
 from torchfilm.naming import check_choice
@@ -227,7 +228,7 @@ def as_generator(projections: Mapping[Key, nn.Linear], layout: str | Layout) -> 
         torch.Size([2, 64])
     """
     layout = _layout(layout)
-    emitted = [word for word in ("gamma", "beta", "gate") if _THEIRS[word] & set(layout.words)]
+    emitted = [word for word in get_args(Emitted) if _THEIRS[word] & set(layout.words)]
     raw = "gamma" in layout.words
     words = _OURS | ({"gamma": "gamma"} if raw else {})
     ours = Layout(" ".join(words[word] for word in emitted * layout.sites))

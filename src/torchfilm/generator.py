@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.nn.modules import module as _module
 from torchfilm import onepass
 from torchfilm.affine import has_graph
 from torchfilm.costs import describe
-from torchfilm.generator_options import ACTIVATIONS, read_options
+from torchfilm.generator_options import ACTIVATIONS, Options, read_options
 from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_size
@@ -64,7 +64,7 @@ class Generator(nn.Module):
         sites: Mapping[str, int],
         *,
         device: torch.device | str | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__()
         self.options = read_options(options)
@@ -259,7 +259,7 @@ class ComposedGenerator(nn.Module):
         sites: Mapping[str, int],
         *,
         device: torch.device | str | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__()
         if not cond_dims:
@@ -334,7 +334,11 @@ def _distances(modulations: Mapping[str, Modulation], gate_start: float) -> Tens
 
 
 def build_generator(
-    cond_dim: int, sites: Mapping[str, int], *, device: torch.device | str | None = None, **options: Any
+    cond_dim: int,
+    sites: Mapping[str, int],
+    *,
+    device: torch.device | str | None = None,
+    **options: Unpack[Options],
 ) -> Generator | ComposedGenerator:
     """Return the generator for the `dim` of any condition, several that are composed included.
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,25 @@ class GeneratorOptions:
                 f"Generator: gate_start={self.gate_start} needs a gate, got emit={tuple(self.emit)}.\n"
                 f"Use emit=('gamma', 'beta', 'gate'), or leave gate_start out."
             )
+
+
+class OptionsButEmit(TypedDict, total=False):
+    """As `Options`, of fusions that say themselves what is emitted."""
+
+    head: str
+    trunk: Sequence[int | str]
+    bound: str | None
+    init: Init
+    gamma_offset: float | None
+    init_std: float | None
+    gate_start: float
+    learned_scale: bool
+
+
+class Options(OptionsButEmit, total=False):
+    """The fields of `GeneratorOptions` as keyword arguments: what editors and type checkers know of them."""
+
+    emit: Sequence[Emitted]
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(GeneratorOptions))
