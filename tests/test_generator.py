@@ -184,6 +184,12 @@ def test_a_bound_around_one_starts_at_one_and_stays_near_it():
         assert torch.equal(m.beta, raw.beta)
 
 
+def test_options_from_lists_are_equal_to_those_from_tuples_and_have_their_hash():
+    listed = tf.GeneratorOptions(trunk=[8, "silu"], emit=["gamma"])
+    assert listed == (options := tf.GeneratorOptions(trunk=(8, "silu"), emit=("gamma",)))
+    assert hash(listed) == hash(options)
+
+
 def test_a_trunk_is_computed_once_and_read_by_all_sites():
     generator = randomise(tf.Generator(7, SITES, trunk=(11, "mish", 4, "silu"))).double()
     z = torch.randn(2, 7).double()

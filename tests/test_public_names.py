@@ -169,7 +169,8 @@ def test_layers_are_typed():
         tf.DenseFiLM(3, 7),
         tf.ConditionalBatchNorm1d(3, 7),
         tf.ConditionalLayerNorm(3, 7),
-        tf.ConditionalRMSNorm(3, 7),
+        tf.ConditionalLayerNorm((3,), 7),
+        tf.ConditionalRMSNorm([3], 7),
     ]
     assert all(layer(x(), z()).shape == (2, 3) for layer in layers)
     of_maps = [tf.ConditionalBatchNorm2d(3, 7), tf.ConditionalInstanceNorm2d(3, 7)]
@@ -180,7 +181,7 @@ def test_layers_are_typed():
     assert all(layer(torch.rand(2, 3, 5, 4, 2), z()).shape == (2, 3, 5, 4, 2) for layer in of_volumes)
     shifted = tf.concat_as_shift(nn.Linear(10, 5), features=3)
     assert shifted(x(), z()).shape == (2, 5)
-    for norm in (tf.AdaLNZero(3, 7), tf.AdaRMSNorm(3, 7)):
+    for norm in (tf.AdaLNZero((3,), 7), tf.AdaRMSNorm(3, 7)):
         h, gate = norm(x(), z())
         assert_type(tf.functional.gated_residual(x(), h, gate), Tensor)
 

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchfilm.generator import Generator
-from torchfilm.generator_options import Emitted
+from torchfilm.generator_options import Emitted, GeneratorOptions
 from torchfilm.heads import wide
 from torchfilm.modulation import Modulation
 from torchfilm.naming import check_choice
@@ -49,7 +49,7 @@ class Layout:
         where: which modules have it.
 
     Raises:
-        ValueError: for unknown words, none, and gamma beside scale.
+        ValueError: for unknown words, none, gamma beside scale, and a trunk that `Generator` does not take.
     """
 
     order: str
@@ -57,7 +57,8 @@ class Layout:
     where: str = ""
 
     def __post_init__(self) -> None:
-        """Check the words."""
+        """Check the words and the trunk."""
+        object.__setattr__(self, "trunk", GeneratorOptions(trunk=self.trunk).trunk)
         words = self.order.split()
         unknown = [word for word in words if word not in WORDS]
         if unknown or not words:
