@@ -12,6 +12,7 @@ import torch
 import oracles
 import torchfilm as tf
 from catalogue import randomise
+from torchfilm.several import Sizes
 
 SITES = {"block1": 3, "block2": 5, "block3": 2}
 
@@ -188,6 +189,14 @@ def test_options_from_lists_are_equal_to_those_from_tuples_and_have_their_hash()
     listed = tf.GeneratorOptions(trunk=[8, "silu"], emit=["gamma"])
     assert listed == (options := tf.GeneratorOptions(trunk=(8, "silu"), emit=("gamma",)))
     assert hash(listed) == hash(options)
+
+
+@pytest.mark.parametrize("head", ["linear", "shared", "lowrank:2", "table"])
+@pytest.mark.parametrize("size", [7, Sizes((3, 4))], ids=["one", "composed"])
+def test_a_generator_is_made_where_and_as_precise_as_it_is_asked_for(head: str, size: int):
+    own, trunk = {"device": "meta", "dtype": torch.float64}, () if head == "table" else (8, "silu")
+    made = tf.build_generator(size, SITES, head=head, trunk=trunk, learned_scale=True, **own)
+    assert {(p.dtype, p.is_meta) for p in made.parameters()} == {(torch.float64, True)}
 
 
 def test_a_trunk_is_computed_once_and_read_by_all_sites():

@@ -46,6 +46,7 @@ class Generator(nn.Module):
         cond_dim: size of the condition's last axis; for head="table" the number of classes.
         sites: name and number of channels of each site, in order.
         device: where the parameters live.
+        dtype: their precision; modulations are in float32 or wider in any case.
         options: fields of `GeneratorOptions`.
 
     Raises:
@@ -64,6 +65,7 @@ class Generator(nn.Module):
         sites: Mapping[str, int],
         *,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__()
@@ -80,13 +82,14 @@ class Generator(nn.Module):
         # Neighbours of one width share their operations: (width, how many sites).
         self._runs = tuple((width, len(list(run))) for width, run in itertools.groupby(self.sites.values()))
         widths = [channels * len(self.emit) for channels in self.sites.values()]
-        self.trunk = _build_trunk(cond_dim, self.options.trunk, device)
+        own: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.trunk = _build_trunk(cond_dim, self.options.trunk, own)
         numbers = [layer for layer in self.options.trunk if not isinstance(layer, str)]
         self._trunk_learns = len(numbers) > 0
         head_dim = numbers[-1] if numbers else cond_dim
-        self.head = build_head(self.options.head, head_dim, widths, self.options.start, device)
+        self.head = build_head(self.options.head, head_dim, widths, self.options.start, **own)
         learned = self.options.learned_scale
-        self.scale = nn.Parameter(torch.empty(sum(widths), device=device)) if learned else None
+        self.scale = nn.Parameter(torch.empty(sum(widths), **own)) if learned else None
         self._is_affine = self.scale is None and not self.options.trunk
         self._reset_scale()
 
@@ -243,6 +246,7 @@ class ComposedGenerator(nn.Module):
         cond_dims: size of each slice, in order.
         sites: as of `Generator`.
         device: where the parameters live.
+        dtype: their precision; modulations are in float32 or wider in any case.
         options: fields of `GeneratorOptions`, for each of them.
 
     Raises:
@@ -259,6 +263,7 @@ class ComposedGenerator(nn.Module):
         sites: Mapping[str, int],
         *,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__()
@@ -269,7 +274,7 @@ class ComposedGenerator(nn.Module):
             )
         self.cond_dims = tuple(cond_dims)
         self.sites = dict(sites)
-        parts = (Generator(dim, sites, device=device, **options) for dim in cond_dims)
+        parts = (Generator(dim, sites, device=device, dtype=dtype, **options) for dim in cond_dims)
         self.parts: Any = nn.ModuleList(parts)
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Modulation]:
@@ -338,6 +343,7 @@ def build_generator(
     sites: Mapping[str, int],
     *,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     **options: Unpack[Options],
 ) -> Generator | ComposedGenerator:
     """Return the generator for the `dim` of any condition, several that are composed included.
@@ -345,8 +351,8 @@ def build_generator(
     Args and errors are those of `Generator`.
     """
     if isinstance(cond_dim, Sizes):
-        return ComposedGenerator(cond_dim.parts, sites, device=device, **options)
-    return Generator(cond_dim, sites, device=device, **options)
+        return ComposedGenerator(cond_dim.parts, sites, device=device, dtype=dtype, **options)
+    return Generator(cond_dim, sites, device=device, dtype=dtype, **options)
 
 
 def _overridden(generator: Generator) -> bool:
@@ -367,13 +373,11 @@ def _small(raw: Tensor) -> bool:
     return raw.is_cpu and raw.numel() <= _SMALL
 
 
-def _build_trunk(
-    cond_dim: int, layers: Sequence[int | str], device: torch.device | str | None
-) -> nn.Sequential:
+def _build_trunk(cond_dim: int, layers: Sequence[int | str], own: dict[str, Any]) -> nn.Sequential:
     trunk, width = nn.Sequential(), cond_dim
     for layer in layers:
         if not isinstance(layer, str):
-            trunk.append(nn.Linear(width, layer, device=device))
+            trunk.append(nn.Linear(width, layer, **own))
             width = layer
         else:
             trunk.append(ACTIVATIONS[layer]())
