@@ -226,7 +226,7 @@ def sweep(
 
     Args:
         model: a conditioned network.
-        sites: names, or a regular expression for whole names.
+        sites: names, or a regular expression for whole names; a list of such; or a function of the name.
         values: what `change` gets, one after the other, as a tensor (so that a compiled network stays one).
         call: runs the network: `lambda: model(x, cond=z)`.
         change: what to do to the modulation, of which it gets a copy; without it, its `strength`.

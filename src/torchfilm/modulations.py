@@ -79,6 +79,8 @@ class Modulations(dict[str, Modulation]):
     def swap(self, other: Mapping[str, Modulation], sites: SitePattern) -> Modulations:
         """Return these with the matching sites of the other: `a.swap(b, r"layer4\\..*")`.
 
+        Sites are names, or a regular expression for whole names; a list of such; or a function of the name.
+
         Raises:
             ValueError: for a pattern that matches no site, and for a site that the other has not.
         """

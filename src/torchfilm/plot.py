@@ -124,8 +124,8 @@ def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
         "MB kept for training": [(row["kept"] / 1e6,) * 3 for row in lines],
     }
     if any(row["score"] for row in lines):
-        scores = [row["score"] or {"mean": np.nan, "low": np.nan, "high": np.nan} for row in lines]
-        panels["score"] = [(score["mean"], score["low"], score["high"]) for score in scores]
+        scores = [row["score"] or {"value": np.nan, "low": np.nan, "high": np.nan} for row in lines]
+        panels["score"] = [(score["value"], score["low"], score["high"]) for score in scores]
     figure, axes = grid(1, len(panels), 2.4, 0.6 + 0.3 * len(lines), sharey=True)
     for ax, (title, found) in zip(axes.flat, panels.items(), strict=True):
         middle, low, high = np.array(found).T
