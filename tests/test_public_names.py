@@ -186,6 +186,18 @@ def test_layers_are_typed():
         assert_type(tf.functional.gated_residual(x(), h, gate), Tensor)
 
 
+def test_figures_take_tensors():
+    rows, names = {"a": torch.rand(4, 3)}, list("pqrs")
+    styles = tf.plot.marks(names)
+    tf.plot.histograms(rows, rows)
+    tf.plot.heat(rows, names, neutral=1, unit="factor")
+    tf.plot.planes(rows["a"], rows["a"], names, styles, ["x", "y", "z"])
+    tf.plot.embeddings({"a": torch.rand(4, 2)}, names, styles)
+    assert tf.plot.by_depth(rows, rows, method="pca")["a"].shape == (4, 2)
+    tf.plot.curves(torch.arange(4), {"a": torch.rand(4), "b": [1, 2, 3, 4]}, xlabel="x", ylabel="y")
+    tf.plot.table(torch.rand(2, 3), ["r", "s"], list("abc"), xlabel="x", ylabel="y", unit="share")
+
+
 def test_modules_beside_the_names_are_there_at_once():
     assert_type(tf.functional.film(x(), torch.ones(3), torch.zeros(3)), Tensor)
     assert isinstance(tf.native.enabled(), bool)
