@@ -138,6 +138,7 @@ def test_an_earlier_find_keeps_its_options():
     assert [site.where for site in model.film.sites.values()] == ["input", "output"]
 
 
+@pytest.mark.plain
 def test_some_of_the_sites_that_were_found_are_chosen_with_their_options():
     model = Net()
     found = tf.find(model, "stem|head", where="input", repeat=3)
