@@ -76,7 +76,7 @@ def main() -> None:
     original, x, condition = Original(unet).eval(), torch.randn(1, 16, 2), torch.randn(1, 40)
     z, table = torch.randn(1, 128), unet.step_rows(STEPS)
     blocks, place = resolve("film").build(128, unet.sites), resolve("film").build(128, {"condition": 40})
-    made = [unet.generator.modulations(row + unet.condition_rows(condition)) for row in table]
+    made = [unet.generator.of_raw(row + unet.condition_rows(condition)) for row in table]
 
     packed = pack_convolutions(copy.deepcopy(unet))
     folded = fixed(policy, {"thought": z}).unet
@@ -86,7 +86,7 @@ def main() -> None:
     ) -> Tensor:
         own = unet.condition_rows(condition)
         for row in table:
-            y = unet.denoise(x, unet.generator.modulations(row + own), injected=injected)
+            y = unet.denoise(x, unet.generator.of_raw(row + own), injected=injected)
         return y
 
     def in_form() -> Tensor:
@@ -106,7 +106,7 @@ def main() -> None:
     def generators() -> None:
         own = unet.condition_rows(condition)
         for row in table:
-            unet.generator.modulations(row + own)
+            unet.generator.of_raw(row + own)
 
     candidates = {
         "original": in_form,

@@ -160,6 +160,14 @@ def test_both_files_say_which_version_wrote_them_and_earlier_ones_are_read(tmp_p
         tf.load(tf.remove(base), tmp_path)
 
 
+def test_a_device_among_the_options_as_earlier_versions_wrote_it_is_not_looked_for(tmp_path: Path):
+    model = conditioned(bound="tanh:0.5")
+    conditioning(model).recipe["options"]["device"] = "cuda:7"
+    folder = tf.save(model, tmp_path)
+    model = tf.load(tf.remove(model), folder)
+    assert conditioning(model).recipe["options"] == {"bound": "tanh:0.5"}
+
+
 @pytest.mark.plain
 def test_the_same_conditioning_is_the_same_files(tmp_path: Path):
     model, found = conditioned(), set()

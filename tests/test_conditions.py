@@ -26,6 +26,21 @@ def test_every_condition_says_the_size_of_the_vector_it_gives(condition):
     assert condition(inputs[type(condition)]).shape == (2, 7)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **own: tf.Classes(5, 7, **own),
+        lambda **own: tf.Scalars(1, 4, learned=True, **own),
+        lambda **own: tf.Tokens(7, "attention", **own),
+        lambda **own: tf.Maybe(tf.Vector(7), **own),
+    ],
+    ids=["classes", "scalars", "tokens", "maybe"],
+)
+def test_what_a_condition_learns_is_made_where_and_as_precise_as_it_is_asked_for(make):
+    made = make(device="meta", dtype=torch.float64)
+    assert {(p.dtype, p.is_meta) for p in made.parameters()} == {(torch.float64, True)}
+
+
 def test_a_vector_is_its_own_condition():
     z = torch.randn(2, 7)
     assert tf.Vector(7)(z) is z

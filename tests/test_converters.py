@@ -213,6 +213,15 @@ def test_packed_numbers_in_low_precision_are_read_in_float32():
     assert (m.gamma > 1).all()
 
 
+@pytest.mark.plain
+def test_a_layout_whose_trunk_is_a_list_is_that_with_a_tuple_and_a_word_is_none():
+    assert Layout("scale shift", ["silu"]) == Layout("scale shift", ("silu",))
+    with pytest.raises(
+        ValueError, match=r"trunk expected a tuple of .*, got 'silu'.\nA single one is a tuple"
+    ):
+        Layout("scale shift", "silu")
+
+
 def test_wrong_layouts_say_what_is_wrong():
     with pytest.raises(
         ValueError, match=r"layout: expected one of \['.* got 'openpie'.\nDid you mean 'openpi"

@@ -424,7 +424,7 @@ def test_what_a_generator_moves_that_takes_only_its_own_condition_is_all():
     assert doctor(model, X, cond=["a", "b", "c", "a"]).pulses["0"].moved == ("gamma", "beta")
 
 
-def test_a_score_says_what_counts():
+def test_a_measure_says_what_counts():
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -435,11 +435,11 @@ def test_a_score_says_what_counts():
 
     model = condition(Two(), "a|b", tf.Vector(11))
     assert doctor(model, torch.randn(4, 3), cond=z()).of("b") == ["repeated"]
-    found = doctor(model, torch.randn(4, 3), cond=z(), score=lambda y: 1e-7 * y["a"].sum(1))
+    found = doctor(model, torch.randn(4, 3), cond=z(), measure=lambda y: 1e-7 * y["a"].sum(1))
     assert found.of("a") == []
     assert found.of("b") == ["unused", "repeated"]
     with pytest.raises(ValueError, match=r"expected a tensor with a gradient, got torch.int64"):
-        doctor(model, torch.randn(4, 3), cond=z(), score=lambda y: y["best"])
+        doctor(model, torch.randn(4, 3), cond=z(), measure=lambda y: y["best"])
 
 
 @pytest.mark.parametrize(("share", "kinds"), [(2e-3, []), (7e-4, ["weak"])])
@@ -454,10 +454,10 @@ def test_a_site_is_weak_below_a_thousandth_of_the_output_or_of_the_others(sites:
 
     layers = {name: conv(3, 5) for name in ("loud", "faint", "a", "b", "c")}
     model, others = condition(Sum(layers), sites, tf.Vector(11)), sites != "faint"
-    score = torch.sum if others else None  # a score has no unit: the others alone count
-    before = doctor(model, X, cond=z(), score=score).pulses
+    measure = torch.sum if others else None  # which has no unit: the others alone count
+    before = doctor(model, X, cond=z(), measure=measure).pulses
     model.share *= share / before["faint"].strength * (before["loud"].strength if others else 1)
-    assert doctor(model, X, cond=z(), score=score).of("faint") == kinds
+    assert doctor(model, X, cond=z(), measure=measure).of("faint") == kinds
 
 
 def test_modulations_may_stand_in_for_the_condition():

@@ -360,6 +360,10 @@ def test_an_unknown_fusion_gives_the_nearest_names():
 def test_an_object_that_is_no_fusion_is_refused():
     with pytest.raises(ValueError, match=r"expected a name or an object with build\(\) and apply\(\), got 3"):
         resolve(3)
+    with pytest.raises(
+        ValueError, match=r"build\(\) and apply\(\), got <class '.*Film'>.\nThe names are film, "
+    ):
+        resolve(FUSIONS["film"])
 
 
 def test_options_beside_an_object_are_refused():

@@ -12,6 +12,7 @@ import torch
 import oracles
 import torchfilm as tf
 from catalogue import randomise
+from torchfilm.several import Sizes
 
 SITES = {"block1": 3, "block2": 5, "block3": 2}
 
@@ -27,6 +28,13 @@ def test_the_rows_of_the_head_are_gamma_then_beta_for_each_site_in_order():
         torch.testing.assert_close(m.gamma, torch.from_numpy(gamma))
         torch.testing.assert_close(m.beta, torch.from_numpy(beta))
         assert m.gate is None
+
+
+def test_what_the_head_predicts_becomes_modulations_by_itself():
+    generator, z = randomise(tf.Generator(7, SITES, bound="exp", init="default")), torch.randn(2, 7)
+    for m, expected in zip(generator.of_raw(generator.raw(z)).values(), generator(z).values(), strict=True):
+        assert torch.equal(m.gamma, expected.gamma)
+    assert not hasattr(generator, "modulations")  # which takes a condition, wherever else there is one
 
 
 def test_it_starts_as_the_identity_at_every_site():
@@ -175,6 +183,20 @@ def test_a_bound_around_one_starts_at_one_and_stays_near_it():
         assert m.gamma.min() > 0.75
         assert m.gamma.max() < 1.25
         assert torch.equal(m.beta, raw.beta)
+
+
+def test_options_from_lists_are_equal_to_those_from_tuples_and_have_their_hash():
+    listed = tf.GeneratorOptions(trunk=[8, "silu"], emit=["gamma"])
+    assert listed == (options := tf.GeneratorOptions(trunk=(8, "silu"), emit=("gamma",)))
+    assert hash(listed) == hash(options)
+
+
+@pytest.mark.parametrize("head", ["linear", "shared", "lowrank:2", "table"])
+@pytest.mark.parametrize("size", [7, Sizes((3, 4))], ids=["one", "composed"])
+def test_a_generator_is_made_where_and_as_precise_as_it_is_asked_for(head: str, size: int):
+    own, trunk = {"device": "meta", "dtype": torch.float64}, () if head == "table" else (8, "silu")
+    made = tf.build_generator(size, SITES, head=head, trunk=trunk, learned_scale=True, **own)
+    assert {(p.dtype, p.is_meta) for p in made.parameters()} == {(torch.float64, True)}
 
 
 def test_a_trunk_is_computed_once_and_read_by_all_sites():

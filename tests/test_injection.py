@@ -321,11 +321,12 @@ def test_a_generator_of_ones_own_replaces_that_of_the_fusion():
 
 @pytest.mark.plain
 def test_options_go_to_the_generator_and_not_beside_one():
-    tf.condition(Net(), SITES, tf.Vector(13), device="cpu")
     model = tf.condition(Net(), SITES, tf.Vector(13), emit=("beta",))
     assert conditioning(model).generator.emit == ("beta",)
     with pytest.raises(ValueError, match=r"expected no options beside a generator, got bound"):
         tf.condition(Net(), SITES, tf.Vector(13), generator=tf.Generator, bound="tanh")
+    with pytest.raises(ValueError, match=r"options expected one of .*, got 'device'"):
+        tf.condition(Net(), SITES, tf.Vector(13), device="cpu")
 
 
 def test_a_network_whose_forward_has_a_cond_of_its_own_keeps_it():

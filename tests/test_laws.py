@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import torchfilm as tf
 from catalogue import CASES, LAYERS, Case, double, randomise, refilled_by_name, refilled_by_type
+from torchfilm.layers import Listening
 
 over_cases = pytest.mark.parametrize("case", CASES, ids=str)
 over_layers = pytest.mark.parametrize("case", LAYERS, ids=str)
@@ -202,6 +203,14 @@ def test_state_dict_pickle_and_deepcopy_carry_everything(case: Case):
     assert_same(loaded(*inputs), expected)
     assert_same(copy.deepcopy(module)(*inputs), expected)
     assert_same(pickle.loads(pickle.dumps(module))(*inputs), expected)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if isinstance(case.build(), Listening)], ids=str)
+def test_a_layer_that_was_trained_returns_to_its_start(case: Case):
+    layer = case.build()
+    layer(*case.inputs(2))
+    randomise(layer).reset_parameters()
+    assert_same(layer.state_dict(), case.build().state_dict())
 
 
 @over_cases

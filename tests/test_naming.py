@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import torchfilm as tf
@@ -24,6 +25,14 @@ def test_an_unknown_name_gives_the_nearest_and_is_an_error_of_values_and_of_keys
     )
     assert isinstance(raised.value, UnknownNameError)
     assert nearest("b", ["stem", "block1", "block2", "block3"]) == "'block3', 'block2', 'block1'"
+
+
+def test_a_diagnosis_asked_about_what_is_no_site_says_so():
+    model = tf.condition(nn.Sequential(nn.Linear(3, 5), nn.ReLU()), "0", tf.Vector(7))
+    found = tf.doctor(model, torch.rand(4, 3), cond=torch.randn(4, 7))
+    assert found.of("0") == found.of("") == []
+    with pytest.raises(UnknownNameError, match=r"Diagnosis: expected one of 1 names, got 'encoder\.0'"):
+        found.of("encoder.0")
 
 
 def test_a_choice_is_among_those_that_there_are():

@@ -1,5 +1,6 @@
 """The READMEs tell the truth: tables are what the results files say, code runs, links lead somewhere."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -7,6 +8,7 @@ import shlex
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -42,6 +44,15 @@ def test_the_tables_are_what_the_results_say(page: Path):
 def test_the_page_of_names_has_every_public_name_once():
     names = [name for group in api_tables.GROUPS.values() for name in group.split()]
     assert sorted(names) == sorted(tf.__all__)
+
+
+def test_the_page_of_names_has_what_the_public_classes_hold_with_its_module():
+    records = [one for name in tf.__all__ if dataclasses.is_dataclass(one := getattr(tf, name))]
+    hints = " ".join(str(hint) for one in records for hint in get_type_hints(one).values())
+    named = {f"{getattr(tf, name).__module__}.{name}" for name in tf.__all__}
+    held = set(re.findall(r"torchfilm\.\w+\.\w+", hints)) - named
+    assert {"torchfilm.doctor.Finding", "torchfilm.hearing.Effect"} <= held
+    assert held <= {f"torchfilm.{module}.{kind}" for module, kind in api_tables.HELD.items()}
 
 
 def test_a_number_changed_by_hand_is_found():

@@ -65,7 +65,7 @@ def test_numbers_of_several_seeds_have_students_interval(seeds: int, quantile: f
     numbers = np.arange(1.0, seeds + 1)[:, None]
     found = scored_of(numbers)
     half = quantile * numbers.std(ddof=1) / seeds**0.5
-    assert (found.mean - found.low, found.high - found.mean) == pytest.approx((half, half), rel=2e-3)
+    assert (found.value - found.low, found.high - found.value) == pytest.approx((half, half), rel=2e-3)
 
 
 def test_numbers_of_two_samples_have_students_interval():
@@ -77,14 +77,14 @@ def test_numbers_of_two_samples_have_students_interval():
 
 def test_samples_that_are_right_or_wrong_have_wilsons_interval():
     found = scored_of(np.ones((1, 20)))
-    assert (found.mean, found.low, found.high) == pytest.approx((1, 0.8389, 1), abs=1e-4)
+    assert (found.value, found.low, found.high) == pytest.approx((1, 0.8389, 1), abs=1e-4)
     found = scored_of(np.array([[1.0, 1, 1, 0, 0, 0, 0, 0]]))
-    assert (found.mean, found.low, found.high) == pytest.approx((0.375, 0.1368, 0.6943), abs=1e-4)
+    assert (found.value, found.low, found.high) == pytest.approx((0.375, 0.1368, 0.6943), abs=1e-4)
     assert scored_of(np.ones((3, 20))).low == pytest.approx(0.8389, abs=1e-4), (
         "seeds that agree are no samples"
     )
     gain = scored_of(np.ones((1, 20)), np.ones((1, 20)))
-    assert gain.low < -0.05 < gain.mean == 0 < 0.05 < gain.high
+    assert gain.low < -0.05 < gain.value == 0 < 0.05 < gain.high
 
 
 @pytest.mark.parametrize("n", [1, 2, 20])
@@ -127,15 +127,15 @@ def test_seeds_are_scored_apart_and_gains_are_on_the_same_samples():
     found = compare(given, batch(), rounds=1, score=score)
     assert found["unconditioned"].score is None
     film, bias, gain = found["film"].score, found["bias"].score, found["bias"].gain
-    assert (film.mean, film.by_seed) == (pytest.approx(0.55), pytest.approx((0.5, 0.6)))
-    assert (bias.mean, gain.mean, gain.by_seed) == (
+    assert (film.value, film.by_seed) == (pytest.approx(0.55), pytest.approx((0.5, 0.6)))
+    assert (bias.value, gain.value, gain.by_seed) == (
         pytest.approx(0.9),
         pytest.approx(0.35),
         pytest.approx((0.25, 0.45)),
     )
     t, coins = 12.7062, 2.0930 * (0.25 / 19) ** 0.5  # Student's of two seeds, and of 20 samples of a coin
-    assert film.high - film.mean == pytest.approx(math.hypot(t * 0.05, coins), rel=1e-4)
-    assert gain.high - gain.mean == pytest.approx(t * math.hypot(0.05, 0.1), rel=1e-4)  # the coins cancel
+    assert film.high - film.value == pytest.approx(math.hypot(t * 0.05, coins), rel=1e-4)
+    assert gain.high - gain.value == pytest.approx(t * math.hypot(0.05, 0.1), rel=1e-4)  # the coins cancel
     assert found["film"].gain is None
     assert str(film).endswith(", 2 seeds")
 

@@ -19,9 +19,9 @@ def network() -> nn.Module:
     return randomise(condition(net, "0|2", tf.Vector(11))).double()
 
 
-def test_a_score_is_as_sensitive_as_a_small_step_of_each_channel_shows():
+def test_a_measure_is_as_sensitive_as_a_small_step_of_each_channel_shows():
     model, x, z = network(), torch.randn(2, 3).double(), torch.randn(2, 11).double()
-    found = sensitivity(model, x, cond=z, score=lambda y: y.square().sum(1))
+    found = sensitivity(model, x, cond=z, measure=lambda y: y.square().sum(1))
     made, step = {name: m.detach() for name, m in modulations(model, z).items()}, 1e-6
     for name, m in made.items():
         for channel in range(m.gamma.shape[1]):
@@ -36,7 +36,7 @@ def test_a_score_is_as_sensitive_as_a_small_step_of_each_channel_shows():
                 torch.testing.assert_close(getattr(found[name], field)[channel], slope, rtol=1e-4, atol=1e-4)
 
 
-def test_without_a_score_it_is_the_norm_of_the_jacobian_in_units_of_the_output():
+def test_without_a_measure_it_is_the_norm_of_the_jacobian_in_units_of_the_output():
     model, x, z = network(), torch.randn(2, 3).double(), torch.randn(2, 11).double()
     found = sensitivity(model, x, cond=z, draws=2000)
     made = {name: m.detach() for name, m in modulations(model, z).items()}
@@ -113,16 +113,18 @@ def test_a_channel_that_does_not_matter_has_none():
 def test_one_modulation_for_all_samples_counts_as_one_for_each(shape: tuple):
     model = condition(nn.Sequential(nn.Linear(3, 1)), "0", tf.Vector(11))
     x = torch.randn(1, 3).expand(100, 3)
-    for score, expected in ((lambda y: y[:, 0], 1.0), (lambda y: y.mean(), 0.1)):
+    for measure, expected in ((lambda y: y[:, 0], 1.0), (lambda y: y.mean(), 0.1)):
         rows = {"0": tf.Modulation.identity(100, 1)}
-        found = sensitivity(model, x, modulation=rows, score=score)["0"]
+        found = sensitivity(model, x, modulation=rows, measure=measure)["0"]
         assert found.beta.item() == pytest.approx(expected)
-    found = sensitivity(model, x, modulation={"0": tf.Modulation.identity(*shape)}, score=lambda y: y[:, 0])
+    found = sensitivity(model, x, modulation={"0": tf.Modulation.identity(*shape)}, measure=lambda y: y[:, 0])
     assert found["0"].beta.item() == pytest.approx(1)
-    assert sensitivity(model, x, cond=torch.randn(11), score=lambda y: y)["0"].beta.item() == pytest.approx(1)
+    assert sensitivity(model, x, cond=torch.randn(11), measure=lambda y: y)["0"].beta.item() == pytest.approx(
+        1
+    )
 
 
-def test_a_modulation_that_all_share_is_measured_also_where_a_site_has_other_rows_than_the_score():
+def test_a_modulation_that_all_share_is_measured_also_where_a_site_has_other_rows_than_the_measure():
     class Pooled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -134,7 +136,7 @@ def test_a_modulation_that_all_share_is_measured_also_where_a_site_has_other_row
     net = Pooled()
     sites = tf.find(net, "frames", repeat=7) + tf.find(net, "words")
     model = condition(net, sites, tf.Vector(11))
-    found = sensitivity(model, torch.randn(2, 7, 3), cond=torch.ones(11), score=lambda y: y)
+    found = sensitivity(model, torch.randn(2, 7, 3), cond=torch.ones(11), measure=lambda y: y)
     torch.testing.assert_close(found["frames"].beta, torch.full((5,), 7.0))
     torch.testing.assert_close(found["words"].beta, torch.ones(5))
 
@@ -212,8 +214,8 @@ def test_complex_outputs_are_measured_as_pairs_of_real_ones(conjugated: bool):
     found, expected = (sensitivity(model, x, cond=z)["0"].gamma for model in models)
     torch.testing.assert_close(found, expected)
     assert tf.doctor(models[0], x, cond=z).of("0") == []
-    with pytest.raises(ValueError, match=r"score: expected a tensor with a gradient, got torch.complex64"):
-        sensitivity(models[0], x, cond=z, score=lambda y: y)
+    with pytest.raises(ValueError, match=r"measure: expected a tensor with a gradient, got torch.complex64"):
+        sensitivity(models[0], x, cond=z, measure=lambda y: y)
 
 
 class Scored(nn.Module):
@@ -244,8 +246,8 @@ def test_the_numbers_are_the_same_in_every_unit_of_the_output(unit: float):
     assert well.findings == report.findings == ()
     for site, pulse in well.pulses.items():
         assert report.pulses[site].fields == pytest.approx(pulse.fields)
-    found, _ = asked(Scored(unit), score=lambda y: y[:, 0])
-    torch.testing.assert_close(found.gamma / unit, asked(Scored(), score=lambda y: y[:, 0])[0].gamma)
+    found, _ = asked(Scored(unit), measure=lambda y: y[:, 0])
+    torch.testing.assert_close(found.gamma / unit, asked(Scored(), measure=lambda y: y[:, 0])[0].gamma)
 
 
 @pytest.mark.parametrize("mask", [-torch.inf, torch.finfo(torch.float32).min])

@@ -138,6 +138,24 @@ def test_an_earlier_find_keeps_its_options():
     assert [site.where for site in model.film.sites.values()] == ["input", "output"]
 
 
+@pytest.mark.plain
+def test_some_of_the_sites_that_were_found_are_chosen_with_their_options():
+    model = Net()
+    found = tf.find(model, "stem|head", where="input", repeat=3)
+    assert isinstance(found[:1], tf.Sites)
+    for chosen in (found[0], found[:1], [site for site in found if site.name != "head"], (found[0],)):
+        assert tf.find(Net(), chosen) == found[:1]
+    with pytest.raises(ValueError, match=r"expected no options beside sites that were found"):
+        tf.find(model, found[1], repeat=2)
+    with pytest.raises(ValueError, match=r"got a Site among them.\nGive its name: 'stem'.$"):
+        tf.find(model, ["head", found[0]])
+    tf.condition(model, found[1:], tf.Vector(13))
+    assert [(site.name, site.repeat) for site in model.film.sites.values()] == [("head", 3)]
+    for sites in (found, found[0]):
+        with pytest.raises(ValueError, match=r"got a Site among them.\nGive its name: 'stem'"):
+            tf.sweep(model, sites, [0], list)
+
+
 def test_a_search_prints_as_a_table():
     lines = repr(tf.find(Net(), "stem|blocks.1.bn")).splitlines()
     assert lines[0].split() == ["name", "type", "features", "dim", "where", "note"]
@@ -396,6 +414,10 @@ def test_a_module_is_no_pattern_and_a_preset_says_all_that_it_looked_for():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     with pytest.raises(ValueError, match=r"got a module, BatchNorm2d.\nGive its name: '1'"):
         tf.find(model, model[1])
+    with pytest.raises(
+        ValueError, match=r"got a module, Vector.\nIt is none inside of this network: sites co"
+    ):
+        tf.condition(model, tf.Vector(16), "0")
     with pytest.raises(ValueError, match=r"norm2' or '.*layernorm_after' or '.*ln_2' matches the whole name"):
         tf.find(model, tf.preset("vit"))
 

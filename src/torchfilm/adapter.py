@@ -229,6 +229,7 @@ def _how(
             f"Give one that is made in the same way."
         )
     tupled = {key: tuple(one) if isinstance(one, list) else one for key, one in recipe["options"].items()}
+    tupled.pop("device", None)  # once an option, which said nothing: all is where the first site is
     return {"fusion": fusion} | tupled
 
 

@@ -6,6 +6,7 @@ gate, for `torchfilm.functional.gated_residual` at the end of the branch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -26,7 +27,7 @@ class _GatedNorm(ListeningNorm):
 
     def __init__(
         self,
-        normalized_shape: int,
+        normalized_shape: int | Sequence[int],
         cond_dim: int,
         *,
         eps: float | None = 1e-6,
@@ -83,7 +84,7 @@ class AdaLNZero(_GatedNorm, nn.LayerNorm):
     zero starts every block as the identity; a pretrained branch needs gate "one", or it is erased.
 
     Args:
-        normalized_shape: features of a token, C, on the last axis of x.
+        normalized_shape: features of a token, C or (C,), on the last axis of x.
         cond_dim: size of the condition's last axis; a condition [B, T, cond_dim] has a row for each token.
         eps: added to the variance.
         elementwise_affine: give the norm learned factors and shifts of its own, besides gamma and beta.
@@ -116,7 +117,7 @@ class AdaRMSNorm(_GatedNorm, nn.RMSNorm):
     `AdaLNZero`. For real-time chunking give a condition per token, [B, T, cond_dim].
 
     Args:
-        normalized_shape: features of a token, C, on the last axis of x.
+        normalized_shape: features of a token, C or (C,), on the last axis of x.
         cond_dim: size of the condition's last axis.
         eps: added to the mean square.
         elementwise_affine: give the norm learned factors of its own, besides gamma.

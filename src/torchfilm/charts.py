@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from torchfilm.canvas import (
     COLORS,
@@ -22,10 +23,12 @@ from torchfilm.canvas import (
     name_bars,
 )
 
+Numbers = Sequence[float] | Array | Tensor
+
 
 def curves(
-    x: Sequence[float],
-    series: Mapping[str, Sequence[float]],
+    x: Numbers,
+    series: Mapping[str, Numbers],
     *,
     xlabel: str,
     ylabel: str,
@@ -114,9 +117,16 @@ def paths_over_pictures(pictures: Sequence[Array], paths: Sequence[Array], title
 
 
 def table(
-    values: Array, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, unit: str
+    values: Array | Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    xlabel: str,
+    ylabel: str,
+    unit: str,
 ) -> Figure:
     """A matrix [rows, columns] of shares 0..1 as a heat map with its numbers in percent."""
+    values = np.asarray(values)
     figure, axes = grid(1, 1, 1.6 + 0.34 * len(columns), 1.2 + 0.28 * len(rows))
     ax: Axes = axes[0, 0]
     shown = ax.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -66,13 +66,19 @@ class Classes(nn.Module):
         num_classes: how many classes there are; k is from 0 to num_classes - 1.
         dim: size of the vector of each class; None to hand on the class itself.
         device: where the table lives.
+        dtype: its precision.
 
     Example:
         >>> z = Classes(10, dim=64)(torch.tensor([3, 0]))
     """
 
     def __init__(
-        self, num_classes: int, dim: int | None = None, *, device: torch.device | str | None = None
+        self,
+        num_classes: int,
+        dim: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_size("Classes: num_classes", num_classes)
@@ -80,7 +86,7 @@ class Classes(nn.Module):
             check_size("Classes: dim", dim)
         self.num_classes = num_classes
         self.dim = num_classes if dim is None else dim
-        self.table = None if dim is None else nn.Embedding(num_classes, dim, device=device)
+        self.table = None if dim is None else nn.Embedding(num_classes, dim, device=device, dtype=dtype)
 
     def forward(self, classes: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"] | Int[Tensor, "*batch"]:
         """Return the rows of the classes, or the classes themselves with dim=None.
@@ -130,6 +136,7 @@ class Scalars(nn.Module):
         max_period: the longest.
         learned: make the frequencies a parameter that starts there (Li et al. 2021, arXiv 2106.02795).
         device: where learned frequencies live.
+        dtype: their precision.
 
     Raises:
         ValueError: where dim is no multiple of 2 n, or the periods are not 0 < min_period < max_period.
@@ -147,6 +154,7 @@ class Scalars(nn.Module):
         max_period: float = 4.0,
         learned: bool = False,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_size("Scalars: n", n)
@@ -166,7 +174,8 @@ class Scalars(nn.Module):
         self.dim = dim
         self.min_period = min_period
         self.max_period = max_period
-        self.frequencies = nn.Parameter(torch.empty(dim // (2 * n), device=device)) if learned else None
+        own: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.frequencies = nn.Parameter(torch.empty(dim // (2 * n), **own)) if learned else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -227,6 +236,7 @@ class Tokens(nn.Module):
         pooling: as above.
         heads: number of slices of "attention"; divides dim.
         device: where the weights live.
+        dtype: their precision.
 
     Raises:
         ValueError: for an unknown pooling, or heads that do not divide dim.
@@ -243,6 +253,7 @@ class Tokens(nn.Module):
         *,
         heads: int = 1,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         other = "For the last token's state index it, and give it to Vector."
@@ -258,8 +269,9 @@ class Tokens(nn.Module):
         self.dim = dim
         self.pooling = pooling
         self.heads = heads
+        own: dict[str, Any] = {"device": device, "dtype": dtype}
         attends = pooling == "attention"
-        self.query = nn.Parameter(torch.empty(heads, dim // heads, device=device)) if attends else None
+        self.query = nn.Parameter(torch.empty(heads, dim // heads, **own)) if attends else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -20,18 +20,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchfilm.generator import Generator
+from torchfilm.generator_options import Emitted, GeneratorOptions
 from torchfilm.heads import wide
 from torchfilm.modulation import Modulation
 from torchfilm.naming import check_choice
 
 WORDS = ("gamma", "scale", "shift", "gate")
+
+Key = TypeVar(
+    "Key", bound=str | tuple[str, ...]
+)  # a mapping that somebody has in a variable has keys of one kind
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Layout:
         where: which modules have it.
 
     Raises:
-        ValueError: for unknown words, none, and gamma beside scale.
+        ValueError: for unknown words, none, gamma beside scale, and a trunk that `Generator` does not take.
     """
 
     order: str
@@ -52,7 +57,8 @@ class Layout:
     where: str = ""
 
     def __post_init__(self) -> None:
-        """Check the words."""
+        """Check the words and the trunk."""
+        object.__setattr__(self, "trunk", GeneratorOptions(trunk=self.trunk).trunk)
         words = self.order.split()
         unknown = [word for word in words if word not in WORDS]
         if unknown or not words:
@@ -203,7 +209,7 @@ def convert(
     return weight.detach().clone(), torch.cat([blocks[i] for i in _order(source, target)]).detach().clone()
 
 
-def as_generator(projections: Mapping[str | tuple[str, ...], nn.Linear], layout: str | Layout) -> Generator:
+def as_generator(projections: Mapping[Key, nn.Linear], layout: str | Layout) -> Generator:
     """Return a `Generator` that does what these projections of one condition did, in one product.
 
     Args:
@@ -223,7 +229,7 @@ def as_generator(projections: Mapping[str | tuple[str, ...], nn.Linear], layout:
         torch.Size([2, 64])
     """
     layout = _layout(layout)
-    emitted = [word for word in ("gamma", "beta", "gate") if _THEIRS[word] & set(layout.words)]
+    emitted = [word for word in get_args(Emitted) if _THEIRS[word] & set(layout.words)]
     raw = "gamma" in layout.words
     words = _OURS | ({"gamma": "gamma"} if raw else {})
     ours = Layout(" ".join(words[word] for word in emitted * layout.sites))

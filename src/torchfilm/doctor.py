@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchfilm.filling import Conditioning
 from torchfilm.injection import conditioning, unwrapped
 from torchfilm.modulation import Modulation
-from torchfilm.naming import check_choice
+from torchfilm.naming import check_choice, entry
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
 from torchfilm.restoring import undisturbed
 from torchfilm.sensitivity import Leaves, leaves, moved, probe, recordable, shaken, tensors_of
@@ -126,7 +126,13 @@ class Diagnosis:
         return not self.problems
 
     def of(self, site: str) -> list[Kind]:
-        """Return the kinds of all findings about a site."""
+        """Return the kinds of all findings about a site, "" for the conditioning as a whole.
+
+        Raises:
+            UnknownNameError: for what is no site.
+        """
+        if site:
+            entry("Diagnosis", self.pulses, site)
         return [finding.kind for finding in self.findings if finding.site == site]
 
     def to_json(self) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def doctor(
     cond: Any = None,
     modulation: Any = None,
     at: Literal["present", "identity"] = "present",
-    score: Callable[[Any], Any] | None = None,
+    measure: Callable[[Any], Any] | None = None,
     **kwargs: Any,
 ) -> Diagnosis:
     """Find sites that are dead, never called, tied, cancelled by a later norm, or far weaker than the rest.
@@ -189,17 +195,16 @@ def doctor(
         cond: the condition: a batch as in training, since what a BatchNorm does depends on it; or
         modulation: ready modulations.
         at: where gradients are taken: at what the generator gives, or at gamma = 1 and beta = 0.
-        score: from the output to what counts, with a gradient. Without it, the whole output counts but for
+        measure: from the output to what counts, with a gradient. Without it, the whole output counts but for
             masked entries, those that are -inf or torch.finfo(dtype).min, and for single numbers beside
-            it, such as a loss. If your mask is another number, such as -1e9, give a score of the other
-            entries.
+            it, such as a loss. If your mask is another number, such as -1e9, give one of the other entries.
 
     Returns:
         A report: `print` it, or read `findings` and `pulses`; it is true where every site can be heard.
 
     Raises:
-        ValueError: for an output or a score without a gradient; for another `at`, and for at="identity" with
-            a fusion other than FiLM; inside of `unconditioned`.
+        ValueError: for an output or a measure without a gradient; for another `at`, and for at="identity"
+            with a fusion other than FiLM; inside of `unconditioned`.
 
     Example:
         >>> from torchfilm.conditions import Vector
@@ -217,7 +222,7 @@ def doctor(
     def run(start: Callable[[str, Any], Any]) -> _Pass:
         with leaves(model, start) as found, watched(root, film) as seen:
             output = model(*args, cond=cond, modulation=modulation, **kwargs)
-        total, *units = probe(output, score, 0)
+        total, *units = probe(output, measure, 0)
         fields = list(found.fields())
         gradients = torch.autograd.grad(total, [leaf for _, _, leaf in fields], allow_unused=True)
         return _Pass(seen, found, fields, gradients, total, *units)
@@ -247,7 +252,7 @@ def doctor(
             sources = _about_sources(same=alike, cut_off=is_cut_off(film.cond, one.leaves.given))
     named = [(name, leaf) for name, _, leaf in one.fields]
     norms = readers(one.total, named, one.seen), readers(one.total, named, one.seen, mixed=True)
-    faint = one.faint(film.sites) if score is None else dict.fromkeys(film.sites, 0.0)
+    faint = one.faint(film.sites) if measure is None else dict.fromkeys(film.sites, 0.0)
     case = _Case(film, film.paths(root), pulses, *norms, faint, one.leaves.given, same=same)
     findings = [finding for site in film.sites.values() for finding in case.about(site)]
     findings += [*case.overall(), *sources]
@@ -473,7 +478,7 @@ def _silent(site: Site, pulse: Pulse) -> Finding:
         site.name,
         "unused",
         "its module runs, but the output does not depend on it.",
-        "Its result is dropped, detached, or goes to an output that `score` leaves out.",
+        "Its result is dropped, detached, or goes to an output that `measure` leaves out.",
     )
 
 

@@ -84,7 +84,7 @@ def fold(
     model: Network,
     cond: Any = None,
     *,
-    modulation: dict[str, Any] | None = None,
+    modulation: Mapping[str, Any] | None = None,
     leftover: Leftover = "error",
     fuse_norms: bool | Sequence[Sequence[str]] = False,
     inputs: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
@@ -174,7 +174,7 @@ def folded(
     model: Network,
     cond: Any = None,
     *,
-    modulation: dict[str, Any] | None = None,
+    modulation: Mapping[str, Any] | None = None,
     leftover: Leftover = "error",
 ) -> Iterator[Network]:
     """Fold one condition into the network itself for the block: `model(x)` without a condition, at no cost.
@@ -237,7 +237,7 @@ def _fold_in_place(
 
 
 def _values(
-    model: nn.Module, cond: Any, modulation: dict[str, Any] | None, leftover: str
+    model: nn.Module, cond: Any, modulation: Mapping[str, Any] | None, leftover: str
 ) -> tuple[Conditioning, dict[str, Any]]:
     """Return the conditioning and the value of each site, checked."""
     film = conditioning(model)

@@ -26,7 +26,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, Unpack, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -37,7 +37,7 @@ from torchfilm.conditions import Classes, Tokens
 from torchfilm.costs import num_parameters
 from torchfilm.functional import film
 from torchfilm.generator import ComposedGenerator, Generator, build_generator
-from torchfilm.generator_options import NAMES
+from torchfilm.generator_options import NAMES, Options, OptionsButEmit
 from torchfilm.heads import TableHead
 from torchfilm.mixing import Attentions, Bilinears, Concat, Concatenations, CrossAttention, LowRank
 from torchfilm.modulation import Modulation
@@ -100,7 +100,7 @@ class Film:
 
     align: Align | None = None
 
-    def __init__(self, *, align: Align | None = None, **options: Any) -> None:
+    def __init__(self, *, align: Align | None = None, **options: Unpack[Options]) -> None:
         check_choice("Film: align", align, (None, *get_args(Align)))
         self.align = align
         self.options = options
@@ -156,7 +156,7 @@ def _resized(field: Tensor, x: Tensor, dim: int, align: Align) -> Tensor:
 class Scale(Film):
     """FiLM without its shift: y = gamma(z) * x (Perez et al. 2018, the ablation beta = 0)."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[OptionsButEmit]) -> None:
         super().__init__(emit=("gamma",), **options)
 
 
@@ -166,14 +166,14 @@ class Bias(Film):
     As concatenating the condition to the features in front of a linear layer: only a shift arrives.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[OptionsButEmit]) -> None:
         super().__init__(emit=("beta",), **options)
 
 
 class Gate(Film):
     """A bounded factor: y = 2 sigmoid(a(z)) * x, between closed (0) and doubled (2), 1 at the start."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[OptionsButEmit]) -> None:
         super().__init__(emit=("beta",), **options)
 
     def build(self, cond_dim: int, sites: Mapping[str, int]) -> nn.Module:
@@ -236,7 +236,7 @@ def resolve(
     if match_params is not None:
         return Matched(resolve(fusion, **options), match_params)
     if not isinstance(fusion, str):
-        if not isinstance(fusion, Fusion):
+        if not isinstance(fusion, Fusion) or isinstance(fusion, type):  # a class has the methods too
             raise ValueError(
                 f"fusion: expected a name or an object with build() and apply(), got {fusion!r}.\n"
                 f"The names are {_listed(FUSIONS)}."
@@ -259,7 +259,7 @@ def takes(fusion: str) -> list[str]:
     if not issubclass(kind, Film):
         return ["match_params", *inspect.signature(kind).parameters]
     generated = [name for name in NAMES if name != "emit" or kind is Film]  # the others set it themselves
-    return ["match_params", "align", "device", *generated]
+    return ["match_params", "align", *generated]
 
 
 def check_reads(generator: nn.Module, cond: nn.Module) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.nn.modules import module as _module
 from torchfilm import onepass
 from torchfilm.affine import has_graph
 from torchfilm.costs import describe
-from torchfilm.generator_options import ACTIVATIONS, read_options
+from torchfilm.generator_options import ACTIVATIONS, Options, read_options
 from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_size
@@ -46,6 +46,7 @@ class Generator(nn.Module):
         cond_dim: size of the condition's last axis; for head="table" the number of classes.
         sites: name and number of channels of each site, in order.
         device: where the parameters live.
+        dtype: their precision; modulations are in float32 or wider in any case.
         options: fields of `GeneratorOptions`.
 
     Raises:
@@ -64,7 +65,8 @@ class Generator(nn.Module):
         sites: Mapping[str, int],
         *,
         device: torch.device | str | None = None,
-        **options: Any,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__()
         self.options = read_options(options)
@@ -80,13 +82,14 @@ class Generator(nn.Module):
         # Neighbours of one width share their operations: (width, how many sites).
         self._runs = tuple((width, len(list(run))) for width, run in itertools.groupby(self.sites.values()))
         widths = [channels * len(self.emit) for channels in self.sites.values()]
-        self.trunk = _build_trunk(cond_dim, self.options.trunk, device)
+        own: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.trunk = _build_trunk(cond_dim, self.options.trunk, own)
         numbers = [layer for layer in self.options.trunk if not isinstance(layer, str)]
         self._trunk_learns = len(numbers) > 0
         head_dim = numbers[-1] if numbers else cond_dim
-        self.head = build_head(self.options.head, head_dim, widths, self.options.start, device)
+        self.head = build_head(self.options.head, head_dim, widths, self.options.start, **own)
         learned = self.options.learned_scale
-        self.scale = nn.Parameter(torch.empty(sum(widths), device=device)) if learned else None
+        self.scale = nn.Parameter(torch.empty(sum(widths), **own)) if learned else None
         self._is_affine = self.scale is None and not self.options.trunk
         self._reset_scale()
 
@@ -107,7 +110,7 @@ class Generator(nn.Module):
         """
         kernels = onepass.kernels()
         parts = None if kernels is None else self._in_one_call(kernels, condition)
-        return self.modulations(self.raw(condition)) if parts is None else self._of_parts(parts)
+        return self.of_raw(self.raw(condition)) if parts is None else self._of_parts(parts)
 
     def raw(
         self, condition: Float[Tensor, "*batch cond"] | Int[Tensor, "*batch"]
@@ -146,7 +149,7 @@ class Generator(nn.Module):
             return None
         return kernels.generated(condition, weight, bias, offsets, self._rows)  # type: ignore[no-any-return]
 
-    def modulations(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
+    def of_raw(self, raw: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
         """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""
         if self.offsets is not None and _small(raw):
             return self.divided(raw + self.offsets)
@@ -243,6 +246,7 @@ class ComposedGenerator(nn.Module):
         cond_dims: size of each slice, in order.
         sites: as of `Generator`.
         device: where the parameters live.
+        dtype: their precision; modulations are in float32 or wider in any case.
         options: fields of `GeneratorOptions`, for each of them.
 
     Raises:
@@ -259,7 +263,8 @@ class ComposedGenerator(nn.Module):
         sites: Mapping[str, int],
         *,
         device: torch.device | str | None = None,
-        **options: Any,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__()
         if not cond_dims:
@@ -269,7 +274,7 @@ class ComposedGenerator(nn.Module):
             )
         self.cond_dims = tuple(cond_dims)
         self.sites = dict(sites)
-        parts = (Generator(dim, sites, device=device, **options) for dim in cond_dims)
+        parts = (Generator(dim, sites, device=device, dtype=dtype, **options) for dim in cond_dims)
         self.parts: Any = nn.ModuleList(parts)
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Modulation]:
@@ -334,20 +339,25 @@ def _distances(modulations: Mapping[str, Modulation], gate_start: float) -> Tens
 
 
 def build_generator(
-    cond_dim: int, sites: Mapping[str, int], *, device: torch.device | str | None = None, **options: Any
+    cond_dim: int,
+    sites: Mapping[str, int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Unpack[Options],
 ) -> Generator | ComposedGenerator:
     """Return the generator for the `dim` of any condition, several that are composed included.
 
     Args and errors are those of `Generator`.
     """
     if isinstance(cond_dim, Sizes):
-        return ComposedGenerator(cond_dim.parts, sites, device=device, **options)
-    return Generator(cond_dim, sites, device=device, **options)
+        return ComposedGenerator(cond_dim.parts, sites, device=device, dtype=dtype, **options)
+    return Generator(cond_dim, sites, device=device, dtype=dtype, **options)
 
 
 def _overridden(generator: Generator) -> bool:
     """Whether somebody else decides what lies between head and modulations."""
-    return type(generator) is not Generator or not vars(generator).keys().isdisjoint(("raw", "modulations"))
+    return type(generator) is not Generator or not vars(generator).keys().isdisjoint(("raw", "of_raw"))
 
 
 def _watched(head: Any) -> bool:
@@ -363,13 +373,11 @@ def _small(raw: Tensor) -> bool:
     return raw.is_cpu and raw.numel() <= _SMALL
 
 
-def _build_trunk(
-    cond_dim: int, layers: Sequence[int | str], device: torch.device | str | None
-) -> nn.Sequential:
+def _build_trunk(cond_dim: int, layers: Sequence[int | str], own: dict[str, Any]) -> nn.Sequential:
     trunk, width = nn.Sequential(), cond_dim
     for layer in layers:
         if not isinstance(layer, str):
-            trunk.append(nn.Linear(width, layer, device=device))
+            trunk.append(nn.Linear(width, layer, **own))
             width = layer
         else:
             trunk.append(ACTIVATIONS[layer]())

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -65,12 +65,14 @@ class GeneratorOptions:
         check_choice("Generator: init", self.init, get_args(Init))
         _check_tuple("emit", "some of 'gamma', 'beta', 'gate'", self.emit)
         _check_tuple("trunk", "sizes and activations", self.trunk)
+        for name in ("emit", "trunk"):  # lists too: what is equal compares so, and has a hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in self.emit:
             check_choice("Generator: emit", name, get_args(Emitted))
         if not self.emit or list(self.emit) != [name for name in get_args(Emitted) if name in self.emit]:
             raise ValueError(
                 f"Generator: expected emit some of ('gamma', 'beta', 'gate'), each once, "
-                f"got {tuple(self.emit)}.\n"
+                f"got {self.emit}.\n"
                 f"The order is always gamma, beta, gate."
             )
         if self.spread is None:
@@ -129,9 +131,28 @@ class GeneratorOptions:
             )
         if self.gate_start != 0 and "gate" not in self.emit:
             raise ValueError(
-                f"Generator: gate_start={self.gate_start} needs a gate, got emit={tuple(self.emit)}.\n"
+                f"Generator: gate_start={self.gate_start} needs a gate, got emit={self.emit}.\n"
                 f"Use emit=('gamma', 'beta', 'gate'), or leave gate_start out."
             )
+
+
+class OptionsButEmit(TypedDict, total=False):
+    """As `Options`, of fusions that say themselves what is emitted."""
+
+    head: str
+    trunk: Sequence[int | str]
+    bound: str | None
+    init: Init
+    gamma_offset: float | None
+    init_std: float | None
+    gate_start: float
+    learned_scale: bool
+
+
+class Options(OptionsButEmit, total=False):
+    """The fields of `GeneratorOptions` as keyword arguments: what editors and type checkers know of them."""
+
+    emit: Sequence[Emitted]
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(GeneratorOptions))

@@ -11,7 +11,7 @@ import itertools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torchfilm.sharding import check_apart
 Scale = float | Tensor
 Scales = Scale | Sequence[float]
 Space = Literal["output", "modulation"]
+Output = TypeVar("Output")
 
 # What has no rows: one is for all samples.
 _SINGLE = (numbers.Number, str, bytes, type(None))
@@ -37,14 +38,14 @@ _LISTED = (numbers.Real, str)
 
 
 def guide(
-    model: Callable[..., Any],
+    model: Callable[..., Output],
     *inputs: Any,
     cond: Any,
     scale: Scales | Mapping[str, Scales],
     null: Any = None,
     space: Space = "output",
     **keywords: Any,
-) -> Any:
+) -> Output:
     """Run a network with its condition exaggerated: y = y_null + scale * (y_cond - y_null).
 
     A scale of 1 is the conditional output and 0 the unconditional one, to the bit; beyond 1 the condition is

@@ -81,6 +81,7 @@ class LowRankHead(nn.Module):
         rank: size of the bottleneck.
         start: how U and b start; V starts as the weight of an `nn.Linear`.
         device: where the parameters live.
+        dtype: their precision.
     """
 
     def __init__(
@@ -90,12 +91,13 @@ class LowRankHead(nn.Module):
         rank: int,
         start: Start = "zero",
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.cond_dim = cond_dim
-        self.down = nn.Parameter(torch.empty(rank, cond_dim, device=device))
+        self.down = nn.Parameter(torch.empty(rank, cond_dim, device=device, dtype=dtype))
         self.reset_parameters()
-        self.up = AffineHead(rank, rows, start, device=device)
+        self.up = AffineHead(rank, rows, start, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Give V its start; U and b are those of `up`."""
@@ -126,6 +128,7 @@ class SharedHead(nn.Module):
         widths: rows of each site, in order.
         start: how the projection and the offsets start.
         device: where the parameters live.
+        dtype: their precision.
     """
 
     def __init__(
@@ -134,14 +137,15 @@ class SharedHead(nn.Module):
         widths: Sequence[int],
         start: Start = "zero",
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.cond_dim = cond_dim
         self.start: Start = start
         self.widths = tuple(widths)
         self.groups = tuple(dict.fromkeys(widths))
-        self.weight = nn.Parameter(torch.empty(sum(self.groups), cond_dim, device=device))
-        self.bias = nn.Parameter(torch.empty(sum(self.widths), device=device))
+        self.weight = nn.Parameter(torch.empty(sum(self.groups), cond_dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(sum(self.widths), device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -177,15 +181,21 @@ class TableHead(nn.Module):
         rows: how many numbers each has.
         start: how the table starts.
         device: where the table lives.
+        dtype: its precision.
     """
 
     def __init__(
-        self, classes: int, rows: int, start: Start = "zero", device: torch.device | str | None = None
+        self,
+        classes: int,
+        rows: int,
+        start: Start = "zero",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.cond_dim = classes
         self.start: Start = start
-        self.weight = nn.Parameter(torch.empty(classes, rows, device=device))
+        self.weight = nn.Parameter(torch.empty(classes, rows, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -224,6 +234,7 @@ def build_head(
     widths: Sequence[int],
     start: Start = "zero",
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> AnyHead:
     """Return the head of a kind: "linear", "shared", "lowrank:R" or "table".
 
@@ -231,18 +242,18 @@ def build_head(
         ValueError: for another kind, or a rank that is no number from 1 on.
     """
     if kind == "linear":
-        return AffineHead(cond_dim, sum(widths), start, device=device)
+        return AffineHead(cond_dim, sum(widths), start, device=device, dtype=dtype)
     if kind == "shared":
-        return SharedHead(cond_dim, widths, start, device=device)
+        return SharedHead(cond_dim, widths, start, device=device, dtype=dtype)
     if kind == "table":
-        return TableHead(cond_dim, sum(widths), start, device=device)
+        return TableHead(cond_dim, sum(widths), start, device=device, dtype=dtype)
     name, _, rank = kind.partition(":")
     if name != "lowrank" or not rank.isdecimal() or int(rank) < 1:
         raise ValueError(
             f"Generator: head expected 'linear', 'shared', 'lowrank:R' or 'table', got {kind!r}.\n"
             f"R is the size of the bottleneck: 'lowrank:16'."
         )
-    return LowRankHead(cond_dim, sum(widths), int(rank), start, device=device)
+    return LowRankHead(cond_dim, sum(widths), int(rank), start, device=device, dtype=dtype)
 
 
 def _fill(weight: Tensor, bias: Tensor | None, start: Start, fan_in: int) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import torch
 from torch import nn
@@ -23,15 +23,28 @@ from torch.optim.swa_utils import AveragedModel
 from torchfilm.channels import Where, lineage
 from torchfilm.conditions import encoded_size
 from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
-from torchfilm.fusion import FUSIONS, Fusion, Matched, check_reads, resolve, takes
+from torchfilm.fusion import FUSIONS, Align, Fusion, Matched, check_reads, resolve, takes
+from torchfilm.generator_options import Options
 from torchfilm.naming import check_choice
 from torchfilm.several import Maybe
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_flattened, joins_its_parts
-from torchfilm.sites import Pattern, Sites, check_network, find, is_patched, is_root, is_site
+from torchfilm.sites import Pattern, Repeat, Sites, check_network, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, Holding, Slot, fall_silent, listen, slot_of, swap, swap_back
 
 Network = TypeVar("Network", bound=nn.Module)
 _SEARCH = ("field", "repeat", "batch")  # of `find`, among the options of `condition`
+
+
+class ConditionOptions(Options, total=False):
+    """What `condition` takes besides: options of `find`, and those of all fusions, as `takes` tells."""
+
+    field: int | str | None
+    repeat: Repeat
+    batch: int | None
+    align: Align | None
+    match_params: int | float | nn.Module | None
+    width: int | None
+    heads: int
 
 
 def condition(
@@ -44,7 +57,7 @@ def condition(
     features: int | None = None,
     fusion: str | Fusion = "film",
     generator: nn.Module | Callable[[int, Mapping[str, int]], nn.Module] | None = None,
-    **options: Any,
+    **options: Unpack[ConditionOptions],
 ) -> Network:
     """Condition a network in place: afterwards `model(x, cond=...)`; the same object, output and keys.
 
@@ -81,18 +94,19 @@ def condition(
     _check_root(model)
     if generator is None:
         _check_names(fusion, options)
-    search = {key: options.pop(key) for key in _SEARCH if key in options}
+    rest = dict[str, Any](options)
+    search = {key: rest.pop(key) for key in _SEARCH if key in rest}
     found = find(model, sites, where=where, dim=dim, features=features, **search)
     _check_unique(found)
     given = generator is not None
     dimension = _size(cond, several=given)
-    resolved = resolve(fusion, **({} if given else options))
+    resolved = resolve(fusion, **({} if given else rest))
     widths = {site.name: site.features for site in found}
     if generator is None:
         generator = resolved.build(dimension, widths)
-    elif options:
+    elif rest:
         raise ValueError(
-            f"condition: expected no options beside a generator, got {', '.join(options)}.\n"
+            f"condition: expected no options beside a generator, got {', '.join(rest)}.\n"
             f"Give them to the generator when it is made."
         )
     elif not isinstance(generator, nn.Module):
@@ -107,7 +121,7 @@ def condition(
         film.eval()
     if isinstance(fusion, str) and not given:
         size = {"match_params": resolved.target} if isinstance(resolved, Matched) else {}
-        film.recipe = {"name": fusion, "options": options | size}
+        film.recipe = {"name": fusion, "options": rest | size}
     _apply(model, film)
     return model
 

@@ -26,8 +26,7 @@ from torchfilm.naming import UnknownNameError, entry
 from torchfilm.sites import each_match
 
 Change = Callable[[Modulation], Modulation] | Modulation
-# The keys of a mapping that somebody has in a variable are of one kind.
-Changes = Mapping[str, Change] | Mapping[re.Pattern[str], Change] | Mapping[str | re.Pattern[str], Change]
+Key = TypeVar("Key", bound=str | re.Pattern[str])  # those of a mapping in a variable are of one kind
 T = TypeVar("T")
 
 
@@ -165,7 +164,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 
 @contextmanager
-def edit(model: nn.Module, changes: Changes) -> Iterator[None]:
+def edit(model: nn.Module, changes: Mapping[Key, Change]) -> Iterator[None]:
     """Change modulations in the block, in this thread: `edit(model, {r"layer4\\..*": lambda m: 0.5 * m})`.
 
     Args:
@@ -218,7 +217,7 @@ def strength(modulation: Modulation, by: float | Tensor) -> Modulation:
 def sweep(
     model: nn.Module,
     sites: SitePattern,
-    values: Iterable[float],
+    values: Iterable[float | Tensor],
     call: Callable[[], T],
     *,
     change: Callable[[Modulation, Tensor], Modulation] = strength,
@@ -227,7 +226,7 @@ def sweep(
 
     Args:
         model: a conditioned network.
-        sites: names, or a regular expression for whole names.
+        sites: names, or a regular expression for whole names; a list of such; or a function of the name.
         values: what `change` gets, one after the other, as a tensor (so that a compiled network stays one).
         call: runs the network: `lambda: model(x, cond=z)`.
         change: what to do to the modulation, of which it gets a copy; without it, its `strength`.

@@ -20,7 +20,7 @@ from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.naming import entry
 from torchfilm.reading import intact
-from torchfilm.sites import each_match
+from torchfilm.sites import Site, each_match
 from torchfilm.version import WRITER, check_format, from_entries, in_one_entry
 from torchfilm.writing import in_columns, whole
 
@@ -79,6 +79,8 @@ class Modulations(dict[str, Modulation]):
     def swap(self, other: Mapping[str, Modulation], sites: SitePattern) -> Modulations:
         """Return these with the matching sites of the other: `a.swap(b, r"layer4\\..*")`.
 
+        Sites are names, or a regular expression for whole names; a list of such; or a function of the name.
+
         Raises:
             ValueError: for a pattern that matches no site, and for a site that the other has not.
         """
@@ -94,7 +96,7 @@ class Modulations(dict[str, Modulation]):
         """Pickle as torch.load reads it, which fills no mappings of others."""
         return type(self), (dict(self),)
 
-    def __or__(self, other: Mapping[str, Any]) -> Any:
+    def __or__(self, other: Mapping[str, Any]) -> Modulations:  # type: ignore[override]
         return Modulations({**self, **other})
 
     def rows(self, rows: Any) -> Modulations:
@@ -231,7 +233,7 @@ def matching(names: Sequence[str], sites: SitePattern) -> list[str]:
     if callable(sites):
         found.update(name for name in names if sites(name))
     else:
-        patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
+        patterns = [sites] if isinstance(sites, str | re.Pattern | Site) else list(sites)
         found.update(*each_match(names, patterns))
     if not found:
         raise ValueError(

@@ -12,6 +12,7 @@ training too; for layer and RMS norms where all samples share one modulation.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -50,6 +51,11 @@ class _ConditionalBatchNorm(nn.Module):
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = self._base(num_features, eps, momentum, affine, track_running_stats, **options)
         self.film = FiLM(num_features, cond_dim, **options)
+
+    def reset_parameters(self) -> None:
+        """Return to the start: the norm with its statistics as torch's does, and gamma and beta."""
+        self.norm.reset_parameters()
+        self.film.reset_parameters()
 
     @classmethod
     def from_norm(cls: type[_Batch], norm: nn.Module, cond_dim: int) -> _Batch:
@@ -149,6 +155,12 @@ class ListeningNorm(nn.Module):
 
     _base: ClassVar[type[nn.Module]]
     film: FiLM
+
+    def reset_parameters(self) -> None:
+        """Return to the start: the norm as torch's does, and the modulation as `FiLM.reset_parameters`."""
+        super().reset_parameters()  # type: ignore[misc]
+        if "film" in self._modules:  # torch's norm starts before there is one
+            self.film.reset_parameters()
 
     @classmethod
     def around(cls: type[_Norm], norm: nn.Module, cond_dim: int, dim: int, gate: GateStart | None) -> _Norm:
@@ -324,7 +336,7 @@ class ConditionalLayerNorm(_ConditionalNorm, nn.LayerNorm):
     """Normalise each token, then modulate each feature: y = gamma(z) * LN(x) + beta(z).
 
     Args:
-        normalized_shape: features of a token, C, on the last axis of x.
+        normalized_shape: features of a token, C or (C,), on the last axis of x.
         cond_dim: size of the condition's last axis; a condition [B, T, cond_dim] has a row for each token.
         eps: added to the variance.
         elementwise_affine: give the norm learned factors and shifts of its own, besides gamma and beta.
@@ -344,7 +356,7 @@ class ConditionalLayerNorm(_ConditionalNorm, nn.LayerNorm):
 
     def __init__(
         self,
-        normalized_shape: int,
+        normalized_shape: int | Sequence[int],
         cond_dim: int,
         *,
         eps: float = 1e-5,
@@ -352,7 +364,7 @@ class ConditionalLayerNorm(_ConditionalNorm, nn.LayerNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        nn.LayerNorm.__init__(self, normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
+        nn.LayerNorm.__init__(self, normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)  # type: ignore
         features = channels_of(type(self).__name__, self)
         self.film = FiLM(features, cond_dim, dim=-1, device=device, dtype=dtype)
 
@@ -361,7 +373,7 @@ class ConditionalRMSNorm(_ConditionalNorm, nn.RMSNorm):
     """Divide each token by its root mean square, then modulate: y = gamma(z) * RMS(x) + beta(z).
 
     Args:
-        normalized_shape: features of a token, C, on the last axis of x.
+        normalized_shape: features of a token, C or (C,), on the last axis of x.
         cond_dim: size of the condition's last axis; a condition [B, T, cond_dim] has a row for each token.
         eps: added to the mean square; None for the machine epsilon, as torch does.
         elementwise_affine: give the norm learned factors of its own, besides gamma.
@@ -381,7 +393,7 @@ class ConditionalRMSNorm(_ConditionalNorm, nn.RMSNorm):
 
     def __init__(
         self,
-        normalized_shape: int,
+        normalized_shape: int | Sequence[int],
         cond_dim: int,
         *,
         eps: float | None = None,
@@ -389,7 +401,7 @@ class ConditionalRMSNorm(_ConditionalNorm, nn.RMSNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        nn.RMSNorm.__init__(self, normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
+        nn.RMSNorm.__init__(self, normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)  # type: ignore
         features = channels_of(type(self).__name__, self)
         self.film = FiLM(features, cond_dim, dim=-1, device=device, dtype=dtype)
 

@@ -42,7 +42,7 @@ from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_choice
 from torchfilm.summary import Labels
 
-Values = Mapping[str, Array] | Mapping[str, Modulation]
+Values = Mapping[str, Array | Tensor | Modulation]
 Method = Literal["tsne", "pca"]
 
 
@@ -74,8 +74,8 @@ def histograms(gamma: Values, beta: Values | None = None, *, bins: int = 100) ->
 
 
 def planes(
-    gamma: Array | Modulation,
-    beta: Array | Modulation,
+    gamma: Array | Tensor | Modulation,
+    beta: Array | Tensor | Modulation,
     labels: Labels,
     styles: Mapping[Any, Mark],
     titles: Sequence[str],
@@ -124,8 +124,8 @@ def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
         "MB kept for training": [(row["kept"] / 1e6,) * 3 for row in lines],
     }
     if any(row["score"] for row in lines):
-        scores = [row["score"] or {"mean": np.nan, "low": np.nan, "high": np.nan} for row in lines]
-        panels["score"] = [(score["mean"], score["low"], score["high"]) for score in scores]
+        scores = [row["score"] or {"value": np.nan, "low": np.nan, "high": np.nan} for row in lines]
+        panels["score"] = [(score["value"], score["low"], score["high"]) for score in scores]
     figure, axes = grid(1, len(panels), 2.4, 0.6 + 0.3 * len(lines), sharey=True)
     for ax, (title, found) in zip(axes.flat, panels.items(), strict=True):
         middle, low, high = np.array(found).T
@@ -137,7 +137,7 @@ def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def embeddings(points: Mapping[str, Array], labels: Labels, styles: Mapping[Any, Mark]) -> Figure:
+def embeddings(points: Mapping[str, Array | Tensor], labels: Labels, styles: Mapping[Any, Mark]) -> Figure:
     """One panel per name with points [n, 2], marked by their labels; axes of an embedding have no unit.
 
     labels: one per point, each with a style.
@@ -147,7 +147,8 @@ def embeddings(points: Mapping[str, Array], labels: Labels, styles: Mapping[Any,
     figure, axes = grid(-(-len(points) // columns), columns, 4.2, 4.0)
     for ax in axes.flat[len(points) :]:
         ax.set_visible(False)
-    for ax, (name, found) in zip(axes.flat, points.items(), strict=False):
+    for ax, (name, values) in zip(axes.flat, points.items(), strict=False):
+        found = _array(values)
         _scatter(ax, found[:, 0], found[:, 1], labels, styles, size=7)
         ax.set_title(shortened(name), fontsize=10)
         ax.spines[["left", "bottom"]].set_color("0.85")
@@ -292,7 +293,7 @@ def _gamma_and_beta(gamma: Values, beta: Values | None) -> tuple[dict[str, Array
     }
 
 
-def _numbers(values: Array | Modulation, field: Literal["gamma", "beta"], site: str = "") -> Array:
+def _numbers(values: Array | Tensor | Modulation, field: Literal["gamma", "beta"], site: str = "") -> Array:
     """Return rows of numbers; of a modulation in the shape that its gamma and beta have together."""
     if isinstance(values, Modulation):
         together = torch.broadcast_tensors(*aligned(values.gamma, values.beta))

@@ -23,22 +23,22 @@ class Scored:
     from this one is not in it. Samples count as independent.
 
     Args:
-        mean: over seeds and samples.
-        low: where its interval starts; equal to the mean where there is neither a second seed nor a sample.
+        value: the mean over seeds and samples.
+        low: where its interval starts; equal to the value where there is neither a second seed nor a sample.
         high: where it ends.
         by_seed: the mean of each seed.
     """
 
-    mean: float
+    value: float
     low: float
     high: float
     by_seed: tuple[float, ...]
 
     def __str__(self) -> str:
-        """Show mean and interval, if there is one, and over how many seeds."""
+        """Show value and interval, if there is one, and over how many seeds."""
         seeds = f", {len(self.by_seed)} seeds" if len(self.by_seed) > 1 else ""
         interval = f" [{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else ""
-        return f"{self.mean:.3f}{interval}{seeds}"
+        return f"{self.value:.3f}{interval}{seeds}"
 
 
 def scored_by(models: Mapping[str, Sequence[nn.Module]], score: Score) -> dict[str, Numbers]:

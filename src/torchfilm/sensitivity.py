@@ -76,21 +76,21 @@ def recordable(value: Any) -> Any:
     )
 
 
-def probe(output: Any, score: Measure | None, seed: int) -> tuple[Tensor, float, float]:
+def probe(output: Any, measure: Measure | None, seed: int) -> tuple[Tensor, float, float]:
     """Return a scalar to take gradients of, the unit to divide squared gradients by, and that of all of y.
 
     Raises:
-        ValueError: for an output or a score without a gradient.
+        ValueError: for an output or a measure without a gradient.
     """
-    return _projected(output, seed) if score is None else _scored(score(output))
+    return _projected(output, seed) if measure is None else _measured(measure(output))
 
 
-def _scored(value: Any) -> tuple[Tensor, float, float]:
-    """Return the sum of a score of each sample, and how many there are."""
+def _measured(value: Any) -> tuple[Tensor, float, float]:
+    """Return the sum of a measure of each sample, and how many there are."""
     if not isinstance(value, Tensor) or not value.requires_grad or value.is_complex():
         kind = f"{value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__} without one"
         raise ValueError(
-            f"score: expected a tensor with a gradient, got {kind}.\n"
+            f"measure: expected a tensor with a gradient, got {kind}.\n"
             f"Compute it from the output in real floating point, without argmax or detach."
         )
     rows = float(len(value) if value.ndim else 1)
@@ -152,35 +152,35 @@ def sensitivity(
     *args: Any,
     cond: Any = None,
     modulation: Mapping[str, Any] | None = None,
-    score: Measure | None = None,
+    measure: Measure | None = None,
     draws: int = 1,
     **kwargs: Any,
 ) -> dict[str, Modulation]:
     """Return how much each channel's gamma and beta moves the output: one Modulation [C] for each site.
 
-    Without a score: |dy/dgamma_c| / |y| over all samples, so 0.1 says that gamma_c + 1 changes the output by
-    about a tenth of how far samples are from their mean: |y| is without what they share, but where they do
+    Without a measure: |dy/dgamma_c| / |y| over all samples, so 0.1 says that gamma_c + 1 changes the output
+    by about a tenth of how far samples are from their mean: |y| is without what they share, but where they do
     not differ, or there is one. Left out of y are masked entries, those that are -inf or
     torch.finfo(y.dtype).min, and single numbers beside it, such as a loss. If your mask is another number,
-    such as -1e9, give a score of the other entries.
+    such as -1e9, give a measure of the other entries.
 
-    With a score: |dscore/dgamma_c|, root mean square over the scores of samples; where one modulation is for
-    all, that takes a backward pass for each. The network is left as it was.
+    With a measure m: |dm/dgamma_c|, root mean square over what it gives for each sample; where one modulation
+    is for all, that takes a backward pass for each. The network is left as it was.
 
     Args:
         model: a conditioned network, compiled or not; it runs in its present mode.
         args: what the network takes besides the condition; kwargs likewise.
         cond: the condition, or
         modulation: ready modulations.
-        score: from the output to a tensor [B], such as a logit of each sample. For a single number, such as
+        measure: from the output to a tensor [B], such as a logit of each sample. For a single number, such as
             a mean loss, the squares of all rows of gamma_c are added: sqrt(B) times less than for [B] where
             it is the mean of B samples with rows of their own.
         draws: how many random projections of the output are averaged, at least 1, a backward pass each. A
             number is off by about 0.7 / sqrt(N draws) of itself where all N samples move the output alike,
-            and by up to 0.7 / sqrt(draws) where one does nearly all. With a score nothing is drawn.
+            and by up to 0.7 / sqrt(draws) where one does nearly all. With a measure nothing is drawn.
 
     Raises:
-        ValueError: for an output or a score without a gradient, for another fusion than FiLM, inside of
+        ValueError: for an output or a measure without a gradient, for another fusion than FiLM, inside of
             `unconditioned`, and for no draws.
 
     Example:
@@ -191,13 +191,13 @@ def sensitivity(
         torch.Size([5])
     """
     check_size("sensitivity: draws", draws, "Leave draws= out for a single one.")
-    draws = 1 if score is not None else draws
+    draws = 1 if measure is not None else draws
     with undisturbed(model), leaves(model) as found:
         args, kwargs, cond = recordable((args, kwargs, cond))
         output = model(*args, cond=cond, modulation=modulation, **kwargs)
         check_modulations("sensitivity", found.values)
         squares: dict[str, dict[str, Tensor]] = {name: {} for name in found.values}
-        for total, unit, fields in _passes(output, score, draws, list(found.fields())):
+        for total, unit, fields in _passes(output, measure, draws, list(found.fields())):
             gradients = torch.autograd.grad(
                 total, [tensor for _, _, tensor in fields], retain_graph=True, materialize_grads=True
             )
@@ -307,18 +307,18 @@ def _name(path: Any) -> str:
 
 
 def _passes(
-    output: Any, score: Measure | None, draws: int, fields: list[tuple[str, str, Tensor]]
+    output: Any, measure: Measure | None, draws: int, fields: list[tuple[str, str, Tensor]]
 ) -> Iterator[tuple[Tensor, float, list[tuple[str, str, Tensor]]]]:
     """Yield what to take gradients of, its unit, and for which fields.
 
-    Fields that all samples share get a pass for each sample's score, of which the sum says less.
+    Fields that all samples share get a pass for each sample's measure, of which the sum says less.
     """
-    rows = 1 if score is None else int(probe(output, score, 0)[1])
+    rows = 1 if measure is None else int(probe(output, measure, 0)[1])
     shared = [one for one in fields if rows > 1 and (one[2].ndim < 2 or len(one[2]) == 1)]
     own = [one for one in fields if all(one is not other for other in shared)]
     for draw in range(draws if own else 0):
-        yield *probe(output, score, draw)[:2], own
-    for sample in score(output) if score is not None and shared else ():
+        yield *probe(output, measure, draw)[:2], own
+    for sample in measure(output) if measure is not None and shared else ():
         yield sample.sum(), float(rows), shared
 
 

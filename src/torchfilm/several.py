@@ -91,6 +91,7 @@ class Maybe(nn.Module):
         dropout: probability per sample to lose it in training, 0 to 1.
         null: "learned" (zero at the start) or "zero".
         device: where the null lives.
+        dtype: its precision, if it is learned.
 
     Raises:
         ValueError: for a probability outside 0 to 1, an unknown null, or Classes without vectors.
@@ -111,6 +112,7 @@ class Maybe(nn.Module):
         *,
         null: Null = "learned",
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if isinstance(condition, Classes) and condition.table is None:
@@ -125,7 +127,8 @@ class Maybe(nn.Module):
         self.dim = encoded_size(condition)
         self._takes_several = _takes_several(condition)
         self.dropout = dropout
-        self.null = nn.Parameter(torch.zeros(self.dim, device=device)) if null == "learned" else None
+        start = torch.zeros(self.dim, device=device, dtype=dtype)
+        self.null = nn.Parameter(start) if null == "learned" else None
         self.place = torch.empty(0, device=device)  # where this is; a buffer would make DDP send it round
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Maybe:  # noqa: FBT001, FBT002

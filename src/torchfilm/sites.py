@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, SupportsIndex, get_args, overload
 
 from torch import nn
 from torch.jit import ScriptModule
@@ -52,9 +52,22 @@ class Site:
 
 
 class Sites(tuple[Site, ...]):
-    """The sites that were found, in the order of the model; prints as a table, and `+` joins two searches."""
+    """The sites that were found, in the order of the model; prints as a table, and `+` joins two searches.
+
+    A part of them is what was found too: `found[-4:]`, `[site for site in found if site.features > 64]`.
+    """
 
     __slots__ = ()
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Site: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sites: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Site | Sites:
+        chosen = super().__getitem__(index)
+        return chosen if isinstance(chosen, Site) else Sites(chosen)
 
     def __add__(self, other: Any) -> Sites:
         return Sites((*self, *other))
@@ -108,7 +121,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 Name = str | re.Pattern[str]
-Pattern = Name | Sequence[Name] | Callable[[str, nn.Module], bool] | Preset | Sites
+Pattern = Name | Sequence[Name] | Callable[[str, nn.Module], bool] | Preset | Site | Sequence[Site]
 
 
 def preset(name: str) -> Preset:
@@ -147,7 +160,7 @@ def find(
         model: any network.
         sites: a name, or a regular expression, compiled or not, that matches whole names (`re.fullmatch`); a
             list of such, each of which must match something; a function of name and module that returns True
-            or False; a `preset`; or what `find` returned, which has its own options and takes no others.
+            or False; a `preset`; or what `find` returned, all or some of it, with its options and no others.
         where: modulate what each module returns ("output") or what it is given ("input").
         dim: the axis of the channels; needed where the type of a module does not tell.
         features: how many channels there are; needed where neither type nor a one-dimensional weight tells.
@@ -173,12 +186,13 @@ def find(
     """
     check_network(model)
     names = aliases(model)
-    if isinstance(sites, Sites):
+    earlier = _found(sites)
+    if earlier is not None:
         said = {"where": where, "dim": dim, "features": features, "field": field, "repeat": repeat}
         _check_unsaid({**said, "batch": batch})
         return Sites(
             _described(model, site.name, names.get(site.name), site, site.dim, site.features, site.batch)
-            for site in sites
+            for site in earlier
         )
     flags = isinstance(repeat, bool) or isinstance(batch, bool)
     if isinstance(repeat, Integral) and not flags:  # also one of numpy's
@@ -202,6 +216,14 @@ def find(
         _described(model, name, names[name], plain, dim, features, batch, usual)
         for name in _chosen(model, names, sites)
     )
+
+
+def _found(sites: Any) -> Sequence[Site] | None:
+    """Return sites that were found before: all of them, some, or one; None for what is still to be found."""
+    if isinstance(sites, Sites):
+        return sites
+    some = sites if isinstance(sites, list | tuple) else [sites]
+    return some if some and all(isinstance(one, Site) for one in some) else None
 
 
 def _check_unsaid(options: Mapping[str, Any]) -> None:
@@ -235,9 +257,11 @@ def each_match(names: Collection[str], patterns: Iterable[Name]) -> Iterator[lis
 
 def _matched(names: Collection[str], pattern: Name) -> list[str]:
     if not isinstance(pattern, str | re.Pattern):
+        remedy = "Give the names of modules; or a function: lambda name, module: module in mine."
+        if isinstance(pattern, Site):
+            remedy = f"Give its name: {pattern.name!r}."
         raise ValueError(
-            f"Sites: expected patterns for names, got a {type(pattern).__name__} among them.\n"
-            f"Give the names of modules; or a function: lambda name, module: module in mine."
+            f"Sites: expected patterns for names, got a {type(pattern).__name__} among them.\n{remedy}"
         )
     if isinstance(pattern, str) and pattern in names:
         return [pattern]
@@ -304,21 +328,19 @@ def is_patched(module: nn.Module) -> bool:
     return own is not None and own != types.MethodType(type(module).forward, module)
 
 
-def _chosen(
-    model: nn.Module,
-    names: dict[str, list[str]],
-    sites: Name | Sequence[Name] | Callable[..., bool] | Preset,
-) -> list[str]:
+def _chosen(model: nn.Module, names: dict[str, list[str]], sites: Any) -> list[str]:
     """Return the matching names in the order of the model; each pattern has to match something."""
     called = {one: name for name, others in names.items() for one in (name, *others)}
     if isinstance(sites, Preset):
         each = (_matched(called, pattern) for pattern in sites.patterns)
         found = [next(filter(None, each), None) or _nothing(called, *sites.patterns)]
     elif isinstance(sites, nn.Module):
-        own = next((name for name in names if model.get_submodule(name) is sites), "its name")
+        own = [name for name in names if model.get_submodule(name) is sites]
+        remedy = "It is none inside of this network: sites come first, condition(model, sites, cond)."
+        if own:
+            remedy = f"Give its name: {own[0]!r}; or a function: lambda name, module: module is mine."
         raise ValueError(
-            f"find: expected a pattern for names, got a module, {type(sites).__name__}.\n"
-            f"Give its name: {own!r}; or a function: lambda name, module: module is mine."
+            f"find: expected a pattern for names, got a module, {type(sites).__name__}.\n{remedy}"
         )
     elif isinstance(sites, type):
         raise ValueError(

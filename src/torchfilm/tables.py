@@ -142,7 +142,7 @@ class SeparableTable:
         return self.conditions.join({**zeros, **vectors})
 
     def _modulations(self, raw: Tensor) -> dict[str, Modulation]:
-        return self.generator.modulations(raw) if self._start is None else self.generator.divided(raw)
+        return self.generator.of_raw(raw) if self._start is None else self.generator.divided(raw)
 
 
 def raw_of_others(

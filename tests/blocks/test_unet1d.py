@@ -42,7 +42,7 @@ def test_step_and_condition_are_separable_exactly(start: str):
     unet = small(start=start)
     x, step, condition = batch()
     rows = unet.step_rows(step) + unet.condition_rows(condition)
-    y = unet.denoise(x, unet.generator.modulations(rows))
+    y = unet.denoise(x, unet.generator.of_raw(rows))
     torch.testing.assert_close(y, unet(x, step, condition), rtol=1e-10, atol=1e-10)
 
 
@@ -121,7 +121,7 @@ def test_an_injection_is_the_identity_at_the_start_and_then_is_heard(fusion: str
 def test_a_modulation_is_injected_behind_the_blocks_own():
     unet = small()
     x, step, condition = batch()
-    own = unet.generator.modulations(unet.step_rows(step) + unet.condition_rows(condition))
+    own = unet.generator.of_raw(unet.step_rows(step) + unet.condition_rows(condition))
     more = {"mid_0": Modulation(torch.rand(5, 16).double(), torch.rand(5, 16).double())}
     both = own | {"mid_0": more["mid_0"].compose(own["mid_0"])}
     torch.testing.assert_close(unet.denoise(x, own, injected=more), unet.denoise(x, both))

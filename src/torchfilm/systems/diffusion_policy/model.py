@@ -363,7 +363,7 @@ class DiffusionPolicy(nn.Module):
         rows = [self.unet.condition_rows(one.condition) for one in asked]
         x = noise_like(observations, (config.horizon, config.action), generator)
         for row, step in zip(table, schedule.timesteps, strict=True):
-            modulations = [self.unet.generator.modulations(row + own) for own in rows]
+            modulations = [self.unet.generator.of_raw(row + own) for own in rows]
             found = [self._denoised(x, *one) for one in zip(modulations, asked, strict=True)]
             predicted = found[0] if guidance == 1.0 else found[1] + guidance * (found[0] - found[1])
             x = schedule.step(predicted, step, x, generator=generator).prev_sample
