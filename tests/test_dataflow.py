@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import torchfilm as tf
 from catalogue import randomise
@@ -405,6 +405,16 @@ class KeepsWeight(Branch):
 @pytest.mark.parametrize(("build", "count"), [(AsksDtype, 0), (KeepsWeight, 1)])
 def test_code_reads_a_weight_where_its_numbers_count(build, count):
     assert len(read_by_code(build())) == count
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, torch.OutOfMemoryError])
+def test_what_is_no_fault_of_the_code_does_not_pass_for_one(error, monkeypatch: pytest.MonkeyPatch):
+    def fails(tracer: fx.Tracer, root: nn.Module) -> fx.Graph:
+        raise error
+
+    monkeypatch.setattr(fx.Tracer, "trace", fails)
+    with pytest.raises(error):
+        ways(AddsOnlyAlone())
 
 
 @pytest.mark.parametrize("pairs", [True, [("0", "1")]], ids=["found", "given"])

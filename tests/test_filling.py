@@ -418,3 +418,48 @@ def test_a_tuple_is_no_modulation():
         ValueError, match=r"Site '1': expected a Modulation, got a tuple of 2.\nGive Modulation"
     ):
         model(x, modulation={"1": (torch.ones(8), torch.zeros(8))})
+
+
+ADDED = {
+    "a parameter": lambda encoder: encoder.layers[0].register_parameter("more", nn.Parameter(torch.ones(()))),
+    "a buffer": lambda encoder: encoder.layers[0].register_buffer("more", torch.ones(())),
+    "a module": lambda encoder: encoder.layers[0].add_module("more", nn.Linear(1, 1)),
+}
+
+
+class Deep(nn.Module):
+    """An encoder that adds what its first layer gets later."""
+
+    dim = 7
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(7, 7), nn.ReLU(), nn.Linear(7, 7))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        more = getattr(self.layers[0], "more", 0.0)
+        return self.layers(z) + (more.weight if isinstance(more, nn.Module) else more)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("added", ADDED)
+def test_what_an_encoder_gets_while_a_condition_is_active_is_heard(added: str):
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", Deep()))
+    x, z = torch.randn(2, 3), torch.randn(2, 7)
+    with tf.using(model, cond=z):
+        before = model(x)
+        ADDED[added](model.film.cond)
+        after = model(x)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, model(x, cond=z))
+
+
+@torch.no_grad()
+def test_calls_in_a_block_do_not_walk_through_the_encoder(monkeypatch: pytest.MonkeyPatch):
+    model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5)), "0", Deep()))
+    x, z = torch.randn(2, 3), torch.randn(2, 7)
+    model(x, cond=z)  # looks once where the sites are
+    with tf.using(model, cond=z), monkeypatch.context() as patched:
+        patched.setattr(nn.Module, "named_modules", None)
+        after = model(x)
+    assert torch.equal(after, model(x, cond=z))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import oracles
 from catalogue import randomise
-from torchfilm.fold_draft import Affine, Draft, NotExactError
+from torchfilm.fold_draft import Affine, Draft, NotExactError, restore
 from torchfilm.fold_rules import fold_input, fold_output
 
 Build = Callable[[], nn.Module]
@@ -212,9 +212,10 @@ def test_undo_puts_the_very_tensors_back():
     draft = Draft(module)
     fold_output(draft, module[0], affine(3), 1)
     fold_output(draft, module[1], affine(3), 1)
-    undo = draft.apply()
+    undo = []
+    draft.apply(undo=undo)
     assert set(dict(module.named_parameters())) > set(before)
-    undo()
+    restore(undo)
     after = dict(module.named_parameters())
     assert set(after) == set(before)
     assert all(after[name] is before[name] for name in before)

@@ -101,6 +101,22 @@ def test_inside_of_folded_other_threads_do_not_use_the_network_unnoticed(got, ac
         assert torch.equal(copy.deepcopy(model)(X, cond=cond), expected)
 
 
+@pytest.mark.parametrize("sites", ["0|2", "0|1|2"], ids=["all folded", "with a constant"])
+def test_a_block_that_ends_in_another_thread_is_over_in_its_own(sites: str):
+    model, cond = network(sites), z()
+    expected = model(X, cond=cond)
+    block = tf.folded(model, cond=cond, **KEPT)
+    block.__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(block.__exit__, None, None, None).result()
+        assert torch.equal(pool.submit(model, X, cond=cond).result(), expected)
+    with pytest.raises(ValueError, match="expected an active condition"):
+        model(X)
+    assert torch.equal(model(X, cond=cond), expected)
+    with tf.folded(model, cond=cond, **KEPT):
+        torch.testing.assert_close(model(X), expected)
+
+
 def meeting(meet: Callable[[], object]) -> nn.Module:
     """A network whose code meets another thread, so that a trace of it does."""
 

@@ -278,6 +278,16 @@ def test_a_network_is_asked_under_another_default_device():
         assert tf.doctor(model, x, cond=z) == well
 
 
+@pytest.mark.parametrize("error", [RecursionError, torch.OutOfMemoryError])
+def test_memory_that_runs_out_is_no_finding(error, monkeypatch: pytest.MonkeyPatch):
+    def fails(*args, **kwargs) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "randn_like", fails)
+    with pytest.raises(error):
+        tf.doctor(network(), torch.randn(2, 3).double(), cond=torch.randn(2, 11).double())
+
+
 @pytest.mark.plain
 def test_no_draws_are_refused():
     with pytest.raises(ValueError, match=r"draws expected a whole number from 1 on, got 0"):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector, encoded_size
 from torchfilm.filling import Conditioning
 from torchfilm.fusion import Fusion, resolve
-from torchfilm.injection import Network, condition, conditioning, remove, unwrapped
+from torchfilm.injection import Network, condition, conditioning, film_of, remove, unwrapped
 from torchfilm.lookup import Row, Table
 from torchfilm.reading import DAMAGED, intact, sketched
 from torchfilm.several import Maybe, Several
@@ -178,14 +178,15 @@ def load(
         _check_fit(sketch.state_dict(), known, path)
         if cond is None:
             cond = _build(description["cond"])
-    condition(base, sites, cond, **how)
-    film = conditioning(base)
-    if description.get("table"):
-        film.recipe = description["fusion"]
+    before = film_of(base)
     try:
+        film = conditioning(condition(base, sites, cond, **how))
+        if description.get("table"):
+            film.recipe = description["fusion"]
         _fill(film, tensors, path)
     except BaseException:
-        remove(base)
+        if film_of(base) is not before:
+            remove(base)
         raise
     return base
 

@@ -46,7 +46,7 @@ class CheckpointContext:
         return nullcontext(), _Again(self.film)
 
 
-class _Again(AbstractContextManager["_Again"]):
+class _Again(AbstractContextManager[None]):
     """Make active, and fill the slots with, what was there when this was made; may be entered again."""
 
     def __init__(self, film: Conditioning) -> None:
@@ -56,21 +56,21 @@ class _Again(AbstractContextManager["_Again"]):
         self.transforms, self.lent, self.folded = list(local.transforms), local.lent, film.folded
         self.entered: list[ExitStack] = []
 
-    def __enter__(self) -> _Again:
-        film, local, stack = self.film, self.film.local, ExitStack()
+    def __enter__(self) -> None:
+        film, local = self.film, self.film.local
         if film.folded is not self.folded:
             raise ValueError(
                 "checkpoint: expected the backward pass where the forward pass was, inside or outside of "
                 "`folded`, whose weights are others.\nPut both into the block, or both outside."
             )
-        stack.enter_context(again_active(film, self.active))
-        # On an accelerator backward passes run in a thread of autograd's own, in which nothing is fixed.
-        stack.callback(vars(local).update, transforms=local.transforms, fixed=local.fixed)
-        local.transforms, local.fixed = list(self.transforms), self.fixed
-        film.fill(self.values)
-        film.relend(self.lent and self.lent._replace(backward=backward_pass()), film.edits)
-        self.entered.append(stack)
-        return self
+        with ExitStack() as stack:
+            stack.enter_context(again_active(film, self.active))
+            # On an accelerator backward passes run in a thread of autograd's own, in which nothing is fixed.
+            stack.callback(vars(local).update, transforms=local.transforms, fixed=local.fixed)
+            local.transforms, local.fixed = list(self.transforms), self.fixed
+            film.fill(self.values)
+            film.relend(self.lent and self.lent._replace(backward=backward_pass()), film.edits)
+            self.entered.append(stack.pop_all())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -88,6 +88,15 @@ class Lent(NamedTuple):
     backward: int
 
 
+class _Fixed:
+    """What a block of `fixed` lets the slots hold, and what was there before it; `ended` where it is over."""
+
+    ended = False
+
+    def __init__(self, values: Any, local: _Local) -> None:
+        self.values, self.before, self.held = values, local.fixed, local.values
+
+
 class _Frame:
     """A block, and what was active and in the slots before it."""
 
@@ -103,7 +112,7 @@ class _Local(threading.local):
         self.active: Active | Off | None = None
         self.values: Any = None  # what the slots hold: a value for each site, PLAIN, or None outside of calls
         self.ready = False  # whether slots hold norms made ready for these values
-        self.fixed: Any = None
+        self.fixed: _Fixed | None = None
         self.lent: Lent | None = None
         self.applied = 0  # how many transforms the call that runs has had
         self.frames: list[_Frame] = []
@@ -196,15 +205,15 @@ class Conditioning(nn.Module):
         self.check_open("edit or record")
         local = self.local  # of this thread, in whichever the block ends
         transforms, before, edits = local.transforms, local.lent, self.edits
-        transforms.append(transform)
         try:
+            transforms.append(transform)
             runs = local.values is not None  # then parts hear what the call does
-            if before is not None and not runs and not isinstance(transform, Onlooker):
+            if before is not None and not runs and transform in self.edits:
                 self.relend(before._replace(values=self._through([transform], before.values)), self.edits)
             yield
         finally:
-            mine = (i for i, one in enumerate(transforms) if one is transform)
-            del transforms[max(mine)]
+            if transform in transforms:  # each block has one of its own
+                transforms.remove(transform)
             now = self.local.lent  # of another condition, where a block of `using` began or ended in between
             same = before is not None and now is not None and now.unedited is before.unedited
             self.relend(*(before, edits) if same else (now, None))
@@ -212,15 +221,22 @@ class Conditioning(nn.Module):
     @contextmanager
     def fixed(self, values: Any) -> Iterator[None]:
         """Let the slots hold these values or PLAIN in the block, as they are, whatever else is active."""
-        local = self.local
-        before, held = local.fixed, local.values
+        fixed = _Fixed(values, self.local)
         try:
-            local.fixed = values
+            self.local.fixed = fixed
             self.fill(values)
             yield
         finally:
-            local.fixed = before
-            self.fill(held)
+            fixed.ended = True
+            self._fixed()
+
+    def _fixed(self) -> _Fixed | None:
+        """Return what is fixed in this thread; give back what was there before what is over."""
+        local = self.local
+        while local.fixed is not None and local.fixed.ended:
+            self.fill(local.fixed.held)
+            local.fixed = local.fixed.before
+        return local.fixed
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], *more: Any
@@ -235,7 +251,7 @@ class Conditioning(nn.Module):
 
     def check_open(self, got: str) -> None:
         """Raise ValueError where the values are fixed: what comes now would not be heard at all sites."""
-        if self.folded or self.local.fixed is not None:
+        if self.folded or self._fixed() is not None:
             raise ValueError(
                 f"folded: expected nothing inside the block but calls without a condition, in the same "
                 f"thread: the weights hold one, got {got}.\n"
@@ -250,11 +266,10 @@ class Conditioning(nn.Module):
     def values(self, cond: Any, modulation: Any) -> Any:
         """Return what the slots get for these arguments: a value for each site, or PLAIN."""
         if self.folded or self.local.fixed is not None:
-            if self.local.fixed is None:
-                self.check_open("a call in another thread")
-            if cond is not None or modulation is not None:
-                self.check_open("a condition of a call's own")
-            return self.local.fixed
+            fixed = self._fixed()
+            if fixed is not None and cond is None and modulation is None:
+                return fixed.values
+            self.check_open("a call in another thread" if fixed is None else "a condition of a call's own")
         active = self.active
         if isinstance(active, Off):
             return PLAIN
@@ -381,9 +396,9 @@ def active(film: Conditioning, entry: Active | Off | None) -> Iterator[None]:
 def again_active(film: Conditioning, entry: Active | Off | None) -> Iterator[None]:
     """Make active what was active before, whatever holds the values now."""
     frame = _Frame(film)
-    film.local.frames.append(frame)
-    film.local.active = entry
     try:
+        film.local.frames.append(frame)
+        film.local.active = entry
         yield
     finally:
         in_turn = _left(film, frame)

@@ -1,6 +1,6 @@
 """What is to change in the tensors of a network, computed in float64, and written all at once.
 
-Plan, then apply: after an exception the network is as it was, and what `Draft.apply` returns undoes it.
+Plan, then apply: `Draft.apply` writes down what was there before it changes it, and `restore` puts it back.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+Undo = list[tuple[nn.Module, str, bool, Any]]
+"""What was there before: module, name, whether it is a parameter, and the very object."""
 
 
 class NotExactError(Exception):
@@ -162,31 +165,29 @@ class Draft:
         """Return the names of the module's tensors that change."""
         return [name for name, value in self._values.get(module, {}).items() if isinstance(value, Tensor)]
 
-    def apply(self, place: Callable[[nn.Module], nn.Module] = lambda module: module) -> Callable[[], None]:
-        """Write everything; return what puts the very objects back that were there.
+    def apply(
+        self, place: Callable[[nn.Module], nn.Module] = lambda module: module, undo: Undo | None = None
+    ) -> None:
+        """Write everything.
 
         Values in float64 are dropped once they are written: a second place shares the tensors of the first.
 
         Args:
             place: from a module that was read to the one to write into, its equal in another copy.
+            undo: takes what was there, each before it is changed.
         """
-        undo: list[tuple[nn.Module, str, bool, Any]] = []
-        try:
-            for source, values in self._values.items():
-                module = place(source)
-                for name, value in values.items():
-                    parameter = name in module._parameters
-                    old = module._parameters.get(name, getattr(module, name))
-                    undo.append((module, name, parameter, old))
-                    if parameter and isinstance(value, Tensor):
-                        values[name] = _parameter(value, self._like(source, name))
-                        module._parameters[name] = values[name]
-                    else:
-                        setattr(module, name, value)
-        except BaseException:
-            _restore(undo)
-            raise
-        return lambda: _restore(undo)
+        undo = [] if undo is None else undo
+        for source, values in self._values.items():
+            module = place(source)
+            for name, value in values.items():
+                parameter = name in module._parameters
+                old = module._parameters.get(name, getattr(module, name))
+                undo.append((module, name, parameter, old))
+                if parameter and isinstance(value, Tensor):
+                    values[name] = _parameter(value, self._like(source, name))
+                    module._parameters[name] = values[name]
+                else:
+                    setattr(module, name, value)
 
     def _like(self, module: nn.Module, name: str) -> Tensor:
         """Return what a new value is to be like: the old one, what is beside it, or the model's first one."""
@@ -210,7 +211,8 @@ def in_float64(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
-def _restore(undo: list[tuple[nn.Module, str, bool, Any]]) -> None:
+def restore(undo: Undo) -> None:
+    """Put the very objects back that were there."""
     for module, name, parameter, old in reversed(undo):
         if parameter:
             module._parameters[name] = old

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -33,7 +33,7 @@ from torchfilm.dataflow import (
 )
 from torchfilm.filling import Conditioning
 from torchfilm.fold_check import check_copied, difference, rounding
-from torchfilm.fold_draft import Affine, Draft, NotExactError
+from torchfilm.fold_draft import Affine, Draft, NotExactError, Undo, restore
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import (
     affine_of,
@@ -204,22 +204,20 @@ def folded(
         ...     y = model(torch.rand(2, 3, 5, 5))
     """
     film, values = _values(model, cond, modulation, leftover)
-    kept, undo = _fold_in_place(model, film, values, leftover)
+    undo: Undo = []
     try:
+        kept = _fold_in_place(model, film, values, leftover, undo)
         rest = {name: value if name in kept else PLAIN for name, value in values.items()}
         with film.fixed(rest if kept else PLAIN):
             yield model
     finally:
-        try:
-            undo()
-        finally:
-            film.folded = False
+        restore(undo)
 
 
 def _fold_in_place(
-    model: nn.Module, film: Conditioning, values: dict[str, Any], leftover: str
-) -> tuple[Collection[str], Callable[[], None]]:
-    """Fold a copy, check it, give the network its tensors; return the sites left over, and what undoes it."""
+    model: nn.Module, film: Conditioning, values: dict[str, Any], leftover: str, undo: Undo
+) -> Collection[str]:
+    """Fold a copy, check it, give the network its tensors; return the sites left over."""
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     memo[id(film.frozen)] = Frozen()  # the copy shares the parameters, which stay frozen
     plain, places = _plain_copy(model, memo)
@@ -228,12 +226,10 @@ def _fold_in_place(
     _errors(plan)
     names = {module: name for name, module in plain.named_modules()}
     film.check_open("another `folded`")
+    undo.append((film, "folded", False, False))
     film.folded = object()
-    try:
-        return plan.kept, plan.draft.apply(lambda module: model.get_submodule(names[module]))
-    except BaseException:
-        film.folded = False
-        raise
+    plan.draft.apply(lambda module: model.get_submodule(names[module]), undo)
+    return plan.kept
 
 
 def _values(

@@ -36,8 +36,8 @@ class Frozen:
                 self.norms.setdefault(name, (module, module.training == root.training))
             for key, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
-                    parameter.requires_grad = False
                     self.parameters.append((None if module is root else module, key))
+                    parameter.requires_grad = False
 
     def rest(self, root: nn.Module) -> None:
         """Put the norms into evaluation mode, also those that took the place of one; nor are they reset."""

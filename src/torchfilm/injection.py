@@ -159,14 +159,15 @@ def film_of(model: Any) -> Conditioning | None:
 def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iterator[None]:
     """Make a condition active for all calls in the block, also those that others make (`model.generate`).
 
-    With gradients disabled the generator runs once, at the start of the block. With gradients, it runs at
-    each call of the network, so that each has its own graph; so too when the condition, the generator's
-    parameters or its mode change, or when changes cannot be detected, as in arrays. Writing through `.data`,
-    or into tensors made in inference mode, is not detected, nor in a compiled network any writing into
-    tensors: give a new condition. Methods that call parts of the network without the network itself
-    (`vae.encode`) get the values made at the start, except in reruns of a checkpoint: see
-    `checkpoint_context`. In a network sharded by FSDP2, where only calls make values, they raise. A call's
-    own `cond=` wins, also for calls of the network inside of it.
+    With gradients disabled the generator runs once, at the start of the block. With gradients, it runs again
+    at each call of the network, so that each has its own graph: in a training step `cond=` saves the first
+    run. So too when the condition, the generator's parameters or its mode change, for which each call looks,
+    longer at a large encoder; or when changes cannot be detected, as in arrays. Writing through `.data`, or
+    into tensors made in inference mode, is not detected, nor in a compiled network any writing into tensors:
+    give a new condition. Methods that call parts of the network without the network itself (`vae.encode`) get
+    the values made at the start, except in reruns of a checkpoint: see `checkpoint_context`. In a network
+    sharded by FSDP2, where only calls make values, they raise. A call's own `cond=` wins, also for calls of
+    the network inside of it.
 
     Args:
         model: a conditioned network.
@@ -236,16 +237,20 @@ def check_forwards(what: str, root: nn.Module) -> None:
             )
 
 
-def attach(model: nn.Module, name: str, slot: Holding) -> list[nn.TransformerEncoder]:
-    """Make the module of that name a site, off torch's fast paths; return the encoders that lost theirs."""
+def attach(model: nn.Module, name: str, slot: Holding) -> None:
+    """Make the module of that name a site, off torch's fast paths."""
     *above, module = lineage(model, name)
     listen(module, slot)
     if any(isinstance(one, nn.TransformerEncoderLayer) for one in above):
         module.register_forward_pre_hook(marker)
-    nesting = [one for one in above if isinstance(one, nn.TransformerEncoder) and one.use_nested_tensor]
-    for one in nesting:
+    for one in _nesting(model, name):
         one.use_nested_tensor = False
-    return nesting
+
+
+def _nesting(model: nn.Module, name: str) -> list[nn.TransformerEncoder]:
+    """Return the encoders around a module that turn padded batches into nested tensors, a fast path."""
+    above = lineage(model, name)[:-1]
+    return [one for one in above if isinstance(one, nn.TransformerEncoder) and one.use_nested_tensor]
 
 
 def marker(module: nn.Module, args: Any) -> None:
@@ -256,8 +261,9 @@ def _apply(model: nn.Module, film: Conditioning) -> None:
     """Make the changes, each of which was checked before; undo them should one fail all the same."""
     try:
         for name, slot in film.slots.items():
-            for encoder in attach(model, name, slot):
+            for encoder in _nesting(model, name):
                 encoder.__dict__["_film_nested"] = True
+            attach(model, name, slot)
         swap(model, root_forward)
         film.takes_cond = "cond" in type(model)._film_keywords  # type: ignore[attr-defined]
         model.add_module("film", film)
@@ -271,16 +277,19 @@ def _undo(model: nn.Module, film: Conditioning) -> None:
     slots = {id(slot) for slot in film.slots.values()}
     for module in list(model.modules()):
         if id(slot_of(module)) in slots:
-            fall_silent(module)
             for key in [key for key, hook in module._forward_pre_hooks.items() if hook is marker]:
                 del module._forward_pre_hooks[key]
-        if isinstance(module, nn.TransformerEncoder) and vars(module).pop("_film_nested", False):
+            fall_silent(module)
+        if isinstance(module, nn.TransformerEncoder) and vars(module).get("_film_nested"):
             module.use_nested_tensor = True
+            del module.__dict__["_film_nested"]
     film.frozen.thaw(model)
-    if is_root(model):
-        swap_back(model)
-    if model._modules.get("film") is film:
-        del model._modules["film"]
+    try:
+        if is_root(model):
+            swap_back(model)
+    finally:  # both or neither: a plain network with a child `film` could not be conditioned again
+        if not is_root(model) and model._modules.get("film") is film:
+            del model._modules["film"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -24,11 +24,11 @@ def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
     """
     compiling = torch.compiler.is_compiling()  # then no other thread sees a mode change
     lock, blocks = (nullcontext(), []) if compiling else (_CHANGING, _OPEN)
-    with lock:
-        modes = {module: module.training for model in models for module in model.modules()}
-        blocks.append(modes)
+    modes: dict[nn.Module, bool] = {}
     try:
         with lock:
+            modes.update((module, module.training) for model in models for module in model.modules())
+            blocks.append(modes)
             if training:
                 for model in models:
                     model.train()
@@ -39,8 +39,10 @@ def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
         yield
     finally:
         with lock:
-            place = [block is modes for block in blocks].index(True)
-            _give_back(models, blocks.pop(place), blocks[place:])
+            for place, block in enumerate(blocks):
+                if block is modes:
+                    _give_back(models, blocks.pop(place), blocks[place:])
+                    break
 
 
 def _give_back(
@@ -141,10 +143,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 class _Stance:
-    """How many blocks run compiled networks eagerly now, and what gives the stance from before back."""
+    """The blocks that run compiled networks eagerly now, and what gives the stance from before back."""
 
     def __init__(self) -> None:
-        self.lock, self.blocks, self.before = threading.Lock(), 0, ExitStack()
+        self.lock, self.blocks, self.before = threading.Lock(), set[object](), ExitStack()
 
 
 _STANCE = _Stance()
@@ -153,14 +155,15 @@ _STANCE = _Stance()
 @contextmanager
 def _eagerly() -> Iterator[None]:
     """Run compiled networks eagerly; the stance is that of all threads, so the last to leave ends it."""
-    with _STANCE.lock:
-        if not _STANCE.blocks:
-            _STANCE.before.enter_context(torch.compiler.set_stance("force_eager"))
-        _STANCE.blocks += 1
+    block = object()
     try:
+        with _STANCE.lock:
+            if not _STANCE.blocks:
+                _STANCE.before.enter_context(torch.compiler.set_stance("force_eager"))
+            _STANCE.blocks.add(block)
         yield
     finally:
         with _STANCE.lock:
-            _STANCE.blocks -= 1
+            _STANCE.blocks.discard(block)
             if not _STANCE.blocks:
                 _STANCE.before.close()

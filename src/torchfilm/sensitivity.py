@@ -251,6 +251,8 @@ def moved(film: Conditioning, read: Any, values: Mapping[str, Any]) -> Moved:
         with torch.no_grad(), film.predicting():
             drawn = _differing(film, pair, weights)
             own = _differing(film, pair, {})
+    except (RecursionError, torch.OutOfMemoryError):  # say nothing about the generator
+        raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return Moved(all_fields, at_start=False)  # a generator that takes nothing but its encoder's own
     fields = {name: drawn.get(name, ()) or every for name, every in all_fields.items()}

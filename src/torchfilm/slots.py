@@ -140,8 +140,8 @@ def listen(module: nn.Module, slot: Holding) -> None:
     """Make a module a site; from now on it applies what the slot holds."""
     if hasattr(type(module), "_film_slot"):  # made by the class of another site: its forward is ours already
         swap_back(module)
+    module.__dict__["_film_slot"] = slot  # by which `remove` finds the module, also where the swap fails
     swap(module, site_forward)
-    module.__dict__["_film_slot"] = slot
 
 
 def fall_silent(module: nn.Module) -> None:

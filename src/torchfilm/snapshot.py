@@ -30,8 +30,9 @@ class Snapshot:
     def __init__(self, *owners: nn.Module, cond: Any = None, modes: bool = True) -> None:
         self.owners, self.cond, self.modes = owners, cond, modes
         self.leaves = pytree.tree_leaves(cond)
+        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.modules = [module for owner in owners for module in owner.modules()]
         self.held, self.state = self._now()
-        self.written = _versions(self.leaves)
         self.is_final = all(isinstance(leaf, (Tensor, *_FINAL)) for leaf in self.leaves)
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -52,21 +53,25 @@ class Snapshot:
         if torch.compiler.is_compiling() or not same:
             return same
         held, state = self._now()
-        return _same(held, self.held) and state == self.state and self.written == _versions(leaves)
+        return _same(held, self.held) and state == self.state
 
     def _now(self) -> tuple[list[Any], list[int]]:
-        """Return all modules and tensors, and what changes with each: mode and version."""
-        modules = [module for owner in self.owners for module in owner.modules()]
+        """Return all that the modules hold, and what changes with it: modes and versions.
+
+        The modules are those of the start: while each holds the same children, there are no others.
+        """
+        modules = self.modules
+        children = [child for module in modules for child in module._modules.values()]
         named = [tensors for module in modules for tensors in (module._parameters, module._buffers)]
         tensors = [tensor for each in named for tensor in each.values() if tensor is not None]
         modes = [module.training for module in modules] if self.modes else []
-        return [*modules, *tensors], [*modes, *_versions(tensors)]
+        return [*children, *tensors], [*modes, *_versions(tensors), *_versions(self.tensors)]
 
 
 def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
     return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
-def _versions(leaves: Sequence[Any]) -> list[int]:
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
     """Return a number for each tensor that changes with it; inference tensors do not tell."""
-    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]

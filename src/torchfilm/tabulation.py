@@ -47,10 +47,8 @@ def tabulate(model: Network, conds: Any) -> Network:
     with torch.inference_mode(mode=False):  # training and loading refuse tensors of that mode
         table, layout = _packed(film, _values(film, conds))
     _check_finite(table)
-    generator = Table(table, layout)
-    film.cond = Row(len(table))
-    film.generator = generator
-    film.train(film.training)
+    made = {"cond": Row(len(table)), "generator": Table(table, layout)}
+    film._modules.update({name: one.train(film.training) for name, one in made.items()})  # both or neither
     return model
 
 

@@ -13,11 +13,14 @@ import inspect
 import itertools
 import math
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.fx import _symbolic_trace
 from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 
@@ -100,6 +103,8 @@ def ways(module: nn.Module, leaves: Collection[nn.Module] = (), *, takes_first: 
         }
         try:
             graph = _trace(module, leaves, constants)
+        except (MemoryError, RecursionError, torch.OutOfMemoryError):  # say nothing about the code
+            raise
         except _UNTRACEABLE as error:
             fails_for_none = "NoneType" in str(error) and any(one is None for one in constants.values())
             complete = complete and fails_for_none
@@ -175,7 +180,7 @@ def _trace(module: nn.Module, leaves: Collection[nn.Module], constants: dict[str
     copied = copy.deepcopy(module, memo)
     tracer = _Tracer({memo[id(leaf)] for leaf in leaves if id(leaf) in memo}, constants)
     try:
-        with _TRACING, same_chance():
+        with _TRACING, same_chance(), _unpatched():
             graph = tracer.trace(copied)
     finally:  # torch.fx leaves the tracer in a cycle, and this copy has the network's own parameters
         tracer.root, tracer.leaves, tracer.tensor_attrs = nn.Module(), (), {}
@@ -184,6 +189,19 @@ def _trace(module: nn.Module, leaves: Collection[nn.Module], constants: dict[str
             if isinstance(stored, fx.Proxy):
                 stored.node.meta["stored"] = True
     return graph
+
+
+@contextmanager
+def _unpatched() -> Iterator[None]:
+    """Give back what torch.fx patches for all, which it does not where an interrupt meets it as it ends."""
+    methods = nn.Module.__call__, nn.Module.__getattr__
+    names = [(vars(one), dict(vars(one))) for one in (math, _symbolic_trace)]
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = methods
+        for now, before in names:
+            now.update(before)
 
 
 def _branches_unseen(module: nn.Module) -> bool:

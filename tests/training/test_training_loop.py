@@ -240,6 +240,18 @@ def test_a_compiled_module_learns_the_same(tmp_path: Path) -> None:
     assert module.compiled == {True: True, False: False}  # evaluation's shapes are not worth their compiling
 
 
+def test_a_module_whose_compiling_is_interrupted_is_left_as_it_was(tmp_path: Path) -> None:
+    class Interrupted(Line):
+        def compile(self) -> None:
+            self._compiled_call_impl = self._call_impl
+            raise KeyboardInterrupt
+
+    module = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        train(module, squared_error, Points(), toy_config(compile=True), tmp_path)
+    assert module._compiled_call_impl is None
+
+
 class _Watched(Line):
     """The line; `compiled` tells by mode (training or not) whether its forward was compiled."""
 

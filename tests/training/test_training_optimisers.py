@@ -62,6 +62,28 @@ def test_swapping_twice_changes_nothing_and_once_exchanges() -> None:
     assert all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())
 
 
+def test_a_swap_for_which_memory_runs_out_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small()
+    average = WeightAverage(module, decay=0.5)
+    with torch.no_grad():
+        for p in module.parameters():
+            p += 1.0
+    before = copy.deepcopy((module.state_dict(), average.tensors))
+    clone, clones = torch.Tensor.clone, []
+
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        clones.append(tensor)
+        if len(clones) == 3:
+            raise torch.OutOfMemoryError
+        return clone(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "clone", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        average.swap()
+    monkeypatch.undo()
+    torch.testing.assert_close((module.state_dict(), average.tensors), before, rtol=0, atol=0)
+
+
 def test_tied_weights_share_one_average() -> None:
     module = nn.ModuleDict({"a": nn.Linear(3, 3, bias=False), "b": nn.Linear(3, 3, bias=False)})
     module["b"].weight = module["a"].weight

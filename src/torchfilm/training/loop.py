@@ -115,8 +115,8 @@ def train(
         stack.callback(run.close)
         run.restore()
         if config.compile:
-            module.compile()
             stack.callback(setattr, module, "_compiled_call_impl", None)
+            module.compile()
         return run.loop(evaluate, stack.enter_context(StopRequest()))
 
 

@@ -182,7 +182,8 @@ class WeightAverage:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange average and weights, bit for bit; a second call undoes the first."""
-        for average, value in self._pairs + self._copies:
-            before = value.clone()
+        pairs = self._pairs + self._copies
+        copies = [value.clone() for _, value in pairs]  # all, before one changes: memory may run out
+        for (average, value), before in zip(pairs, copies, strict=True):
             value.copy_(average)
             average.copy_(before)
