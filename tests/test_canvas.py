@@ -5,16 +5,20 @@ import itertools
 import sys
 from pathlib import Path
 
+import matplotlib.style
 import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 import torchfilm as tf
 from torchfilm import plot
-from torchfilm.canvas import as_values, shortened
+from torchfilm.canvas import shortened
+from torchfilm.summary import as_values
 
 SITES = [f"model.layers.{i}.post_attention_layernorm" for i in range(4)]
 FUSIONS = ["cross_attention", "low_rank", "concat", "film", "scale", "bias", "gate", "unconditioned"]
@@ -108,16 +112,18 @@ def test_labels_of_a_tensor_are_named(given):
     [
         [("red", "cube"), ("blue", "cube"), ("red", "cube"), ("red", "ball")],
         [1, "a", 1, None],
+        [[1, 2], [2, 1], [1, 2], []],
+        [float("nan"), 1.0, float("nan"), 2.0],
         [torch.tensor(2), torch.tensor(0), torch.tensor(2), torch.tensor(1)],
         [np.int64(2), np.int64(0), np.int64(2), np.int64(1)],
         "abac",
     ],
-    ids=["tuples", "mixed", "tensors", "numbers", "letters"],
+    ids=["tuples", "mixed", "lists", "missing", "tensors", "numbers", "letters"],
 )
 def test_labels_of_any_kind_are_told_apart_by_what_they_say(given):
     m = tf.Modulation(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.zeros(1))
-    said = as_values(given)
-    styles = plot.marks(list(dict.fromkeys(said)))
+    styles = plot.marks(given)
+    assert list(styles) == list(dict.fromkeys(as_values(given)))
     points = {"s": np.zeros((4, 2))}
     for figure in (plot.planes(m, m, given, styles, ["map"]), plot.embeddings(points, given, styles)):
         assert [text.get_text() for text in figure.legends[0].get_texts()] == [str(name) for name in styles]
@@ -128,17 +134,88 @@ def test_labels_of_any_kind_are_told_apart_by_what_they_say(given):
     assert len(ax.get_yticklabels()) == 3
 
 
+def test_a_style_is_found_by_what_its_name_says():
+    one, nan = torch.tensor(1.0), torch.tensor(float("nan"))
+    styles = dict(zip((nan, one), plot.marks("ab").values(), strict=True))
+    figure = plot.planes(rows(4), rows(4), [1.0, float("nan"), 1.0, 1.0], styles, SITES)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["nan", "1.0"]
+    assert [len(drawn.get_offsets()) for drawn in figure.axes[0].collections] == [1, 3]
+
+
 def test_of_a_long_name_the_end_is_kept():
-    assert shortened("short") == "short"
-    assert shortened(SITES[1]) == "…rs.1.post_attention_layernorm"
-    assert len(shortened(SITES[1])) == 30
+    assert shortened(["short", SITES[1]]) == ["short", "…rs.1.post_attention_layernorm"]
+    assert len(shortened(SITES)[1]) == 30
+
+
+LONG = {
+    "start": [f"{a}.attentions.0.transformer_blocks.0.norm3" for a in ("down_blocks.0", "up_blocks.3")],
+    "middle": [
+        f"is there {a} red cube to the left of {b} metal thing" for a in ("a", "no") for b in ("a", "the")
+    ],
+    "far": [f"{30 * 'a'}{what}{30 * 'a'}" for what in "bcd"],
+    "twice": [40 * "a", 40 * "a", 41 * "a"],
+}
+
+
+@pytest.mark.parametrize("names", LONG.values(), ids=LONG)
+def test_names_that_differ_stay_so_where_they_are_shortened(names: list[str]):
+    found = shortened(names)
+    assert len(set(found)) == len(set(names))
+    assert [found.index(one) for one in found] == [names.index(name) for name in names]
+    assert max(map(len, found)) <= 60
+
+
+@pytest.mark.parametrize("name", ["$5 to $6", r"$\foo$", "_base", "50 %"])
+def test_names_are_drawn_as_they_are(name: str, tmp_path: Path):
+    m, names = rows(4), [name, "film", name, "film"]
+    look = {"xlabel": "x", "ylabel": "y"}
+    figures = [
+        plot.planes(m, m, names, plot.marks(names), [name] * 4),
+        plot.curves([1, 2], {name: [1, 2], "film": [3, 4]}, **look, levels={f"{name}2": 1.0}),
+        plot.grouped_bars({name: [1, 2]}, [name, "film"], ylabel="%"),
+        plot.table(np.eye(2), [name, "film"], [name, "film"], **look, unit="share"),
+    ]
+    for figure in figures:
+        plot.save(figure, tmp_path / "figure.png")
+        drawn = [text._preprocess_math(text.get_text()) for text in figure.findobj(Text)]
+        assert (name, False) in drawn
+        assert all(formula is False for _, formula in drawn)
+    for figure in figures[:3]:
+        assert name.replace("$", r"\$") in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_a_style_that_is_set_changes_nothing(draw, tmp_path: Path):
+    def drawn() -> np.ndarray:
+        torch.manual_seed(0)
+        with Image.open(plot.save(draw(), tmp_path / "figure.png")) as image:
+            return np.asarray(image.convert("L"))
+
+    own = {"font.size": 20, "axes.grid": True, "savefig.facecolor": "black"}
+    expected, before = drawn(), dict(matplotlib.rcParams)
+    with matplotlib.style.context(["dark_background", own]):
+        assert np.array_equal(drawn(), expected)
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.PDF", b"%PDF"), ("a.svg", b"<?xml")])
+def test_the_end_of_a_name_tells_the_format(name: str, start: bytes, tmp_path: Path):
+    figure = plot.bars({0: 1.0}, xlabel="x", ylabel="y")
+    assert plot.save(figure, tmp_path / name).read_bytes().startswith(start)
+    canvas = figure.canvas
+    plot.save(figure, tmp_path / name)
+    assert figure.canvas is canvas
+    with pytest.raises(
+        ValueError, match=r"one of .png, .svg, .pdf, got 'a.jpg'.\nFor others call figure.savef"
+    ):
+        plot.save(figure, tmp_path / "a.jpg")
 
 
 def test_a_figure_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path):
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
     with pytest.raises(OSError, match="folder"):
-        plot.save(plot.bars({0: 1.0}, xlabel="x", ylabel="y"), tmp_path / "folder")
-    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+        plot.save(plot.bars({0: 1.0}, xlabel="x", ylabel="y"), tmp_path / "folder.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.png"]
 
 
 @pytest.mark.parametrize(

@@ -274,9 +274,12 @@ def test_the_table_shows_every_number():
     )
     assert [" ".join(line.split()) for line in lines] == [
         "parameters added GFLOP added ms [middle half] time kept MB",
-        "unconditioned 1,000 - 2.000 - 2.00 [1.50, 2.50] 1.000 2.00",
-        "film 1,100 +10.00% 3.000 +50.00% 2.50 [2.00, 3.00] 1.250 4.00",
+        "unconditioned 1,000 - 2.000 - 2.000 [1.500, 2.500] 1.000 2.000",
+        "film 1,100 +10.00% 3.000 +50.00% 2.500 [2.000, 3.000] 1.250 4.000",
     ]
+    small = dataclasses.replace(row, flops=924, kept=1680, score=Scored(5e-5, 4e-5, 6e-5, (5e-5,)))
+    assert all(text in str(Comparison((small,), 3, "cpu")) for text in (" 9.24e-07 ", " 0.00168 "))
+    assert " 5.00e-05 [4.00e-05, 6.00e-05]" in str(Comparison((small,), 3, "cpu"))
     assert len({len(line) for line in lines}) == 1
     with_score = str(Comparison((plain, Row(*list(vars(row).values())[:8], scored)), 3, "cpu"))
     assert with_score.splitlines()[2].endswith("0.500 [0.250, 0.750]     -")
@@ -289,6 +292,14 @@ def test_the_table_shows_every_number():
         ]
         legend = str(Comparison((plain, *rows), 3, "cpu")).splitlines()[-1]
         assert legend == f"score: mean [95 % interval over {over}]; gain: score minus that of film"
+
+
+@pytest.mark.plain
+def test_names_may_be_numbers():
+    numbered = {1: nn.Linear(3, 5), 64: nn.Linear(3, 7)}
+    found = compare(numbered, {"input": torch.randn(2, 3)}, rounds=1)  # type: ignore[arg-type]
+    assert [row.name for row in found] == ["1", "64"]
+    assert str(found).splitlines()[2].startswith("64 ")
 
 
 @pytest.mark.plain

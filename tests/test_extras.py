@@ -1,10 +1,13 @@
 """A package that is missing is named, with what to install."""
 
 import importlib
+import inspect
+import pydoc
 import sys
 
 import pytest
 
+import torchfilm as tf
 from torchfilm.extras import MissingError, needed
 
 IN_NEED = {
@@ -24,6 +27,20 @@ def test_a_module_names_the_extra_that_it_needs(module: str, monkeypatch: pytest
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(ImportError, match=rf"^{need}: pip install 'torchfilm\[systems\]' \(Mod.*{package}"):
         importlib.import_module(module)
+
+
+def test_whatever_goes_through_the_names_does_so_without_matplotlib(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
+    for name in ("canvas", "charts", "plot"):
+        monkeypatch.delitem(sys.modules, f"torchfilm.{name}", raising=False)
+        monkeypatch.delitem(vars(tf), name, raising=False)
+    assert not hasattr(tf, "plot")
+    assert "gamma * x + beta" in pydoc.render_doc(tf)
+    assert "condition" in dict(inspect.getmembers(tf))
+    with pytest.raises(AttributeError, match=r"^figures need matplotlib: pip install 'torchfilm\[systems\]'"):
+        tf.plot  # noqa: B018
+    with pytest.raises(MissingError, match=r"^figures need matplotlib: pip install 'torchfilm\[systems\]'"):
+        importlib.import_module("torchfilm.plot")
 
 
 def test_the_nearest_need_is_named():

@@ -220,6 +220,9 @@ def test_weights_beyond_the_precision_are_refused():
         ValueError, match=r"site '0': expected folded weights.*got an error of inf(.|\n)*float32"
     ):
         fold(model, modulation={"0": tf.Modulation.identity(5)})
+    nn.init.constant_(model[0].weight, torch.nan)
+    with pytest.raises(ValueError, match=r"0  its weight would be NaN\n"):
+        fold(model, modulation={"0": tf.Modulation.identity(5)})
 
 
 def test_a_module_and_its_last_layer_are_folded_in_the_order_they_run():

@@ -37,6 +37,15 @@ def test_a_success_that_does_not_change_is_not_said_to_fall():
     )
 
 
+def test_a_small_loss_is_shown():
+    found = heard(
+        lambda x, cond: cond / 2 + 0 * x[:, :1], CHOICES, loss=lambda y, t: (1 - of_target(y, t)) / 1e4
+    )
+    level, _, swap, *_ = str(found).splitlines()[3:]
+    assert level.split()[3:4] == ["5.00e-05"]
+    assert swap.split()[4:5] == ["+5.00e-05"]
+
+
 def test_a_score_that_contradicts_the_other_is_said_to():
     found = heard(
         lambda x, cond: cond + 0 * x[:, :1],

@@ -157,7 +157,6 @@ LIBRARY = (
     (
         "extras",
         "freezing",
-        "intervals",
         "modulation",
         "naming",
         "native",
@@ -169,7 +168,7 @@ LIBRARY = (
         "version",
         "writing",
     ),
-    ("affine", "costs"),
+    ("affine", "costs", "intervals"),
     ("onepass",),
     ("functional", "heads"),
     ("absorption", "layers"),

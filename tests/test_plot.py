@@ -123,6 +123,35 @@ def test_a_heat_map_groups_conditions_by_label_and_channels_that_move_together()
     assert plot.heat(values, labels, neutral=1, unit="γ", spread=3).axes[0].images[0].norm.vmax == 4
 
 
+def test_a_channel_has_its_own_number_below_it() -> None:
+    gamma = torch.ones(6, 4)
+    gamma[:3, 2], gamma[3:, 2], gamma[:, 1] = 4.0, -2.0, 0.5
+    ax = plot.heat({"s": gamma.numpy()}, list("aaabbb"), neutral=1, unit="γ").axes[0]
+    shown = np.asarray(ax.images[0].get_array())
+    for place, text in zip(ax.get_xticks(), ax.get_xticklabels(), strict=True):
+        assert np.array_equal(shown[:, int(place)], gamma[:, int(text.get_text())])
+    ax = plot.channels({"s": np.array([3.0, 1.0, 2.0])}, {"s": np.ones(3)}, ylabel="γ").axes[0]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "0"]
+    assert not len(plot.heat({"s": np.eye(6, 99)}, list("aaabbb"), neutral=1, unit="").axes[0].get_xticks())
+
+
+def test_colours_of_a_heat_map_do_not_end_at_what_rounding_leaves() -> None:
+    gamma = 1 + 1.2e-7 * torch.randint(0, 2, (100, 512))
+    gamma[:, 7] = torch.linspace(-3, 5, 100)
+    figure = plot.heat({"s": gamma.numpy()}, ["a"] * 100, neutral=1, unit="γ")
+    assert figure.axes[0].images[0].norm.vmax == pytest.approx(1.04)
+    assert figure.axes[1]._colorbar.extend == "both"
+    figure = plot.heat({"s": torch.ones(3, 5).half().numpy()}, "aab", neutral=1, unit="γ")
+    assert figure.axes[1]._colorbar.extend == "neither"
+
+
+def test_a_heat_map_of_many_labels_is_in_colour(tmp_path) -> None:
+    m, labels = tf.Modulation(torch.randn(1000, 16), torch.zeros(16)), [f"question {i}" for i in range(1000)]
+    path = plot.save(plot.heat({"s": m}, labels, neutral=1, unit="γ"), tmp_path / "heat.png")
+    with Image.open(path) as image:
+        assert (np.asarray(image.convert("RGB")).max(axis=-1) < 60).mean() < 0.1
+
+
 def test_every_figure_is_written_without_a_global_state(tmp_path) -> None:
     pictures = [np.full((10, 15, 3), 120, np.uint8)] * 3
     figures = {
@@ -158,8 +187,11 @@ def test_planes_have_a_title_each(count: int) -> None:
 
 
 def test_sites_that_do_not_match_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected the same sites twice"):
+    with pytest.raises(
+        ValueError, match="same sites twice, at least one, got 2 and 1, not in both: 'second'"
+    ):
         plot.histograms(VALUES, {"first": VALUES["first"]})
+    assert plot.histograms(VALUES, dict(reversed(VALUES.items()))).axes[2].get_title().startswith("first")
     with pytest.raises(ValueError, match="at least one"):
         plot.channels({}, {}, ylabel="γ")
 
@@ -234,7 +266,10 @@ def test_a_constant_is_drawn(value: float) -> None:
     m = tf.Modulation(torch.full((3, 5), value), torch.full((3, 5), value))
     for ax in plot.histograms({"s": m}).axes:
         ((counts, edges, _),) = [patch.get_data() for patch in ax.patches]
-        assert counts[np.diff(edges) > 1e-9 * max(1, abs(value))].sum() == 15
+        assert counts.sum() == 15
+        (left, _), (right, _) = ax.transData.transform([(edge, 1) for edge in edges[:2]])
+        assert right - left > 1, "a bar that is seen"
+        assert ax.get_ylim()[0] < 1 < ax.get_ylim()[1]
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -242,38 +277,80 @@ def test_what_is_not_finite_is_refused(wrong: float) -> None:
     m = tf.Modulation(torch.randn(7, 5), torch.zeros(7, 5))
     m.gamma[2, 3] = wrong
     for draw in (plot.histograms, plot.by_depth, lambda m: plot.heat(m, LABELS, neutral=1, unit="")):
-        with pytest.raises(ValueError, match="NaN or infinity in 1 of 35 values of gamma at site 's'"):
+        with pytest.raises(ValueError, match=r"in 1 of 35 values of gamma at site 's', first at \[2, 3\]."):
             draw({"s": m})
-    with pytest.raises(ValueError, match=r"NaN or infinity in 1 of 35 values of gamma.\nFind the samples"):
+    with pytest.raises(ValueError, match=r"in 1 of 35 values of gamma, first at \[2, 3\].\nLeave these sam"):
         plot.planes(m, m, LABELS, STYLES, [""] * 5)
+    with pytest.raises(ValueError, match=r"in 1 of 5 values of spread at site 's', first at \[3\]."):
+        plot.channels({"s": torch.ones(5)}, {"s": m.gamma[2]}, ylabel="γ")
+    with pytest.raises(ValueError, match=r"in 1 of 14 values of points at site 's'"):
+        plot.embeddings({"s": m.gamma[:, 3:].numpy()}, LABELS, STYLES)
     with pytest.raises(
         ValueError, match="embed: expected finite numbers, got NaN or infinity in 1 of 7 points"
     ):
         plot.embed(m.gamma)
+    for values in (m.gamma.to(torch.bfloat16).requires_grad_(), m.gamma.numpy()):  # as the message says
+        with pytest.raises(ValueError, match="Leave them out") as raised:
+            plot.embed(values)
+        left = eval(str(raised.value).split("Leave them out: ")[1][:-1], {"values": values, "np": np})
+        assert plot.embed(left, method="pca").shape == (6, 2)
 
 
 def test_figures_of_nothing_are_refused() -> None:
     for who, draw in {
         "heat": lambda: plot.heat({}, [], neutral=1, unit=""),
         "embeddings": lambda: plot.embeddings({}, [], {}),
+        "comparison": lambda: plot.comparison([]),
+        "over_pictures": lambda: plot.over_pictures([], np.zeros((0, 2, 3)), [], unit=""),
+        "paths_over_pictures": lambda: plot.paths_over_pictures([], [], []),
+        "grouped_bars": lambda: plot.grouped_bars({}, [], ylabel=""),
     }.items():
-        with pytest.raises(ValueError, match=f"{who}: expected at least one site, got none"):
+        with pytest.raises(
+            ValueError, match=rf"{who}: expected at least one (site|network|picture|name), got"
+        ):
             draw()
+    none = {"s": tf.Modulation(torch.zeros(0, 3), torch.zeros(0, 3))}
+    for draw in (plot.histograms, plot.by_depth, lambda m: plot.heat(m, [], neutral=1, unit="")):
+        with pytest.raises(ValueError, match=r"expected numbers, got \(0, 3\) of gamma at site 's'.\nRecord"):
+            draw(none)
+
+
+def test_gamma_and_beta_of_other_channels_are_refused():
+    with pytest.raises(ValueError, match=r"same samples and channels, got \(7, 5\) and \(7, 3\).\nTake both"):
+        plot.planes(np.ones((7, 5)), np.ones((7, 3)), LABELS, STYLES, [""] * 5)
+    with pytest.raises(ValueError, match="same samples and channels at site 's'"):
+        plot.by_depth({"s": np.ones((7, 5))}, {"s": np.ones((7, 3))})
 
 
 def test_figures_of_hundreds_of_sites_are_refused() -> None:
     m = tf.Modulations({f"site{i}": tf.Modulation.identity(2, 3) for i in range(151)})
-    with pytest.raises(ValueError, match=r"at most 150 panels, got 151 \(1 x 151\).\nDraw some of the sites"):
+    with pytest.raises(ValueError, match=r"at most 150 panels, got 155 \(31 x 5\).\nDraw some at a"):
         plot.heat(m, ["a", "b"], neutral=1, unit="γ")
-    with pytest.raises(ValueError, match=r"at most 150 panels, got 302 \(2 x 151\)"):
+    with pytest.raises(ValueError, match=r"at most 150 panels, got 310 \(62 x 5\)"):
         plot.histograms(m)
+    with pytest.raises(ValueError, match=r"gamma\[:, :16\] of maps"):
+        plot.planes(np.ones((2, 512)), np.ones((2, 512)), "ab", STYLES, [""] * 512)
+
+
+def test_sites_stand_in_rows_of_five():
+    m = tf.Modulations({f"site{i}": tf.Modulation(torch.randn(2, 3), torch.randn(2, 3)) for i in range(7)})
+    mean = {name: one.gamma[0] for name, one in m.items()}
+    heat, channels = plot.heat(m, "ab", neutral=1, unit="γ"), plot.channels(mean, mean, ylabel="γ")
+    for figure in (heat, channels, plot.histograms(m)):
+        assert figure.get_figwidth() < 5 * 2.9
+    assert [ax.get_title() for ax in heat.axes[:7]] == list(m)
+    assert [ax.get_title() for ax in channels.axes] == list(m)
+    titles = [ax.get_title() for ax in plot.histograms(m).axes]
+    sites = [f"site{i}" for i in [*range(5)] * 2 + [5, 6] * 2]
+    assert [title.split(":")[0] for title in titles] == sites
+    assert ["γ" in title for title in titles] == [True] * 5 + [False] * 5 + [True] * 2 + [False] * 2
 
 
 def test_labels_without_a_style_or_of_another_number_are_refused() -> None:
     m = tf.Modulation(torch.randn(7, 5), torch.randn(7, 5))
     labels = ["a", "c", "a", "d", "c", "a", "a"]
     draws = {
-        "a style for each label, got none for c, d.": labels,
+        r"got none for c, d.\nIts points would not be drawn: styles=plot.marks\(labels\).": labels,
         "a label for each of 7 samples, got 6.": labels[:6],
     }
     for message, given in draws.items():

@@ -21,6 +21,22 @@ def test_closed_and_flipped_channels_are_counted():
     assert summarise({"here": tf.Modulation(gamma, gamma)}, closed=0.002)["here"].closed_always == 0
 
 
+def test_a_small_spread_is_shown_and_text_is_ascii():
+    small = 1 + 0.004 * torch.randn(40, 16)
+    m = {"trained": tf.Modulation(small, small - 1), "start": tf.Modulation.identity(40, 16)}
+    head, trained, start = str(summarise(m)).encode("ascii").decode().splitlines()
+    assert "gamma (sd)" in head
+    assert "(0.004" in trained.split()[4]
+    assert start.split()[3:7] == ["1.000", "(0.000)", "0.000", "(0.000)"]
+
+
+def test_labels_that_are_missing_are_one_label():
+    m, nan = tf.Modulation(torch.randn(6, 3), torch.zeros(3)), float("nan")
+    expected = summarise({"here": m}, list("abacba"))["here"]
+    for labels in ([nan, 1, nan, 2, 1, nan], torch.tensor([nan, 1, nan, 2, 1, nan])):
+        assert summarise({"here": m}, labels)["here"] == expected
+
+
 LABELS = [
     torch.arange(40) % 4,
     np.arange(40) % 4,

@@ -52,6 +52,37 @@ def test_weights_that_decayed_are_not_taken_for_a_start():
     assert not found.at_start
 
 
+def test_a_generator_that_is_frozen_trains_after_what_the_report_says():
+    model = tf.condition(chain(), "0|2", tf.Vector(11)).requires_grad_(False)
+    (frozen,) = doctor(model, X, cond=Z).findings
+    assert frozen.remedy.startswith("Call conditioning(model).requires_grad_(True), after whatever froze it")
+    tf.conditioning(tf.freeze_base(model)).requires_grad_(True)
+    assert doctor(model, X, cond=Z).findings == ()
+
+
+def test_of_many_sites_with_one_finding_five_are_named():
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(9)), nn.Linear(3, 2))
+    nn.init.zeros_(model[9].weight)
+    found = doctor(tf.condition(model, "[0-8]", tf.Vector(11)), torch.randn(4, 3), cond=Z)
+    assert "\n0, 1, 2, 3, 4 and 4 more: the output depends on it, but by zero at present.\n" in str(found)
+
+
+@pytest.mark.parametrize("options", [{}, {"learned_scale": True}], ids=str)
+@pytest.mark.parametrize("init", ["identity", "default"])
+def test_a_generator_that_collapsed_is_not_taken_for_a_start(init: str, options: dict):
+    model = tf.condition(chain(), "0", tf.Vector(11), init=init, trunk=(8, "relu"), **options)
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        (model(X, cond=Z) - 1).square().mean().backward()
+        optimiser.step()
+    with torch.no_grad():
+        model.film.generator.trunk[0].bias.fill_(-100.0)  # off for every condition
+    found = doctor(model, X, cond=Z)
+    assert sources(found) == ["same"]
+    assert not found.at_start
+
+
 def test_an_encoder_without_a_gradient_is_pointed_out():
     found = doctor(tf.condition(chain(), "0|2", Words("cut"), init="default"), X, cond=Z)
     assert sources(found) == ["cut_off"]

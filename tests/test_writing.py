@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import threading
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from torchfilm.data.clevr.caches import draft
 from torchfilm.data.clevr.shards import write_whole
 from torchfilm.training.checkpoint import replace_file
-from torchfilm.writing import in_columns, whole
+from torchfilm.writing import in_columns, in_digits, some, whole, with_interval
 
 
 def by_whole(path: Path, content: bytes) -> None:
@@ -85,3 +87,41 @@ def test_cells_stand_below_one_another_two_spaces_apart_and_no_line_ends_with_a_
 
 def test_numbers_stand_to_the_right():
     assert in_columns(ROWS[::2], right=True) == "   x       note\nb     two words"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "apart", "texts"),
+    [
+        ((0.0, 0.0), 0.0, ["0.000", "0.000"]),
+        ((1.0204, 0.9281), 0.09, ["1.020", "0.928"]),
+        ((1.0001, 0.004), 0.004, ["1.0001", "0.0040"]),
+        ((0.000173,), 0.0, ["0.000173"]),
+        ((6.01e-5, 5.95e-5), 6e-7, ["6.010e-05", "5.950e-05"]),
+        ((12345.6, 12345.1), 0.0, ["12346", "12345"]),
+        ((1037220.9, 863786.1), 175000.0, ["1.04e+06", "8.64e+05"]),
+        ((-0.0001, 0.5), 0.5, ["0.000", "0.500"]),
+        ((math.inf, 0.5), math.inf, ["inf", "0.500"]),
+        ((math.nan,), 0.0, ["nan"]),
+        ((1e30,), 0.0, ["1.00e+30"]),
+        ((5e-324,), 0.0, ["4.94e-324"]),
+    ],
+)
+def test_numbers_have_the_digits_that_tell(numbers: tuple[float, ...], apart: float, texts: list[str]):
+    assert in_digits(*numbers, apart=apart) == texts
+
+
+def test_no_interval_of_unequal_ends_has_equal_ends():
+    for middle, power in itertools.product((0.0, 1e-7, 0.3, 2.5, 870.0, 3e8), range(-5, 1)):
+        half = (middle or 1.0) * 10.0**power
+        value, low, high = with_interval(middle, middle - half, middle + half).replace("[", "").split()
+        assert value + "," != low
+        assert low[:-1] != high[:-1]
+
+
+def test_with_a_sign_all_have_one():
+    assert with_interval(0.25, -0.00001, 0.5, sign="+") == "+0.250 [+0.000, +0.500]"
+
+
+def test_of_many_names_five_are_told():
+    assert some(list("abcde")) == "a, b, c, d, e"
+    assert some([f"site{i}" for i in range(150)]) == "site0, site1, site2, site3, site4 and 145 more"

@@ -92,7 +92,12 @@ else:
         """Import `torchfilm.plot`, which needs matplotlib, when it is asked for."""
         if name != "plot":
             raise AttributeError(f"module 'torchfilm' has no attribute {name!r}")
-        return importlib.import_module("torchfilm.plot")
+        from .extras import MissingError
+
+        try:
+            return importlib.import_module("torchfilm.plot")
+        except MissingError as error:  # help() and whatever goes through a module expect no other error
+            raise AttributeError(str(error)) from error
 
 
 __all__ = [

@@ -42,9 +42,10 @@ _TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
 
 
 def freeze_base(model: Network) -> Network:
-    """Make only the conditioning trainable, and keep the running statistics of the base's norms as they are.
+    """Freeze all but the conditioning, and keep the running statistics of the base's norms as they are.
 
-    The norms that have such statistics stay in evaluation mode, also after `model.train()`, and torch's
+    What is frozen in the conditioning stays so: `conditioning(model).requires_grad_(True)` lets it train. The
+    norms that have such statistics stay in evaluation mode, also after `model.train()`, and torch's
     `update_bn` leaves them alone. `unfreeze_base`, as `remove`, lets everything train again that did before.
     A conditioned network inside of this one is part of the base: its own conditioning is frozen too,
     whichever was frozen first.

@@ -1,21 +1,22 @@
-"""What all figures have: colours and markers, a legend and names that can be read, and a way to the disk."""
+"""What all figures have: one style, colours and markers, names that can be read, and a way to the disk."""
 
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from torchfilm.extras import needed
-from torchfilm.summary import Labels
+from torchfilm.summary import Labels, as_values
 from torchfilm.writing import whole
 
 with needed("figures need matplotlib", "systems"):
+    import matplotlib.style
     from matplotlib.axes import Axes as Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable as ScalarMappable
     from matplotlib.colors import Normalize as Normalize
     from matplotlib.figure import Figure as Figure
@@ -25,9 +26,11 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's colours, which people with any kind of colour vision can tell apart; yellow is left out."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "xx")
+FORMATS = (".png", ".svg", ".pdf")
 MOST_PANELS = 150
 
 Array = np.ndarray
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -38,21 +41,50 @@ class Mark:
     marker: str = "o"
 
 
-def marks(names: Sequence[Any]) -> dict[Any, Mark]:
-    """A mark for each name: first the colours in turn, then the next marker. Up to 56 names differ."""
+def marks(names: Labels) -> dict[Any, Mark]:
+    """A mark for each name or label: first the colours in turn, then the next marker. Up to 56 differ."""
     return {
         name: Mark(COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)])
-        for i, name in enumerate(names)
+        for i, name in enumerate(dict.fromkeys(as_values(names)))
     }
 
 
+def by_value(styles: Mapping[Any, Mark]) -> dict[Any, Mark]:
+    """Return the marks by what their names say, as labels are compared."""
+    return dict(zip(as_values(list(styles)), styles.values(), strict=True))
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Draw in matplotlib's own style, whatever is set, which colours, sizes and grids here are made for."""
+    with _ONE_AT_A_TIME, matplotlib.style.context("default"):
+        yield
+
+
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure as PNG, whole or not at all, and return the path."""
+    """Write the figure as PNG, SVG or PDF, by the end of the name, whole or not at all; return the path.
+
+    Raises:
+        ValueError: for a name with another end.
+    """
     path = Path(path)
-    FigureCanvasAgg(figure)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"save: expected a name that ends with one of {', '.join(FORMATS)}, got '{path.name}'.\n"
+            f"For others call figure.savefig(path)."
+        )
     with whole(path) as part:
-        figure.savefig(part, format="png", dpi=150, facecolor="white")
+        figure.savefig(part, format=path.suffix[1:].lower(), dpi=150, facecolor="auto")
     return path
+
+
+class PlainFigure(Figure):
+    """A figure whose numbers at the axes, which are made as it is drawn, have the style of the rest."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw it in that style."""
+        with plain():
+            super().draw(renderer)
 
 
 def grid(rows: int, columns: int, width: float, height: float, **sharing: Any) -> tuple[Figure, Array]:
@@ -64,41 +96,67 @@ def grid(rows: int, columns: int, width: float, height: float, **sharing: Any) -
     if rows * columns > MOST_PANELS:
         raise ValueError(
             f"Figure: expected at most {MOST_PANELS} panels, got {rows * columns} ({rows} x {columns}).\n"
-            f"Draw some of the sites at a time: {{name: values[name] for name in chosen}}."
+            f"Draw some at a time: {{name: values[name] for name in chosen}} of sites, gamma[:, :16] of maps."
         )
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    figure = PlainFigure(figsize=(columns * width, rows * height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **sharing)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def shortened(name: Any) -> str:
-    """Return the end of a long name, where those of sites differ.
+def in_rows(count: int, columns: int, width: float, height: float, **sharing: Any) -> tuple[Figure, Array]:
+    """Return a figure with so many panels of this size in inches, in rows of a few, and its axes [count]."""
+    columns = min(columns, count)
+    figure, axes = grid(-(-count // columns), columns, width, height, **sharing)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, axes.flat[:count]
+
+
+def check_some(who: str, what: str, given: Sized, remedy: str) -> None:
+    """Refuse a figure of nothing."""
+    if not len(given):
+        raise ValueError(f"{who}: expected at least one {what}, got none.\n{remedy}")
+
+
+def as_drawn(texts: Iterable[Any]) -> list[str]:
+    """Return texts that matplotlib draws as they are, without a formula between two dollars."""
+    return [str(text).replace("$", r"\$") for text in texts]
+
+
+def shortened(names: Iterable[Any], most: int = 30) -> list[str]:
+    """Return names as they are drawn: of long ones the end, and what tells it from the others.
 
     Example:
-        >>> shortened("model.layers.31.post_attention_layernorm")
-        '…s.31.post_attention_layernorm'
+        >>> shortened(["model.layers.31.post_attention_layernorm"])
+        ['…s.31.post_attention_layernorm']
+        >>> shortened([f"is there {what} left of the big metal thing?" for what in ("a cube", "no cube")])
+        ['is there a…the big metal thing?', 'is there n…the big metal thing?']
     """
-    text = str(name)
-    return text if len(text) <= 30 else "…" + text[-29:]
+    texts = [str(name) for name in names]
+    longest, different = max(map(len, texts), default=0), len(set(texts))
+    found = texts
+    while most < longest:
+        cuts = ([_cut(text, head, most) for text in texts] for head in range(most))
+        found = next((cut for cut in cuts if len(set(cut)) == different), texts)
+        if found is not texts:
+            break
+        most *= 2
+    return as_drawn(found)
 
 
-def as_values(labels: Labels) -> list[Any]:
-    """Return labels as plain values, which are equal where they say the same: those of a tensor are not."""
-    told = (Tensor, np.ndarray, np.generic)
-    return [label.tolist() if isinstance(label, told) else label for label in labels]
+def _cut(text: str, head: int, most: int) -> str:
+    return text if len(text) <= most else f"{text[:head]}…{text[len(text) - most + head + 1 :]}"
 
 
 def legend(figure: Figure, labels: Labels, styles: Mapping[Any, Mark]) -> None:
     """Name the marks of the labels to the right of all panels, four to an inch; columns get room."""
     present = set(as_values(labels))
+    shown = {name: mark for name, mark in by_value(styles).items() if name in present}
     handles = [
-        Line2D(
-            [], [], linestyle="", marker=mark.marker, color=mark.color, label=shortened(name), markersize=6
-        )
-        for name, mark in styles.items()
-        if name in present
+        Line2D([], [], linestyle="", marker=mark.marker, color=mark.color, label=text, markersize=6)
+        for mark, text in zip(shown.values(), shortened(shown), strict=True)
     ]
     width, height = figure.get_size_inches()
     columns = max(1, math.ceil(len(handles) / (4 * height)))
@@ -117,7 +175,7 @@ def legend(figure: Figure, labels: Labels, styles: Mapping[Any, Mark]) -> None:
 
 def name_bars(ax: Axes, names: Sequence[Any], room: float) -> None:
     """Write a name below each bar, or group of bars, aslant where it is wider than its room in inches."""
-    texts = [shortened(name) for name in names]
+    texts = shortened(names)
     ax.set_xticks(range(len(texts)), texts, fontsize=8)
     if texts and 0.075 * max(map(len, texts)) > room:
         ax.set_xticks(range(len(texts)), texts, rotation=40, ha="right", rotation_mode="anchor")

@@ -19,13 +19,19 @@ from torchfilm.canvas import (
     Line2D,
     Normalize,
     ScalarMappable,
+    as_drawn,
+    check_some,
     grid,
+    in_rows,
     name_bars,
+    plain,
+    shortened,
 )
 
 Numbers = Sequence[float] | Array | Tensor
 
 
+@plain()
 def curves(
     x: Numbers,
     series: Mapping[str, Numbers],
@@ -39,7 +45,8 @@ def curves(
     """Named curves over x, each with its own colour and marker; `levels` are horizontal lines with a name."""
     figure, axes = grid(1, 1, 6.0, 3.8)
     ax: Axes = axes[0, 0]
-    for i, (name, values) in enumerate(series.items()):
+    names = shortened([*series, *(levels or {})])
+    for i, values in enumerate(series.values()):
         ax.plot(
             x,
             values,
@@ -48,20 +55,20 @@ def curves(
             linestyle=("-", "--", "-.", ":")[i // len(COLORS) % 4] if not markers else "-",
             markersize=4,
             linewidth=1.5,
-            label=name,
         )
-    for i, (name, value) in enumerate((levels or {}).items()):
-        ax.axhline(value, color="0.45", linewidth=0.9, linestyle=("--", ":", "-.")[i % 3], label=name)
+    for i, value in enumerate((levels or {}).values()):
+        ax.axhline(value, color="0.45", linewidth=0.9, linestyle=("--", ":", "-.")[i % 3])
     if log_x:
         ax.set_xscale("log")
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.grid(color="0.92", linewidth=0.6)
-    if len(series) + len(levels or {}) > 1:
-        figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    if len(names) > 1:
+        figure.legend(ax.lines, names, loc="outside right center", fontsize=8, frameon=False)
     return figure
 
 
+@plain()
 def over_pictures(
     pictures: Sequence[Array], maps: Array, titles: Sequence[str], *, unit: str, strength: float = 0.75
 ) -> Figure:
@@ -70,14 +77,12 @@ def over_pictures(
 
     A cell is the more opaque the more it has; `unit` says what is counted.
     """
-    columns = min(4, len(pictures))
-    rows = -(-len(pictures) // columns)
+    check_some("over_pictures", "picture", pictures, "Give uint8 [H, W, 3].")
     tallest = max(len(picture) / picture.shape[1] for picture in pictures)
-    figure, axes = grid(rows, columns, 3.0, 3.0 * tallest + 0.55)
+    figure, axes = in_rows(len(pictures), 4, 3.0, 3.0 * tallest + 0.55)
     top = max(float(np.max(maps, initial=0)), 1e-9)
-    for ax in axes.flat:
+    for ax, picture, cells, title in zip(axes, pictures, maps, as_drawn(titles), strict=True):
         ax.set_axis_off()
-    for ax, picture, cells, title in zip(axes.flat, pictures, maps, titles, strict=False):
         height, width = picture.shape[:2]
         ax.imshow(picture, extent=(0, width, height, 0))
         ax.imshow(
@@ -90,20 +95,22 @@ def over_pictures(
             interpolation="nearest",
         )
         ax.set_title(title, fontsize=7)
-    bar = figure.colorbar(ScalarMappable(Normalize(0, top), "inferno"), ax=axes, shrink=0.6, pad=0.01)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, top), "inferno"), ax=list(axes), shrink=0.6, pad=0.01)
     bar.set_label(unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
 
 
+@plain()
 def paths_over_pictures(pictures: Sequence[Array], paths: Sequence[Array], titles: Sequence[str]) -> Figure:
     """A path [steps, 2], in pixels to the right and down, over each picture uint8 [H, W, 3], in one row.
 
     It goes from the open circle to the dot; points stand a fifth of a second apart at 20 steps a second, so
     that slow parts are dense.
     """
+    check_some("paths_over_pictures", "picture", pictures, "Give uint8 [H, W, 3].")
     figure, axes = grid(1, len(pictures), 2.9, 3.75)
-    for ax, picture, path, title in zip(axes.flat, pictures, paths, titles, strict=True):
+    for ax, picture, path, title in zip(axes.flat, pictures, paths, as_drawn(titles), strict=True):
         height, width = picture.shape[:2]
         ax.imshow(picture, extent=(0, width, height, 0))
         ax.plot(*path.T, color=COLORS[3], linewidth=1.2)
@@ -116,6 +123,7 @@ def paths_over_pictures(pictures: Sequence[Array], paths: Sequence[Array], title
     return figure
 
 
+@plain()
 def table(
     values: Array | Tensor,
     rows: Sequence[str],
@@ -133,14 +141,15 @@ def table(
     for i, j in np.argwhere(values >= 0.005):
         ink = "white" if values[i, j] > 0.6 else "black"
         ax.text(j, i, f"{100 * values[i, j]:.0f}", ha="center", va="center", fontsize=6, color=ink)
-    ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
-    ax.set_yticks(range(len(rows)), rows, fontsize=7)
+    ax.set_xticks(range(len(columns)), shortened(columns), rotation=90, fontsize=7)
+    ax.set_yticks(range(len(rows)), shortened(rows), fontsize=7)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     figure.colorbar(shown, ax=ax, shrink=0.7).set_label(unit, fontsize=8)
     return figure
 
 
+@plain()
 def bars(values: Mapping[Any, float], *, xlabel: str, ylabel: str) -> Figure:
     """One bar per name, in the given order."""
     width = max(4.0, 1.5 + 0.35 * len(values))
@@ -153,16 +162,18 @@ def bars(values: Mapping[Any, float], *, xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
+@plain()
 def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], *, ylabel: str) -> Figure:
     """A group of bars per entry of `values`, one bar per name, with its value written above; nan draws none.
 
     values: group -> one value per name.
     """
+    check_some("grouped_bars", "name", names, "Name what the values of a group are of.")
     across = max(4.5, 1.5 + 0.6 * len(names) * len(values))
     figure, axes = grid(1, 1, across, 3.4)
     ax: Axes = axes[0, 0]
-    width = 0.8 / len(names)
-    for i, name in enumerate(names):
+    width, shown = 0.8 / len(names), shortened(names)
+    for i in range(len(names)):
         places = [group + (i - (len(names) - 1) / 2) * width for group in range(len(values))]
         heights = [found[i] for found in values.values()]
         drawn = ax.bar(places, heights, 0.92 * width, color=COLORS[i % len(COLORS)], edgecolor="white")
@@ -170,15 +181,16 @@ def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], *,
             bar.set_hatch(HATCHES[i // len(COLORS) % len(HATCHES)])
         texts = ["" if np.isnan(found[i]) else f"{found[i]:.1f}" for found in values.values()]
         ax.bar_label(drawn, texts, fontsize=7, padding=1)
-        drawn.set_label(name)
     name_bars(ax, list(values), (across - 1) / max(1, len(values)))
     ax.set_ylabel(ylabel)
     if len(names) > 1:
-        columns = max(1, int(across / (0.5 + 0.07 * max(map(len, names)))))
-        figure.legend(loc="outside upper right", ncols=min(len(names), columns), fontsize=8, frameon=False)
+        columns = min(len(names), max(1, int(across / (0.5 + 0.07 * max(map(len, shown))))))
+        groups: Any = ax.containers
+        figure.legend(groups, shown, loc="outside upper right", ncols=columns, fontsize=8, frameon=False)
     return figure
 
 
+@plain()
 def dots(
     values: Mapping[str, Sequence[float]], references: Mapping[str, float], *, xlabel: str, reference: str
 ) -> Figure:
@@ -189,7 +201,7 @@ def dots(
         ax.plot(found, [row] * len(found), "o", color=COLORS[0], markersize=5, alpha=0.8)
         if name in references:
             ax.plot(references[name], row, "D", color=COLORS[1], markersize=5, fillstyle="none")
-    ax.set_yticks(range(len(values)), list(values), fontsize=8)
+    ax.set_yticks(range(len(values)), shortened(values), fontsize=8)
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.grid(color="0.92", linewidth=0.6)
     ax.set_xlabel(xlabel)

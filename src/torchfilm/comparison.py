@@ -29,7 +29,7 @@ from torchfilm.sensitivity import recordable
 from torchfilm.sharding import check_whole
 from torchfilm.signatures import signature_of
 from torchfilm.sites import check_network
-from torchfilm.writing import in_columns
+from torchfilm.writing import in_columns, in_digits
 
 Batch = Sequence[Any] | Mapping[str, Any]
 
@@ -130,16 +130,17 @@ class Comparison(Entries[Row]):
 
     def _costs(self, row: Row) -> list[str]:
         base, (low, high) = self.rows[0].flops, row.quartiles
+        ms, *middle = in_digits(row.milliseconds, low, high, apart=(high - low) / 2)
         return [
             row.name,
             f"{row.parameters:,}",
             f"{row.added / max(row.parameters - row.added, 1):+.2%}" if row.added else "-",
-            f"{row.flops / 1e9:.3f}",
+            *in_digits(row.flops / 1e9),
             f"{(row.flops - base) / max(base, 1):+.2%}" if row is not self.rows[0] else "-",
-            f"{row.milliseconds:.2f}",
-            f"[{low:.2f}, {high:.2f}]",
-            f"{row.ratio:.3f}",
-            f"{row.kept / 1e6:.2f}",
+            ms,
+            f"[{', '.join(middle)}]",
+            *in_digits(row.ratio),
+            *in_digits(row.kept / 1e6),
         ]
 
 
@@ -191,7 +192,7 @@ def compare(
             f"Give {{'film': model, ...}}, also for a single one."
         )
     seeds = {
-        name: [one] if isinstance(one, nn.Module) or not isinstance(one, Iterable) else list(one)
+        str(name): [one] if isinstance(one, nn.Module) or not isinstance(one, Iterable) else list(one)
         for name, one in models.items()
     }
     for model in itertools.chain(*seeds.values()):

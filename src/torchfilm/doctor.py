@@ -34,7 +34,7 @@ from torchfilm.upstream import (
     tells_one_thing,
     untouched,
 )
-from torchfilm.writing import in_columns
+from torchfilm.writing import in_columns, some
 
 WEAK = 1e-3
 """A site is weak whose share in the output is this far below the median of the others,"""
@@ -169,7 +169,7 @@ class Diagnosis:
         for finding in self.findings:
             sites.setdefault((finding.message, finding.remedy), []).append(finding.site)
         for (message, remedy), names in sites.items():
-            yield f"{', '.join(names) or 'all sites'}: {message}\n    {remedy}"
+            yield f"{some(names) or 'all sites'}: {message}\n    {remedy}"
 
 
 def doctor(
@@ -345,8 +345,8 @@ class _Case:
                 "",
                 "frozen",
                 "no parameter of the generator is trained (requires_grad is False).",
-                "Freeze the base with freeze_base(model), which leaves the conditioning trainable; where "
-                "adapters in the base train as well, call conditioning(model).requires_grad_(True) instead.",
+                "Call conditioning(model).requires_grad_(True), after whatever froze it; freeze_base(model) "
+                "freezes the base alone.",
             )
 
     def _weak(self, pulse: Pulse) -> str:

@@ -122,7 +122,8 @@ class Draft:
                 )
             dtype = self._like(module, name).dtype
             if type(value) is Tensor and not value.to(dtype).isfinite().all():
-                raise NotExactError(f"its {name} would be beyond the range of {dtype}")
+                wrong = "NaN" if value.isnan().any() else f"beyond the range of {dtype}"
+                raise NotExactError(f"its {name} would be {wrong}")
         self._values.setdefault(module, {}).update(values)
 
     def trial(self) -> Draft:

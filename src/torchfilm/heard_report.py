@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torchfilm.intervals import Estimate
-from torchfilm.writing import in_columns
+from torchfilm.writing import in_columns, in_digits, with_interval
 
 HARDLY = 0.01
 """Where no score tells, an output that changes by no more of the difference between samples is the same."""
@@ -94,7 +94,8 @@ class Hearing:
         if self.verdict == "ignored":
             floor = f"less than {HARDLY}"
             if swap.value > HARDLY:
-                more = f"({self.effects['repeat'].output.value:.3f}; the difference is {_shown(proper, '+')})"
+                (chance,) = in_digits(self.effects["repeat"].output.value)
+                more = f"({chance}; the difference is {_shown(proper, '+')})"
                 if math.isinf(proper.high):
                     more = "(one group, or one call whose chance all samples share, has no interval)"
                 floor = f"not clearly more than a repetition with the same condition does {more}"
@@ -161,7 +162,9 @@ class Hearing:
         """Return a sentence on those of several conditions that are ignored."""
         if not self.ignored:
             return ""
-        found = (f"{name} ({self.effects[_ALONE + name].output.value:.3f})" for name in self.ignored)
+        found = (
+            f"{name} ({in_digits(self.effects[_ALONE + name].output.value)[0]})" for name in self.ignored
+        )
         return f" Swapped alone, ignored: {', '.join(found)}."
 
     def _wording(self) -> str:
@@ -188,4 +191,4 @@ def _bounded(found: Any) -> Any:
 def _shown(found: Estimate | None, sign: str = "") -> str:
     if found is None:
         return ""
-    return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
+    return with_interval(found.value, found.low, found.high, sign=sign)

@@ -22,6 +22,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from torchfilm.writing import with_interval
+
 Numbers = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Bounds = tuple[float, float]
@@ -53,7 +55,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """Show the number and its interval."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return with_interval(self.value, self.low, self.high)
 
 
 def student(degrees: int) -> float:

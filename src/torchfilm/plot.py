@@ -21,9 +21,12 @@ from torchfilm.canvas import (
     Figure,
     Normalize,
     ScalarMappable,
-    as_values,
+    by_value,
+    check_some,
     grid,
+    in_rows,
     legend,
+    plain,
     shortened,
 )
 from torchfilm.canvas import Mark as Mark
@@ -40,39 +43,56 @@ from torchfilm.comparison import Comparison
 from torchfilm.extras import needed
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_choice
-from torchfilm.summary import Labels
+from torchfilm.summary import Labels, as_values
+from torchfilm.writing import some
 
 Values = Mapping[str, Array | Tensor | Modulation]
 Method = Literal["tsne", "pca"]
+ABREAST = 5
+"""How many sites stand beside each other."""
+NUMBERED, NAMED = 12, 40
+"""Up to so many channels have their numbers below them, and up to so many labels all their names."""
+RECORD = "Record a call: record(model)."
 
 
+@plain()
 def histograms(gamma: Values, beta: Values | None = None, *, bins: int = 100) -> Figure:
     """Gamma (upper row) and beta (lower row) of each site, as counts on a log scale; the share below zero
     is written.
 
     gamma, beta: site -> values of any shape; or modulations by site alone. The range of a row is
-    shared, so that sites can be compared (Perez et al. 2018, figures 5, 16, 17).
+    shared, so that sites can be compared (Perez et al. 2018, figures 5, 16, 17), and has the dotted line of
+    what changes nothing in it. Sites stand five beside each other.
     """
     gamma, beta = _gamma_and_beta(gamma, beta)
-    figure, axes = grid(2, len(gamma), 2.5, 2.1, sharex="row", sharey="row")
+    names, columns = shortened(gamma), min(ABREAST, len(gamma))
+    figure, axes = grid(2 * -(-len(gamma) // columns), columns, 2.5, 2.1, sharex="row", sharey="row")
+    axes = axes.reshape(-1, 2, columns).swapaxes(0, 1).reshape(2, -1)
+    for ax in axes[:, len(gamma) :].flat:
+        ax.remove()
     for row, (symbol, values, neutral) in enumerate((("γ", gamma, 1.0), ("β", beta, 0.0))):
         every = np.concatenate([np.ravel(v) for v in values.values()]).astype(np.float64)
-        low, high = float(every.min()), float(every.max())
-        edges = np.linspace(low - 1e-6 * max(1, abs(low)), high + 1e-6 * max(1, abs(high)), bins + 1)
-        for column, (site, found) in enumerate(values.items()):
-            ax: Axes = axes[row, column]
-            ax.stairs(*np.histogram(found, edges), fill=True, color=COLORS[row])
+        low, high = min(every.min(), neutral), max(every.max(), neutral)
+        half = (high - low) / bins / 2 or 0.5
+        edges = np.linspace(low - half, high + half, bins + 1)
+        counts = [np.histogram(found, edges)[0] for found in values.values()]
+        for i, (name, found) in enumerate(zip(names, values.values(), strict=True)):
+            ax: Axes = axes[row, i]
+            ax.stairs(counts[i], edges, fill=True, color=COLORS[row])
             ax.axvline(neutral, color="black", linewidth=0.8, linestyle=":")
-            between = ": " if len(site) <= 12 else "\n"
+            between = ": " if len(name) <= 12 else "\n"
             share = f"{np.mean(found < 0):.0%} of {symbol} below 0"
-            ax.set_title(f"{shortened(site)}{between}{share}", fontsize=8)
+            ax.set_title(f"{name}{between}{share}", fontsize=8)
             ax.set_xlabel(symbol)
             ax.tick_params(labelsize=7)
-        axes[row, 0].set_yscale("log", nonpositive="clip")  # of the whole row
-        axes[row, 0].set_ylabel("number of values")
+            ax.set_yscale("log", nonpositive="clip")
+            ax.set_ylim(0.5, 2 * np.max(counts))
+            if i % columns == 0:
+                ax.set_ylabel("number of values")
     return figure
 
 
+@plain()
 def planes(
     gamma: Array | Tensor | Modulation,
     beta: Array | Tensor | Modulation,
@@ -85,7 +105,7 @@ def planes(
     gamma, beta: [points, maps], or [points, T, maps], all steps; or twice the modulation with both. labels:
     one per point, each with a style; titles: one per map (Distill's "feature-wise transformations", 2018).
     """
-    both = np.broadcast_arrays(*aligned(_numbers(gamma, "gamma"), _numbers(beta, "beta")))
+    both = _together(_numbers(gamma, "gamma"), _numbers(beta, "beta"))
     (names, gamma), (_, beta) = (_by_step(labels, values) for values in both)
     maps = gamma.shape[1]
     if len(titles) != maps:
@@ -93,16 +113,12 @@ def planes(
             f"planes: expected a title for each of {maps} maps, got {len(titles)}.\n"
             f"Name all: [f'map {{i}}' for i in range({maps})]; or give gamma and beta of the maps to draw."
         )
-    columns = min(4, maps)
-    figure, axes = grid(-(-maps // columns), columns, 2.7, 2.5)
-    for i, ax in enumerate(axes.flat):
-        if i >= maps:
-            ax.set_visible(False)
-            continue
+    figure, axes = in_rows(maps, 4, 2.7, 2.5)
+    for i, (ax, title) in enumerate(zip(axes, shortened(titles), strict=True)):
         ax.axhline(0, color="0.8", linewidth=0.6, zorder=0)
         ax.axvline(0, color="0.8", linewidth=0.6, zorder=0)
         _scatter(ax, gamma[:, i], beta[:, i], names, styles, size=5)
-        ax.set_title(shortened(titles[i]), fontsize=8)
+        ax.set_title(title, fontsize=8)
         ax.set_xlabel("γ", fontsize=8, labelpad=1)
         ax.set_ylabel("β", fontsize=8, labelpad=1)
         ax.tick_params(labelsize=7)
@@ -110,6 +126,7 @@ def planes(
     return figure
 
 
+@plain()
 def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
     """One panel per number, one bar per network: parameters, FLOPs, latency, memory, and the score.
 
@@ -117,6 +134,8 @@ def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
     whisker, the score its 95 % interval; the score's panel is there where a score is.
     """
     lines: Any = rows.to_json()["rows"] if isinstance(rows, Comparison) else rows
+    check_some("comparison", "network", lines, "Give what compare() returned.")
+    names = shortened(row["name"] for row in lines)
     panels: dict[str, list[tuple[float, float, float]]] = {
         "parameters, million": [(row["parameters"] / 1e6,) * 3 for row in lines],
         "GFLOP": [(row["flops"] / 1e9,) * 3 for row in lines],
@@ -129,28 +148,27 @@ def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = grid(1, len(panels), 2.4, 0.6 + 0.3 * len(lines), sharey=True)
     for ax, (title, found) in zip(axes.flat, panels.items(), strict=True):
         middle, low, high = np.array(found).T
-        names = [row["name"] for row in lines]
-        ax.barh(names, middle, color=COLORS[0], xerr=(middle - low, high - middle), ecolor="0.3")
+        ax.barh(range(len(names)), middle, color=COLORS[0], xerr=(middle - low, high - middle), ecolor="0.3")
+        ax.locator_params(axis="x", nbins=4)
         ax.set_xlabel(title, fontsize=8)
         ax.tick_params(labelsize=7)
+    axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
     return figure
 
 
+@plain()
 def embeddings(points: Mapping[str, Array | Tensor], labels: Labels, styles: Mapping[Any, Mark]) -> Figure:
     """One panel per name with points [n, 2], marked by their labels; axes of an embedding have no unit.
 
     labels: one per point, each with a style.
     """
-    _some("embeddings", points)
-    columns = min(3, len(points))
-    figure, axes = grid(-(-len(points) // columns), columns, 4.2, 4.0)
-    for ax in axes.flat[len(points) :]:
-        ax.set_visible(False)
-    for ax, (name, values) in zip(axes.flat, points.items(), strict=False):
-        found = _array(values)
-        _scatter(ax, found[:, 0], found[:, 1], labels, styles, size=7)
-        ax.set_title(shortened(name), fontsize=10)
+    check_some("embeddings", "site", points, RECORD)
+    found = [_numbers(one, "points", site) for site, one in points.items()]
+    figure, axes = in_rows(len(points), 3, 4.2, 4.0)
+    for ax, name, places in zip(axes, shortened(points), found, strict=True):
+        _scatter(ax, places[:, 0], places[:, 1], labels, styles, size=7)
+        ax.set_title(name, fontsize=10)
         ax.spines[["left", "bottom"]].set_color("0.85")
         ax.set_xticks([])
         ax.set_yticks([])
@@ -175,11 +193,12 @@ def embed(values: Array | Tensor, *, method: Method = "tsne", seed: int = 0) -> 
             f"Record more samples: their places tell nothing otherwise."
         )
     check_choice("embed: method", method, get_args(Method))
+    finite = "values.isfinite().all(1)" if isinstance(values, Tensor) else "np.isfinite(values).all(axis=1)"
     values = np.asarray(_array(values))
     if wrong := int((~np.isfinite(values)).any(axis=1).sum()):
         raise ValueError(
             f"embed: expected finite numbers, got NaN or infinity in {wrong} of {len(values)} points.\n"
-            f"Leave them out: values[np.isfinite(values).all(axis=1)]."
+            f"Leave them out: values[{finite}]."
         )
     if not np.square(
         values - values[0]
@@ -203,48 +222,55 @@ def by_depth(
     the same kind of answer.
     """
     gamma, beta = _gamma_and_beta(gamma, beta)
-    both = {site: np.broadcast_arrays(*aligned(gamma[site], beta[site])) for site in gamma}
+    both = {site: _together(gamma[site], beta[site], site) for site in gamma}
     flat = {site: np.stack(pair, axis=1).reshape(len(pair[0]), -1) for site, pair in both.items()}
     return {site: embed(points, method=method, seed=seed) for site, points in flat.items()}
 
 
+@plain()
 def heat(values: Values, labels: Labels, *, neutral: float, unit: str, spread: float | None = None) -> Figure:
     """One panel per site: conditions (rows, grouped by label) by channels (columns), in colour.
 
     values: site -> [n, C], or [n, T, C] with a row for each step: gamma (neutral 1) or beta (neutral 0), of
-    modulations the one with that neutral. labels: one for each of the n. Channels stand in the order of their
-    first principal component's weights, so that those which move together stand together. `spread` is the
-    distance from neutral where colours end; without it, the 99th percentile of all.
+    modulations the one with that neutral. labels: one for each of the n; of more than 40 some are named, and
+    no lines are between them. Channels stand in the order of their first principal component's weights, so
+    that those which move together stand together; up to 12 have their numbers. `spread` is the distance from
+    neutral where colours end; without it, the 99th percentile of all, or a hundredth of the largest.
     """
-    _some("heat", values)
+    check_some("heat", "site", values, RECORD)
     field = "gamma" if neutral == 1 else "beta"
     found = {site: _by_step(labels, _numbers(one, field, site)) for site, one in values.items()}
-    away = np.concatenate([np.ravel(rows) for _, rows in found.values()]) - neutral
-    far = spread or float(np.percentile(np.abs(away), 99))
-    norm = Normalize(neutral - max(far, 1e-9), neutral + max(far, 1e-9))
+    away = np.abs(np.concatenate([np.ravel(rows) for _, rows in found.values()]) - neutral)
+    far = max(spread or max(float(np.percentile(away, 99)), 0.01 * float(away.max())), 1e-9)
+    norm = Normalize(neutral - far, neutral + far)
     groups = _in_order(next(iter(found.values()))[0])
-    texts = [shortened(name) for name in groups]
-    every_nth = -(-len(texts) // 40)
-    figure, axes = grid(1, len(found), 2.8, max(3.8, 1 + 0.12 * len(texts[::every_nth])))
+    texts = shortened(groups)
+    every_nth = -(-len(texts) // NAMED)
+    figure, axes = in_rows(len(found), ABREAST, 2.8, max(3.8, 1 + 0.12 * len(texts[::every_nth])))
     figure.set_figwidth(figure.get_figwidth() + 0.05 * max(0, max(map(len, texts)) - 6))
-    for ax, (site, (names, rows)) in zip(axes.flat, found.items(), strict=True):
-        places = np.array([groups.index(name) for name in names])
+    numbers = {name: i for i, name in enumerate(groups)}
+    for i, (title, (names, rows)) in enumerate(zip(shortened(found), found.values(), strict=True)):
+        ax, places = axes[i], np.array([numbers[name] for name in names])
         order = np.argsort(places, kind="stable")
         starts = np.unique(places[order], return_index=True)[1]
         weights = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2][0]
-        shown = rows[np.ix_(order, np.argsort(weights, kind="stable"))]
+        columns = np.argsort(weights, kind="stable")
+        shown = rows[np.ix_(order, columns)]
         ax.imshow(shown, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
-        for start in starts[1:]:
+        for start in starts[1:] if every_nth == 1 else ():
             ax.axhline(start - 0.5, color="black", linewidth=0.5)
-        ax.set_title(shortened(site), fontsize=9)
+        ax.set_title(title, fontsize=9)
         ax.set_xlabel("channel, similar ones together", fontsize=8)
         ax.tick_params(labelsize=7)
+        _name_channels(ax, columns)
         ax.set_yticks([])
-        if ax is axes[0, 0]:
+        if i % ABREAST == 0:
             ends = [*starts[1:], len(order)]
             middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
             ax.set_yticks(middles[::every_nth], texts[::every_nth], fontsize=7)
-    bar = figure.colorbar(ScalarMappable(norm, "RdBu_r"), ax=axes, shrink=0.8, pad=0.01)
+    beyond = "both" if away.max() > far else "neither"
+    colors = ScalarMappable(norm, "RdBu_r")
+    bar = figure.colorbar(colors, ax=list(axes), shrink=0.8, pad=0.01, extend=beyond)
     bar.set_label(unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
@@ -252,36 +278,53 @@ def heat(values: Values, labels: Labels, *, neutral: float, unit: str, spread: f
 
 def _scatter(ax: Axes, x: Array, y: Array, labels: Labels, styles: Mapping[Any, Mark], size: float) -> None:
     names, _ = _by_step(labels, x[:, None])
-    if unknown := sorted({str(name) for name in names if name not in styles}):
+    styles = by_value(styles)
+    rows: dict[Any, list[int]] = {name: [] for name in styles}
+    if unknown := sorted({str(name) for name in names if name not in rows}):
         raise ValueError(
-            f"plot: expected a style for each label, got none for {', '.join(unknown)}.\n"
-            f"Its points would not be drawn: styles=marks(sorted(set(labels)))."
+            f"plot: expected a style for each label, got none for {some(unknown)}.\n"
+            f"Its points would not be drawn: styles=plot.marks(labels)."
         )
-    for name, mark in styles.items():
-        here = np.array([one == name for one in names], bool)
+    for row, name in enumerate(names):
+        rows[name].append(row)
+    for here, mark in zip(rows.values(), styles.values(), strict=True):
         look: dict[str, Any] = {"s": size, "c": mark.color, "marker": mark.marker, "alpha": 0.65}
         ax.scatter(x[here], y[here], linewidths=0, rasterized=True, **look)
 
 
+@plain()
 def channels(
     mean: Mapping[str, Array | Tensor], spread: Mapping[str, Array | Tensor], *, ylabel: str
 ) -> Figure:
-    """Mean and standard deviation [channels], one panel per site, channels sorted by mean (figure 18)."""
+    """Mean and standard deviation [channels], one panel per site, channels sorted by mean (figure 18); up to
+    12 have their numbers.
+    """
     _same_names(mean, spread)
-    figure, axes = grid(1, len(mean), 2.5, 2.4, sharey=True)
-    for ax, site in zip(axes.flat, mean, strict=True):
-        center, width = _array(mean[site]), _array(spread[site])
-        order = np.argsort(center)
+    both = [
+        [_numbers(of[site], what, site)[0] for of, what in ((mean, "mean"), (spread, "spread"))]
+        for site in mean
+    ]
+    figure, axes = in_rows(len(mean), ABREAST, 2.5, 2.4, sharey=True)
+    for i, (title, (center, width)) in enumerate(zip(shortened(mean), both, strict=True)):
+        ax, order = axes[i], np.argsort(center)
         center, width = center[order], width[order]
         rank = np.arange(len(order))
         ax.fill_between(rank, center - width, center + width, color=COLORS[5], linewidth=0, alpha=0.6)
         ax.plot(rank, center, color=COLORS[0], linewidth=1.4)
         ax.axhline(0, color="0.6", linewidth=0.6)
-        ax.set_title(shortened(site), fontsize=9)
+        ax.set_title(title, fontsize=9)
         ax.set_xlabel("channel, by mean", fontsize=8)
         ax.tick_params(labelsize=7)
-    axes[0, 0].set_ylabel(ylabel)
+        _name_channels(ax, order)
+        if i % ABREAST == 0:
+            ax.set_ylabel(ylabel)
     return figure
+
+
+def _name_channels(ax: Axes, channels: Array) -> None:
+    """Write the numbers of channels below them; nothing where there is no room."""
+    few = len(channels) <= NUMBERED
+    ax.set_xticks(range(len(channels)) if few else (), channels if few else ())
 
 
 def _gamma_and_beta(gamma: Values, beta: Values | None) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -289,29 +332,38 @@ def _gamma_and_beta(gamma: Values, beta: Values | None) -> tuple[dict[str, Array
     beta = gamma if beta is None else beta
     _same_names(gamma, beta)
     return {s: _numbers(v, "gamma", s) for s, v in gamma.items()}, {
-        s: _numbers(v, "beta", s) for s, v in beta.items()
+        s: _numbers(beta[s], "beta", s) for s in gamma
     }
 
 
-def _numbers(values: Array | Tensor | Modulation, field: Literal["gamma", "beta"], site: str = "") -> Array:
+def _numbers(values: Array | Tensor | Modulation, field: str, site: str = "") -> Array:
     """Return rows of numbers; of a modulation in the shape that its gamma and beta have together."""
+    one: Any = values
     if isinstance(values, Modulation):
-        together = torch.broadcast_tensors(*aligned(values.gamma, values.beta))
-        found = np.atleast_2d(_array(together[field == "beta"]))
-    else:
-        found = np.atleast_2d(_array(values))
-    if wrong := int((~np.isfinite(found)).sum()):
+        one = torch.broadcast_tensors(*aligned(values.gamma, values.beta))[field == "beta"]
+    found = _array(one)
+    where = f"{field} at site {site!r}" if site else field
+    if not found.size:
+        raise ValueError(f"plot: expected numbers, got {found.shape} of {where}.\n{RECORD}")
+    if len(wrong := np.argwhere(~np.isfinite(found))):
         raise ValueError(
-            f"plot: expected finite numbers, got NaN or infinity in {wrong} of {found.size} values of {field}"
-            f"{f' at site {site!r}' if site else ''}.\n"
-            f"Find the samples: (~m.{field}.isfinite()).nonzero()."
+            f"plot: expected finite numbers, got NaN or infinity in {len(wrong)} of {found.size} values of "
+            f"{where}, first at {wrong[0].tolist()}.\n"
+            f"Leave these samples out, or look for NaN in their conditions, then in the weights."
         )
-    return found
+    return np.atleast_2d(found.astype(np.result_type(found, np.float32)))  # float16 has no linear algebra
 
 
-def _some(who: str, values: Mapping[str, Any]) -> None:
-    if not values:
-        raise ValueError(f"{who}: expected at least one site, got none.\nRecord a call: record(model).")
+def _together(gamma: Array, beta: Array, site: str = "") -> Sequence[Array]:
+    """Return both in the shape that they have together."""
+    try:
+        return np.broadcast_arrays(*aligned(gamma, beta))
+    except ValueError as error:
+        raise ValueError(
+            f"plot: expected gamma and beta of the same samples and channels"
+            f"{f' at site {site!r}' if site else ''}, got {gamma.shape} and {beta.shape}.\n"
+            f"Take both from the same recording."
+        ) from error
 
 
 def _by_step(labels: Labels, values: Array) -> tuple[list[Any], Array]:
@@ -330,18 +382,20 @@ def _in_order(names: Sequence[Any]) -> list[Any]:
     """Return each name once, sorted; as they come where they have no order, as words beside numbers."""
     once = list(dict.fromkeys(names))
     try:
-        return sorted(once)
+        return sorted(once, key=lambda name: (name != name, name))  # NaN last
     except TypeError:
         return once
 
 
 def _array(values: Array | Tensor) -> Array:
-    return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else values
+    return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _same_names(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    if not first or list(first) != list(second):
+    if not first or first.keys() != second.keys():
+        alone = some([repr(site) for site in (*first, *second) if site not in first or site not in second])
         raise ValueError(
-            f"plot: expected the same sites twice, at least one, got {list(first)} and {list(second)}.\n"
+            f"plot: expected the same sites twice, at least one, got {len(first)} and {len(second)}, "
+            f"not in both: {alone or 'none'}.\n"
             f"Take both from the same network, or choose the sites that both have."
         )

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from torchfilm.intervals import Numbers, student, wilson
+from torchfilm.writing import in_digits, with_interval
 
 Score = Callable[[nn.Module], float | Sequence[float] | Tensor]
 
@@ -37,8 +38,9 @@ class Scored:
     def __str__(self) -> str:
         """Show value and interval, if there is one, and over how many seeds."""
         seeds = f", {len(self.by_seed)} seeds" if len(self.by_seed) > 1 else ""
-        interval = f" [{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else ""
-        return f"{self.value:.3f}{interval}{seeds}"
+        if self.low < self.high:
+            return with_interval(self.value, self.low, self.high) + seeds
+        return in_digits(self.value)[0] + seeds
 
 
 def scored_by(models: Mapping[str, Sequence[nn.Module]], score: Score) -> dict[str, Numbers]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from torchfilm.modulation import Modulation, aligned, check_finite, check_modulations
 from torchfilm.naming import Entries
-from torchfilm.writing import in_columns
+from torchfilm.writing import in_columns, in_digits
 
 CLOSED = 0.01
 """A channel whose |gamma| is below this is closed: what it holds does not pass."""
@@ -90,8 +90,8 @@ class Summary(Entries[SiteSummary]):
             "site",
             "samples",
             "channels",
-            "gamma",
-            "beta",
+            "gamma (sd)",
+            "beta (sd)",
             "closed",
             "always",
             "flipped",
@@ -101,10 +101,8 @@ class Summary(Entries[SiteSummary]):
         rows = [head + ["between", "by chance"] * labelled]
         for line in self.sites:
             row = [line.site, str(line.samples), str(line.channels)]
-            row += [
-                f"{line.gamma_mean:.2f} ± {line.gamma_sd:.2f}",
-                f"{line.beta_mean:.2f} ± {line.beta_sd:.2f}",
-            ]
+            for mean, sd in ((line.gamma_mean, line.gamma_sd), (line.beta_mean, line.beta_sd)):
+                row.append("{} ({})".format(*in_digits(mean, sd, apart=sd)))
             row += [f"{line.closed:.1%}", str(line.closed_always), f"{line.flipped:.1%}"]
             row += [str(line.rank), f"{line.directions:.1f}"]
             shares = (line.between, line.chance)
@@ -236,11 +234,21 @@ def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDA
     return gamma.reshape(-1, channels), beta.reshape(-1, channels), math.prod(gamma.shape[1:-1])
 
 
+def as_values(labels: Labels) -> list[Any]:
+    """Return labels as what they say, keys of a dict: tensors and NaN are equal to themselves alone."""
+    return [
+        _said(label) for label in (labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels)
+    ]
+
+
 def _said(label: Any) -> Any:
-    """Return a label as what it says: tensors are compared by their identity else, and lists are no keys."""
     if isinstance(label, Tensor | np.ndarray | np.generic):
         label = label.tolist()
-    return repr(label) if isinstance(label, list | tuple | dict | set) else label
+    if isinstance(label, list | tuple):
+        return tuple(map(_said, label))
+    if isinstance(label, float) and math.isnan(label):
+        return math.nan  # one for all, which a dict finds
+    return repr(label) if isinstance(label, dict | set) else label
 
 
 def variances(values: NDArray[Any], labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -259,9 +267,8 @@ def variances(values: NDArray[Any], labels: Labels) -> tuple[NDArray[np.float64]
 
 def _numbered(labels: Labels) -> Numbers:
     """Return labels as numbers from 0 on, equal ones as one number."""
-    values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
     numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(_said(label), len(numbers)) for label in values], dtype=np.int64)
+    return np.array([numbers.setdefault(one, len(numbers)) for one in as_values(labels)], dtype=np.int64)
 
 
 def _variances(values: NDArray[Any], labels: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

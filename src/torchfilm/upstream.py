@@ -30,18 +30,19 @@ START = (
 
 
 def untouched(generator: nn.Module) -> bool | None:
-    """Whether all that starts at zero in a generator is there still; None where nothing is known to."""
-    zeros: list[Tensor] = []
+    """Whether all that starts at zero in a generator is there still; None where nothing is known of it."""
+    heads = [part for part in generator.modules() if isinstance(part, AffineHead | SharedHead | TableHead)]
+    zeros: list[Tensor] = [p for head in heads if head.start == "zero" for p in head.parameters()]
     for part in generator.modules():
-        if isinstance(part, AffineHead | SharedHead | TableHead) and part.start == "zero":
-            zeros += part.parameters()
-        elif isinstance(part, Generator) and part.scale is not None:
+        if isinstance(part, Generator) and part.scale is not None:
             zeros.append(part.scale)
         elif isinstance(part, Attentions):
             zeros += part.outputs
         elif isinstance(part, Concatenations) and part.ups is not None:
             zeros += part.ups
-    return not any(bool(tensor.any()) for tensor in zeros) if zeros else None
+    if not zeros:
+        return False if heads else None
+    return not any(bool(tensor.any()) for tensor in zeros)
 
 
 def active_condition(film: Conditioning, cond: Any) -> Any:

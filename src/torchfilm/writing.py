@@ -1,9 +1,10 @@
-"""What is written: files whole or not at all, and rows of text in columns."""
+"""What is written: files whole or not at all, numbers with the digits that tell, and text in columns."""
 
 from __future__ import annotations
 
+import math
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +40,44 @@ def whole(path: Path) -> Iterator[Path]:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def in_digits(*numbers: float, apart: float = 0.0, sign: str = "") -> list[str]:
+    """Return numbers that are read together, with equally many digits: two of what tells them apart.
+
+    There are three decimals at least, fewer of numbers from 100 on, and powers of ten below 1e-4 and from 1e5
+    on. Zero has no minus.
+
+    Args:
+        apart: what tells them apart, as half of an interval; without it, three digits of the largest tell.
+        sign: "+" for a sign in front of all.
+
+    Example:
+        >>> in_digits(0.5, apart=0.25), in_digits(0.00123, 0.001, apart=0.00023), in_digits(6.1e-5)
+        (['0.500'], ['0.00123', '0.00100'], ['6.10e-05'])
+    """
+    largest = max((abs(number) for number in numbers if math.isfinite(number)), default=0.0) or 1.0
+    power = math.floor(math.log10(largest))
+    more = min(power - math.floor(math.log10(apart)) + 1, 8) if 0 < apart < math.inf else 2
+    form = f"{max(more - power, min(3, 4 - power))}f" if -4 <= power < 5 else f"{max(more, 2)}e"
+    return [f"{number:{sign}z.{form}}" for number in numbers]
+
+
+def with_interval(value: float, low: float, high: float, *, sign: str = "") -> str:
+    """Return a number and its interval.
+
+    Example:
+        >>> with_interval(0.5, 0.25, 0.75)
+        '0.500 [0.250, 0.750]'
+    """
+    middle, *ends = in_digits(value, low, high, apart=(high - low) / 2, sign=sign)
+    return f"{middle} [{', '.join(ends)}]"
+
+
+def some(names: Collection[str]) -> str:
+    """Return names for a message, of many the first five and how many more there are."""
+    first, more = list(names)[:5], len(names) - 5
+    return f"{', '.join(first)} and {more} more" if more > 0 else ", ".join(first)
 
 
 def in_columns(rows: Sequence[Sequence[str]], *, right: bool = False) -> str:

@@ -37,8 +37,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_WIDE = 200
-"""Characters of a table that goes to a file or a pipe."""
+_WIDE = 1000
+"""Characters that a table may be wide: a terminal breaks its lines, where rich would cut its cells off."""
+_AT_ONCE = 1.0
+"""Seconds within which a first call tells what was done before."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -52,8 +54,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         else:
             shown.add_section()
             shown.add_row(*("" for _ in columns))
-    width = None if sys.stdout.isatty() else _WIDE  # in a file or a pipe nothing is cut off
-    Console(highlight=False, width=width).print(shown)
+    Console(highlight=False, markup=False, emoji=False, width=_WIDE).print(shown)
 
 
 def percent(share: float | None) -> str:
@@ -70,8 +71,8 @@ class Bar:
     def __init__(self, label: str, unit: str) -> None:
         self._label, self._unit = label, unit
         self._start = self._last = time.monotonic()
-        self._first: int | None = None
-        self._done = 0
+        self._called: float | None = None
+        self._first = self._done = 0
         self._bar: Progress | None = None
 
     def __enter__(self) -> Bar:
@@ -91,17 +92,20 @@ class Bar:
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` are done."""
         now = time.monotonic()
-        if self._first is None or done < self._done:  # the first, or another round with the same bar
+        if self._called is not None and done < self._done:  # another round with the same bar
+            self._first, self._start = 0, self._called
+        elif self._called is None and now - self._start < _AT_ONCE:
             self._first, self._start = done, now
-        self._done = done
+        self._called, self._done = now, done
         made, seconds = done - self._first, now - self._start
         rate = made / seconds if seconds > 0 else 0.0
+        shown = f"{rate:,.0f} {self._unit}/s" if rate >= 10 else f"{rate:.2g} {self._unit}/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, rate=f"{rate:,.0f} {self._unit}/s")
+            self._bar.update(self._task, completed=done, total=total, rate=shown)
         elif now - self._last >= QUIET_SECONDS:
             self._last = now
             left = f"{(total - done) / rate:,.0f} s left" if rate else "?"
-            note(f"{self._label}  {done:,} of {total:,}  {rate:,.0f} {self._unit}/s  {left}")
+            note(f"{self._label}  {done:,} of {total:,}  {shown}  {left}")
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
