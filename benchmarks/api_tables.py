@@ -17,7 +17,7 @@ HELD = {
     "concatenation": "Shifted",
     "doctor": "Finding",
     "fold_report": "FoldedSite",
-    "hearing": "Effect",
+    "heard_report": "Effect",
     "intervals": "Estimate",
     "naming": "UnknownNameError",
     "pulses": "Pulse",

@@ -51,7 +51,7 @@ def test_the_page_of_names_has_what_the_public_classes_hold_with_its_module():
     hints = " ".join(str(hint) for one in records for hint in get_type_hints(one).values())
     named = {f"{getattr(tf, name).__module__}.{name}" for name in tf.__all__}
     held = set(re.findall(r"torchfilm\.\w+\.\w+", hints)) - named
-    assert {"torchfilm.doctor.Finding", "torchfilm.hearing.Effect"} <= held
+    assert {"torchfilm.doctor.Finding", "torchfilm.heard_report.Effect"} <= held
     assert held <= {f"torchfilm.{module}.{kind}" for module, kind in api_tables.HELD.items()}
 
 
