@@ -70,9 +70,9 @@ def test_numbers_of_several_seeds_have_students_interval(seeds: int, quantile: f
 
 def test_numbers_of_two_samples_have_students_interval():
     found = scored_of(np.array([[1.0, 4.0]]))
-    assert (found.mean, found.high - found.mean) == pytest.approx((2.5, 12.7062 * 1.5), rel=1e-4)
+    assert (found.value, found.high - found.value) == pytest.approx((2.5, 12.7062 * 1.5), rel=1e-4)
     found = scored_of(np.array([[1.0, 4.0], [2.0, 3.0]]))  # a quarter is by what seeds make of each sample
-    assert (found.mean, found.high - found.mean) == pytest.approx((2.5, 12.7062 * 0.75**0.5), rel=1e-4)
+    assert (found.value, found.high - found.value) == pytest.approx((2.5, 12.7062 * 0.75**0.5), rel=1e-4)
 
 
 def test_samples_that_are_right_or_wrong_have_wilsons_interval():
@@ -110,7 +110,7 @@ def test_seeds_that_agree_on_most_samples_count_for_more_than_one_and_for_less_t
 
 def test_a_gain_of_numbers_over_zeros_and_ones_is_not_held_within_one():
     found = scored_of(np.array([[0.0, 1.0, 1.0]]), np.array([[5.0, 7.0, 9.0]]))
-    assert found.low < found.mean < found.high < -1
+    assert found.low < found.value < found.high < -1
 
 
 def test_seeds_are_scored_apart_and_gains_are_on_the_same_samples():

@@ -132,7 +132,7 @@ def shortened(names: Iterable[Any], most: int = 30) -> list[str]:
         >>> shortened(["model.layers.31.post_attention_layernorm"])
         ['…s.31.post_attention_layernorm']
         >>> shortened([f"is there {what} left of the big metal thing?" for what in ("a cube", "no cube")])
-        ['is there a…the big metal thing?', 'is there n…the big metal thing?']
+        ['is there a…he big metal thing?', 'is there n…he big metal thing?']
     """
     texts = [str(name) for name in names]
     longest, different = max(map(len, texts), default=0), len(set(texts))
