@@ -76,7 +76,7 @@ def rough(switch: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("switch", ["products", "convolutions", "autocast"])
-def test_the_precision_of_products_has_no_part_in_folding(switch: str):
+def test_products_of_less_precision_are_no_error_of_folding(switch: str):
     layers = nn.Conv2d(16, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(2), nn.Linear(64, 8)
     model = tf.condition(nn.Sequential(*layers).eval(), "0|2|4", tf.Vector(7))
     randomise(tf.conditioning(model))
@@ -85,4 +85,5 @@ def test_the_precision_of_products_has_no_part_in_folding(switch: str):
         report = tf.fold(model, cond=z, inputs=x)[1]
         with tf.folded(model, cond=z):
             model(x)
-    assert max(report.error, *(site.error for site in report)) < 1e-5
+    assert max(site.error for site in report) < 1e-5
+    assert report.error < 0.05

@@ -44,6 +44,13 @@ def test_dense_film_scales_and_shifts_by_a_linear_map_of_mish():
     torch.testing.assert_close(layer(x, z), torch.from_numpy(oracles.film(x.numpy(), gamma, beta, -1)))
 
 
+def test_the_child_of_a_dense_film_is_called_so_that_its_hooks_run():
+    layer, seen = tf.DenseFiLM(3, 7), []
+    layer.film.register_forward_hook(lambda module, args, y: seen.append(y.shape))
+    layer(torch.randn(2, 5, 3), torch.randn(2, 7))
+    assert seen == [(2, 5, 3)]
+
+
 @pytest.mark.parametrize("make", [tf.DenseFiLM, tf.AdaLNZero])
 def test_a_condition_in_bfloat16_is_activated_in_the_precision_of_the_parameters(make: type):
     layer, z = randomise(make(3, 7)), torch.randn(2, 7).bfloat16()

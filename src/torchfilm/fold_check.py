@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchfilm.filling import Conditioning
-from torchfilm.restoring import product_by_product
 from torchfilm.sharding import check_whole
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -40,8 +38,7 @@ def difference(
 ) -> float:
     """Return the largest difference between outputs of the two networks; NaN where one of them alone is NaN.
 
-    Relative to the largest finite number of each output; infinities that are the same do not differ. Without
-    autocast, and with products in their own precision, whose rounding is no part of folding.
+    Relative to the largest finite number of each output; infinities that are the same do not differ.
 
     Args:
         film: the conditioning of the model.
@@ -60,9 +57,7 @@ def difference(
         )
     named = inputs if isinstance(inputs, Mapping) else {}
     given = (inputs,) if isinstance(inputs, Tensor) else () if named else tuple(inputs)
-    own = itertools.chain(model.parameters(), model.buffers())
-    device = next((tensor.device for tensor in own), torch.device("cpu"))
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), product_by_product():
+    with torch.no_grad():
         with film.fixed(values):
             expected = pytree.tree_leaves(model(*given, **named))
         actual = pytree.tree_leaves(plain(*given, **named))
@@ -94,7 +89,28 @@ def _relative(actual: Tensor, expected: Tensor) -> Tensor:
 
 def rounding(model: nn.Module) -> float:
     """Return how far rounding may move outputs: 2e-3 in float32, 0.14 in bfloat16; depth makes it grow."""
-    precisions = [
-        torch.finfo(tensor.dtype).eps for tensor in model.parameters() if tensor.is_floating_point()
-    ]
-    return max(precisions, default=torch.finfo(torch.float32).eps) ** 0.4
+    return _reach({tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()})
+
+
+def rounding_here(model: nn.Module) -> float:
+    """Return how far rounding may move outputs of calls here: in autocast, or with coarser products."""
+    return max(rounding(model), _reach(set(_coarser(model))))
+
+
+def _reach(kinds: set[torch.dtype]) -> float:
+    return max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float32).eps) ** 0.4
+
+
+def _coarser(model: nn.Module) -> Iterator[torch.dtype]:
+    """Yield in which precisions torch was told to compute what is float32."""
+    device = next((tensor.device.type for tensor in model.parameters()), "cpu")
+    if torch.is_autocast_enabled(device):
+        yield torch.get_autocast_dtype(device)
+    kinds = (getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn"))
+    told = {getattr(kind, "fp32_precision", "none") for kind in kinds}
+    try:
+        told.add(torch.get_float32_matmul_precision())
+    except RuntimeError:  # torch's refusal where its older and newer switches disagree
+        told.add("medium")
+    if told - {"none", "ieee", "highest"}:
+        yield torch.bfloat16

@@ -32,7 +32,7 @@ from torchfilm.dataflow import (
     surroundings,
 )
 from torchfilm.filling import Conditioning
-from torchfilm.fold_check import check_copied, difference, rounding
+from torchfilm.fold_check import check_copied, difference, rounding, rounding_here
 from torchfilm.fold_draft import Affine, Draft, NotExactError, Undo, restore
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import (
@@ -112,8 +112,8 @@ def fold(
             reads, as the model's code says; or the pairs of names (convolution, norm), which are refused
             where that code shows something else. The norm becomes an Identity.
         inputs: arguments of the model, by position or by name, or its only one, to measure how far the
-            outputs differ (outside of autocast), and to refuse a copy that computes something else: a network
-            whose code reads weights, or branches by isinstance, in ways that cannot be seen from here.
+            outputs differ, and to refuse a copy that computes something else: a network whose code reads
+            weights, or branches by isinstance, in ways that cannot be seen from here.
 
     Returns:
         The copy, and a report of each site: where it went, and the measured error.
@@ -159,7 +159,7 @@ def fold(
         setattr(plain.get_submodule(parent), child, nn.Identity())
     error = None if inputs is None else difference(film, model, plain, values, inputs)
     report = _report(plan, film, pairs, (num_parameters(plain), num_parameters(model)), error)
-    if error is not None and not error <= (allowed := rounding(plain)):
+    if error is not None and not error <= (allowed := rounding_here(plain)):
         raise ValueError(
             f"fold: expected a network that computes the same, but its outputs differ by {error:.1e} of the "
             f"largest, and rounding by {allowed:.1e} at most.\n{report}\n"

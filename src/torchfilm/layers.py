@@ -217,8 +217,7 @@ class DenseFiLM(nn.Module):
         rows: Int[Tensor, " nodes"] | None = None,
     ) -> Float[Tensor, "*shape"]:
         """Return the modulated features; arguments and errors as `FiLM.forward`."""
-        chosen = resolve(self, condition, modulation, x, rows)
-        return film(x, chosen.gamma, chosen.beta, self.film.dim, gate=chosen.gate, modulation_dim=-1)
+        return self.film(x, modulation=resolve(self, condition, modulation, x, rows))
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma = 1 + scale and beta = shift for a condition, without applying them."""

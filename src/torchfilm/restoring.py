@@ -114,10 +114,10 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 @contextmanager
 def product_by_product() -> Iterator[None]:
-    """Keep torch from computing whole layers in one operation, and products in less than their precision.
+    """Keep torch from computing whole layers in one operation.
 
     Those are the fast paths of attention and of encoder layers, the recurrences of cuDNN, and those of oneDNN
-    with its packed convolutions; cuDNN takes float32 in TF32, and oneDNN in bfloat16 where it is told to.
+    with its packed convolutions.
     """
     mha, c = torch.backends.mha, torch._C  # by C, for `torch.backends` may be closed: disable_global_flags
     gets = mha.get_fastpath_enabled, c._get_mkldnn_enabled, c._get_cudnn_enabled
