@@ -326,14 +326,27 @@ def test_sizes_that_the_tensors_do_not_have_are_refused_before_they_cost_memory(
     assert type(base) is Net
 
 
+def test_an_error_of_ones_own_encoder_is_none_of_the_folder(tmp_path: Path):
+    class Broken(Own):
+        @property
+        def dim(self):
+            return len(None)
+
+    tf.save(tf.condition(Net(), SITES, Own()), tmp_path)
+    with pytest.raises(TypeError, match=r"object of type 'NoneType' has no len\(\)$"):
+        tf.load(Net(), tmp_path, cond=Broken())
+
+
 @pytest.mark.plain
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
-def test_tensors_that_are_no_fractions_or_too_many_are_refused(dtype: torch.dtype, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(torch.complex64, "complex"), (torch.int64, "integer"), (torch.bool, "bool")]
+)
+def test_tensors_that_are_no_fractions_or_too_many_are_refused(dtype, kind: str, tmp_path: Path):
     base, path = Net(), tmp_path / "film.safetensors"
     tf.save(tf.condition(copy.deepcopy(base), SITES, tf.Vector(13)), tmp_path)
     tensors = safetensors.torch.load_file(path)
     safetensors.torch.save_file({key: value.to(dtype) for key, value in tensors.items()}, path)
-    with pytest.raises(ValueError, match=rf"expected the tensors of this conditioning.*\n  .*\) {dtype}"):
+    with pytest.raises(ValueError, match=rf"expected the tensors of this conditioning.*\n  .*\) {kind}"):
         tf.load(base, tmp_path)
     safetensors.torch.save_file({**tensors, "other": torch.ones(2)}, path)
     with pytest.raises(ValueError, match=r"\n  other  none  \(2,\)\n"):

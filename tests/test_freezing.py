@@ -93,6 +93,14 @@ def test_what_estimates_statistics_anew_leaves_those_of_a_frozen_base():
     assert not [one for one in averaged.modules() if "reset_running_stats" in vars(one)]
 
 
+def test_what_was_frozen_before_norms_knew_their_network_can_be_read():
+    model = tf.freeze_base(tf.condition(Net(), SITES, tf.Vector(13)))
+    del model.film.frozen.hold  # as in a pickle from before
+    again = pickle.loads(pickle.dumps(model)).train()
+    assert again.film.frozen.hold is not None
+    assert not any(norm.training for norm in again.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
 def test_unfreezing_in_evaluation_leaves_the_norms_there():
     model = tf.freeze_base(tf.condition(Net(), SITES, tf.Vector(13))).eval()
     assert not any(module.training for module in tf.unfreeze_base(model).modules())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchfilm.restoring import in_mode, same_chance, unchanged, undisturbed
+from torchfilm.restoring import in_mode, product_by_product, same_chance, unchanged, undisturbed
 
 
 class Counting(nn.Module):
@@ -145,6 +145,17 @@ def test_buffers_are_those_of_before_with_the_numbers_of_before():
     assert all(after[name] is buffers[name] for name in buffers)
     assert all(torch.equal(after[name], numbers[name]) for name in buffers)
     assert [buffer._version for buffer in buffers.values()] == written != versions
+
+
+def test_switches_are_given_back_with_the_last_block_that_closed_them_in_whichever_order():
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    first, second = product_by_product(), product_by_product()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.mkldnn.enabled
+    second.__exit__(None, None, None)
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled) == before
 
 
 def test_compiled_networks_run_eagerly_until_the_last_block_is_over():

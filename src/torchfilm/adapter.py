@@ -156,7 +156,7 @@ def load(
             does not fit; the base is then as it was.
     """
     check_network(base)
-    path = Path(folder)
+    path, size = Path(folder), None if cond is None else encoded_size(cond)
     with intact(path, f"{DESCRIPTION} as save wrote it", "Save again, or copy the folder again."):
         description = _here(_read(path), base)
         if not any_base:
@@ -171,7 +171,7 @@ def load(
         how = _how(description, tensors, path, fusion, generator)
         sites = Sites(Site(**site) for site in description["sites"])
         if "generator" not in how and isinstance(how["fusion"], str):
-            size = encoded_size(sketch["cond"] if cond is None else cond)
+            size = encoded_size(sketch["cond"]) if size is None else size
             widths = {site.name: site.features for site in sites}
             with sketched():
                 sketch["generator"] = resolve(**how).build(size, widths)
@@ -309,7 +309,7 @@ def _check_tensors(state: Mapping[str, Any]) -> None:
 
 
 def _check_fit(state: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors of other names, sizes or kinds than those of the state."""
+    """Refuse tensors of other names or sizes than those of the state, and numbers of another kind."""
     expected = {key: _kind(value) for key, value in state.items()}
     got = {key: _kind(value) for key, value in tensors.items()}
     if expected != got:
@@ -324,8 +324,9 @@ def _check_fit(state: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Pa
 
 
 def _kind(value: Tensor) -> str:
-    shape = str(tuple(value.shape))
-    return shape if value.is_floating_point() else f"{shape} {value.dtype}"
+    shape, kinds = str(tuple(value.shape)), {"complex": value.is_complex(), "bool": value.dtype == torch.bool}
+    kinds["integer"] = not (value.is_floating_point() or any(kinds.values()))
+    return " ".join([shape, *(name for name, is_it in kinds.items() if is_it)])
 
 
 def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:

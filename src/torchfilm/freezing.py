@@ -26,6 +26,9 @@ class Frozen:
         self.norms: dict[str, tuple[nn.Module, bool]] = {}
         self.hold = _Hold()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({"hold": _Hold(), **state})  # pickled before 2026-11-28 it has none
+
     def freeze(self, root: nn.Module) -> None:
         """Freeze all but the child `film`, what is frozen already aside; that of a network inside too."""
         ours = "film."  # an encoder's norms go on learning with it
@@ -73,7 +76,7 @@ class _Hold:
 class _Reset:
     """In place of a frozen norm's `reset_running_stats`: nothing, while it rests in its network."""
 
-    def __init__(self, norm: Any, hold: _Hold | None) -> None:
+    def __init__(self, norm: Any, hold: _Hold | None = None) -> None:
         self.norm, self.hold = weakref.ref(norm), weakref.ref(hold or _Hold())
 
     def __call__(self) -> None:

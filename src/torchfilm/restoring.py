@@ -122,17 +122,18 @@ def product_by_product() -> Iterator[None]:
     mha, c = torch.backends.mha, torch._C  # by C, for `torch.backends` may be closed: disable_global_flags
     gets = mha.get_fastpath_enabled, c._get_mkldnn_enabled, c._get_cudnn_enabled
     sets = mha.set_fastpath_enabled, c._set_mkldnn_enabled, c._set_cudnn_enabled
-    before = [get() for get in gets]
-
-    def switch(enabled: list[bool]) -> None:
-        for one, value in zip(sets, enabled, strict=True):
-            one(value)
-
+    block = object()
     try:
-        switch([False, False, False])
+        with _SWITCHES.lock:
+            if not _SWITCHES.blocks:
+                for get, one in zip(gets, sets, strict=True):
+                    _SWITCHES.before.callback(one, get())
+            _SWITCHES.blocks.add(block)
+            for one in sets:
+                one(False)  # noqa: FBT003
         yield
     finally:
-        switch(before)
+        _SWITCHES.leave(block)
 
 
 @contextmanager
@@ -142,14 +143,21 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         yield
 
 
-class _Stance:
-    """The blocks that run compiled networks eagerly now, and what gives the stance from before back."""
+class _Changed:
+    """The blocks for which something of all threads is changed now, and what gives back how it was before."""
 
     def __init__(self) -> None:
         self.lock, self.blocks, self.before = threading.Lock(), set[object](), ExitStack()
 
+    def leave(self, block: object) -> None:
+        """Forget a block; the last one gives back what was before the first."""
+        with self.lock:
+            self.blocks.discard(block)
+            if not self.blocks:
+                self.before.close()
 
-_STANCE = _Stance()
+
+_STANCE, _SWITCHES = _Changed(), _Changed()
 
 
 @contextmanager
@@ -163,7 +171,4 @@ def _eagerly() -> Iterator[None]:
             _STANCE.blocks.add(block)
         yield
     finally:
-        with _STANCE.lock:
-            _STANCE.blocks.discard(block)
-            if not _STANCE.blocks:
-                _STANCE.before.close()
+        _STANCE.leave(block)

@@ -103,7 +103,7 @@ def ways(module: nn.Module, leaves: Collection[nn.Module] = (), *, takes_first: 
         }
         try:
             graph = _trace(module, leaves, constants)
-        except (MemoryError, RecursionError, torch.OutOfMemoryError):  # say nothing about the code
+        except (MemoryError, torch.OutOfMemoryError):  # say nothing about the code
             raise
         except _UNTRACEABLE as error:
             fails_for_none = "NoneType" in str(error) and any(one is None for one in constants.values())

@@ -150,6 +150,17 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_writer_that_fails_leaves_what_another_wrote_in_the_meantime(tmp_path):
+    def broken():
+        yield from recordings()
+        write_lerobot(tmp_path / "out", recordings(), 20, NAMES)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_lerobot(tmp_path / "out", broken(), 20, NAMES)
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["data", "meta"]
+
+
 @pytest.mark.parametrize("out", ["link", "empty", "."])
 def test_an_empty_folder_is_written_into_wherever_it_leads(made, out, tmp_path, monkeypatch):
     for name in ("large", "empty"):

@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchfilm.training import TrainConfig
 from torchfilm.training.optimisers import (
@@ -62,25 +63,32 @@ def test_swapping_twice_changes_nothing_and_once_exchanges() -> None:
     assert all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())
 
 
-def test_a_swap_for_which_memory_runs_out_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swap_for_which_memory_runs_out_changes_nothing() -> None:
     module = small()
     average = WeightAverage(module, decay=0.5)
     with torch.no_grad():
         for p in module.parameters():
             p += 1.0
     before = copy.deepcopy((module.state_dict(), average.tensors))
-    clone, clones = torch.Tensor.clone, []
 
-    def full(tensor: torch.Tensor) -> torch.Tensor:
-        clones.append(tensor)
-        if len(clones) == 3:
-            raise torch.OutOfMemoryError
-        return clone(tensor)
+    class Full(TorchDispatchMode):
+        """The second tensor that is made is too much."""
 
-    monkeypatch.setattr(torch.Tensor, "clone", full)
-    with pytest.raises(torch.OutOfMemoryError):
+        made = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.made += func.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.clone)
+            if self.made == 2:
+                raise torch.OutOfMemoryError
+            return func(*args, **(kwargs or {}))
+
+    with Full() as full:
         average.swap()
-    monkeypatch.undo()
+    assert full.made == 1
+    average.swap()
+    full.made = 1
+    with full, pytest.raises(torch.OutOfMemoryError):
+        average.swap()
     torch.testing.assert_close((module.state_dict(), average.tensors), before, rtol=0, atol=0)
 
 

@@ -89,19 +89,21 @@ def write_lerobot(
     new = not out.exists()
     if not new and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out: expected a new or an empty folder, got {out}. Nothing was changed.")
-    draft = out / f"{uuid.uuid4().hex}.part"  # inside, for `out` may be a link or a disk of its own
+    name = f".{uuid.uuid4().hex}.part"
+    draft = out.with_name(out.name + name) if new else out / name  # `out` may be a link or a disk of its own
     writer = _Writer(draft, fps, {key: list(value) for key, value in names.items()})
     try:
         for recording in recordings:
             writer.add(recording)
         writer.finish(robot_type)
-        for part in ("data", "meta"):  # the one that says what is there comes last
-            (draft / part).replace(out / part)
-        draft.rmdir()
+        if new:
+            draft.replace(out)
+        else:
+            for part in ("data", "meta"):  # the one that says what is there comes last
+                (draft / part).replace(out / part)
+            draft.rmdir()
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
-        if new:
-            shutil.rmtree(out, ignore_errors=True)
         raise
     return out
 

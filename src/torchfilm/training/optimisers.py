@@ -183,7 +183,13 @@ class WeightAverage:
     def swap(self) -> None:
         """Exchange average and weights, bit for bit; a second call undoes the first."""
         pairs = self._pairs + self._copies
-        copies = [value.clone() for _, value in pairs]  # all, before one changes: memory may run out
-        for (average, value), before in zip(pairs, copies, strict=True):
+        sizes: dict[torch.device, int] = {}
+        for _, value in pairs:
+            sizes[value.device] = max(sizes.get(value.device, 0), value.nbytes)
+        # Room for the largest, before one changes: memory may run out.
+        room = {at: torch.empty(size, dtype=torch.uint8, device=at) for at, size in sizes.items()}
+        for average, value in pairs:
+            before = room[value.device][: value.nbytes].view(value.dtype).view(value.shape)
+            before.copy_(value)
             value.copy_(average)
             average.copy_(before)
