@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.style
@@ -72,6 +73,9 @@ DRAWN = {
     "heat of 150": lambda: heat(labels(150)),
     "groups": lambda: plot.grouped_bars(dict.fromkeys(FUSIONS[:5], range(2)), ["a", "b"], ylabel="%"),
     "nine": lambda: plot.grouped_bars({"u": range(9), "v": range(9)}, [*FUSIONS, "more"], ylabel="%"),
+    "bars": lambda: plot.bars(dict.fromkeys("abc", 1.0), xlabel="x", ylabel="y"),
+    "table": lambda: plot.table(np.eye(3), "abc", "def", xlabel="x", ylabel="y", unit="share"),
+    "curves": lambda: plot.curves([1, 2], {"u": [1, 2], "v": [2, 1]}, xlabel="x", ylabel="y", log_x=True),
 }
 
 
@@ -185,17 +189,38 @@ def test_names_are_drawn_as_they_are(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
-def test_a_style_that_is_set_changes_nothing(draw, tmp_path: Path):
-    def drawn() -> np.ndarray:
+def test_a_dark_style_that_is_set_changes_nothing(draw, tmp_path: Path):
+    path = tmp_path / "figure.png"
+
+    def drawn(write: Callable[[Figure], object]) -> np.ndarray:
         torch.manual_seed(0)
-        with Image.open(plot.save(draw(), tmp_path / "figure.png")) as image:
+        write(draw())
+        with Image.open(path) as image:
             return np.asarray(image.convert("L"))
 
-    own = {"font.size": 20, "axes.grid": True, "savefig.facecolor": "black"}
-    expected, before = drawn(), dict(matplotlib.rcParams)
+    expected = drawn(lambda figure: plot.save(figure, path))
+    own = {"axes.grid": True, "axes.grid.which": "both", "savefig.facecolor": "black"}
     with matplotlib.style.context(["dark_background", own]):
-        assert np.array_equal(drawn(), expected)
-    assert dict(matplotlib.rcParams) == before
+        assert np.array_equal(drawn(lambda figure: plot.save(figure, path)), expected)
+        assert np.array_equal(drawn(lambda figure: figure.savefig(path, dpi=150)), expected)
+
+
+def test_settings_are_read_and_never_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are those of the whole process, and its other threads."""
+    with matplotlib.style.context({"font.family": "DejaVu Serif", "font.size": 20, "pdf.fonttype": 42}):
+        monkeypatch.setattr(matplotlib.RcParams, "__setitem__", lambda *_: pytest.fail("set"))
+        for draw in DRAWN.values():
+            figure = draw()
+            assert figure.axes[0].title.get_fontname() == "DejaVu Serif"
+        plot.save(figure, tmp_path / "figure.pdf")
+        monkeypatch.undo()
+    assert b"/CIDFontType2" in (tmp_path / "figure.pdf").read_bytes()
+
+
+def test_a_figure_can_be_written_without_a_background(tmp_path: Path):
+    planes(labels(3)).savefig(tmp_path / "figure.png", transparent=True)
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.getpixel((0, 0))[3] == 0
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.PDF", b"%PDF"), ("a.svg", b"<?xml")])

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -313,6 +315,38 @@ def test_figures_of_nothing_are_refused() -> None:
     for draw in (plot.histograms, plot.by_depth, lambda m: plot.heat(m, [], neutral=1, unit="")):
         with pytest.raises(ValueError, match=r"expected numbers, got \(0, 3\) of gamma at site 's'.\nRecord"):
             draw(none)
+
+
+def test_channels_of_many_samples_are_refused():
+    one, many = torch.rand(5), torch.rand(7, 5)
+    for mean, spread, what in ((many, one, "mean"), (one, many, "spread")):
+        with pytest.raises(ValueError, match=rf"per channel, got \(7, 5\) of {what} at site 's'.*\nTake bot"):
+            plot.channels({"s": mean}, {"s": spread}, ylabel="")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_picture_has_a_title_and_what_lies_over_it(count: int):
+    two, maps = [np.zeros((4, 4, 3), np.uint8)] * 2, np.ones((2, 2, 2))
+    draws = {
+        "over_pictures: expected titles": lambda: plot.over_pictures(two, maps, ["t"] * count, unit=""),
+        "over_pictures: expected maps": lambda: plot.over_pictures(
+            two, np.ones((count, 2, 2)), "tt", unit=""
+        ),
+        "paths_over_pictures: expected paths": lambda: plot.paths_over_pictures(two, [maps[0]] * count, "tt"),
+    }
+    for message, draw in draws.items():
+        with pytest.raises(ValueError, match=rf"^{message} for each of 2 pictures, got {count}.\nGive as ma"):
+            draw()
+
+
+def test_curves_and_tables_take_tensors_of_any_kind() -> None:
+    kinds: list[dict[str, Any]] = [{"dtype": torch.bfloat16}, {"requires_grad": True}]
+    for kind in kinds:
+        values = torch.tensor([[0.5, 0.25], [1.0, 0.0]], **kind)
+        (line,) = plot.curves(values[0], {"u": values[1]}, xlabel="x", ylabel="y").axes[0].lines
+        assert np.asarray(line.get_xydata()).tolist() == [[0.5, 1.0], [0.25, 0.0]]
+        (image,) = plot.table(values, "ab", "cd", xlabel="x", ylabel="y", unit="").axes[0].images
+        assert np.asarray(image.get_array()).tolist() == [[0.5, 0.25], [1.0, 0.0]]
 
 
 def test_gamma_and_beta_of_other_channels_are_refused():

@@ -1,21 +1,19 @@
 """What all figures have: one style, colours and markers, names that can be read, and a way to the disk."""
 
 import math
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from torchfilm.extras import needed
 from torchfilm.summary import Labels, as_values
 from torchfilm.writing import whole
 
 with needed("figures need matplotlib", "systems"):
-    import matplotlib.style
     from matplotlib.axes import Axes as Axes
     from matplotlib.cm import ScalarMappable as ScalarMappable
     from matplotlib.colors import Normalize as Normalize
@@ -28,9 +26,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "xx")
 FORMATS = (".png", ".svg", ".pdf")
 MOST_PANELS = 150
+LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False, "labelcolor": "black"}
 
 Array = np.ndarray
-_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,9 @@ def by_value(styles: Mapping[Any, Mark]) -> dict[Any, Mark]:
     return dict(zip(as_values(list(styles)), styles.values(), strict=True))
 
 
-@contextmanager
-def plain() -> Iterator[None]:
-    """Draw in matplotlib's own style, whatever is set, which colours, sizes and grids here are made for."""
-    with _ONE_AT_A_TIME, matplotlib.style.context("default"):
-        yield
+def as_array(values: Array | Tensor | Sequence[float]) -> Array:
+    """Return the numbers as an array; of a Tensor of any dtype, with or without a gradient, as float32."""
+    return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -79,12 +75,23 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 class PlainFigure(Figure):
-    """A figure whose numbers at the axes, which are made as it is drawn, have the style of the rest."""
+    """A figure that is written with its own background, whatever style is set."""
 
-    def draw(self, renderer: Any) -> None:
-        """Draw it in that style."""
-        with plain():
-            super().draw(renderer)
+    def savefig(self, *args: Any, **options: Any) -> None:
+        """Write it as any figure, on white unless another `facecolor` or `transparent` is given."""
+        if not options.get("transparent"):
+            options.setdefault("facecolor", "auto")
+        super().savefig(*args, **options)
+
+
+def black_on_white(ax: Axes) -> None:
+    """Give the panel these colours and no grid, whatever style is set; fonts stay those that are set."""
+    ax.set_facecolor("white")
+    ax.grid(visible=False, which="both")
+    ax.tick_params(which="both", colors="black")
+    ax.spines[:].set_color("black")
+    for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
+        text.set_color("black")
 
 
 def grid(rows: int, columns: int, width: float, height: float, **sharing: Any) -> tuple[Figure, Array]:
@@ -98,9 +105,10 @@ def grid(rows: int, columns: int, width: float, height: float, **sharing: Any) -
             f"Figure: expected at most {MOST_PANELS} panels, got {rows * columns} ({rows} x {columns}).\n"
             f"Draw some at a time: {{name: values[name] for name in chosen}} of sites, gamma[:, :16] of maps."
         )
-    figure = PlainFigure(figsize=(columns * width, rows * height), layout="constrained")
+    figure = PlainFigure(figsize=(columns * width, rows * height), layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False, **sharing)
     for ax in axes.flat:
+        black_on_white(ax)
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
@@ -112,6 +120,14 @@ def in_rows(count: int, columns: int, width: float, height: float, **sharing: An
     for ax in axes.flat[count:]:
         ax.remove()
     return figure, axes.flat[:count]
+
+
+def name_colors(figure: Figure, colors: ScalarMappable, axes: Iterable[Axes], unit: str, **look: Any) -> None:
+    """Draw a bar of the colours beside the axes, with its unit."""
+    bar = figure.colorbar(colors, ax=list(axes), **look)
+    bar.set_label(unit, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    black_on_white(bar.ax)
 
 
 def check_some(who: str, what: str, given: Sized, remedy: str) -> None:
@@ -166,8 +182,7 @@ def legend(figure: Figure, labels: Labels, styles: Mapping[Any, Mark]) -> None:
         handles=handles,
         loc="outside right center",
         ncols=columns,
-        fontsize=8,
-        frameon=False,
+        **LEGEND,
         handletextpad=0.2,
         columnspacing=1.0,
     )

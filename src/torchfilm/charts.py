@@ -3,7 +3,7 @@
 `torchfilm.plot` has them too. Every function returns a matplotlib Figure of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchfilm.canvas import (
     COLORS,
     HATCHES,
+    LEGEND,
     MARKERS,
     Array,
     Axes,
@@ -19,19 +20,19 @@ from torchfilm.canvas import (
     Line2D,
     Normalize,
     ScalarMappable,
+    as_array,
     as_drawn,
     check_some,
     grid,
     in_rows,
     name_bars,
-    plain,
+    name_colors,
     shortened,
 )
 
 Numbers = Sequence[float] | Array | Tensor
 
 
-@plain()
 def curves(
     x: Numbers,
     series: Mapping[str, Numbers],
@@ -48,8 +49,8 @@ def curves(
     names = shortened([*series, *(levels or {})])
     for i, values in enumerate(series.values()):
         ax.plot(
-            x,
-            values,
+            as_array(x),
+            as_array(values),
             color=COLORS[i % len(COLORS)],
             marker=MARKERS[i % len(MARKERS)] if markers else None,
             linestyle=("-", "--", "-.", ":")[i // len(COLORS) % 4] if not markers else "-",
@@ -64,11 +65,10 @@ def curves(
     ax.set_ylabel(ylabel)
     ax.grid(color="0.92", linewidth=0.6)
     if len(names) > 1:
-        figure.legend(ax.lines, names, loc="outside right center", fontsize=8, frameon=False)
+        figure.legend(ax.lines, names, loc="outside right center", **LEGEND)
     return figure
 
 
-@plain()
 def over_pictures(
     pictures: Sequence[Array], maps: Array, titles: Sequence[str], *, unit: str, strength: float = 0.75
 ) -> Figure:
@@ -77,7 +77,7 @@ def over_pictures(
 
     A cell is the more opaque the more it has; `unit` says what is counted.
     """
-    check_some("over_pictures", "picture", pictures, "Give uint8 [H, W, 3].")
+    _check_pictures("over_pictures", pictures, maps=maps, titles=titles)
     tallest = max(len(picture) / picture.shape[1] for picture in pictures)
     figure, axes = in_rows(len(pictures), 4, 3.0, 3.0 * tallest + 0.55)
     top = max(float(np.max(maps, initial=0)), 1e-9)
@@ -95,20 +95,27 @@ def over_pictures(
             interpolation="nearest",
         )
         ax.set_title(title, fontsize=7)
-    bar = figure.colorbar(ScalarMappable(Normalize(0, top), "inferno"), ax=list(axes), shrink=0.6, pad=0.01)
-    bar.set_label(unit, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    name_colors(figure, ScalarMappable(Normalize(0, top), "inferno"), axes, unit, shrink=0.6, pad=0.01)
     return figure
 
 
-@plain()
+def _check_pictures(who: str, pictures: Sequence[Array], **given: Sized) -> None:
+    check_some(who, "picture", pictures, "Give uint8 [H, W, 3].")
+    for what, found in given.items():
+        if len(found) != len(pictures):
+            raise ValueError(
+                f"{who}: expected {what} for each of {len(pictures)} pictures, got {len(found)}.\n"
+                f"Give as many {what} as pictures, in their order."
+            )
+
+
 def paths_over_pictures(pictures: Sequence[Array], paths: Sequence[Array], titles: Sequence[str]) -> Figure:
     """A path [steps, 2], in pixels to the right and down, over each picture uint8 [H, W, 3], in one row.
 
     It goes from the open circle to the dot; points stand a fifth of a second apart at 20 steps a second, so
     that slow parts are dense.
     """
-    check_some("paths_over_pictures", "picture", pictures, "Give uint8 [H, W, 3].")
+    _check_pictures("paths_over_pictures", pictures, paths=paths, titles=titles)
     figure, axes = grid(1, len(pictures), 2.9, 3.75)
     for ax, picture, path, title in zip(axes.flat, pictures, paths, as_drawn(titles), strict=True):
         height, width = picture.shape[:2]
@@ -123,7 +130,6 @@ def paths_over_pictures(pictures: Sequence[Array], paths: Sequence[Array], title
     return figure
 
 
-@plain()
 def table(
     values: Array | Tensor,
     rows: Sequence[str],
@@ -134,7 +140,7 @@ def table(
     unit: str,
 ) -> Figure:
     """A matrix [rows, columns] of shares 0..1 as a heat map with its numbers in percent."""
-    values = np.asarray(values)
+    values = as_array(values)
     figure, axes = grid(1, 1, 1.6 + 0.34 * len(columns), 1.2 + 0.28 * len(rows))
     ax: Axes = axes[0, 0]
     shown = ax.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -145,11 +151,10 @@ def table(
     ax.set_yticks(range(len(rows)), shortened(rows), fontsize=7)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
-    figure.colorbar(shown, ax=ax, shrink=0.7).set_label(unit, fontsize=8)
+    name_colors(figure, shown, [ax], unit, shrink=0.7)
     return figure
 
 
-@plain()
 def bars(values: Mapping[Any, float], *, xlabel: str, ylabel: str) -> Figure:
     """One bar per name, in the given order."""
     width = max(4.0, 1.5 + 0.35 * len(values))
@@ -162,7 +167,6 @@ def bars(values: Mapping[Any, float], *, xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
-@plain()
 def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], *, ylabel: str) -> Figure:
     """A group of bars per entry of `values`, one bar per name, with its value written above; nan draws none.
 
@@ -180,17 +184,16 @@ def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], *,
         for bar in drawn:
             bar.set_hatch(HATCHES[i // len(COLORS) % len(HATCHES)])
         texts = ["" if np.isnan(found[i]) else f"{found[i]:.1f}" for found in values.values()]
-        ax.bar_label(drawn, texts, fontsize=7, padding=1)
+        ax.bar_label(drawn, texts, fontsize=7, padding=1, color="black")
     name_bars(ax, list(values), (across - 1) / max(1, len(values)))
     ax.set_ylabel(ylabel)
     if len(names) > 1:
         columns = min(len(names), max(1, int(across / (0.5 + 0.07 * max(map(len, shown))))))
         groups: Any = ax.containers
-        figure.legend(groups, shown, loc="outside upper right", ncols=columns, fontsize=8, frameon=False)
+        figure.legend(groups, shown, loc="outside upper right", ncols=columns, **LEGEND)
     return figure
 
 
-@plain()
 def dots(
     values: Mapping[str, Sequence[float]], references: Mapping[str, float], *, xlabel: str, reference: str
 ) -> Figure:
@@ -210,5 +213,5 @@ def dots(
         handles.append(
             Line2D([], [], linestyle="", marker="D", color=COLORS[1], fillstyle="none", label=reference)
         )
-    figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside upper right", ncols=2, **LEGEND)
     return figure

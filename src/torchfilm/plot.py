@@ -21,12 +21,13 @@ from torchfilm.canvas import (
     Figure,
     Normalize,
     ScalarMappable,
+    as_array,
     by_value,
     check_some,
     grid,
     in_rows,
     legend,
-    plain,
+    name_colors,
     shortened,
 )
 from torchfilm.canvas import Mark as Mark
@@ -55,7 +56,6 @@ NUMBERED, NAMED = 12, 40
 RECORD = "Record a call: record(model)."
 
 
-@plain()
 def histograms(gamma: Values, beta: Values | None = None, *, bins: int = 100) -> Figure:
     """Gamma (upper row) and beta (lower row) of each site, as counts on a log scale; the share below zero
     is written.
@@ -92,7 +92,6 @@ def histograms(gamma: Values, beta: Values | None = None, *, bins: int = 100) ->
     return figure
 
 
-@plain()
 def planes(
     gamma: Array | Tensor | Modulation,
     beta: Array | Tensor | Modulation,
@@ -126,7 +125,6 @@ def planes(
     return figure
 
 
-@plain()
 def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
     """One panel per number, one bar per network: parameters, FLOPs, latency, memory, and the score.
 
@@ -157,7 +155,6 @@ def comparison(rows: Comparison | Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-@plain()
 def embeddings(points: Mapping[str, Array | Tensor], labels: Labels, styles: Mapping[Any, Mark]) -> Figure:
     """One panel per name with points [n, 2], marked by their labels; axes of an embedding have no unit.
 
@@ -194,7 +191,7 @@ def embed(values: Array | Tensor, *, method: Method = "tsne", seed: int = 0) -> 
         )
     check_choice("embed: method", method, get_args(Method))
     finite = "values.isfinite().all(1)" if isinstance(values, Tensor) else "np.isfinite(values).all(axis=1)"
-    values = np.asarray(_array(values))
+    values = as_array(values)
     if wrong := int((~np.isfinite(values)).any(axis=1).sum()):
         raise ValueError(
             f"embed: expected finite numbers, got NaN or infinity in {wrong} of {len(values)} points.\n"
@@ -227,7 +224,6 @@ def by_depth(
     return {site: embed(points, method=method, seed=seed) for site, points in flat.items()}
 
 
-@plain()
 def heat(values: Values, labels: Labels, *, neutral: float, unit: str, spread: float | None = None) -> Figure:
     """One panel per site: conditions (rows, grouped by label) by channels (columns), in colour.
 
@@ -269,10 +265,7 @@ def heat(values: Values, labels: Labels, *, neutral: float, unit: str, spread: f
             middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
             ax.set_yticks(middles[::every_nth], texts[::every_nth], fontsize=7)
     beyond = "both" if away.max() > far else "neither"
-    colors = ScalarMappable(norm, "RdBu_r")
-    bar = figure.colorbar(colors, ax=list(axes), shrink=0.8, pad=0.01, extend=beyond)
-    bar.set_label(unit, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    name_colors(figure, ScalarMappable(norm, "RdBu_r"), axes, unit, shrink=0.8, pad=0.01, extend=beyond)
     return figure
 
 
@@ -292,7 +285,6 @@ def _scatter(ax: Axes, x: Array, y: Array, labels: Labels, styles: Mapping[Any, 
         ax.scatter(x[here], y[here], linewidths=0, rasterized=True, **look)
 
 
-@plain()
 def channels(
     mean: Mapping[str, Array | Tensor], spread: Mapping[str, Array | Tensor], *, ylabel: str
 ) -> Figure:
@@ -301,8 +293,7 @@ def channels(
     """
     _same_names(mean, spread)
     both = [
-        [_numbers(of[site], what, site)[0] for of, what in ((mean, "mean"), (spread, "spread"))]
-        for site in mean
+        [_row(of[site], what, site) for of, what in ((mean, "mean"), (spread, "spread"))] for site in mean
     ]
     figure, axes = in_rows(len(mean), ABREAST, 2.5, 2.4, sharey=True)
     for i, (title, (center, width)) in enumerate(zip(shortened(mean), both, strict=True)):
@@ -341,7 +332,7 @@ def _numbers(values: Array | Tensor | Modulation, field: str, site: str = "") ->
     one: Any = values
     if isinstance(values, Modulation):
         one = torch.broadcast_tensors(*aligned(values.gamma, values.beta))[field == "beta"]
-    found = _array(one)
+    found = as_array(one)
     where = f"{field} at site {site!r}" if site else field
     if not found.size:
         raise ValueError(f"plot: expected numbers, got {found.shape} of {where}.\n{RECORD}")
@@ -352,6 +343,17 @@ def _numbers(values: Array | Tensor | Modulation, field: str, site: str = "") ->
             f"Leave these samples out, or look for NaN in their conditions, then in the weights."
         )
     return np.atleast_2d(found.astype(np.result_type(found, np.float32)))  # float16 has no linear algebra
+
+
+def _row(values: Array | Tensor, field: str, site: str) -> Array:
+    """Return one number for each channel."""
+    found = _numbers(values, field, site)
+    if found.ndim != 2 or len(found) != 1:
+        raise ValueError(
+            f"channels: expected one number per channel, got {found.shape} of {field} at site {site!r}.\n"
+            f"Take both over the samples: gamma.mean(0), gamma.std(0)."
+        )
+    return found[0]
 
 
 def _together(gamma: Array, beta: Array, site: str = "") -> Sequence[Array]:
@@ -385,10 +387,6 @@ def _in_order(names: Sequence[Any]) -> list[Any]:
         return sorted(once, key=lambda name: (name != name, name))  # NaN last
     except TypeError:
         return once
-
-
-def _array(values: Array | Tensor) -> Array:
-    return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _same_names(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:

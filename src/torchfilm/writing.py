@@ -43,10 +43,10 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def in_digits(*numbers: float, apart: float = 0.0, sign: str = "") -> list[str]:
-    """Return numbers that are read together, with equally many digits: two of what tells them apart.
+    """Return numbers that are read together, down to the same place: two digits of what tells them apart.
 
     There are three decimals at least, fewer of numbers from 100 on, and powers of ten below 1e-4 and from 1e5
-    on. Zero has no minus.
+    on, and of a number that would read as zero and is not. Zero has no minus.
 
     Args:
         apart: what tells them apart, as half of an interval; without it, three digits of the largest tell.
@@ -57,10 +57,20 @@ def in_digits(*numbers: float, apart: float = 0.0, sign: str = "") -> list[str]:
         (['0.500'], ['0.00123', '0.00100'], ['6.10e-05'])
     """
     largest = max((abs(number) for number in numbers if math.isfinite(number)), default=0.0) or 1.0
-    power = math.floor(math.log10(largest))
+    power = _power(largest)
     more = min(power - math.floor(math.log10(apart)) + 1, 8) if 0 < apart < math.inf else 2
-    form = f"{max(more - power, min(3, 4 - power))}f" if -4 <= power < 5 else f"{max(more, 2)}e"
-    return [f"{number:{sign}z.{form}}" for number in numbers]
+    found = []
+    for number in numbers:
+        text = f"{number:{sign}z.{max(more - power, min(3, 4 - power), 0)}f}"
+        if not -4 <= power < 5 or (number and not float(text)):
+            own = _power(number) if number and math.isfinite(number) else power
+            text = f"{number:{sign}z.{max(more - power + own, 2)}e}"
+        found.append(text)
+    return found
+
+
+def _power(number: float) -> int:
+    return math.floor(math.log10(abs(number)))
 
 
 def with_interval(value: float, low: float, high: float, *, sign: str = "") -> str:

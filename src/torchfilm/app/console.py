@@ -39,8 +39,6 @@ def _finite(value: Any) -> Any:
 
 _WIDE = 1000
 """Characters that a table may be wide: a terminal breaks its lines, where rich would cut its cells off."""
-_AT_ONCE = 1.0
-"""Seconds within which a first call tells what was done before."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -70,9 +68,8 @@ class Bar:
 
     def __init__(self, label: str, unit: str) -> None:
         self._label, self._unit = label, unit
-        self._start = self._last = time.monotonic()
-        self._called: float | None = None
-        self._first = self._done = 0
+        self._start = self._last = self._called = time.monotonic()
+        self._done = 0
         self._bar: Progress | None = None
 
     def __enter__(self) -> Bar:
@@ -92,13 +89,11 @@ class Bar:
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` are done."""
         now = time.monotonic()
-        if self._called is not None and done < self._done:  # another round with the same bar
-            self._first, self._start = 0, self._called
-        elif self._called is None and now - self._start < _AT_ONCE:
-            self._first, self._start = done, now
+        if done < self._done:  # another round with the same bar
+            self._start = self._called
         self._called, self._done = now, done
-        made, seconds = done - self._first, now - self._start
-        rate = made / seconds if seconds > 0 else 0.0
+        seconds = now - self._start
+        rate = done / seconds if seconds > 0 else 0.0
         shown = f"{rate:,.0f} {self._unit}/s" if rate >= 10 else f"{rate:.2g} {self._unit}/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, rate=shown)
