@@ -30,7 +30,7 @@ def test_a_module_names_the_extra_that_it_needs(module: str, monkeypatch: pytest
 
 
 def test_whatever_goes_through_the_names_does_so_without_matplotlib(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     for name in ("canvas", "charts", "plot"):
         monkeypatch.delitem(sys.modules, f"torchfilm.{name}", raising=False)
         monkeypatch.delitem(vars(tf), name, raising=False)
