@@ -14,7 +14,7 @@ IN_NEED = {
     "torchfilm.data.clevr.files": ("PIL", "CLEVR's images need Pillow"),
     "torchfilm.data.clevr.shards": ("PIL", "CLEVR's images need Pillow"),
     "torchfilm.data.clevr.features": ("h5py", "files of image features need h5py"),
-    "torchfilm.systems.visual_reasoning.pictures": ("PIL", "pictures need Pillow"),
+    "torchfilm.systems.visual_reasoning.pictures": ("PIL", "(pictures|CLEVR's images) need Pillow"),
     "torchfilm.systems.diffusion_policy.inspect_figures": ("PIL", "pictures need Pillow"),
 }
 
