@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,21 +120,17 @@ def product_by_product() -> Iterator[None]:
     Those are the fast paths of attention and of encoder layers, the recurrences of cuDNN, and those of oneDNN
     with its packed convolutions.
     """
+    with _SWITCHES.block(_switch_off):
+        yield
+
+
+def _switch_off(before: ExitStack) -> None:
     mha, c = torch.backends.mha, torch._C  # by C, for `torch.backends` may be closed: disable_global_flags
     gets = mha.get_fastpath_enabled, c._get_mkldnn_enabled, c._get_cudnn_enabled
     sets = mha.set_fastpath_enabled, c._set_mkldnn_enabled, c._set_cudnn_enabled
-    block = object()
-    try:
-        with _SWITCHES.lock:
-            if not _SWITCHES.blocks:
-                for get, one in zip(gets, sets, strict=True):
-                    _SWITCHES.before.callback(one, get())
-            _SWITCHES.blocks.add(block)
-            for one in sets:
-                one(False)  # noqa: FBT003
-        yield
-    finally:
-        _SWITCHES.leave(block)
+    for get, enable in zip(gets, sets, strict=True):
+        before.callback(enable, get())
+        enable(False)  # noqa: FBT003
 
 
 @contextmanager
@@ -144,17 +141,26 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 class _Changed:
-    """The blocks for which something of all threads is changed now, and what gives back how it was before."""
+    """Something of all threads: the first block to begin changes it, the last to end gives it back."""
 
     def __init__(self) -> None:
         self.lock, self.blocks, self.before = threading.Lock(), set[object](), ExitStack()
 
-    def leave(self, block: object) -> None:
-        """Forget a block; the last one gives back what was before the first."""
-        with self.lock:
-            self.blocks.discard(block)
-            if not self.blocks:
-                self.before.close()
+    @contextmanager
+    def block(self, change: Callable[[ExitStack], Any]) -> Iterator[None]:
+        """Let it be changed in the block, by a function that says on the stack how it was before."""
+        block = object()
+        try:
+            with self.lock:
+                if not self.blocks:
+                    change(self.before)
+                self.blocks.add(block)
+            yield
+        finally:
+            with self.lock:
+                self.blocks.discard(block)
+                if not self.blocks:
+                    self.before.close()
 
 
 _STANCE, _SWITCHES = _Changed(), _Changed()
@@ -162,13 +168,6 @@ _STANCE, _SWITCHES = _Changed(), _Changed()
 
 @contextmanager
 def _eagerly() -> Iterator[None]:
-    """Run compiled networks eagerly; the stance is that of all threads, so the last to leave ends it."""
-    block = object()
-    try:
-        with _STANCE.lock:
-            if not _STANCE.blocks:
-                _STANCE.before.enter_context(torch.compiler.set_stance("force_eager"))
-            _STANCE.blocks.add(block)
+    """Run compiled networks eagerly."""
+    with _STANCE.block(lambda before: before.enter_context(torch.compiler.set_stance("force_eager"))):
         yield
-    finally:
-        _STANCE.leave(block)
