@@ -156,7 +156,8 @@ def load(
             does not fit; the base is then as it was.
     """
     check_network(base)
-    path, size = Path(folder), None if cond is None else encoded_size(cond)
+    path = Path(folder)
+    size = None if cond is None else encoded_size(cond)  # its own errors are none of the folder's
     with intact(path, f"{DESCRIPTION} as save wrote it", "Save again, or copy the folder again."):
         description = _here(_read(path), base)
         if not any_base:
@@ -324,9 +325,8 @@ def _check_fit(state: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Pa
 
 
 def _kind(value: Tensor) -> str:
-    shape, kinds = str(tuple(value.shape)), {"complex": value.is_complex(), "bool": value.dtype == torch.bool}
-    kinds["integer"] = not (value.is_floating_point() or any(kinds.values()))
-    return " ".join([shape, *(name for name, is_it in kinds.items() if is_it)])
+    kind = "complex" if value.is_complex() else "bool" if value.dtype == torch.bool else "integer"
+    return f"{tuple(value.shape)}" if value.is_floating_point() else f"{tuple(value.shape)} {kind}"
 
 
 def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:

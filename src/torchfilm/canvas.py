@@ -1,5 +1,6 @@
 """What all figures have: one style, colours and markers, names that can be read, and a way to the disk."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -152,14 +153,9 @@ def shortened(names: Iterable[Any], most: int = 30) -> list[str]:
     """
     texts = [str(name) for name in names]
     longest, different = max(map(len, texts), default=0), len(set(texts))
-    found = texts
-    while most < longest:
-        cuts = ([_cut(text, head, most) for text in texts] for head in range(most))
-        found = next((cut for cut in cuts if len(set(cut)) == different), texts)
-        if found is not texts:
-            break
-        most *= 2
-    return as_drawn(found)
+    rooms = itertools.takewhile(lambda room: room < longest, (most * 2**i for i in itertools.count()))
+    cuts = ([_cut(text, head, room) for text in texts] for room in rooms for head in range(room))
+    return as_drawn(next((cut for cut in cuts if len(set(cut)) == different), texts))
 
 
 def _cut(text: str, head: int, most: int) -> str:
