@@ -51,7 +51,9 @@ WRONG = {
 @pytest.mark.parametrize("end", RIGHT)
 @pytest.mark.parametrize("inputs", [X, [X], {"x": X}], ids=["one", "by position", "by name"])
 def test_a_right_copy_passes_whatever_its_outputs_are(end, inputs):
-    assert 0 < report_of(RIGHT[end], inputs).error < 1e-5
+    error = report_of(RIGHT[end], inputs).error
+    assert error is not None  # it was compared; on some processors both round alike
+    assert error < 1e-5
 
 
 @pytest.mark.parametrize("end", WRONG)
