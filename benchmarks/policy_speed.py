@@ -19,7 +19,6 @@ All predict the same (a reasoning vector is the identity at the start), which is
     python benchmarks/policy_speed.py        (a minute of one core)
 """
 
-import argparse
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from measuring import against, save
+from measuring import against, parser_of, save
 from torchfilm.blocks.packing import pack_convolutions
 from torchfilm.blocks.unet1d import ConditionalUnet1d
 from torchfilm.fusion import resolve
@@ -66,7 +65,7 @@ class Original(nn.Module):
 @torch.no_grad()
 def main() -> None:
     """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
