@@ -132,10 +132,6 @@ class Draft:
         other._values = {module: dict(values) for module, values in self._values.items()}
         return other
 
-    def keep(self, module: nn.Module) -> None:
-        """Remember that a module goes on applying a constant of its own."""
-        self.kept.add(module)
-
     def without_constants(self, module: nn.Module) -> None:
         """Make sure that no module inside applies a constant, between which nothing can be folded.
 
