@@ -226,7 +226,7 @@ def _fold_in_place(
     _errors(plan)
     names = {module: name for name, module in plain.named_modules()}
     film.check_open("another `folded`")
-    undo.append((film, "folded", False, False))
+    undo.append((film, "folded", False))
     film.folded = object()
     plan.draft.apply(lambda module: model.get_submodule(names[module]), undo)
     return plan.kept
