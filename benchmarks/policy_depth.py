@@ -12,7 +12,6 @@ from torchfilm.systems.diffusion_policy.inspect_figures import shares_by_site
 
 
 def main() -> None:
-    """Measure and save."""
     parser = parser_of(__doc__)
     parser.add_argument("--points", type=int, default=3000)
     points = parser.parse_args().points

@@ -56,7 +56,6 @@ class Original(nn.Module):
 
 @torch.no_grad()
 def main() -> None:
-    """Measure and save."""
     parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds

@@ -294,11 +294,8 @@ def film_network(bundle: Bundle) -> Any:
 
 def show_report(report: Report, *, families: bool) -> None:
     """The table of an evaluation, beside the baselines that were measured."""
-    beside = {
-        name: other
-        for name, other in (("blind", report.blind), ("most frequent", report.mode))
-        if other is not None
-    }
+    baselines = {"blind": report.blind, "most frequent": report.mode}
+    beside = {name: other for name, other in baselines.items() if other is not None}
 
     def line(group: str, name: Any, score: Score) -> list[str]:
         others = [getattr(other, group).get(name) for other in beside.values()]
