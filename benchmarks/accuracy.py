@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from measuring import RESULTS, public, save
+from measuring import RESULTS, parser_of, public, save
 from torchfilm.data.clevr.files import ClevrFolder
 from torchfilm.systems.visual_reasoning.bundle import load_blind, load_bundle
 from torchfilm.systems.visual_reasoning.evaluate import evaluate
@@ -60,12 +60,10 @@ def measured(run: Path | None, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", nargs="?", help="of the results file")
+    parser = parser_of(__doc__)
+    parser.add_argument("name", help="of the results file")
     parser.add_argument("runs", nargs="*", type=Path, help="runs or bundles; default: the shipped checkpoint")
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument(
         "--train-split", default="train", help="for the most frequent answers, if it is there"
@@ -81,9 +79,6 @@ def main() -> None:
         "--more", action="store_true", help="beside the runs that the file has, not in their place"
     )
     given = parser.parse_args()
-    if given.name is None or given.data is None:  # `make bench` runs every benchmark; this one needs a run
-        parser.print_help()
-        return
     torch.set_num_threads(1)
     kept = RESULTS / f"visual_reasoning_{given.name}.json"
     runs = json.loads(kept.read_text(encoding="utf-8"))["runs"] if given.more else []

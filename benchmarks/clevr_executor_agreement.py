@@ -9,27 +9,23 @@ ask about scenes of ours, then compare; G is the generator's folder `question_ge
     python benchmarks/clevr_executor_agreement.py SCENES PUBLIC G
 """
 
-import argparse
 import datetime
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from measuring import RESULTS, commit, parser_of, scenes
 from torchfilm.data.clevr.executor import answer_text, execute
 from torchfilm.data.clevr.questions import QuestionConfig, QuestionGenerator
-from torchfilm.data.clevr.scenes import SceneConfig, sample_scene
-
-RESULT = Path(__file__).parent / "results" / "clevr_executor_agreement.json"
 
 
-def on_their_questions(scenes: list[dict[str, Any]], questions: list[dict[str, Any]]) -> dict[str, int]:
+def on_their_questions(about: list[dict[str, Any]], questions: list[dict[str, Any]]) -> dict[str, int]:
     """Our executor on the public generator's programs and its raw answers."""
-    by_file = {scene["image_filename"]: scene for scene in scenes}
+    by_file = {scene["image_filename"]: scene for scene in about}
     wrong = sum(
         execute(q["program"], by_file[q["image_filename"]]) != answer_text(q["answer"]) for q in questions
     )
@@ -43,20 +39,10 @@ def on_their_questions(scenes: list[dict[str, Any]], questions: list[dict[str, A
     }
 
 
-def on_our_questions(engine: Any, metadata: dict[str, Any], scenes: int, seed: int) -> dict[str, int]:
+def on_our_questions(engine: Any, metadata: dict[str, Any], number: int, seed: int) -> dict[str, int]:
     """The public engine on our programs, for fresh scenes of three to ten objects."""
     rng = np.random.default_rng(seed)
-    made: list[dict[str, Any]] = []
-    for index in range(scenes):
-        scene, _ = sample_scene(rng, SceneConfig())
-        made.append(
-            {
-                **scene,
-                "split": "train",
-                "image_index": index,
-                "image_filename": f"CLEVR_train_{index:06d}.png",
-            }
-        )
+    made = scenes("full", number, rng)
     questions = QuestionGenerator(QuestionConfig(questions_per_scene=40)).generate(made, rng)
     wrong = 0
     for question in questions:
@@ -69,21 +55,16 @@ def on_our_questions(engine: Any, metadata: dict[str, Any], scenes: int, seed: i
         )
         wrong += answer_text(answer) != question["answer"]
     families = {question["question_family_index"] for question in questions}
-    return {"scenes": scenes, "questions": len(questions), "families": len(families), "disagreements": wrong}
+    return {"scenes": number, "questions": len(questions), "families": len(families), "disagreements": wrong}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("scenes", type=Path, help="a scenes file of ours")
     parser.add_argument("public", type=Path, help="what the public generator asked about these scenes")
     parser.add_argument("generator", type=Path, help="the public generator's question_generation folder")
     parser.add_argument("--fresh-scenes", type=int, default=250)
     parser.add_argument("--seed", type=int, default=41)
-    if len(sys.argv) == 1:  # `make bench` runs every benchmark, and this one needs what is not ours
-        parser.print_help()
-        return
     given = parser.parse_args()
     spec = importlib.util.spec_from_file_location("question_engine", given.generator / "question_engine.py")
     assert spec is not None
@@ -91,26 +72,24 @@ def main() -> None:
     engine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(engine)
     metadata = json.loads((given.generator / "metadata.json").read_text())
-    scenes = json.loads(given.scenes.read_text())["scenes"]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+    asked_about = json.loads(given.scenes.read_text())["scenes"]
     result = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "command": "python benchmarks/clevr_executor_agreement.py SCENES PUBLIC GENERATOR"
         f" --fresh-scenes {given.fresh_scenes} --seed {given.seed}",
         "python": sys.version.split()[0],
         "our_executor_on_the_public_generators_questions": on_their_questions(
-            scenes, json.loads(given.public.read_text())["questions"]
+            asked_about, json.loads(given.public.read_text())["questions"]
         ),
         "the_public_engine_on_our_questions": on_our_questions(
             engine, metadata, given.fresh_scenes, given.seed
         ),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    text = json.dumps(result, indent=2) + "\n"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "clevr_executor_agreement.json").write_text(text)
+    print(text, end="")
 
 
 if __name__ == "__main__":

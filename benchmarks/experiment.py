@@ -9,28 +9,20 @@ tables of the READMEs show it.
     python benchmarks/experiment.py arithmetic runs/cogent/on_a/seed_0 --data DIR
 """
 
-import json
-import subprocess
 import sys
-from pathlib import Path
 
-from measuring import public, save
+from measuring import evaluated, public, save
 
 EXPERIMENTS = ("means", "noise", "arithmetic", "ablations", "data_size", "cogent")
 PLACES = ("--data", "--out", "--cache", "--perception", "--blind", "--images")
 
 
 def main() -> None:
-    if (
-        len(sys.argv) < 2 or sys.argv[1] not in EXPERIMENTS
-    ):  # `make bench` runs every benchmark; this one needs data
+    if len(sys.argv) < 2 or sys.argv[1] not in EXPERIMENTS:
         print(__doc__)
         return
     name, *options = sys.argv[1:]
-    command = ["eval", "visual_reasoning", *options, "--experiment", name, "--json"]
-    torchfilm = Path(sys.executable).with_name("torchfilm")
-    answer = subprocess.run([torchfilm, *command], stdout=subprocess.PIPE, text=True, check=True).stdout
-    found = json.loads(answer)
+    found = evaluated("visual_reasoning", *options, "--experiment", name)
     found.pop("out", None)  # a place on this machine
     save(f"visual_reasoning_{name}", found, f"experiment.py {name} {public(options, PLACES)}")
 

@@ -10,7 +10,6 @@ steps; held-out questions no harder than those that training has come to, and `t
 Finished runs in OUT are not repeated.
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import torchfilm as tf
-from measuring import save
+from measuring import parser_of, save
 from torchfilm.data.clevr.files import ClevrFolder
 from torchfilm.fusion import resolve
 from torchfilm.systems.diffusion_policy.reasoning import Words, WordStates
@@ -114,18 +113,13 @@ def as_far_as_trained(material: Material, steps: int) -> Exam:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", nargs="?", type=Path)
-    parser.add_argument("--data", type=Path)
+    parser = parser_of(__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], help="train and compare these alone")
     given = parser.parse_args()
-    if given.out is None or given.data is None:  # `make bench` runs every benchmark; this one trains
-        parser.print_help()
-        return
     torch.set_num_threads(1)
     shipped = load_bundle(None)
     material = Material(ClevrFolder(given.data), shipped.vocabulary, shipped.sight)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import torchfilm as tf
 from measuring import arguments, by_kernels, clock_of, in_one_place, kernels_for, samples, save
 from torchfilm.comparison import Row
+from torchfilm.costs import num_parameters
 from torchfilm.fusion import resolve
 
 WIDTHS, COND, TOKENS = (64, 128, 256, 512), 512, 16
@@ -138,7 +139,11 @@ def listening(
     way: Any = resolve(fusion, match_params=match_params, **options)
     if watch is not None:
         encoder, way = Timed(encoder, watch), TimedFusion(way, watch)
-    model = tf.condition(network, sites(network, number), encoder, fusion=way)
+    return awake(tf.condition(network, sites(network, number), encoder, fusion=way))
+
+
+def awake(model: nn.Module) -> nn.Module:
+    """The conditioned network with heads that are no longer zero."""
     with torch.no_grad():
         for parameter in tf.conditioning(model).generator.parameters():
             parameter.normal_(std=0.02)
@@ -148,10 +153,8 @@ def listening(
 def inputs(batch: int, device: str) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Pictures and their tokens, all of them real."""
     pictures = torch.rand(batch, 3, 224, 224, device=device)
-    return pictures, (
-        torch.rand(batch, TOKENS, COND, device=device),
-        torch.ones(batch, TOKENS, device=device) > 0,
-    )
+    tokens = torch.rand(batch, TOKENS, COND, device=device)
+    return pictures, (tokens, torch.ones(batch, TOKENS, device=device) > 0)
 
 
 class ByKernels(nn.Module):
@@ -213,12 +216,6 @@ def whole(number: int, rounds: int, target: int | None, device: str) -> dict[str
     }
 
 
-def film_parameters(number: int) -> int:
-    """How many parameters FiLM's generator has."""
-    generator = tf.conditioning(listening("film", number)).generator
-    return sum(parameter.numel() for parameter in generator.parameters())
-
-
 def row_numbers(row: Row) -> dict[str, Any]:
     """What the result file keeps of a row."""
     return {
@@ -237,7 +234,8 @@ def main() -> None:
     torch.set_num_threads(1)
     numbers: dict[str, object] = {}
     for number in (4, 8):
-        for kind, target in {"": None, ", parameters matched": film_parameters(number)}.items():
+        generator = tf.conditioning(listening("film", number)).generator
+        for kind, target in {"": None, ", parameters matched": num_parameters(generator)}.items():
             numbers[f"{number} sites{kind}"] = {
                 "inside_batch_1": inside(number, 1, given.rounds, target, given.device),
                 "inside_batch_8": inside(number, 8, max(given.rounds // 4, 3), target, given.device),

@@ -6,14 +6,13 @@ scenes as `torchfilm data clevr` has it, forty questions each for the laptop rec
     python benchmarks/generation_speed.py
 """
 
-import argparse
 import statistics
 import time
 
 import numpy as np
 import torch
 
-from measuring import save, scenes
+from measuring import parser_of, save, scenes
 from torchfilm.data.clevr.generate import RECIPES
 from torchfilm.data.clevr.questions import QuestionConfig, QuestionGenerator
 from torchfilm.data.clevr.render import render
@@ -55,7 +54,7 @@ def asked(number_of_scenes: int, rounds: int) -> dict[str, dict[str, float]]:
     rates: dict[str, list[float]] = {"laptop": [], "full": []}
     for seed in range(rounds):
         for recipe, found in rates.items():
-            made = scenes(recipe, number_of_scenes, seed)
+            made = scenes(recipe, number_of_scenes, np.random.default_rng(seed))
             config = QuestionConfig(questions_per_scene=RECIPES[recipe].questions_per_scene)
             start = time.process_time()
             questions = QuestionGenerator(config).generate(made, np.random.default_rng(seed))
@@ -67,9 +66,7 @@ def asked(number_of_scenes: int, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--scenes", type=int, default=250)
     parser.add_argument("--rounds", type=int, default=7)

@@ -31,20 +31,24 @@ STEPS = 100
 Calls = Mapping[str, Callable[[], object]]
 
 
+def one_by_one(generator: Any) -> nn.ModuleList:
+    """A Linear for each site, with the weights of a fused head."""
+    rows = [2 * channels for channels in generator.sites.values()]
+    layers = [nn.Linear(generator.cond_dim, n) for n in rows]
+    weights = generator.head.weight.split(rows), generator.head.bias.split(rows)
+    with torch.no_grad():
+        for layer, weight, bias in zip(layers, *weights, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+    return nn.ModuleList(layers)
+
+
 class Separate(nn.Module):
     """A Mish and a Linear for each site, with the weights of a fused head."""
 
     def __init__(self, generator: tf.Generator) -> None:
         super().__init__()
-        rows = [2 * channels for channels in generator.sites.values()]
-        head: Any = generator.head
-        layers = [nn.Linear(generator.cond_dim, n) for n in rows]
-        weights = head.weight.split(rows), head.bias.split(rows)
-        with torch.no_grad():
-            for layer, weight, bias in zip(layers, *weights, strict=True):
-                layer.weight.copy_(weight)
-                layer.bias.copy_(bias)
-        self.layers = nn.ModuleList(layers)
+        self.layers = one_by_one(generator)
 
     def forward(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
         made = []

@@ -3,13 +3,12 @@
 python benchmarks/gru_speed.py
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from measuring import in_turn, questions, save
+from measuring import in_turn, parser_of, questions, save
 from torchfilm.blocks.recurrence import last_state
 from torchfilm.systems.visual_reasoning import RECIPES
 
@@ -22,13 +21,9 @@ def calls(rnn: torch.nn.GRU, packed: PackedSequence) -> dict[str, Callable[[], t
 
 
 def measured(width: int, word_dim: int, batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    encoded, vocabulary = questions("laptop", 100, seed=5)
-    rows = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0))[:batch]
-    words = torch.nn.Embedding(len(vocabulary.questions), word_dim)(
-        torch.from_numpy(encoded.tokens).long()[rows]
-    )
-    lengths = torch.from_numpy(encoded.lengths).long()[rows]
-    packed = pack_padded_sequence(words.detach(), lengths, batch_first=True, enforce_sorted=False)
+    tokens, lengths, vocabulary = questions("laptop", 100)
+    words = torch.nn.Embedding(len(vocabulary.questions), word_dim)(tokens[:batch])
+    packed = pack_padded_sequence(words.detach(), lengths[:batch], batch_first=True, enforce_sorted=False)
     packed.data.requires_grad_()
     rnn = torch.nn.GRU(word_dim, width, batch_first=True)
     ways = calls(rnn, packed)
@@ -44,9 +39,7 @@ def measured(width: int, word_dim: int, batch: int, rounds: int) -> dict[str, di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()

@@ -7,22 +7,19 @@ says), forward, backward and AdamW.
     python benchmarks/laptop_speed.py
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
 
-from measuring import in_turn, questions, save
+from measuring import in_turn, parser_of, questions, save
 from torchfilm.systems.visual_reasoning import RECIPES, Batch, VisualReasoner, build, loss
 from torchfilm.systems.visual_reasoning.perception import STRIDE, Perception, PerceptionConfig
 from torchfilm.training.optimisers import build_optimiser
 
 
 def drawn(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    encoded, _ = questions("laptop", 250, seed=5)
-    rows = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0))[:number]
-    lengths = torch.from_numpy(encoded.lengths).long()[rows]
-    return torch.from_numpy(encoded.tokens).long()[rows, : int(lengths.max())], lengths
+    tokens, lengths, _ = questions("laptop", 250)
+    return tokens[:number, : int(lengths[:number].max())], lengths[:number]
 
 
 def answering(model: VisualReasoner, batch: int, rounds: int) -> dict[str, float]:
@@ -74,9 +71,7 @@ def stepping(*, as_recipe: bool) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -122,15 +122,12 @@ def _fusion(found: Result) -> Iterator[Row]:
     for case, one in found.items():
         if not isinstance(one, dict) or "inside_batch_1" not in one:
             continue
-        for batch in (1, 8):
+        for measured, batch in (("inside", 1), ("inside", 8), ("whole", 1)):
+            by = "by a stopwatch" if measured == "inside" else "whole passes"
             for way, name in WAYS.items():
-                ratio = one[f"inside_batch_{batch}"].get(f"{way}_to_cross_attention")
+                ratio = one[f"{measured}_batch_{batch}"].get(f"{way}_to_cross_attention")
                 if ratio is not None:
-                    yield f"{what}, by a stopwatch{name}", f"{case}, batch {batch}", 0.2, ratio
-        for way, name in WAYS.items():
-            ratio = one["whole_batch_1"].get(f"{way}_to_cross_attention")
-            if ratio is not None:
-                yield f"{what}, whole passes{name}", f"{case}, batch 1", 0.2, ratio
+                    yield f"{what}, {by}{name}", f"{case}, batch {batch}", 0.2, ratio
 
 
 FILES: dict[str, tuple[Callable[[Result], Iterator[Row]], str]] = {

@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchfilm import native
-from torchfilm.data.clevr.encoding import EncodedQuestions, encode_questions
+from torchfilm.data.clevr.encoding import encode_questions
 from torchfilm.data.clevr.generate import RECIPES
 from torchfilm.data.clevr.questions import QuestionConfig, QuestionGenerator
 from torchfilm.data.clevr.scenes import SceneConfig, sample_scene
@@ -36,9 +36,14 @@ Result = TypeVar("Result")
 RESULTS = Path(__file__).parent / "results"
 
 
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark, whose help is its docstring as it stands."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def arguments(doc: str | None, rounds: int, rounds_help: str | None = None) -> argparse.ArgumentParser:
     """The parser of a benchmark that runs on any device: `--rounds` and `--device`."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(doc)
     parser.add_argument("--rounds", type=int, default=rounds, help=rounds_help)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     return parser
@@ -186,6 +191,21 @@ def public(arguments: Sequence[str], places: Collection[str]) -> str:
     return " ".join(hidden.get(i, argument) for i, argument in enumerate(arguments))
 
 
+def commit() -> str:
+    """What is checked out."""
+    told = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return told.stdout.strip()
+
+
+def evaluated(system: str, *options: str) -> dict[str, Any]:
+    """What `torchfilm eval` says of a system."""
+    torchfilm = Path(sys.executable).with_name("torchfilm")
+    command = [torchfilm, "eval", system, *options, "--json"]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
 def save(name: str, numbers: Mapping[str, Any], command: str = "", device: str = "cpu") -> None:
     """Write results/NAME.json: when, with what, on what, by which command; then the numbers.
 
@@ -197,13 +217,10 @@ def save(name: str, numbers: Mapping[str, Any], command: str = "", device: str =
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     if load > cores:
         print(f"{name}: measured under a load of {load:.1f} on {cores} cores; repeat it", file=sys.stderr)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     command = command or " ".join([f"{name}.py", *sys.argv[1:]])
     content = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "torch": torch.__version__,
         "machine": machine(device),
         "clock": "CPU time" if torch.device(device).type == "cpu" else "time",
@@ -217,9 +234,8 @@ def save(name: str, numbers: Mapping[str, Any], command: str = "", device: str =
     print(text, end="")
 
 
-def scenes(recipe: str, number: int, seed: int) -> list[dict[str, Any]]:
+def scenes(recipe: str, number: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Fresh scenes of a recipe of `torchfilm data clevr`, with the keys that questions are made from."""
-    rng = np.random.default_rng(seed)
     config = SceneConfig(max_objects=RECIPES[recipe].max_objects)
     return [
         {
@@ -232,11 +248,13 @@ def scenes(recipe: str, number: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def questions(recipe: str, number_of_scenes: int, seed: int) -> tuple[EncodedQuestions, Vocabulary]:
-    """Fresh questions of a recipe, encoded."""
+def questions(recipe: str, number_of_scenes: int) -> tuple[Tensor, Tensor, Vocabulary]:
+    """Fresh questions of a recipe, shuffled: words [N, places], padded with 0, lengths [N], all words."""
     config = QuestionConfig(questions_per_scene=RECIPES[recipe].questions_per_scene)
-    asked = QuestionGenerator(config).generate(
-        scenes(recipe, number_of_scenes, seed), np.random.default_rng(seed)
-    )
+    made = scenes(recipe, number_of_scenes, np.random.default_rng(5))
+    asked = QuestionGenerator(config).generate(made, np.random.default_rng(5))
     vocabulary = Vocabulary.build(asked)
-    return encode_questions(asked, vocabulary), vocabulary
+    encoded = encode_questions(asked, vocabulary)
+    rows = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0))
+    tokens, lengths = (torch.from_numpy(part).long()[rows] for part in (encoded.tokens, encoded.lengths))
+    return tokens, lengths, vocabulary

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from policy_tables import of_seeds
-from table_form import PENDING, Results, table
+from table_form import PENDING, Result, Results, made_by, of, table
 
 REASONING = {
     "unchanged": "behind the BatchNorm (the paper's place, and ours)",
@@ -56,11 +56,9 @@ def placement_reasoning(results: Results) -> str:
     return table(head, rows) + f"\n{found['date']}: `{found['command'].split(' --only')[0]} ...`.\n"
 
 
-def placement_policy(results: Results) -> str:
+@of("diffusion_policy_alternatives")
+def placement_policy(found: Result) -> str:
     """Where a diffusion policy listens."""
-    found = results.get("diffusion_policy_alternatives")
-    if found is None:
-        return PENDING
     columns = ("reach", "push", "collisions_avoid", "push_collisions_avoid")
     rows = [
         [
@@ -72,22 +70,20 @@ def placement_policy(results: Results) -> str:
         if name in found["rows"]
     ]
     head = ["FiLM at", "reach, %", "push, %", "a reach told to avoid touches", "a push told to avoid touches"]
-    note = f"\n{of_seeds(found['rows']).capitalize()}; {found['date']}: `{found['command']}`.\n"
+    note = f"\n{of_seeds(found['rows']).capitalize()}; {made_by(found)}"
     return table([*head, "control step"], rows) + note
 
 
-def starts(results: Results) -> str:
+@of("start")
+def starts(found: Result) -> str:
     """Which start of the generator learns fastest."""
-    found = results.get("start")
-    if found is None:
-        return PENDING
     rows = [
         [name, _spread(one["on_average"]), _spread(one["at_the_end"])] for name, one in found["rows"].items()
     ]
     head = ["start", "right while training, %", "right at the end, %"]
     note = (
         f"\n{found['steps']} steps of 64, {found['seeds']} seeds (mean, least and most), chance "
-        f"{100 * found['chance']:.0f} %; {found['date']}: `{found['command']}`.\n"
+        f"{100 * found['chance']:.0f} %; {made_by(found)}"
     )
     return table(head, rows) + note
 

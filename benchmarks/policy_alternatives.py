@@ -8,26 +8,20 @@ The file is results/diffusion_policy_alternatives.json, and the policy's README 
 With --restore it puts the runs of the file back into OUT, so that another seed or name can be added.
 """
 
-import argparse
 import json
 from pathlib import Path
 
-from measuring import RESULTS, save
+from measuring import RESULTS, parser_of, save
 from torchfilm.systems.diffusion_policy.alternatives import restore
 
 NAME = "diffusion_policy_alternatives"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", nargs="?", type=Path, help="the folder of the comparison")
+    parser = parser_of(__doc__)
+    parser.add_argument("out", type=Path, help="the folder of the comparison")
     parser.add_argument("--restore", action="store_true", help="put the file's runs into the folder")
     given = parser.parse_args()
-    if given.out is None:  # `make bench` runs every benchmark; this one needs a comparison
-        parser.print_help()
-        return
     if given.restore:
         restore(json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8")), given.out)
         return

@@ -6,16 +6,13 @@ For every site, the share of the variance of gamma and beta over fresh instructi
     python benchmarks/policy_depth.py        (half a minute of one core)
 """
 
-import argparse
-
-from measuring import save
+from measuring import parser_of, save
 from torchfilm.systems.diffusion_policy import load
 from torchfilm.systems.diffusion_policy.inspect_figures import shares_by_site
 
 
 def main() -> None:
-    """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--points", type=int, default=3000)
     points = parser.parse_args().points
     save("policy_depth", {"instructions": points, "sites": shares_by_site(load(), points=points, seed=0)})

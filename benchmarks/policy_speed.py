@@ -19,15 +19,14 @@ All predict the same (a reasoning vector is the identity at the start), which is
     python benchmarks/policy_speed.py        (a minute of one core)
 """
 
-import argparse
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from measuring import against, save
+from generator_speed import one_by_one
+from measuring import against, parser_of, save
 from torchfilm.blocks.packing import pack_convolutions
 from torchfilm.blocks.unet1d import ConditionalUnet1d
 from torchfilm.fusion import resolve
@@ -43,16 +42,8 @@ class Original(nn.Module):
 
     def __init__(self, unet: ConditionalUnet1d) -> None:
         super().__init__()
-        rows = [2 * channels for channels in unet.sites.values()]
         self.unet = unet
-        head: Any = unet.generator.head
-        layers = [nn.Linear(unet.generator.cond_dim, n) for n in rows]
-        weights = head.weight.split(rows), head.bias.split(rows)
-        with torch.no_grad():
-            for layer, weight, bias in zip(layers, *weights, strict=True):
-                layer.weight.copy_(weight)
-                layer.bias.copy_(bias)
-        self.layers = nn.ModuleList(layers)
+        self.layers = one_by_one(unet.generator)
 
     def forward(self, x: Tensor, step: Tensor, condition: Tensor) -> Tensor:
         z = torch.cat([self.unet.step_encoder(step[:, None]), condition], dim=-1)
@@ -65,8 +56,7 @@ class Original(nn.Module):
 
 @torch.no_grad()
 def main() -> None:
-    """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)

@@ -8,34 +8,30 @@ Seeds and minutes are what the runs' own files say.
     python benchmarks/policy_success.py RUN_0 RUN_1 RUN_2
 """
 
-import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from measuring import save
+from measuring import evaluated, parser_of, save
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="*", type=Path, help="trainings, one of each seed")
+    parser = parser_of(__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="trainings, one of each seed")
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--language-scenes", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1, help="of the scenes")
     parser.add_argument("--execution", type=int, help="actions executed of each chunk; default: the run's")
     given = parser.parse_args()
-    if not given.runs:  # `make bench` runs them all; this one needs trainings
-        parser.print_help()
-        return
     options = ["--execution", str(given.execution)] if given.execution else []
     scenes = ["--scenes", str(given.scenes), "--seed", str(given.seed), *options]
     talk = ["--scenes", str(given.language_scenes), "--experiment", "language", *options]
     trained = [training(run) for run in given.runs]
     runs = [
-        {**evaluated([str(run), *scenes]), "language": evaluated([str(run), *talk])} for run in given.runs
+        {
+            **evaluated("diffusion_policy", str(run), *scenes),
+            "language": evaluated("diffusion_policy", str(run), *talk),
+        }
+        for run in given.runs
     ]
     save(
         "diffusion_policy_laptop",
@@ -54,13 +50,6 @@ def training(run: Path) -> tuple[int, float]:
     stages = [stage for stage in (run / "understanding", run) if (stage / "metrics.jsonl").is_file()]
     lasts = [(stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1] for stage in stages]
     return seed, sum(json.loads(last)["seconds"] for last in lasts) / 60
-
-
-def evaluated(options: list[str]) -> dict[str, object]:
-    """What `torchfilm eval diffusion_policy` says."""
-    torchfilm = Path(sys.executable).with_name("torchfilm")
-    command = [torchfilm, "eval", "diffusion_policy", *options, "--json"]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from table_form import PENDING, Result, Results, measured_on, table
+from table_form import Result, made_by, measured_on, of, table
 
 DEEDS = ("reach", "push")
 MANNERS = {
@@ -16,11 +16,9 @@ MANNERS = {
 }
 
 
-def policy_success(results: Results) -> str:
+@of("diffusion_policy_laptop")
+def policy_success(found: Result) -> str:
     """Success, collisions and energy by deed and manner, over all trainings, and success in each."""
-    found = results.get("diffusion_policy_laptop")
-    if found is None:
-        return PENDING
     runs, rows = found["runs"], []
     for name in runs[0]["by_kind"]:
         deed, manner = name.split()
@@ -128,11 +126,9 @@ COSTS = (
 )
 
 
-def policy_alternatives(results: Results) -> str:
+@of("diffusion_policy_alternatives")
+def policy_alternatives(found: Result) -> str:
     """FiLM against the alternatives: means over the seeds and their range, and costs."""
-    found = results.get("diffusion_policy_alternatives")
-    if found is None:
-        return PENDING
     rows: dict[str, Mapping[str, Any]] = {name.replace("_", " "): row for name, row in found["rows"].items()}
     tables = [
         table(
@@ -145,7 +141,7 @@ def policy_alternatives(results: Results) -> str:
     budget = f"{found['minutes']:g} minutes" if found["minutes"] else f"{found['steps']:,} steps"
     note = (
         f"{budget} of one core each, {of_seeds(rows)}, {found['scenes']} scenes in four manners; "
-        f"{found['date']}: `{found['command']}`.\n"
+        + made_by(found)
     )
     return "\n".join([*tables, table(["beside one that hears nothing", *COSTS], costs), note])
 
@@ -172,11 +168,9 @@ def _ranged(one: Mapping[str, float]) -> str:
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
-def policy_depth(results: Results) -> str:
+@of("policy_depth")
+def policy_depth(found: Result) -> str:
     """Which part of the instruction explains how much of each site's gamma and beta."""
-    found = results.get("policy_depth")
-    if found is None:
-        return PENDING
     columns = [(name, part) for name in ("gamma", "beta") for part in ("which", "what", "how")]
     rows = [
         [f"`{site}`", *(f"{100 * shares[name][part]:.0f}" for name, part in columns)]
@@ -199,11 +193,9 @@ WAYS = {
 }
 
 
-def policy_tokens(results: Results) -> str:
+@of("policy_tokens")
+def policy_tokens(found: Result) -> str:
     """How many words that matter each fusion carries, at one time each or everywhere."""
-    found = results.get("policy_tokens")
-    if found is None:
-        return PENDING
     fusions = list(dict.fromkeys(row["fusion"] for row in found["rows"]))
     by = {(row["place"], row["words"], row["fusion"]): row["obeyed"] for row in found["rows"]}
     where = {"time": "one part of the time", "action": "one number, at all times"}
@@ -218,17 +210,15 @@ def policy_tokens(results: Results) -> str:
         rows.append([where[place], str(words), *said])
     note = (
         f"{found['steps']:,} steps of {found['batch_size']}, {found['seeds']} seeds (mean, least and most); "
-        f"{found['date']}: `{found['command']}`.\n"
+        + made_by(found)
     )
     head = ["each word sets", "words", *(f"{fusion.replace('_', ' ')}, %" for fusion in fusions)]
     return table(head, rows) + "\n" + note
 
 
-def policy_speed(results: Results) -> str:
+@of("policy_speed")
+def policy_speed(found: Result) -> str:
     """One control step at the paper's size, against the original's form in the same process."""
-    found = results.get("policy_speed")
-    if found is None:
-        return PENDING
     ways = found["candidates"]
     rows = [[text, f"{ways[name]['ms']:.0f}", f"{ways[name]['ratio']:.3f}"] for name, text in WAYS.items()]
     share = f"The generators, alone, take {100 * found['generators_share']:.2f} % of a step with tables.\n"

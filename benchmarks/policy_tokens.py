@@ -10,7 +10,6 @@ texts (the nearest height over its part is the one that was said; a quarter is c
 Finished runs in OUT are not repeated.
 """
 
-import argparse
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from measuring import save
+from measuring import parser_of, save
 from torchfilm.systems.diffusion_policy import Batch, DiffusionPolicy, PolicyConfig, build, loss, predict
 from torchfilm.systems.diffusion_policy.reasoning import INSTRUCTION, Vocabulary
 from torchfilm.training import Draw, TrainConfig, started, train
@@ -117,16 +116,11 @@ def trained(setting: Setting, seed: int, folder: Path, steps: int) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", nargs="?", type=Path)
+    parser = parser_of(__doc__)
+    parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
-    if given.out is None:  # `make bench` runs every benchmark; this one trains for half an hour
-        parser.print_help()
-        return
     torch.set_num_threads(1)
     every = [Setting(fusion, n, place) for place in PLACES for n in COUNTS for fusion in FUSIONS]
     found = run_all(

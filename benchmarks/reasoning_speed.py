@@ -8,14 +8,13 @@ scenes of 3 to 10 objects.
     python benchmarks/reasoning_speed.py        (some 10 minutes of one core, 3 GB of memory)
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from measuring import in_turn, questions, save
+from measuring import in_turn, parser_of, questions, save
 from torchfilm import Modulation
 from torchfilm.systems.visual_reasoning import RECIPES, VisualReasoner, build
 from torchfilm.training.optimisers import build_optimiser
@@ -26,13 +25,9 @@ Encode = Callable[[Tensor, Tensor], Tensor]
 
 def drawn(number_of_questions: int) -> tuple[Tensor, Tensor]:
     """Questions [N, 42], padded with 0, and their lengths, <START> and <END> counted."""
-    encoded, _ = questions("full", 40, seed=5)
-    rows = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0))
-    tokens = torch.zeros(len(encoded), max(PLACES, encoded.tokens.shape[1]), dtype=torch.long)
-    tokens[:, : encoded.tokens.shape[1]] = torch.from_numpy(encoded.tokens).long()
-    lengths = torch.from_numpy(encoded.lengths).long()
-    rows = rows[lengths[rows] <= PLACES][:number_of_questions]
-    return tokens[rows, :PLACES], lengths[rows]
+    tokens, lengths, _ = questions("full", 40)
+    short = (lengths <= PLACES).nonzero()[:number_of_questions, 0]
+    return functional.pad(tokens, (0, PLACES - tokens.shape[1]))[short], lengths[short]
 
 
 def padded(model: VisualReasoner) -> Encode:
@@ -98,9 +93,7 @@ def training(model: VisualReasoner, batch: int, rounds: int) -> dict[str, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--train-batch", type=int, default=16, help="the paper's is 64")
     given = parser.parse_args()

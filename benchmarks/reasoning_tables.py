@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policy_tables import policy_reached
-from table_form import PENDING, Result, Results, table
+from table_form import PENDING, Result, Results, made_by, of, table
 from torchfilm.data.clevr.catalogue import family_file
 from torchfilm.data.clevr.templates import FAMILIES
 from torchfilm.systems.visual_reasoning import RECIPES
@@ -225,10 +225,8 @@ def count_errors(results: Results) -> str:
 # The paper's experiments: files visual_reasoning_EXPERIMENT.json, written by experiment.py.
 
 
-def means(results: Results) -> str:
-    found = results.get("visual_reasoning_means")
-    if found is None:
-        return PENDING
+@of("visual_reasoning_means")
+def means(found: Result) -> str:
     names = {
         "accuracy": "unchanged",
         "gamma_mean": "γ by its mean",
@@ -244,10 +242,8 @@ def means(results: Results) -> str:
     return table(["at test time", "%", "the paper"], rows) + "\n" + _asked(found)
 
 
-def noise(results: Results) -> str:
-    found = results.get("visual_reasoning_noise")
-    if found is None:
-        return PENDING
+@of("visual_reasoning_noise")
+def noise(found: Result) -> str:
     kinds = ("noise_gamma", "noise_beta", "noise_both")
     rows = [
         [f"{sd:g}", *(f"{100 * found[kind][i]:.1f}" for kind in kinds)] for i, sd in enumerate(found["noise"])
@@ -269,15 +265,13 @@ def ablations(results: Results) -> str:
         ]
         for name, row in found["settings"].items()
     ]
-    note = _trained(found) + (_trained(results["visual_reasoning_ablations_later"]) if later else "")
+    note = made_by(found) + (made_by(results["visual_reasoning_ablations_later"]) if later else "")
     return table(["network", "%", "later, %", "the paper"], rows) + "\n" + note
 
 
-def fusion_reasoning(results: Results) -> str:
+@of("fusion_reasoning")
+def fusion_reasoning(found: Result) -> str:
     """FiLM against the alternatives in the laptop's network: what they answer, and what they cost."""
-    found = results.get("fusion_reasoning")
-    if found is None:
-        return PENDING
     base = found["rows"][0]
     rows = []
     for row in found["rows"][1:]:
@@ -297,29 +291,25 @@ def fusion_reasoning(results: Results) -> str:
         f"{found['questions']:,} held-out questions after {found['steps']:,} steps, "
         f"{'one seed' if seeds == 1 else f'{seeds} seeds (mean, least and most)'}; beside the "
         "network that hears nothing: parameters with the question's encoder, and a forward pass of 64 "
-        f"questions in eval mode; {found['date']}: `{found['command']}`.\n"
+        f"questions in eval mode; {made_by(found)}"
     )
     return table(head, rows) + "\n" + note
 
 
-def data_size(results: Results) -> str:
-    found = results.get("visual_reasoning_data_size")
-    if found is None:
-        return PENDING
+@of("visual_reasoning_data_size")
+def data_size(found: Result) -> str:
     settings = found["settings"]
     rows = [[f"{int(name.removeprefix('scenes_')):,}", _spread(row)] for name, row in settings.items()]
     blind = found.get("blind")
     beside = "" if blind is None else f"Without the picture: {100 * blind:.1f} %. "
     seeds = _seeds(list(settings.values()))
     seen = f"{beside}Means{seeds}; " if seeds else beside
-    return table(["scenes trained on", "%"], rows, texts=0) + "\n" + seen + _trained(found)
+    return table(["scenes trained on", "%"], rows, texts=0) + "\n" + seen + made_by(found)
 
 
-def arithmetic(results: Results) -> str:
+@of("visual_reasoning_arithmetic")
+def arithmetic(found: Result) -> str:
     """Zero-shot answers by sums of gamma and beta."""
-    found = results.get("visual_reasoning_arithmetic")
-    if found is None:
-        return PENDING
     paper = found["paper"]
     rows = [
         ["questions to which it applies", *(f"{100 * found[k]:.1f}" for k in ("before", "after"))],
@@ -330,10 +320,8 @@ def arithmetic(results: Results) -> str:
     return table(["%", "as they are", "by arithmetic"], rows) + "\n" + share + _asked(found)
 
 
-def cogent(results: Results) -> str:
-    found = results.get("visual_reasoning_cogent")
-    if found is None:
-        return PENDING
+@of("visual_reasoning_cogent")
+def cogent(found: Result) -> str:
     columns = zip(found["questions"], found["A"], found["B"], strict=True)
     rows = [[f"{asked:,}", _spread(a), _spread(b)] for asked, a, b in columns]
     before, after = found["paper"]["before"], found["paper"]["after"]
@@ -343,7 +331,7 @@ def cogent(results: Results) -> str:
         f"{found['training']} on A, {found['fine_tuning']} for each fine-tuning"
         f"{_seeds(found['A'])}.\n"
     )
-    return table(["questions of B", "on A, %", "on B, %"], rows, texts=0) + "\n" + theirs + _trained(found)
+    return table(["questions of B", "on A, %", "on B, %"], rows, texts=0) + "\n" + theirs + made_by(found)
 
 
 def _spread(row: Mapping[str, Any]) -> str:
@@ -357,11 +345,7 @@ def _seeds(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _asked(found: Result) -> str:
-    return f"{found['n']:,} questions of the split {found['split']}; {found['date']}: `{found['command']}`.\n"
-
-
-def _trained(found: Result) -> str:
-    return f"{found['date']}: `{found['command']}`.\n"
+    return f"{found['n']:,} questions of the split {found['split']}; {made_by(found)}"
 
 
 def systems(results: Results) -> str:

@@ -3,20 +3,16 @@
 python benchmarks/seeing_speed.py
 """
 
-import argparse
-
 import torch
 
-from measuring import in_turn, save
+from measuring import in_turn, parser_of, save
 from torchfilm.systems.visual_reasoning.perception import Perception, PerceptionConfig
 
 HEIGHT, WIDTH = 64, 96
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
     torch.set_num_threads(1)

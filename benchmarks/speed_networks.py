@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import torchfilm as tf
-from fusion_speed import ResNet
+from fusion_speed import ResNet, awake
 
 
 class Residual(nn.Module):
@@ -74,8 +74,4 @@ def built(name: str, device: str = "cpu") -> nn.Module:
 
 def conditioned(name: str, cond_dim: int, device: str = "cpu", **options: Any) -> nn.Module:
     """The network, conditioned at its sites, its heads no longer zero."""
-    model = tf.condition(built(name, device), NETWORKS[name][1], tf.Vector(cond_dim), **options)
-    with torch.no_grad():
-        for parameter in tf.conditioning(model).generator.parameters():
-            parameter.normal_(std=0.02)
-    return model
+    return awake(tf.condition(built(name, device), NETWORKS[name][1], tf.Vector(cond_dim), **options))

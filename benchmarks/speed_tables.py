@@ -1,12 +1,10 @@
 """The tables about speed, and about our executor against the public one."""
 
-from table_form import PENDING, Results, measured_on, table
+from table_form import Result, measured_on, of, table
 
 
-def reasoning_speed(results: Results) -> str:
-    found = results.get("reasoning_speed")
-    if found is None:
-        return PENDING
+@of("reasoning_speed")
+def reasoning_speed(found: Result) -> str:
     rows = []
     for batch, answer in found["answering"].items():
         ms, rate = answer["ms_per_answer"], answer["answers_per_second"]
@@ -35,10 +33,8 @@ def reasoning_speed(results: Results) -> str:
     return table(head, rows) + "\n" + note + measured_on(found)
 
 
-def laptop_speed(results: Results) -> str:
-    found = results.get("laptop_speed")
-    if found is None:
-        return PENDING
+@of("laptop_speed")
+def laptop_speed(found: Result) -> str:
     rows = []
     for batch, answer in found["answering"].items():
         ms = answer["ms_per_answer"]
@@ -59,10 +55,8 @@ def laptop_speed(results: Results) -> str:
     return table(head, rows) + "\n" + note + measured_on(found)
 
 
-def generation_speed(results: Results) -> str:
-    found = results.get("generation_speed")
-    if found is None:
-        return PENDING
+@of("generation_speed")
+def generation_speed(found: Result) -> str:
     rows = [
         [
             size,
@@ -81,10 +75,8 @@ def generation_speed(results: Results) -> str:
     return table(head, rows) + f"\nQuestions: {asked}. " + measured_on(found)
 
 
-def seeing_speed(results: Results) -> str:
-    found = results.get("seeing_speed")
-    if found is None:
-        return PENDING
+@of("seeing_speed")
+def seeing_speed(found: Result) -> str:
     rows = [
         [batch, *(f"{rates[layout]:,.0f}" for layout in ("channels_first", "channels_last"))]
         for batch, rates in found["images_per_second_by_batch"].items()
@@ -94,10 +86,8 @@ def seeing_speed(results: Results) -> str:
     )
 
 
-def gru_speed(results: Results) -> str:
-    found = results.get("gru_speed")
-    if found is None:
-        return PENDING
+@of("gru_speed")
+def gru_speed(found: Result) -> str:
     rows = [
         [task, *(f"{found[task][key]:.1f}" for key in ("nn_gru_ms", "ours_ms", "ratio"))]
         for task in ("training", "answering")
@@ -106,10 +96,8 @@ def gru_speed(results: Results) -> str:
     return table(["packed GRU", "nn.GRU, ms", "ours, ms", "ratio"], rows) + "\n" + note + measured_on(found)
 
 
-def executor_agreement(results: Results) -> str:
-    found = results.get("clevr_executor_agreement")
-    if found is None:
-        return PENDING
+@of("clevr_executor_agreement")
+def executor_agreement(found: Result) -> str:
     names = {
         "our_executor_on_the_public_generators_questions": "our executor on the public generator's questions",
         "the_public_engine_on_our_questions": "the public engine on our questions",

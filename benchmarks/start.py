@@ -8,7 +8,6 @@ steps: the mean over the training says how fast, the last value how far.
     python benchmarks/start.py        (five minutes of one core)
 """
 
-import argparse
 import statistics
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import torchfilm as tf
-from measuring import save
+from measuring import parser_of, save
 
 BEHIND = "at the branch's end"
 GATED = {"emit": ("gamma", "beta", "gate")}
@@ -103,9 +102,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, default=8)
     given = parser.parse_args()

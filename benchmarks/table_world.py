@@ -5,14 +5,13 @@ Reaching and pushing in all four manners on the same scenes, in half of which th
     python benchmarks/table_world.py [--episodes 1000] [--seed 0]
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from measuring import save
+from measuring import parser_of, save
 from torchfilm.data.table.env import TableEnv, TableVectorEnv
 from torchfilm.data.table.episodes import Episode, sample_episode
 from torchfilm.data.table.playing import Step, play
@@ -22,9 +21,7 @@ from torchfilm.data.table.trials import Trials
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

@@ -61,8 +61,7 @@ def curves(
         ax.axhline(value, color="0.45", linewidth=0.9, linestyle=("--", ":", "-.")[i % 3])
     if log_x:
         ax.set_xscale("log")
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(color="0.92", linewidth=0.6)
     if len(names) > 1:
         figure.legend(ax.lines, names, loc="outside right center", **LEGEND)
@@ -149,8 +148,7 @@ def table(
         ax.text(j, i, f"{100 * values[i, j]:.0f}", ha="center", va="center", fontsize=6, color=ink)
     ax.set_xticks(range(len(columns)), shortened(columns), rotation=90, fontsize=7)
     ax.set_yticks(range(len(rows)), shortened(rows), fontsize=7)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     name_colors(figure, shown, [ax], unit, shrink=0.7)
     return figure
 
@@ -162,8 +160,7 @@ def bars(values: Mapping[Any, float], *, xlabel: str, ylabel: str) -> Figure:
     ax: Axes = axes[0, 0]
     ax.bar(range(len(values)), list(values.values()), color=COLORS[0])
     name_bars(ax, list(values), (width - 1) / max(1, len(values)))
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     return figure
 
 
@@ -208,10 +205,11 @@ def dots(
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.grid(color="0.92", linewidth=0.6)
     ax.set_xlabel(xlabel)
-    handles = [Line2D([], [], linestyle="", marker="o", color=COLORS[0], label="measured here")]
-    if references:
-        handles.append(
-            Line2D([], [], linestyle="", marker="D", color=COLORS[1], fillstyle="none", label=reference)
-        )
-    figure.legend(handles=handles, loc="outside upper right", ncols=2, **LEGEND)
+    handles = [
+        Line2D([], [], linestyle="", marker="o", color=COLORS[0], label="measured here"),
+        Line2D([], [], linestyle="", marker="D", color=COLORS[1], fillstyle="none", label=reference),
+    ]
+    figure.legend(
+        handles=handles if references else handles[:1], loc="outside upper right", ncols=2, **LEGEND
+    )
     return figure

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-Undo = list[tuple[nn.Module, str, bool, Any]]
-"""What was there before: module, name, whether it is a parameter, and the very object."""
+Undo = list[tuple[nn.Module, str, Any]]
+"""What was there before: module, name, and the very object."""
 
 
 class NotExactError(Exception):
@@ -132,10 +132,6 @@ class Draft:
         other._values = {module: dict(values) for module, values in self._values.items()}
         return other
 
-    def keep(self, module: nn.Module) -> None:
-        """Remember that a module goes on applying a constant of its own."""
-        self.kept.add(module)
-
     def without_constants(self, module: nn.Module) -> None:
         """Make sure that no module inside applies a constant, between which nothing can be folded.
 
@@ -181,10 +177,8 @@ class Draft:
         for source, values in self._values.items():
             module = place(source)
             for name, value in values.items():
-                parameter = name in module._parameters
-                old = module._parameters.get(name, getattr(module, name))
-                undo.append((module, name, parameter, old))
-                if parameter and isinstance(value, Tensor):
+                undo.append((module, name, getattr(module, name)))
+                if name in module._parameters and isinstance(value, Tensor):
                     values[name] = _parameter(value, self._like(source, name))
                     module._parameters[name] = values[name]
                 else:
@@ -214,8 +208,8 @@ def in_float64(tensor: Tensor) -> Tensor:
 
 def restore(undo: Undo) -> None:
     """Put the very objects back that were there."""
-    for module, name, parameter, old in reversed(undo):
-        if parameter:
+    for module, name, old in reversed(undo):
+        if name in module._parameters:
             module._parameters[name] = old
         else:
             setattr(module, name, old)

@@ -27,12 +27,8 @@ def rescaled(weight: Tensor, factor: Float[Tensor, " out"]) -> Tensor | None:
     names, attributes = apart.__tensor_flatten__()
     tensors = {name: getattr(weight, name) for name in names}
     scale = tensors.get("scale")
-    if (
-        scale is None
-        or scale.ndim == 0
-        or scale.shape[0] != weight.shape[0]
-        or not hasattr(kind, "dequantize")
-    ):
+    by_rows = scale is not None and scale.ndim > 0 and scale.shape[0] == weight.shape[0]
+    if scale is None or not by_rows or not hasattr(kind, "dequantize"):
         return None
     tensors["scale"] = (_rows(factor, scale) * scale).to(scale.dtype)
     result = kind.__tensor_unflatten__(tensors, attributes, weight.shape, weight.stride())

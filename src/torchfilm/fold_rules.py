@@ -7,7 +7,7 @@ write into a `Draft`. What is not exact raises `NotExactError`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from torchfilm.fold_quantised import is_packed, repacked, rescaled
 from torchfilm.mixing import Mixing
 from torchfilm.modulation import Modulation
 from torchfilm.sites import Site, is_patched, kind_of
+
+Rule = Callable[[Draft, Any, Affine, int], nn.Module]
+Side = Literal["start", "end"]
 
 
 def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
@@ -59,8 +62,8 @@ def affine_of(fusion: Any, value: Any, site: Site) -> Affine:
 def affine_of_norm(draft: Draft, norm: Any) -> Affine:
     """Return what a BatchNorm in evaluation does: scale and shift by its statistics and its affine."""
     mean, variance, weight, bias = _numbers(draft, norm)
-    factor = (variance + norm.eps).rsqrt() * (1 if weight is None else weight)
-    return Affine(factor, (0 if bias is None else bias) - mean * factor)
+    factor = (variance + norm.eps).rsqrt() * weight
+    return Affine(factor, bias - mean * factor)
 
 
 def fold_output(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.Module:
@@ -78,17 +81,7 @@ def fold_output(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn
     Raises:
         NotExactError: with the reason.
     """
-    draft.without_constants(module)
-    for kind, rule in _OUTPUT.items():
-        if isinstance(module, kind):
-            check_forward(module, kind)
-            return rule(draft, module, affine, dim)
-    if is_packed(module):
-        return _packed_output(draft, module, affine, dim)
-    inner = _inside(draft, module, last_layer(module))
-    if inner is None:
-        raise NotExactError(_no_layer(module, "end"))
-    return fold_output(draft, inner, affine, dim)
+    return _fold("end", draft, module, affine, dim)
 
 
 def fold_input(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.Module:
@@ -96,15 +89,29 @@ def fold_input(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.
 
     Arguments, result and errors as `fold_output`.
     """
+    return _fold("start", draft, module, affine, dim)
+
+
+def _fold(side: Side, draft: Draft, module: nn.Module, affine: Affine, dim: int) -> nn.Module:
+    """Write a map into the module, or into the layer inside of it that is on this side."""
     draft.without_constants(module)
-    for kind, rule in _INPUT.items():
+    for kind, rule in (_OUTPUT if side == "end" else _INPUT).items():
         if isinstance(module, kind):
             check_forward(module, kind)
             return rule(draft, module, affine, dim)
-    inner = _inside(draft, module, first_layer(module))
-    if inner is None:
-        raise NotExactError(_no_layer(module, "start"))
-    return fold_input(draft, inner, affine, dim)
+    if side == "end" and is_packed(module):
+        return _packed_output(draft, module, affine, dim)
+    name = last_layer(module) if side == "end" else first_layer(module)
+    if not name:
+        however = ", however its code may be called" if list(module.children()) else ""
+        raise NotExactError(
+            f"{kind_of(module).__name__} does not {side} with a layer whose weights could take it{however}"
+        )
+    inner = module
+    for part in name.split("."):  # it and all that holds it belong to this module alone
+        inner = inner.get_submodule(part)
+        draft.alone(inner, module)
+    return _fold(side, draft, inner, affine, dim)
 
 
 def fold_border(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> Tensor:
@@ -132,20 +139,6 @@ def fold_border(draft: Draft, module: nn.Module, affine: Affine, dim: int) -> Te
     return border
 
 
-def _inside(draft: Draft, module: nn.Module, name: str | None) -> nn.Module | None:
-    """Return the named layer inside, where it and all that holds it belong to this module alone."""
-    inner = module
-    for part in name.split(".") if name else ():
-        inner = inner.get_submodule(part)
-        draft.alone(inner, module)
-    return inner if name else None
-
-
-def _no_layer(module: nn.Module, side: str) -> str:
-    however = ", however its code may be called" if list(module.children()) else ""
-    return f"{kind_of(module).__name__} does not {side} with a layer whose weights could take it{however}"
-
-
 def check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
     """Refuse subclasses and instances that compute something else with the same weights."""
     own = kind_of(module)
@@ -167,10 +160,11 @@ def _check_apart(module: nn.Module, affine: Affine) -> None:
         raise NotExactError(f"the fusion mixes channels, and {kind_of(module).__name__} keeps them apart")
 
 
-def _weight(draft: Draft, module: nn.Module) -> Tensor:
-    weight = draft.read(module, "weight")
-    assert weight is not None
-    return weight
+def _read(draft: Draft, module: nn.Module, name: str = "weight") -> Tensor:
+    """Return a tensor that the module surely has."""
+    found = draft.read(module, name)
+    assert found is not None
+    return found
 
 
 def _bias(draft: Draft, module: nn.Module, added: Tensor, affine: Affine | None = None) -> dict[str, Tensor]:
@@ -186,7 +180,7 @@ def _conv_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Modu
     _check_axis(module, dim, -1 - spatial, 1)
     if module.groups > 1:
         _check_apart(module, affine)
-    weight = _weight(draft, module)
+    weight = _read(draft, module)
     if not module.transposed:
         weight = affine.rows(weight)
     elif affine.mixes:
@@ -202,7 +196,7 @@ def _linear_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Mo
     _check_axis(module, dim, -1)
     weight = None if affine.mixes else rescaled(draft.latest(module, "weight"), affine.factor)
     if weight is None:
-        weight = affine.rows(_weight(draft, module))
+        weight = affine.rows(_read(draft, module))
     draft.write(module, weight=weight, **_bias(draft, module, affine.shift, affine))
     return module
 
@@ -225,7 +219,7 @@ def _embedding_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
     _check_axis(module, dim, -1)
     if module.max_norm is not None:
         raise NotExactError("max_norm rescales the rows of the table while it is used")
-    draft.write(module, weight=affine.rows(_weight(draft, module).T).T + affine.shift)
+    draft.write(module, weight=affine.rows(_read(draft, module).T).T + affine.shift)
     return module
 
 
@@ -246,14 +240,9 @@ def _norm_output(draft: Draft, module: Any, affine: Affine, flag: str, spread: i
 
 
 def _channel_norm_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
-    _check_axis(module, dim, *_channel_axes(module))
+    without_batch = isinstance(module, instancenorm._InstanceNorm)
+    _check_axis(module, dim, *((-module._get_no_batch_dim(), 1) if without_batch else (1,)))
     return _norm_output(draft, module, affine, "affine")
-
-
-def _channel_axes(module: Any) -> tuple[int, ...]:
-    if isinstance(module, instancenorm._InstanceNorm):
-        return -module._get_no_batch_dim(), 1
-    return (1,)
 
 
 def _last_axes_norm_output(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
@@ -275,12 +264,12 @@ def _inner_output(name: str) -> Rule:
     return rule
 
 
-def _sequential(side: int) -> Rule:
+def _sequential(side: Side) -> Rule:
     def rule(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
-        for child in list(module)[::side]:
+        for child in reversed(list(module)) if side == "end" else module:
             if not passes(child):
                 draft.alone(child, module)
-                return (fold_output if side < 0 else fold_input)(draft, child, affine, dim)
+                return _fold(side, draft, child, affine, dim)
         raise NotExactError("Sequential has no layer with weights")
 
     return rule
@@ -298,7 +287,7 @@ def _conv_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Modul
 def _conv_columns(draft: Draft, module: Any, affine: Affine) -> nn.Module:
     if module.groups > 1:
         _check_apart(module, affine)
-    weight = _weight(draft, module)
+    weight = _read(draft, module)
     grouped = weight.unflatten(0, (module.groups, -1))  # [groups, out / groups, in / groups, ...]
     per_group = [_group(affine, i, module.groups) for i in range(module.groups)]
     pairs = list(zip(grouped, per_group, strict=True))
@@ -313,7 +302,7 @@ def _transposed_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
         _check_apart(module, affine)
     if affine.shift.any():
         raise NotExactError("beta reaches the border of a transposed convolution less often than its inside")
-    weight = _weight(draft, module)
+    weight = _read(draft, module)
     transposed = Affine(affine.factor.T if affine.mixes else affine.factor, affine.shift)
     draft.write(module, weight=transposed.rows(weight))
     return module
@@ -321,7 +310,7 @@ def _transposed_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
 
 def _linear_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn.Module:
     _check_axis(module, dim, -1)
-    weight = _weight(draft, module)
+    weight = _read(draft, module)
     draft.write(module, weight=affine.columns(weight), **_bias(draft, module, weight @ affine.shift))
     return module
 
@@ -332,7 +321,6 @@ def _batch_norm_input(draft: Draft, module: Any, affine: Affine, dim: int) -> nn
     if module.training or module.running_mean is None:
         raise NotExactError("BatchNorm normalises by the batch here and takes the modulation out again")
     mean, variance, weight, bias = _numbers(draft, module)
-    weight, bias = torch.ones_like(mean) if weight is None else weight, 0 if bias is None else bias
     moved = affine.shift - mean + affine.factor * mean
     bias = bias + weight * moved * (variance + module.eps).rsqrt()
     draft.write(module, weight=affine.factor * weight, bias=bias, affine=True)
@@ -348,12 +336,12 @@ def pads_with_zeros(module: Any) -> bool:
     return module.padding_mode == "zeros" and padded and reaches
 
 
-def _numbers(draft: Draft, norm: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the statistics of a BatchNorm, mean and variance, and its affine."""
-    mean, variance = draft.read(norm, "running_mean"), draft.read(norm, "running_var")
-    assert mean is not None
-    assert variance is not None
-    return mean, variance, draft.read(norm, "weight"), draft.read(norm, "bias")
+def _numbers(draft: Draft, norm: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the statistics of a BatchNorm, mean and variance, and its affine: ones and zeros without one."""
+    mean, variance = _read(draft, norm, "running_mean"), _read(draft, norm, "running_var")
+    weight, bias = draft.read(norm, "weight"), draft.read(norm, "bias")
+    weight = torch.ones_like(mean) if weight is None else weight
+    return mean, variance, weight, torch.zeros_like(mean) if bias is None else bias
 
 
 def _group(affine: Affine, index: int, groups: int) -> Affine:
@@ -362,7 +350,6 @@ def _group(affine: Affine, index: int, groups: int) -> Affine:
     return Affine(affine.factor.chunk(groups)[index], affine.shift.chunk(groups)[index])
 
 
-Rule = Callable[[Draft, Any, Affine, int], nn.Module]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -377,12 +364,12 @@ _OUTPUT: dict[Any, Rule] = {
     nn.TransformerDecoderLayer: _inner_output("norm3"),
     nn.TransformerEncoder: _inner_output("norm"),
     nn.TransformerDecoder: _inner_output("norm"),
-    nn.Sequential: _sequential(-1),
+    nn.Sequential: _sequential("end"),
 }
 _INPUT: dict[Any, Rule] = {
     **dict.fromkeys(_CONVS, _conv_input),
     **dict.fromkeys(_TRANSPOSED, _transposed_input),
     nn.Linear: _linear_input,
     batchnorm._BatchNorm: _batch_norm_input,
-    nn.Sequential: _sequential(1),
+    nn.Sequential: _sequential("start"),
 }

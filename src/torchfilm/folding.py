@@ -226,7 +226,7 @@ def _fold_in_place(
     _errors(plan)
     names = {module: name for name, module in plain.named_modules()}
     film.check_open("another `folded`")
-    undo.append((film, "folded", False, False))
+    undo.append((film, "folded", False))
     film.folded = object()
     plan.draft.apply(lambda module: model.get_submodule(names[module]), undo)
     return plan.kept
@@ -305,7 +305,7 @@ def _planned(
     plan = _Plan(plain, code, Draft(plain, fixed, float32, around))
     for name, module in plain.named_modules():
         if keeps(module):  # from an earlier fold
-            plan.draft.keep(module)
+            plan.draft.kept.add(module)
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 plan.ties.setdefault(id(parameter), []).append(f"{name}.{key}")
@@ -317,7 +317,7 @@ def _planned(
             _plan_site(plan, site, module, affine, borders=borders and leftover == "constant")
         except NotExactError as reason:
             plan.kept[site.name] = str(reason)
-            plan.draft.keep(module)
+            plan.draft.kept.add(module)
     if plan.kept and leftover == "error":
         reasons = "\n".join(f"  {name}  {plan.kept[name]}" for name in film.sites if name in plan.kept)
         copies = "\nfold(model) makes parametrized weights plain, in the copy that it returns."

@@ -197,9 +197,7 @@ def embed(values: Array | Tensor, *, method: Method = "tsne", seed: int = 0) -> 
             f"embed: expected finite numbers, got NaN or infinity in {wrong} of {len(values)} points.\n"
             f"Leave them out: values[{finite}]."
         )
-    if not np.square(
-        values - values[0]
-    ).any():  # t-SNE would divide by the spread of the principal components
+    if not np.square(values - values[0]).any():  # t-SNE would divide by the spread
         return np.zeros((len(values), 2), np.float32)
     if values.shape[1] == 1:
         values = np.pad(values, ((0, 0), (0, 1)))
@@ -255,10 +253,7 @@ def heat(values: Values, labels: Labels, *, neutral: float, unit: str, spread: f
         ax.imshow(shown, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
         for start in starts[1:] if every_nth == 1 else ():
             ax.axhline(start - 0.5, color="black", linewidth=0.5)
-        ax.set_title(title, fontsize=9)
-        ax.set_xlabel("channel, similar ones together", fontsize=8)
-        ax.tick_params(labelsize=7)
-        _name_channels(ax, columns)
+        _name_channels(ax, columns, title, "channel, similar ones together")
         ax.set_yticks([])
         if i % ABREAST == 0:
             ends = [*starts[1:], len(order)]
@@ -292,9 +287,7 @@ def channels(
     12 have their numbers.
     """
     _same_names(mean, spread)
-    both = [
-        [_row(of[site], what, site) for of, what in ((mean, "mean"), (spread, "spread"))] for site in mean
-    ]
+    both = [(_row(mean[site], "mean", site), _row(spread[site], "spread", site)) for site in mean]
     figure, axes = in_rows(len(mean), ABREAST, 2.5, 2.4, sharey=True)
     for i, (title, (center, width)) in enumerate(zip(shortened(mean), both, strict=True)):
         ax, order = axes[i], np.argsort(center)
@@ -303,17 +296,17 @@ def channels(
         ax.fill_between(rank, center - width, center + width, color=COLORS[5], linewidth=0, alpha=0.6)
         ax.plot(rank, center, color=COLORS[0], linewidth=1.4)
         ax.axhline(0, color="0.6", linewidth=0.6)
-        ax.set_title(title, fontsize=9)
-        ax.set_xlabel("channel, by mean", fontsize=8)
-        ax.tick_params(labelsize=7)
-        _name_channels(ax, order)
+        _name_channels(ax, order, title, "channel, by mean")
         if i % ABREAST == 0:
             ax.set_ylabel(ylabel)
     return figure
 
 
-def _name_channels(ax: Axes, channels: Array) -> None:
-    """Write the numbers of channels below them; nothing where there is no room."""
+def _name_channels(ax: Axes, channels: Array, title: str, xlabel: str) -> None:
+    """Name a panel of channels, which have their numbers below them where there is room."""
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel(xlabel, fontsize=8)
+    ax.tick_params(labelsize=7)
     few = len(channels) <= NUMBERED
     ax.set_xticks(range(len(channels)) if few else (), channels if few else ())
 
@@ -322,9 +315,8 @@ def _gamma_and_beta(gamma: Values, beta: Values | None) -> tuple[dict[str, Array
     """Return both as arrays; modulations have both."""
     beta = gamma if beta is None else beta
     _same_names(gamma, beta)
-    return {s: _numbers(v, "gamma", s) for s, v in gamma.items()}, {
-        s: _numbers(beta[s], "beta", s) for s in gamma
-    }
+    found = {site: _numbers(values, "gamma", site) for site, values in gamma.items()}
+    return found, {site: _numbers(beta[site], "beta", site) for site in gamma}
 
 
 def _numbers(values: Array | Tensor | Modulation, field: str, site: str = "") -> Array:

@@ -64,11 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # whoever read the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        _complain(_text(error))
-        return 2
-    except RuntimeError as error:
-        if not _expected(error):
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_nan_in_training(error):
             raise
         _complain(_text(error))
         return 2
@@ -84,8 +81,7 @@ def parse(arguments: Sequence[str]) -> Command | None:
     if name == "--version":
         print(VERSION)
         return None
-    if name not in COMMANDS:
-        raise UsageError(f"unknown command {name!r}; nearest: {', '.join(nearest(name, COMMANDS))}")
+    check_known("command", name, COMMANDS)
     module, class_name, _ = COMMANDS[name]
     with needed("the command needs more packages", "systems,robots,serve"):
         import tyro
@@ -107,24 +103,21 @@ def parse(arguments: Sequence[str]) -> Command | None:
         raise UsageError(f"{_unboxed(complaint.getvalue())} Help: torchfilm {name} --help") from None
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """The three known names closest in spelling."""
-    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.0)
+def check_known(kind: str, name: str, known: Iterable[str], *others: str) -> None:
+    """Raise UsageError for a name that is not known, with the three of these and others closest to it."""
+    known = list(known)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, [*known, *others], n=3, cutoff=0.0)
+        raise UsageError(f"unknown {kind} {name!r}; nearest: {', '.join(nearest)}")
 
 
 def _help() -> str:
-    lines = [f"  {name:<9}{what}" for name, (_, _, what) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: torchfilm COMMAND ...",
-            "",
-            "Networks that listen: FiLM, and the systems built with it.",
-            "",
-            *lines,
-            "",
-            "Each command explains itself: torchfilm COMMAND --help. Examples:",
-            EXAMPLES,
-        ]
+    lines = "\n".join(f"  {name:<9}{what}" for name, (_, _, what) in COMMANDS.items())
+    return (
+        "usage: torchfilm COMMAND ...\n\n"
+        "Networks that listen: FiLM, and the systems built with it.\n\n"
+        f"{lines}\n\n"
+        f"Each command explains itself: torchfilm COMMAND --help. Examples:\n{EXAMPLES}"
     )
 
 
@@ -158,8 +151,7 @@ def _text(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _expected(error: RuntimeError) -> bool:
-    """Whether it is training's own stop at a NaN."""
+def _is_nan_in_training(error: RuntimeError) -> bool:
     from torchfilm.training import NonFiniteError
 
     return isinstance(error, NonFiniteError)

@@ -45,10 +45,6 @@ T = TypeVar("T")
 DISPLAY = (480, 320)
 
 
-class GoneError(LookupError):
-    """An uploaded picture that has made room for others, or never was here."""
-
-
 class Gallery:
     """The recent pictures, each seen once by the network; only the gate's thread touches it."""
 
@@ -76,7 +72,7 @@ class Gallery:
         return UploadReply(id=name, image=shown)
 
     def ask(self, request: AskRequest) -> Answer:
-        """Answer; GoneError for an upload that is not here any more, ValueError for a bad question."""
+        """Answer; 404 for an upload that is not here any more, ValueError for a bad question."""
         self._answerer.words(request.question)
         seen = self._find(request)
         return self._answerer.answer(seen, request.question, request.edits, request.top)
@@ -85,7 +81,7 @@ class Gallery:
         name = f"scene {request.scene}" if request.image is None else f"image {request.image}"
         if name not in self._seen:
             if request.scene is None:
-                raise GoneError(name)
+                raise HTTPException(404, "this picture is no longer here; upload it again")
             self._keep(name, self._answerer.see(self._scenes.make(request.scene).small))
         self._seen.move_to_end(name)
         return self._seen[name]
@@ -142,8 +138,6 @@ def _or_400(work: Callable[[Any], T], argument: Any) -> T:
         return work(argument)
     except UnknownWordError:
         raise
-    except GoneError:
-        raise HTTPException(404, "this picture is no longer here; upload it again") from None
     except ValueError as error:
         raise HTTPException(400, str(error)) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,9 @@ class TrainConfig:
             raise ValueError(f"TrainConfig.cooldown: expected a share in (0, 1], got {self.cooldown}.")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"TrainConfig.ema: expected a decay in [0, 1) or None, got {self.ema}.")
-        choices = {
-            "optimiser": ("adamw", "adam_l2", "muon"),
-            "decay": ("matrices", "all"),
-            "schedule": ("constant", "linear", "cosine"),
-            "precision": ("float32", "bfloat16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                got = getattr(self, name)
+        for name, kind in get_type_hints(type(self)).items():
+            got, allowed = getattr(self, name), get_args(kind)
+            if get_origin(kind) is Literal and got not in allowed:
                 raise ValueError(f"TrainConfig.{name}: expected one of {', '.join(allowed)}, got {got!r}.")
 
     def progress(self, step: int, seconds: float) -> float:

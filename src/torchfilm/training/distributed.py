@@ -101,21 +101,28 @@ class _GlobalNormalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, inverse: Tensor, count: Tensor) -> Tensor:  # type: ignore[override]
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        xhat = (x - mean.view(shape)) * inverse.view(shape)
+        xhat = (x - _per_channel(mean, x)) * _per_channel(inverse, x)
         ctx.save_for_backward(xhat, inverse, count)
         return xhat
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         xhat, inverse, count = ctx.saved_tensors
-        shape = [1, -1] + [1] * (dy.ndim - 2)
-        axes = [axis for axis in range(dy.ndim) if axis != 1]
+        axes = _all_but_channels(dy)
         sums = torch.stack([dy.sum(axes), (dy * xhat).sum(axes)])
         dist.all_reduce(sums)
         mean_dy, mean_dy_xhat = sums[0] / count, sums[1] / count
-        dx = (dy - mean_dy.view(shape) - xhat * mean_dy_xhat.view(shape)) * inverse.view(shape)
-        return dx, None, None, None
+        dx = dy - _per_channel(mean_dy, dy) - xhat * _per_channel(mean_dy_xhat, dy)
+        return dx * _per_channel(inverse, dy), None, None, None
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """[channels] in a shape that broadcasts with [batch, channels, ...]."""
+    return values.view(1, -1, *[1] * (like.ndim - 2))
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [axis for axis in range(x.ndim) if axis != 1]
 
 
 def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,10 +131,10 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Each process gives its own mean and deviations, merged as Chan et al. 1983 do: no difference of large
     sums.
     """
-    axes = [axis for axis in range(x.ndim) if axis != 1]
+    axes = _all_but_channels(x)
     count = x.numel() / x.shape[1]
     mean = x.mean(axes) if count else x.new_zeros(x.shape[1])
-    deviation = (x - mean.view([1, -1] + [1] * (x.ndim - 2))).square().sum(axes)
+    deviation = (x - _per_channel(mean, x)).square().sum(axes)
     own = torch.cat([mean, deviation, x.new_tensor([count])])
     found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(found, own)
@@ -150,13 +157,12 @@ class _Synced(nn.modules.batchnorm._BatchNorm):
                 mean, deviation, count = _global_statistics(x.detach())
                 self._track(mean, deviation / (count - 1).clamp_min(1))
             y = _GlobalNormalise.apply(x, mean, (deviation / count + self.eps).rsqrt(), count)
-            shape = [1, -1] + [1] * (x.ndim - 2)
             if self.affine:
-                y = y * self.weight.view(shape) + self.bias.view(shape)
+                y = y * _per_channel(self.weight, x) + _per_channel(self.bias, x)
         return y.to(input.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        if not self.training or self.running_mean is None or self.running_var is None:
+        if self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)

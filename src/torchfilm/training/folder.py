@@ -68,12 +68,8 @@ def open_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> N
         return
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"Run folder: expected a new folder, got the file {out}. Choose another name.")
-    found = [
-        n
-        for n in ("config.json", "metrics.jsonl", "checkpoints", "weights.safetensors")
-        if (out / n).exists()
-    ]
-    if found:
+    names = ("config.json", "metrics.jsonl", "checkpoints", "weights.safetensors")
+    if found := [name for name in names if (out / name).exists()]:
         newest = newest_checkpoint(out / "checkpoints")
         state = f"at {newest.name}" if newest else "without a checkpoint"
         raise RunFolderError(

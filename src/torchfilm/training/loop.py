@@ -146,11 +146,9 @@ class _LossModule(nn.Module):
         with context:
             result = self._loss(self.module, batch)
         if not isinstance(result, Loss) or result.value.ndim:
-            got = (
-                f"value of shape {tuple(result.value.shape)}"
-                if isinstance(result, Loss)
-                else type(result).__name__
-            )
+            got = type(result).__name__
+            if isinstance(result, Loss):
+                got = f"value of shape {tuple(result.value.shape)}"
             raise ValueError(
                 f"train: expected loss(module, batch) to give a Loss with a scalar value, got {got}."
             )
@@ -244,10 +242,7 @@ class _Run:
             progress = config.progress(counters.step, counters.seconds)
             if progress >= 1.0:
                 return self._finish(evaluate, unwritten=written != counters.step)
-            due = _due(counters.step, config.checkpoint_steps) or (
-                config.checkpoint_seconds is not None
-                and counters.seconds - counters.checkpointed_seconds >= config.checkpoint_seconds
-            )
+            due = self._due(config.checkpoint_steps, config.checkpoint_seconds, counters.checkpointed_seconds)
             if (due or asked) and written != counters.step:
                 self.checkpoint()
                 written = counters.step
@@ -255,9 +250,16 @@ class _Run:
                 message = f"stopped at step {counters.step}; to go on, run the same command with --resume"
                 self.progress_line.say(message)
                 raise Interrupted(counters.step, message)
-            if evaluate is not None and counters.evaluated_step != counters.step and self._evaluation_due():
+            due = self._due(config.evaluate_steps, config.evaluate_seconds, counters.evaluated_seconds)
+            if due and evaluate is not None and counters.evaluated_step != counters.step:
                 self._evaluate(evaluate)
             asked = self._step(progress, stop)
+
+    def _due(self, steps: int | None, seconds: float | None = None, since: float = 0.0) -> bool:
+        """Whether this step is one of every so many, or so many seconds have passed."""
+        counters = self.counters
+        by_steps = steps is not None and counters.step > 0 and counters.step % steps == 0
+        return by_steps or (seconds is not None and counters.seconds - since >= seconds)
 
     def _step(self, progress: float, stop: StopRequest) -> bool:
         """Take one step, which waits for the device once; whether any of several processes is to stop."""
@@ -288,7 +290,7 @@ class _Run:
             self.average.update()
         counters.step += 1
         self.window.add({**values, "grad_norm": norm, "lr": rate}, items)
-        if _due(counters.step, config.log_steps):
+        if self._due(config.log_steps):
             self._log()
         self.progress_line.update(progress, counters.step, counters.seconds, items, values)
         return bool(asked)
@@ -315,13 +317,6 @@ class _Run:
             step, seconds = self.counters.step, round(self.counters.seconds, 3)
             self.metrics.write({"split": split, "step": step, "seconds": seconds, **values})
             self.events.write(split, step, values)
-
-    def _evaluation_due(self) -> bool:
-        config, counters = self.config, self.counters
-        return _due(counters.step, config.evaluate_steps) or (
-            config.evaluate_seconds is not None
-            and counters.seconds - counters.evaluated_seconds >= config.evaluate_seconds
-        )
 
     def _evaluate(self, evaluate: Evaluate) -> None:
         """Rank 0 evaluates the averaged weights; weights, modes and random state are afterwards as before."""
@@ -447,7 +442,3 @@ def _numbers(values: Sequence[Tensor | float]) -> list[float]:
     there = [v.reshape(()) for v in values if isinstance(v, Tensor) and not v.is_cpu]
     read = iter(torch.stack(there).cpu().tolist() if there else [])
     return [next(read) if isinstance(v, Tensor) and not v.is_cpu else float(v) for v in values]
-
-
-def _due(step: int, interval: int | None) -> bool:
-    return interval is not None and step > 0 and step % interval == 0

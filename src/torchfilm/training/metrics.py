@@ -73,10 +73,8 @@ class Events:
         self._writer = None
         if not wanted:
             return
-        with (
-            warnings.catch_warnings()
-        ):  # tensorboard's own imports use names that numpy and protobuf deprecate
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own imports use names that numpy and protobuf deprecate
             try:
                 from torch.utils.tensorboard.writer import SummaryWriter
             except ImportError:

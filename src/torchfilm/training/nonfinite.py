@@ -55,9 +55,7 @@ def find_in_step(module: nn.Module, again: Callable[[], bool]) -> Finding:
 def _watched(module: nn.Module, findings: list[Finding]) -> Iterator[None]:
     def watch_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            label = (
-                f"layer {name!r} ({type(layer).__name__})" if name else f"the module ({type(layer).__name__})"
-            )
+            label = f"{f'layer {name!r}' if name else 'the module'} ({type(layer).__name__})"
             for _, value in _tensors(output, ""):
                 if not _finite(value):
                     findings.append((10 + len(findings), f"the output of {label}"))

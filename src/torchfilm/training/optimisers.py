@@ -136,12 +136,8 @@ def restore_optimiser(
                 f"restore_optimiser: state {key!r} has shape {tuple(value.shape)}, parameter {name!r} "
                 f"has {tuple(p.shape)}. Build the module as in the first run."
             )
-        own = (
-            torch.empty_like(p, requires_grad=False).copy_(value)
-            if value.ndim
-            else value.to(p.device).clone()
-        )
-        states.setdefault(name, {})[slot] = own
+        own = torch.empty_like(p, requires_grad=False) if value.ndim else value.new_empty((), device=p.device)
+        states.setdefault(name, {})[slot] = own.copy_(value)
     optimiser.state.clear()
     for name, state in states.items():
         optimiser.state[parameters[name]] = state

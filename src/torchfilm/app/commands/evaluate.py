@@ -163,13 +163,8 @@ class Evaluate:
             exam = bundle_exam(bundle, folder, split, self.features)
             if self.limit is not None:
                 exam = exam.sample(self.limit, seed)
-            how = {
-                "accuracy": self._accuracy,
-                "means": self._robustness,
-                "noise": self._robustness,
-                "arithmetic": self._arithmetic,
-            }
-            found = how[self.experiment](bundle, exam, folder, seed)
+            how = {"accuracy": self._accuracy, "arithmetic": self._arithmetic}
+            found = how.get(self.experiment, self._robustness)(bundle, exam, folder, seed)
         note(f"figures and numbers in {self._out}")
         if self.json:
             about = {"experiment": self.experiment, "recipe": bundle.recipe, "split": split}
@@ -213,8 +208,7 @@ class Evaluate:
         known = training_questions(folder, exam)
         if known is None:
             note("no split train: the means are taken over the questions asked here")
-        noise = (0.0,) if self.experiment == "means" else None
-        more = {} if noise is None else {"noise": noise}
+        more = {"noise": (0.0,)} if self.experiment == "means" else {}
         network = film_network(bundle)
         with Bar("answering", "answers") as bar:
             found = robustness(
@@ -300,11 +294,8 @@ def film_network(bundle: Bundle) -> Any:
 
 def show_report(report: Report, *, families: bool) -> None:
     """The table of an evaluation, beside the baselines that were measured."""
-    beside = {
-        name: other
-        for name, other in (("blind", report.blind), ("most frequent", report.mode))
-        if other is not None
-    }
+    baselines = {"blind": report.blind, "most frequent": report.mode}
+    beside = {name: other for name, other in baselines.items() if other is not None}
 
     def line(group: str, name: Any, score: Score) -> list[str]:
         others = [getattr(other, group).get(name) for other in beside.values()]

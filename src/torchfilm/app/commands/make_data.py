@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from torchfilm.app.cli import nearest
+from torchfilm.app.cli import check_known
 from torchfilm.app.console import Bar, emit, note
 from torchfilm.app.options import OptionalInt, check_own
 
@@ -66,8 +66,7 @@ class MakeData:
 
     def __call__(self) -> None:
         """Generate."""
-        if self.name not in WORLDS:
-            raise ValueError(f"unknown world {self.name!r}; nearest: {', '.join(nearest(self.name, WORLDS))}")
+        check_known("world", self.name, WORLDS)
         check_own(self, WORLDS, self.name, "world")
         out = self.out or Path(f"data-{self.name}")
         if self.name == "table":

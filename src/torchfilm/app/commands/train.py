@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from torchfilm.app.cli import nearest
+from torchfilm.app.cli import check_known
 from torchfilm.app.console import Bar, emit, note, percent
 from torchfilm.app.options import (
     OptionalFloat,
@@ -191,7 +191,8 @@ class Train:
     def _held_out(self, folder: ClevrFolder) -> str | None:
         if self.val_split is None and "val" not in folder.splits():
             note("no split val: nothing is measured on the way")
-        return self.val_split or ("val" if "val" in folder.splits() else None)
+            return None
+        return self.val_split or "val"
 
 
 @runtime_checkable
@@ -223,13 +224,10 @@ def known_system(name: str) -> None:
     """Raise ValueError with the nearest names unless there is such a system."""
     from torchfilm.systems import SYSTEMS
 
-    if name not in SYSTEMS:
-        raise ValueError(f"unknown system {name!r}; nearest: {', '.join(nearest(name, SYSTEMS))}")
+    check_known("system", name, SYSTEMS)
 
 
 def known_recipe(name: str, recipes: dict[str, Any], *others: str) -> Any:
     """The recipe of a name; ValueError with the nearest of these and other names if there is none."""
-    if name not in recipes:
-        near = nearest(name, [*recipes, *others])
-        raise ValueError(f"unknown recipe {name!r}; nearest: {', '.join(near)}")
+    check_known("recipe", name, recipes, *others)
     return recipes[name]
