@@ -147,7 +147,7 @@ def policy_alternatives(results: Results) -> str:
         f"{budget} of one core each, {of_seeds(rows)}, {found['scenes']} scenes in four manners; "
         f"{found['date']}: `{found['command']}`.\n"
     )
-    return "\n".join([*tables, table(["beside one that hears nothing", *COSTS], costs), note])
+    return "\n".join([*tables, table(["relative to no instruction", *COSTS], costs), note])
 
 
 def of_seeds(rows: Mapping[str, Mapping[str, Any]]) -> str:
