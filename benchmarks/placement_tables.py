@@ -52,7 +52,7 @@ def placement_reasoning(results: Results) -> str:
         for name, text in REASONING.items()
         if name in settings
     ]
-    head = ["FiLM", "right, %", "beside the first", "later, %", "the paper, at the end"]
+    head = ["FiLM", "right, %", "minus the first row", "later, %", "the paper, at the end"]
     return table(head, rows) + f"\n{found['date']}: `{found['command'].split(' --only')[0]} ...`.\n"
 
 

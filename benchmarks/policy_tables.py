@@ -143,7 +143,7 @@ def policy_alternatives(found: Result) -> str:
         f"{budget} of one core each, {of_seeds(rows)}, {found['scenes']} scenes in four manners; "
         + made_by(found)
     )
-    return "\n".join([*tables, table(["beside one that hears nothing", *COSTS], costs), note])
+    return "\n".join([*tables, table(["relative to no instruction", *COSTS], costs), note])
 
 
 def of_seeds(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -105,7 +105,7 @@ def _first(columns: Mapping[str, Sequence[Result]]) -> Sequence[Result]:
 
 def _beside(columns: Mapping[str, Sequence[Result]]) -> dict[str, str]:
     """Baselines that the first column's files carry with them: heading and key."""
-    names = {"blind beside it": "blind", "most frequent answer of the type": "mode"}
+    names = {"question only, shipped with the first": "blind", "most frequent answer of the type": "mode"}
     return {name: key for name, key in names.items() if any(key in r for r in _first(columns))}
 
 
@@ -286,11 +286,11 @@ def fusion_reasoning(found: Result) -> str:
             ]
         )
     seeds = len(found["rows"][1]["score"]["by_seed"])
-    head = ["the question arrives by", "right, %", "parameters", "products", "time", "MB kept"]
+    head = ["the question arrives by", "right, %", "parameters", "FLOPs", "time", "MB kept for backward"]
     note = (
         f"{found['questions']:,} held-out questions after {found['steps']:,} steps, "
-        f"{'one seed' if seeds == 1 else f'{seeds} seeds (mean, least and most)'}; beside the "
-        "network that hears nothing: parameters with the question's encoder, and a forward pass of 64 "
+        f"{'one seed' if seeds == 1 else f'{seeds} seeds (mean, least and most)'}; relative to "
+        "the network without the question: parameters with the question's encoder, and a forward pass of 64 "
         f"questions in eval mode; {made_by(found)}"
     )
     return table(head, rows) + "\n" + note

@@ -1,6 +1,6 @@
-"""A layer that listens: train one FiLM layer to obey a class, then close a channel by hand.
+"""Condition a layer: train one FiLM layer to obey a class, then close a channel by hand.
 
-The world: a class k, and y = (k + 1) * x - k. A FiLM layer over the class learns gamma = k + 1, beta = -k.
+The task: for a class k, y = (k + 1) * x - k. A FiLM layer over the class learns gamma = k + 1, beta = -k.
 
     python examples/film_layer.py
 """

@@ -1,4 +1,4 @@
-"""Fold a condition into the weights: a network that listens becomes a plain one, of plain classes.
+"""Fold a condition into the weights: a conditioned network becomes a plain one, of plain classes.
 
 For a robot with one instruction, or a camera with one setting, the condition is fixed once the network is
 deployed. Then FiLM costs nothing, and the device needs neither generator nor this library.

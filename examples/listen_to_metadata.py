@@ -1,4 +1,4 @@
-"""A trained ResNet learns to listen to metadata: one network, many thermal cameras.
+"""Condition a trained ResNet on metadata: one network, many thermal cameras.
 
 A camera shows a disc of some temperature with a brightness gain * temperature + offset. The network was
 trained for gain 1 and offset 0, and stays frozen. Other cameras write both into their metadata, for FiLM.

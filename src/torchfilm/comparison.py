@@ -153,7 +153,7 @@ def compare(
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
-    """Measure what each network costs and reaches.
+    """Measure parameters, FLOPs, time, memory and score of several networks, side by side.
 
     Args:
         models: name to network; several networks of one name are the same one trained from several seeds:

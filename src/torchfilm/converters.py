@@ -150,7 +150,7 @@ def read(packed: Float[Tensor, "*batch packed"], layout: str | Layout) -> tuple[
 def reorder(
     tensor: Tensor, source: str | Layout, target: str | Layout = "torchfilm", *, dim: int = 0
 ) -> Tensor:
-    """Return the blocks of a tensor in the order of another layout; what they mean is left as it is.
+    """Return the blocks of a tensor in the order of another layout; their values are not changed.
 
     For the output axis of a projection's weight, and of a LoRA's B (its A has no such axis: permuting it is a
     bug that has been shipped).
@@ -179,7 +179,7 @@ def convert(
     source: str | Layout,
     target: str | Layout = "torchfilm",
 ) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a projection that says the same in another layout.
+    """Return weight and bias of the equivalent projection in another layout.
 
     Blocks change places, and where one layout has the factor (gamma) and the other the factor less one
     (scale), the one moves out of or into the bias: W z + b = 1 + (W z + (b - 1)). The bias is then in float32

@@ -51,7 +51,7 @@ def heard(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Hearing:
-    """Measure what conditions do: exchange them between samples, blank them, say them in other words.
+    """Measure how much conditions matter, by swapping, blanking and paraphrasing them.
 
     Every sample keeps its x and its target, and gets another sample's condition, always a different one: of
     the different ones in its batch, each with equal chance. A network that listens gives another output and a

@@ -214,7 +214,7 @@ def unconditioned(model: nn.Module) -> Iterator[None]:
 
 
 def remove(model: Network) -> Network:
-    """Take everything away that `condition` added; the network is what it was.
+    """Undo `condition`: remove everything that it added, in place; what the base has learned stays.
 
     Raises:
         ValueError: for a model that is not conditioned, or whose modules were patched since; in `folded`.

@@ -222,7 +222,7 @@ def sweep(
     *,
     change: Callable[[Modulation, Tensor], Modulation] = strength,
 ) -> list[T]:
-    """Run the same call with a change turned through several values; return what it gave each time.
+    """Run the same call for several strengths of a change to the modulations; return the results.
 
     Args:
         model: a conditioned network.

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class UnknownNameError(ValueError, KeyError):
-    """A name that there is not: a `KeyError` too, so that `in` and `get` of mappings work."""
+    """An unknown name. It is also a `KeyError`, so that `in` and `get` of mappings work."""
 
     __str__ = Exception.__str__  # KeyError shows the repr of its message
 

@@ -36,11 +36,11 @@ kernels: Any = None
 
 
 class NativeError(RuntimeError):
-    """The kernels cannot be built or loaded here; everything goes the plain way."""
+    """The kernels cannot be built or loaded here; PyTorch's own operations stay in use."""
 
 
 def enable(folder: str | Path | None = None) -> None:
-    """Use the kernels from here on, in all threads of this process; build them if this machine has not yet.
+    """Switch the C++ kernels on for this process, in all threads; the first call on a machine builds them.
 
     They round otherwise than torch does: a conditional norm then starts as torch's norm but for the last
     bits. gamma * x + beta with gamma 1 and beta 0 stays x to the bit.
@@ -61,7 +61,7 @@ def enable(folder: str | Path | None = None) -> None:
 
 
 def disable() -> None:
-    """Go the plain way again."""
+    """Switch the kernels off: use PyTorch's own operations again."""
     global kernels
     kernels = None
 

@@ -24,7 +24,7 @@ from torchfilm.snapshot import Snapshot
 
 
 class SeparableTable:
-    """Make a generator's modulations for K values of one condition and any of the others, exactly.
+    """Tabulate the part of a generator that depends on one of several conditions, for its K values; exact.
 
     raw = T[k] + r, with T[k] = W_time h(time_k) and r = W_rest h(rest) + b: one row and one addition per
     step, where the rest stays the same over the steps and is encoded once. It is equal to the generator but
