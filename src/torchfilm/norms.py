@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchfilm.absorption import absorbed
-from torchfilm.functional import film
-from torchfilm.layers import FiLM, GateStart, resolve
+from torchfilm.layers import FiLM, GateStart, Listening
 from torchfilm.modulation import Modulation
 
 # Not typing.Self: the type checker of the test session does not take it in single methods.
@@ -30,7 +29,7 @@ _Norm = TypeVar("_Norm", bound="ListeningNorm")
 _Conditional = TypeVar("_Conditional", bound="_ConditionalNorm")
 
 
-class _ConditionalBatchNorm(nn.Module):
+class _ConditionalBatchNorm(Listening):
     """What the conditional batch norms of each number of axes share."""
 
     _base: ClassVar[type[nn.modules.batchnorm._BatchNorm]]
@@ -81,21 +80,13 @@ class _ConditionalBatchNorm(nn.Module):
         """The learned shifts of the norm itself."""
         return self.norm.bias
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch channels *positions"],
-        condition: Float[Tensor, "*batch cond"] | None = None,
-        *,
-        modulation: Modulation | None = None,
-        rows: Int[Tensor, " nodes"] | None = None,
-    ) -> Float[Tensor, "batch channels *positions"]:
-        """Return the normalised, modulated features; arguments and errors as `FiLM.forward`."""
-        chosen = resolve(self, condition, modulation, x, rows)
-        return self.film(self.norm(x), modulation=chosen)
-
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma and beta for a condition, without applying them."""
         return self.film.modulation(condition)
+
+    def modulated(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """Return gamma * norm(x) + beta."""
+        return self.film(self.norm(x), modulation=modulation)
 
 
 class ConditionalBatchNorm2d(_ConditionalBatchNorm):
@@ -150,7 +141,7 @@ class ConditionalBatchNorm3d(_ConditionalBatchNorm):
     _base = nn.BatchNorm3d
 
 
-class ListeningNorm(nn.Module):
+class ListeningNorm(Listening):
     """A norm of torch's, its base class, with a FiLM as the child `film`."""
 
     _base: ClassVar[type[nn.Module]]
@@ -184,11 +175,7 @@ class ListeningNorm(nn.Module):
     def modulated(self, x: Tensor, modulation: Modulation) -> Tensor:
         """Return gamma * norm(x) + beta, in one call of the norm where that can be."""
         y = absorbed(self._base, self, x, modulation)
-        if y is not None:
-            return y
-        y = self._base.forward(self, x)
-        m = modulation
-        return film(y, m.gamma, m.beta, self.film.dim, gate=m.gate, modulation_dim=-1)
+        return self.film.modulated(self._base.forward(self, x), modulation) if y is None else y
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma, beta and the gate where there is one for a condition, without applying them."""
@@ -211,17 +198,6 @@ class _ConditionalNorm(ListeningNorm):
                 those that normalise channels-first: put a FiLM behind it.
         """
         return cls.around(norm, cond_dim, cls._dim, None)
-
-    def forward(
-        self,
-        x: Float[Tensor, "*shape"],
-        condition: Float[Tensor, "*batch cond"] | None = None,
-        *,
-        modulation: Modulation | None = None,
-        rows: Int[Tensor, " nodes"] | None = None,
-    ) -> Float[Tensor, "*shape"]:
-        """Return the normalised, modulated features; arguments and errors as `FiLM.forward`."""
-        return self.modulated(x, resolve(self, condition, modulation, x, rows))
 
 
 class _ConditionalInstanceNorm(_ConditionalNorm):
