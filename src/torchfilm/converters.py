@@ -18,7 +18,8 @@ The numbers of a wrong order fit without an error. So orders are named here, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
@@ -34,9 +35,7 @@ from torchfilm.naming import check_choice
 
 WORDS = ("gamma", "scale", "shift", "gate")
 
-Key = TypeVar(
-    "Key", bound=str | tuple[str, ...]
-)  # a mapping that somebody has in a variable has keys of one kind
+Key = TypeVar("Key", bound=str | tuple[str, ...])  # those of a mapping in a variable are of one kind
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,7 @@ def read(packed: Float[Tensor, "*batch packed"], layout: str | Layout) -> tuple[
         found[word].append(block)
     gammas = found["gamma"] or [1 + wide(scale) for scale in found["scale"]]
     modulations = []
-    for i in range(layout.sites):
-        gamma, shift, gate = _at(gammas, i), _at(found["shift"], i), _at(found["gate"], i)
+    for gamma, shift, gate in itertools.zip_longest(gammas, found["shift"], found["gate"]):
         known = next(block for block in (gamma, shift, gate) if block is not None)
         modulations.append(
             Modulation(
@@ -299,7 +297,3 @@ def _order(source: Layout, target: Layout) -> list[int]:
 
 def _same(layout: Layout) -> list[str]:
     return ["gamma" if word == "scale" else word for word in layout.words]
-
-
-def _at(blocks: Sequence[Tensor], i: int) -> Tensor | None:
-    return blocks[i] if i < len(blocks) else None
