@@ -23,7 +23,7 @@ import copy
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol, Unpack, get_args, runtime_checkable
@@ -239,12 +239,12 @@ def resolve(
         if not isinstance(fusion, Fusion) or isinstance(fusion, type):  # a class has the methods too
             raise ValueError(
                 f"fusion: expected a name or an object with build() and apply(), got {fusion!r}.\n"
-                f"The names are {_listed(FUSIONS)}."
+                f"The names are {', '.join(FUSIONS)}."
             )
         if options:
             raise ValueError(
                 f"fusion: expected no options beside an object of type {type(fusion).__name__}, "
-                f"got {_listed(options)}.\nGive them to the object when it is made."
+                f"got {', '.join(options)}.\nGive them to the object when it is made."
             )
         return fusion
     check_choice("fusion:", fusion, FUSIONS)
@@ -433,7 +433,3 @@ def _generator_parameters(model: nn.Module) -> int:
             f"film.generator.\nCondition it first, or give the number of parameters."
         )
     return num_parameters(generators[0])
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
