@@ -363,7 +363,7 @@ class Attentions(nn.Module):
         pairs = [one.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4) for one in both]
         queries, outputs = _lasting(self, self.queries), _lasting(self, self.outputs)
         parts = zip(self.sites, queries, pairs, outputs, strict=True)
-        return {name: Attending(query, *pair, output, mask) for name, query, pair, output in parts}
+        return {name: Attending(query, pair[0], pair[1], output, mask) for name, query, pair, output in parts}
 
     def own_parameters(self) -> dict[str, int]:
         """Return how many parameters belong to each site alone."""
