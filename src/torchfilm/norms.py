@@ -26,7 +26,6 @@ from torchfilm.modulation import Modulation
 # Not typing.Self: the type checker of the test session does not take it in single methods.
 _Batch = TypeVar("_Batch", bound="_ConditionalBatchNorm")
 _Norm = TypeVar("_Norm", bound="ListeningNorm")
-_Conditional = TypeVar("_Conditional", bound="_ConditionalNorm")
 
 
 class _ConditionalBatchNorm(Listening):
@@ -145,6 +144,7 @@ class ListeningNorm(Listening):
     """A norm of torch's, its base class, with a FiLM as the child `film`."""
 
     _base: ClassVar[type[nn.Module]]
+    _dim: ClassVar[int]
     film: FiLM
 
     def reset_parameters(self) -> None:
@@ -154,7 +154,7 @@ class ListeningNorm(Listening):
             self.film.reset_parameters()
 
     @classmethod
-    def around(cls: type[_Norm], norm: nn.Module, cond_dim: int, dim: int, gate: GateStart | None) -> _Norm:
+    def around(cls: type[_Norm], norm: nn.Module, cond_dim: int, gate: GateStart | None = None) -> _Norm:
         """Build around the parameters and buffers of a trained norm, with its options and its mode.
 
         Raises:
@@ -164,7 +164,7 @@ class ListeningNorm(Listening):
             raise ValueError(_wrong_norm(cls.__name__, cls._base, norm))
         tensors = [*norm.parameters(), *norm.buffers()]
         device = tensors[0].device if tensors else None
-        film = FiLM(channels_of(cls.__name__, norm), cond_dim, dim, gate=gate, device=device)
+        film = FiLM(channels_of(cls.__name__, norm), cond_dim, cls._dim, gate=gate, device=device)
         layer = cls.__new__(cls)
         layer.__dict__.update(
             {name: copy.copy(v) if isinstance(v, dict | set) else v for name, v in vars(norm).items()}
@@ -185,10 +185,8 @@ class ListeningNorm(Listening):
 class _ConditionalNorm(ListeningNorm):
     """What the conditional instance, group, layer and RMS norms share."""
 
-    _dim: ClassVar[int]
-
     @classmethod
-    def from_norm(cls: type[_Conditional], norm: nn.Module, cond_dim: int) -> _Conditional:
+    def from_norm(cls: type[_Norm], norm: nn.Module, cond_dim: int) -> _Norm:
         """Condition a trained norm: its parameters and buffers themselves, its options and its mode.
 
         gamma and beta act on the trained output, gamma * norm(x) + beta, so that it is kept at the start.
@@ -197,7 +195,7 @@ class _ConditionalNorm(ListeningNorm):
             ValueError: for anything but torch's norm of this kind. A subclass may compute something else, as
                 those that normalise channels-first: put a FiLM behind it.
         """
-        return cls.around(norm, cond_dim, cls._dim, None)
+        return cls.around(norm, cond_dim)
 
 
 class _ConditionalInstanceNorm(_ConditionalNorm):
