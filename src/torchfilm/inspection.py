@@ -187,14 +187,13 @@ def edit(model: nn.Module, changes: Mapping[Key, Change]) -> Iterator[None]:
     """
     film = conditioning(model)
     chosen: dict[str, list[Change]] = {name: [] for name in film.sites}
-    for pattern, change in changes.items():
+    for (pattern, change), found in zip(changes.items(), each_match(film.sites, changes), strict=True):
         if not isinstance(change, Modulation) and not callable(change):
             raise ValueError(
                 f"edit: expected a function of the modulation, or a Modulation, for {pattern!r}, "
                 f"got {type(change).__name__}.\n"
                 f"For a factor: lambda m: m.replace(gamma=factor * m.gamma)."
             )
-    for change, found in zip(changes.values(), each_match(film.sites, changes), strict=True):
         for name in found:
             chosen[name].append(change)
     with film.transformed(_Edit(chosen)):
