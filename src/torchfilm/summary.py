@@ -225,9 +225,8 @@ def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDA
 
 def as_values(labels: Labels) -> list[Any]:
     """Return labels as what they say, keys of a dict: tensors and NaN are equal to themselves alone."""
-    return [
-        _said(label) for label in (labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels)
-    ]
+    given = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
+    return [_said(label) for label in given]
 
 
 def _said(label: Any) -> Any:
