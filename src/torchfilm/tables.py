@@ -165,8 +165,7 @@ def _product(z: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: i
     """Return W z + b without the columns of W from `start` to `stop`, one product on each side of them."""
     before, _, after = weight.tensor_split((start, stop), dim=1)
     parts = z.split([before.shape[1], after.shape[1]], dim=-1)
-    sides = [side for side in zip(parts, (before, after), strict=True) if side[1].shape[1] > 0]
-    first, *other = sides
+    first, *other = [side for side in zip(parts, (before, after), strict=True) if side[1].shape[1] > 0]
     made = wide(functional.linear(*first, bias))
     for side in other:
         made += wide(functional.linear(*side))
