@@ -56,7 +56,6 @@ class Layout:
     where: str = ""
 
     def __post_init__(self) -> None:
-        """Check the words and the trunk."""
         object.__setattr__(self, "trunk", GeneratorOptions(trunk=self.trunk).trunk)
         words = self.order.split()
         unknown = [word for word in words if word not in WORDS]
@@ -72,7 +71,6 @@ class Layout:
             )
 
     def __str__(self) -> str:
-        """Show the order, and whose it is."""
         return f"{self.order} ({self.where})" if self.where else self.order
 
     @property

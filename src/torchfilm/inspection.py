@@ -101,7 +101,6 @@ class Recording(Mapping[str, Modulation], Onlooker):
             ) from error
 
     def __contains__(self, site: object) -> bool:
-        """Whether that site was recorded."""
         return bool(self.calls) and site in self.calls[0]
 
     def __repr__(self) -> str:

@@ -76,7 +76,6 @@ class Summary(Entries[SiteSummary]):
     sites: tuple[SiteSummary, ...]
 
     def _by_name(self) -> dict[str, SiteSummary]:
-        """Return the lines by the names of the sites."""
         return {line.site: line for line in self.sites}
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -84,7 +83,6 @@ class Summary(Entries[SiteSummary]):
         return [asdict(line) for line in self.sites]
 
     def __repr__(self) -> str:
-        """Show the table."""
         labelled = any(line.between is not None for line in self.sites)
         head = ["site", "samples", "channels", "gamma (sd)", "beta (sd)"]
         head += ["closed", "always", "flipped", "rank", "directions"]
