@@ -220,7 +220,8 @@ def _how(
                 f"load: expected fusion=, for the table in {path} was made with objects, got none.\n"
                 f"Give the fusion with which the network was conditioned: fusion='film', or the object."
             )
-        return {"fusion": fusion, "generator": _table(table, tensors)}
+        layout = {name: (channels, fields) for name, (channels, fields) in table.items()}
+        return {"fusion": fusion, "generator": Table(torch.empty_like(tensors["generator.table"]), layout)}
     if generator is not None:
         return {"generator": generator} | ({} if fusion is None else {"fusion": fusion})
     if fusion is not None and not isinstance(fusion, str):
@@ -315,8 +316,9 @@ def _check_fit(state: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Pa
     got = {key: _kind(value) for key, value in tensors.items()}
     if expected != got:
         differing = sorted(key for key in expected | got if expected.get(key) != got.get(key))
-        rows = [f"  {key}  {expected.get(key, 'none')}  {got.get(key, 'none')}" for key in differing]
-        lines = "\n".join(rows)
+        lines = "\n".join(
+            f"  {key}  {expected.get(key, 'none')}  {got.get(key, 'none')}" for key in differing
+        )
         raise ValueError(
             f"load: expected the tensors of this conditioning, got others in {path} "
             f"(name, expected, got).\n{lines}\n"
@@ -338,13 +340,6 @@ def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:
             "Load its checkpoint first, or base.to_empty(device=...)."
         )
     film.load_state_dict(tensors)
-
-
-def _table(layout: dict[str, list[int]], tensors: Mapping[str, Tensor]) -> Table:
-    """Return the table of a tabulated network, to be filled."""
-    sizes = {name: (channels, fields) for name, (channels, fields) in layout.items()}
-    rows = tensors["generator.table"]
-    return Table(torch.empty_like(rows), sizes)
 
 
 _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -435,8 +430,7 @@ def _build(description: dict[str, Any] | None) -> nn.Module:
 
 def _fingerprint(root: nn.Module, named: Callable[[str], str] = _unwrapped_name) -> dict[str, Any]:
     """Tell one base from another: a hash of all names and shapes, and some values of some of its tensors."""
-    state = root.state_dict()
-    state = {named(key): value for key, value in state.items() if not key.startswith("film.")}
+    state = {named(key): v for key, v in root.state_dict().items() if not key.startswith("film.")}
     shapes = "\n".join(f"{key} {tuple(value.shape)}" for key, value in state.items() if _plain(value))
     floats = [key for key, value in state.items() if _plain(value) and value.is_floating_point()]
     step = max(1, len(floats) // _SAMPLED_TENSORS)

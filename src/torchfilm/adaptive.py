@@ -25,6 +25,8 @@ _Gated = TypeVar("_Gated", bound="_GatedNorm")
 class _GatedNorm(ListeningNorm):
     """What AdaLN-Zero and adaRMS share: they return the gate of the branch that follows."""
 
+    _dim = -1
+
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
@@ -47,7 +49,7 @@ class _GatedNorm(ListeningNorm):
         Raises:
             ValueError: for anything but torch's norm of this kind, not a subclass, or another gate.
         """
-        return cls.around(norm, cond_dim, -1, gate)
+        return cls.around(norm, cond_dim, gate)
 
     def forward(
         self,

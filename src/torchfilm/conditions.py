@@ -103,8 +103,8 @@ class Classes(nn.Module):
                 f"Classes: expected int64 or int32 numbers, got {classes.dtype} {tuple(classes.shape)}.\n"
                 f"Give {remedy}."
             )
-        if self.table is None or torch.compiler.is_compiling():
-            return classes if self.table is None else self.table(classes)
+        if self.table is None:
+            return classes
         try:
             return self.table(classes)
         except IndexError as error:

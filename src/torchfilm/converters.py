@@ -18,7 +18,8 @@ The numbers of a wrong order fit without an error. So orders are named here, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
@@ -34,9 +35,7 @@ from torchfilm.naming import check_choice
 
 WORDS = ("gamma", "scale", "shift", "gate")
 
-Key = TypeVar(
-    "Key", bound=str | tuple[str, ...]
-)  # a mapping that somebody has in a variable has keys of one kind
+Key = TypeVar("Key", bound=str | tuple[str, ...])  # those of a mapping in a variable are of one kind
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class Layout:
     where: str = ""
 
     def __post_init__(self) -> None:
-        """Check the words and the trunk."""
         object.__setattr__(self, "trunk", GeneratorOptions(trunk=self.trunk).trunk)
         words = self.order.split()
         unknown = [word for word in words if word not in WORDS]
@@ -73,7 +71,6 @@ class Layout:
             )
 
     def __str__(self) -> str:
-        """Show the order, and whose it is."""
         return f"{self.order} ({self.where})" if self.where else self.order
 
     @property
@@ -134,8 +131,7 @@ def read(packed: Float[Tensor, "*batch packed"], layout: str | Layout) -> tuple[
         found[word].append(block)
     gammas = found["gamma"] or [1 + wide(scale) for scale in found["scale"]]
     modulations = []
-    for i in range(layout.sites):
-        gamma, shift, gate = _at(gammas, i), _at(found["shift"], i), _at(found["gate"], i)
+    for gamma, shift, gate in itertools.zip_longest(gammas, found["shift"], found["gate"]):
         known = next(block for block in (gamma, shift, gate) if block is not None)
         modulations.append(
             Modulation(
@@ -299,7 +295,3 @@ def _order(source: Layout, target: Layout) -> list[int]:
 
 def _same(layout: Layout) -> list[str]:
     return ["gamma" if word == "scale" else word for word in layout.words]
-
-
-def _at(blocks: Sequence[Tensor], i: int) -> Tensor | None:
-    return blocks[i] if i < len(blocks) else None

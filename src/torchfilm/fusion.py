@@ -23,7 +23,7 @@ import copy
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol, Unpack, get_args, runtime_checkable
@@ -239,12 +239,12 @@ def resolve(
         if not isinstance(fusion, Fusion) or isinstance(fusion, type):  # a class has the methods too
             raise ValueError(
                 f"fusion: expected a name or an object with build() and apply(), got {fusion!r}.\n"
-                f"The names are {_listed(FUSIONS)}."
+                f"The names are {', '.join(FUSIONS)}."
             )
         if options:
             raise ValueError(
                 f"fusion: expected no options beside an object of type {type(fusion).__name__}, "
-                f"got {_listed(options)}.\nGive them to the object when it is made."
+                f"got {', '.join(options)}.\nGive them to the object when it is made."
             )
         return fusion
     check_choice("fusion:", fusion, FUSIONS)
@@ -276,23 +276,33 @@ def check_reads(generator: nn.Module, cond: nn.Module) -> None:
     if not _reads_as(generator, *_VECTORS, Attentions):
         return
     inner, kind = cond.condition if isinstance(cond, Maybe) else cond, type(generator).__name__
+    if isinstance(inner, Tokens) and inner.pooling is None:
+        check_reads_tokens(generator, cond)
     parts = list(generator.modules())
     table = any(isinstance(part, TableHead) for part in parts)
     if isinstance(inner, Classes) and inner.table is None and not table:
-        fact = f"vectors in front of {kind}, got {inner}, which returns the class itself"
-        remedy = f"Use Classes({inner.num_classes}, 64), or head='table' for a row of modulations per class."
-    elif isinstance(inner, Tokens) and inner.pooling is None and not isinstance(generator, Attentions):
-        raise ValueError(_tokens(kind, inner))
-    elif (
-        isinstance(cond, Several)
-        and cond.combine == "compose"
-        and not (any(isinstance(part, ComposedGenerator) for part in parts))
-    ):
-        fact = f"a fusion whose values can be composed, got {kind}, which would read a concatenation"
-        remedy = "Use combine='concat' with it, or fusion='film', 'scale', 'bias' or 'gate' with 'compose'."
-    else:
-        return
-    raise ValueError(f"condition: expected {fact}.\n{remedy}")
+        raise ValueError(
+            f"condition: expected vectors in front of {kind}, got {inner}, which returns the class itself.\n"
+            f"Use Classes({inner.num_classes}, 64), or head='table' for a row of modulations per class."
+        )
+    composes = any(isinstance(part, ComposedGenerator) for part in parts)
+    if isinstance(cond, Several) and cond.combine == "compose" and not composes:
+        raise ValueError(
+            f"condition: expected a fusion whose values can be composed, got {kind}, which would read a "
+            f"concatenation.\n"
+            f"Use combine='concat' with it, or fusion='film', 'scale', 'bias' or 'gate' with 'compose'."
+        )
+
+
+def check_reads_tokens(generator: nn.Module, cond: nn.Module) -> None:
+    """Refuse a generator of the library that reads vectors where an encoder gave tokens and their mask."""
+    if _reads_as(generator, *_VECTORS):
+        encoder = cond.condition if isinstance(cond, Maybe) else cond
+        raise ValueError(
+            f"condition: expected one vector per sample in front of {type(generator).__name__}, got "
+            f"{encoder}, which gives tokens and their mask.\n"
+            f"Use pooling='mean' or 'attention' of Tokens, or fusion='cross_attention'."
+        )
 
 
 _VECTORS = (Generator, ComposedGenerator, Gates, Concatenations, Bilinears)
@@ -301,21 +311,6 @@ _VECTORS = (Generator, ComposedGenerator, Gates, Concatenations, Bilinears)
 def _reads_as(generator: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Tell whether a generator has the forward of one of these; that of a subclass may read anything."""
     return any(type(generator).forward is kind.forward for kind in kinds)
-
-
-def check_reads_tokens(generator: nn.Module, cond: nn.Module) -> None:
-    """Refuse a generator of the library that reads vectors where an encoder gave tokens and their mask."""
-    if _reads_as(generator, *_VECTORS):
-        inner = cond.condition if isinstance(cond, Maybe) else cond
-        raise ValueError(_tokens(type(generator).__name__, inner))
-
-
-def _tokens(kind: str, encoder: nn.Module) -> str:
-    return (
-        f"condition: expected one vector per sample in front of {kind}, got {encoder}, which gives tokens "
-        f"and their mask.\n"
-        f"Use pooling='mean' or 'attention' of Tokens, or fusion='cross_attention'."
-    )
 
 
 @dataclass(frozen=True)
@@ -433,7 +428,3 @@ def _generator_parameters(model: nn.Module) -> int:
             f"film.generator.\nCondition it first, or give the number of parameters."
         )
     return num_parameters(generators[0])
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -22,7 +22,7 @@ from torchfilm import onepass
 from torchfilm.affine import has_graph
 from torchfilm.costs import describe
 from torchfilm.generator_options import ACTIVATIONS, Options, read_options
-from torchfilm.heads import AffineHead, AnyHead, build_head, like_weights
+from torchfilm.heads import AffineHead, AnyHead, build_head, check_cond_dim, like_weights
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_size
 from torchfilm.several import Sizes
@@ -122,12 +122,7 @@ class Generator(nn.Module):
         """
         trunk = self.trunk
         if len(trunk) > 0:
-            if condition.ndim == 0 or condition.shape[-1] != self.cond_dim:
-                raise ValueError(
-                    f"Generator: expected {self.cond_dim} numbers on the condition's last axis (cond_dim), "
-                    f"got shape {tuple(condition.shape)}.\n"
-                    f"Build the generator with the condition's size, or project the condition first."
-                )
+            check_cond_dim(condition, self.cond_dim, "Generator")
             weights = trunk if self._trunk_learns else self.head
             condition = trunk(like_weights(condition, next(weights.parameters(), None)))
         raw, scale = self.head(condition), self.scale

@@ -11,6 +11,7 @@ import itertools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from torchfilm.filling import Conditioning
 from torchfilm.injection import conditioning, film_of
-from torchfilm.masks import as_mask
+from torchfilm.masks import as_mask, viewed
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_choice
 from torchfilm.restoring import in_mode
@@ -107,35 +108,21 @@ def guide(
     chosen = [weights[i] for i in needed]
     copies = [_copy(cond, null, names, i) for i in needed]
     with _without_dropout(model):
-        return _guided(model, inputs, keywords, cond, copies, chosen, space)
-
-
-def _guided(
-    model: Callable[..., Any],
-    inputs: tuple[Any, ...],
-    keywords: dict[str, Any],
-    cond: Any,
-    copies: Sequence[Any],
-    chosen: Sequence[Scale],
-    space: str,
-) -> Any:
-    """Return the sum of what the network gives for each copy of the condition, with its weight."""
-    if space == "modulation":
-        if not isinstance(model, nn.Module):
-            raise ValueError(
-                f"guide: space='modulation' expected a conditioned network, got {type(model).__name__}.\n"
-                f"Use space='output', which takes any function."
-            )
-        mixed = _mixed_modulations(conditioning(model), copies, chosen)
-        return model(*inputs, modulation=mixed, **keywords)
-    if len(copies) == 1 and not isinstance(chosen[0], Tensor):
-        return model(*inputs, cond=copies[0], **keywords)
-    _check_repeated((inputs, keywords))
-    rows = _rows(inputs, cond, keywords)
-    args, kwargs = pytree.tree_map(lambda leaf: _tiled(leaf, len(copies), rows), (inputs, keywords))
-    device = _device((cond, inputs, keywords))
-    output = model(*args, cond=_joined(copies, rows, device), **kwargs)
-    return pytree.tree_map(lambda leaf: _combined(leaf, chosen, rows), output)
+        if space == "modulation":
+            if not isinstance(model, nn.Module):
+                raise ValueError(
+                    f"guide: space='modulation' expected a conditioned network, got {type(model).__name__}.\n"
+                    f"Use space='output', which takes any function."
+                )
+            mixed = _mixed_modulations(conditioning(model), copies, chosen)
+            return model(*inputs, modulation=mixed, **keywords)
+        if len(copies) == 1 and not isinstance(chosen[0], Tensor):
+            return model(*inputs, cond=copies[0], **keywords)
+        rows = _rows(inputs, cond, keywords)
+        tiled = partial(_tiled, times=len(copies), rows=rows)
+        args, kwargs = pytree.tree_map(tiled, (inputs, keywords), is_leaf=_is_packed)
+        output = model(*args, cond=_joined(copies, rows, device), **kwargs)
+        return pytree.tree_map(partial(_combined, weights=chosen, rows=rows), output)
 
 
 def _without_dropout(model: Callable[..., Any]) -> AbstractContextManager[Any]:
@@ -207,8 +194,10 @@ def _copy(cond: Any, null: Any, names: Sequence[str | None], given: int) -> Any:
 
 
 def _without(value: Any, null: Any) -> Any:
-    if null is not None or value is None:
-        return None if value is None else null
+    if value is None:
+        return None
+    if null is not None:
+        return null
     inner = value.value if isinstance(value, Masked) else value
     return Masked(inner, torch.zeros((), dtype=torch.bool, device=_device(inner)))
 
@@ -220,7 +209,7 @@ def _joined(copies: Sequence[Any], rows: int, device: torch.device | None) -> An
         masks = [_present(copy, rows, device) for copy in copies]
         axes = max(mask.ndim for mask in masks)
         steps = next(mask.shape[1:] for mask in masks if mask.ndim == axes)
-        wide = [m.reshape(*m.shape, *[1] * (len(steps) + 1 - m.ndim)).expand(-1, *steps) for m in masks]
+        wide = [viewed(mask, axes).expand(-1, *steps) for mask in masks]
         value, present = _joined(values, rows, device), torch.cat(wide)
         if isinstance(value, numbers.Real):  # of all samples, which a mask has one by one
             value = torch.as_tensor(value, device=present.device).expand(len(present))
@@ -294,17 +283,17 @@ def _listed(leaf: Any, rows: int) -> list[Any]:
     return each * rows if len(each) == 1 else each
 
 
-def _check_repeated(inputs: Any) -> None:
-    """Refuse packed sequences, whose tensors have no row per sample."""
-    leaves = pytree.tree_leaves(inputs, is_leaf=lambda one: isinstance(one, PackedSequence))
-    if any(isinstance(leaf, PackedSequence) for leaf in leaves):
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
+
+
+def _tiled(leaf: Any, times: int, rows: int) -> Any:
+    """Return the rows of a tensor once for each output; ValueError for what has no row per sample."""
+    if _is_packed(leaf):
         raise ValueError(
             "guide: space='output' expected inputs that can be repeated for each output, got a "
             "PackedSequence.\nUse space='modulation', which repeats nothing."
         )
-
-
-def _tiled(leaf: Any, times: int, rows: int) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     if leaf.ndim and leaf.shape[0] == rows:
@@ -324,7 +313,8 @@ def _combined(leaf: Any, weights: Sequence[Scale], rows: int) -> Any:
     """Return the weighted sum of a tensor's copies, which lie behind one another on its first axis."""
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
         given = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init}
-        return dataclasses.replace(leaf, **pytree.tree_map(lambda one: _combined(one, weights, rows), given))
+        combined = partial(_combined, weights=weights, rows=rows)
+        return dataclasses.replace(leaf, **pytree.tree_map(combined, given))
     if not isinstance(leaf, Tensor):
         if isinstance(leaf, _SINGLE):
             return leaf
@@ -368,7 +358,7 @@ def _like(weight: Scale, part: Tensor) -> Scale:
             f"a tensor {tuple(part.shape)}.\n"
             f"Give a number, or a tensor [{len(part)}]."
         )
-    return weight.to(part.device).reshape(*weight.shape, *[1] * (part.ndim - weight.ndim))
+    return viewed(weight.to(part.device), part.ndim)
 
 
 def _mixed_modulations(
@@ -431,6 +421,5 @@ def _with_rows(values: Any) -> list[Tensor]:
 
 
 def _device(value: Any) -> torch.device | None:
-    leaves = (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
-    first = next(leaves, None)
-    return None if first is None else first.device
+    """Return where the first tensor is, or None where there is none."""
+    return next((leaf.device for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)), None)

@@ -59,7 +59,7 @@ class AffineHead(nn.Module):
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
-        _check_size(condition, self.cond_dim)
+        check_cond_dim(condition, self.cond_dim)
         weight = self.weight
         return wide(functional.linear(like_weights(condition, weight), weight, self.bias))
 
@@ -105,7 +105,7 @@ class LowRankHead(nn.Module):
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
-        _check_size(condition, self.cond_dim)
+        check_cond_dim(condition, self.cond_dim)
         return self.up(functional.linear(like_weights(condition, self.down), self.down))
 
     def own_parameters(self, rows: int) -> int:
@@ -154,7 +154,7 @@ class SharedHead(nn.Module):
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> Float[Tensor, "*batch rows"]:
         """Return the rows in float32 or wider; ValueError where the last axis is not `cond_dim`."""
-        _check_size(condition, self.cond_dim)
+        check_cond_dim(condition, self.cond_dim)
         return self.spread(functional.linear(like_weights(condition, self.weight), self.weight))
 
     def spread(self, projected: Float[Tensor, "*batch groups"]) -> Float[Tensor, "*batch rows"]:
@@ -213,7 +213,7 @@ class TableHead(nn.Module):
         """
         if not condition.is_floating_point():
             return wide(looked_up("Table of classes", self.weight, condition))
-        _check_size(condition, self.cond_dim)
+        check_cond_dim(condition, self.cond_dim)
         return wide(functional.linear(like_weights(condition, self.weight), self.weight.T))
 
     def own_parameters(self, rows: int) -> int:
@@ -291,8 +291,6 @@ def looked_up(
         >>> looked_up("Table", torch.eye(3), torch.tensor([2, 0])).tolist()
         [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
-    if torch.compiler.is_compiling():
-        return functional.embedding(index, table)
     try:
         return functional.embedding(index, table)
     except IndexError as error:
@@ -331,10 +329,11 @@ def like_weights(condition: Tensor, weight: Tensor | None) -> Tensor:
     return condition.to(weight.dtype)
 
 
-def _check_size(condition: Tensor, cond_dim: int) -> None:
+def check_cond_dim(condition: Tensor, cond_dim: int, who: str = "condition") -> None:
+    """Refuse a condition with another number of numbers than `cond_dim` on its last axis."""
     if condition.ndim == 0 or condition.shape[-1] != cond_dim:
         raise ValueError(
-            f"condition: expected {cond_dim} numbers on the last axis (cond_dim), got shape "
+            f"{who}: expected {cond_dim} numbers on the last axis (cond_dim), got shape "
             f"{tuple(condition.shape)}.\n"
             f"Build the layer or generator with the condition's size, or project the condition first."
         )

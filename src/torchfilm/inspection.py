@@ -55,20 +55,16 @@ class Recording(Mapping[str, Modulation], Onlooker):
         if self.ended:
             return values
         if not torch.compiler.is_compiling():
-            self.calls.append(pytree.tree_map(_copied, dict(values)))
+            copied = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), dict(values))
+            self.calls.append(copied)
             return values
         leaves, structure = pytree.tree_flatten(dict(values))
         kind = _kind(values)
         _note(self._ticket, kind, [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)])
         others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        setattr(
-            self, kind, (structure, others)
-        )  # a table would be a guard, and one more graph for each entry
+        # An attribute: a table would be a guard, and one more graph for each entry.
+        setattr(self, kind, (structure, others))
         return values
-
-    def note(self, kind: str, tensors: list[Tensor]) -> None:
-        """Take a call of a compiled network; the attribute `kind` says how its tensors belong together."""
-        self._pending.append((kind, tensors))
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -105,7 +101,6 @@ class Recording(Mapping[str, Modulation], Onlooker):
             ) from error
 
     def __contains__(self, site: object) -> bool:
-        """Whether that site was recorded."""
         return bool(self.calls) and site in self.calls[0]
 
     def __repr__(self) -> str:
@@ -191,14 +186,13 @@ def edit(model: nn.Module, changes: Mapping[Key, Change]) -> Iterator[None]:
     """
     film = conditioning(model)
     chosen: dict[str, list[Change]] = {name: [] for name in film.sites}
-    for pattern, change in changes.items():
+    for (pattern, change), found in zip(changes.items(), each_match(film.sites, changes), strict=True):
         if not isinstance(change, Modulation) and not callable(change):
             raise ValueError(
                 f"edit: expected a function of the modulation, or a Modulation, for {pattern!r}, "
                 f"got {type(change).__name__}.\n"
                 f"For a factor: lambda m: m.replace(gamma=factor * m.gamma)."
             )
-    for change, found in zip(changes.values(), each_match(film.sites, changes), strict=True):
         for name in found:
             chosen[name].append(change)
     with film.transformed(_Edit(chosen)):
@@ -278,14 +272,6 @@ class _Turn:
         return {**values, **turned}
 
 
-def _copied(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
-
-
-def _own(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
-
-
 def _changed(function: str, site: str, value: Any, change: Any, *more: Tensor) -> Any:
     """Return what takes the place of a site's value: a modulation, or what a function makes of a copy of it.
 
@@ -302,7 +288,7 @@ def _changed(function: str, site: str, value: Any, change: Any, *more: Tensor) -
 
 def _made(function: str, site: str, value: Any, change: Callable[..., Any], *more: Tensor) -> Any:
     """Return what a change written by somebody else makes of a copy; other fusions have other fields."""
-    value = pytree.tree_map(_own, value)
+    value = pytree.tree_map_only(Tensor, torch.clone, value)
     if isinstance(value, Modulation):
         return change(value, *more)
     try:
@@ -330,7 +316,7 @@ _OPEN: weakref.WeakValueDictionary[int, Recording] = weakref.WeakValueDictionary
 def _note(ticket: Tensor, kind: str, tensors: list[Tensor]) -> None:
     recording = _OPEN.get(int(ticket))
     if recording is not None:
-        recording.note(kind, [tensor.clone() for tensor in tensors])
+        recording._pending.append((kind, [tensor.clone() for tensor in tensors]))
 
 
 def _kind(values: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ the bit, until it is trained. `layer.modulation(z)` is what a condition becomes,
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -21,13 +21,41 @@ from torchfilm.naming import check_choice, check_size
 GateStart = Literal["zero", "one"]
 
 
-@runtime_checkable
-class Listening(Protocol):
-    """A layer that turns a condition into a modulation."""
+class Listening(nn.Module):
+    """A layer that hears a condition: `modulation` is what that becomes, `modulated` what it does to x."""
 
-    def modulation(self, condition: Tensor) -> Modulation:
-        """Return what the condition becomes."""
-        ...
+    def forward(
+        self,
+        x: Float[Tensor, "*shape"],
+        condition: Float[Tensor, "*batch cond"] | None = None,
+        *,
+        modulation: Modulation | None = None,
+        rows: Int[Tensor, " nodes"] | None = None,
+    ) -> Float[Tensor, "*shape"]:
+        """Return the modulated features, with the shape, dtype and memory format of x.
+
+        Args:
+            x: features with C channels on axis `dim`.
+            condition: [B, cond_dim], or [B, T, cond_dim] for one condition per step; its axes besides the
+                last align with those of x besides the channels, from the left.
+            modulation: a ready modulation instead of a condition, channels last, aligned in the same way.
+            rows: for each row of x, the row of the condition (or modulation) that it listens to; as the
+                `batch` of torch_geometric. None where row i listens to condition i.
+
+        Raises:
+            ValueError: unless exactly one of condition and modulation is given, and where sizes do not fit.
+            IndexError: for a row that the condition does not have, also one counted from the end (on an
+                accelerator, torch's own).
+        """
+        return self.modulated(x, resolve(self, condition, modulation, x, rows))
+
+    def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
+        """Return gamma, beta and the gate where there is one, [*batch, C] each, without applying them."""
+        raise NotImplementedError
+
+    def modulated(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """Return the features, modulated."""
+        raise NotImplementedError
 
 
 def resolve(
@@ -52,10 +80,25 @@ def resolve(
             f"Call layer(x, condition) or layer(x, modulation=...); for no conditioning at all use "
             f"Modulation.identity(features)."
         )
-    return modulation if rows is None else _picked(layer, modulation, _checked_rows(layer, rows, x))
+    return modulation if rows is None else _picked(layer, modulation, rows, x)
 
 
-class FiLM(nn.Module):
+def _picked(layer: Listening, modulation: Modulation, rows: Tensor, x: Tensor) -> Modulation:
+    """Return the modulation of each row: as by indexing, but a row counted from the end is none."""
+    if rows.dtype not in (torch.int64, torch.int32) or rows.shape != x.shape[:1]:
+        raise ValueError(
+            f"{type(layer).__name__}: expected rows as int64 or int32 numbers, one for each of the "
+            f"{x.shape[0]} rows of x, got {rows.dtype} {tuple(rows.shape)}.\n"
+            f"For sizes of graphs use torch.repeat_interleave(torch.arange(len(sizes)), sizes)."
+        )
+    fields = modulation.of_rows()
+    try:
+        return Modulation(*(field.index_select(0, rows) for field in fields))
+    except IndexError as error:
+        raise no_row(f"{type(layer).__name__}: rows", len(fields[0]), rows) from error
+
+
+class FiLM(Listening):
     """Modulate features by a condition: y = gamma(z) * x + beta(z), with (gamma - 1, beta) = W z + b.
 
     Perez et al. 2018, eq. 1 and 2 (arXiv 1709.07871). The identity at the start, to the bit. For many sites
@@ -113,37 +156,16 @@ class FiLM(nn.Module):
         """Return to the start: gamma = 1, beta = 0 and the gate as it was asked for."""
         self.head.reset_parameters()
 
-    def forward(
-        self,
-        x: Float[Tensor, "*shape"],
-        condition: Float[Tensor, "*batch cond"] | None = None,
-        *,
-        modulation: Modulation | None = None,
-        rows: Int[Tensor, " nodes"] | None = None,
-    ) -> Float[Tensor, "*shape"]:
-        """Return the modulated features, with the shape, dtype and memory format of x.
-
-        Args:
-            x: features with C channels on axis `dim`.
-            condition: [B, cond_dim], or [B, T, cond_dim] for one condition per step; its axes besides the
-                last align with those of x besides the channels, from the left.
-            modulation: a ready modulation instead of a condition, channels last, aligned in the same way.
-            rows: for each row of x, the row of the condition (or modulation) that it listens to; as the
-                `batch` of torch_geometric. None where row i listens to condition i.
-
-        Raises:
-            ValueError: unless exactly one of condition and modulation is given, and where sizes do not fit.
-            IndexError: for a row that the condition does not have, also one counted from the end (on an
-                accelerator, torch's own).
-        """
-        chosen = resolve(self, condition, modulation, x, rows)
-        return film(x, chosen.gamma, chosen.beta, self.dim, gate=chosen.gate, modulation_dim=-1)
-
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma, beta and the gate for a condition, [*batch, C] each, without applying them."""
         parts = self.head(condition).chunk(2 if self.gate is None else 3, dim=-1)  # Tensor.split takes longer
         gate = None if self.gate is None else parts[2] if self.gate == "zero" else 1 + parts[2]
         return Modulation(1 + parts[0], parts[1], gate)
+
+    def modulated(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """Return gate * (gamma * x + beta)."""
+        m = modulation
+        return film(x, m.gamma, m.beta, self.dim, gate=m.gate, modulation_dim=-1)
 
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
@@ -151,26 +173,7 @@ class FiLM(nn.Module):
         return f"{self.features}, dim={self.dim}{gate}"
 
 
-def _checked_rows(layer: Listening, rows: Tensor, x: Tensor) -> Tensor:
-    if rows.dtype not in (torch.int64, torch.int32) or rows.shape != x.shape[:1]:
-        raise ValueError(
-            f"{type(layer).__name__}: expected rows as int64 or int32 numbers, one for each of the "
-            f"{x.shape[0]} rows of x, got {rows.dtype} {tuple(rows.shape)}.\n"
-            f"For sizes of graphs use torch.repeat_interleave(torch.arange(len(sizes)), sizes)."
-        )
-    return rows
-
-
-def _picked(layer: Listening, modulation: Modulation, rows: Tensor) -> Modulation:
-    """Return the modulation of each row: as by indexing, but a row counted from the end is none."""
-    fields = modulation.of_rows()
-    try:
-        return Modulation(*(field.index_select(0, rows) for field in fields))
-    except IndexError as error:
-        raise no_row(f"{type(layer).__name__}: rows", len(fields[0]), rows) from error
-
-
-class DenseFiLM(nn.Module):
+class DenseFiLM(Listening):
     """Modulate tokens by an embedding: y = (1 + scale) * x + shift, with (scale, shift) = W mish(z) + b.
 
     The feature-wise affine of Audio2Photoreal (Ng et al. 2024, arXiv 2401.01885), which FiLMs each sublayer
@@ -208,17 +211,10 @@ class DenseFiLM(nn.Module):
         """Return to the start, as `FiLM.reset_parameters`."""
         self.film.reset_parameters()
 
-    def forward(
-        self,
-        x: Float[Tensor, "*shape"],
-        condition: Float[Tensor, "*batch cond"] | None = None,
-        *,
-        modulation: Modulation | None = None,
-        rows: Int[Tensor, " nodes"] | None = None,
-    ) -> Float[Tensor, "*shape"]:
-        """Return the modulated features; arguments and errors as `FiLM.forward`."""
-        return self.film(x, modulation=resolve(self, condition, modulation, x, rows))
-
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma = 1 + scale and beta = shift for a condition, without applying them."""
         return self.film.modulation(functional.mish(like_weights(condition, self.film.head.weight)))
+
+    def modulated(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """Return (1 + scale) * x + shift."""
+        return self.film(x, modulation=modulation)

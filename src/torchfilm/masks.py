@@ -44,9 +44,9 @@ def each_row(z: Tensor, present: Tensor | None) -> Tensor:
     return z.expand(len(present), *z.shape[1:] if z.ndim > 1 else z.shape)
 
 
-def viewed(present: Tensor, ndim: int) -> Tensor:
-    """View a mask with axes of size one behind it."""
-    return present.reshape((*present.shape, *[1] * (ndim - present.ndim)))
+def viewed(per_sample: Tensor, ndim: int) -> Tensor:
+    """View a mask, or a number per sample, with axes of size one behind it."""
+    return per_sample.reshape((*per_sample.shape, *[1] * (ndim - per_sample.ndim)))
 
 
 def check_present(present: Tensor, z: Tensor, inner: int) -> None:

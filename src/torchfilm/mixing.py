@@ -148,9 +148,8 @@ class Concatenations(nn.Module):
 
     def forward(self, condition: Float[Tensor, "*batch cond"]) -> dict[str, Mixing]:
         """Return the value of each site, in order."""
-        shifts = self.shift(like_weights(condition, next(self.shift.parameters(), None))).split(
-            self.widths, dim=-1
-        )
+        condition = like_weights(condition, next(self.shift.parameters(), None))
+        shifts = self.shift(condition).split(self.widths, dim=-1)
         ups = [None] * len(self.widths) if self.ups is None else _lasting(self, self.ups)
         parts = zip(self.sites, _lasting(self, self.weights), shifts, ups, strict=True)
         return {name: Mixing(weight, shift, up) for name, weight, shift, up in parts}
@@ -359,23 +358,17 @@ class Attentions(nn.Module):
             )
         if mask is not None:
             tokens = torch.where(mask[..., None], tokens, 0)
-        both = self.read(like_weights(tokens, next(self.read.parameters(), None))).split(
-            [2 * width for width in self.widths], dim=-1
-        )
+        read = self.read(like_weights(tokens, next(self.read.parameters(), None)))
+        both = read.split([2 * width for width in self.widths], dim=-1)
+        pairs = [one.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4) for one in both]
         queries, outputs = _lasting(self, self.queries), _lasting(self, self.outputs)
-        parts = zip(self.sites, queries, both, outputs, strict=True)
-        return {
-            name: Attending(query, *self._heads(pair), output, mask) for name, query, pair, output in parts
-        }
+        parts = zip(self.sites, queries, pairs, outputs, strict=True)
+        return {name: Attending(query, pair[0], pair[1], output, mask) for name, query, pair, output in parts}
 
     def own_parameters(self) -> dict[str, int]:
         """Return how many parameters belong to each site alone."""
         pairs = zip(self.widths, self.sites.items(), strict=True)
         return {name: 2 * width * (channels + self.cond_dim + 1) for width, (name, channels) in pairs}
-
-    def _heads(self, pair: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = pair.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return keys, values
 
 
 def _lasting(module: nn.Module, parameters: Iterable[Tensor]) -> Iterable[Tensor]:

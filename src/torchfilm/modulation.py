@@ -107,8 +107,7 @@ class Modulation:
             ValueError: where gamma (or the gate) is zero: a closed channel has lost its features for good.
         """
         for name, field in (("gamma", self.gamma), ("gate", self.gate)):
-            closed = 0 if field is None else int((field == 0).sum())
-            if field is not None and closed:
+            if field is not None and (closed := int((field == 0).sum())):
                 raise ValueError(
                     f"Modulation.inverse: expected a {name} without zeros, "
                     f"got {closed} among {field.numel()} values.\n"

@@ -135,12 +135,8 @@ class Modulations(dict[str, Modulation]):
             rows, *steps, channels = fields["gamma"].shape
             gamma = fields["gamma"].reshape(rows, math.prod(steps), channels)
             row, step, channel = (axis.ravel() for axis in np.indices(gamma.shape))
-            part = {
-                "site": np.full(gamma.numel(), name, dtype=object),
-                "row": row,
-                "step": step,
-                "channel": channel,
-            }
+            part = {"site": np.full(gamma.numel(), name, dtype=object)}
+            part |= {"row": row, "step": step, "channel": channel}
             part |= {field: _column(value) for field, value in fields.items()}
             if gated and m.gate is None:
                 part["gate"] = np.full(gamma.numel(), np.nan)

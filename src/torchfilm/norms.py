@@ -16,21 +16,19 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchfilm.absorption import absorbed
-from torchfilm.functional import film
-from torchfilm.layers import FiLM, GateStart, resolve
+from torchfilm.layers import FiLM, GateStart, Listening
 from torchfilm.modulation import Modulation
 
 # Not typing.Self: the type checker of the test session does not take it in single methods.
 _Batch = TypeVar("_Batch", bound="_ConditionalBatchNorm")
 _Norm = TypeVar("_Norm", bound="ListeningNorm")
-_Conditional = TypeVar("_Conditional", bound="_ConditionalNorm")
 
 
-class _ConditionalBatchNorm(nn.Module):
+class _ConditionalBatchNorm(Listening):
     """What the conditional batch norms of each number of axes share."""
 
     _base: ClassVar[type[nn.modules.batchnorm._BatchNorm]]
@@ -81,21 +79,13 @@ class _ConditionalBatchNorm(nn.Module):
         """The learned shifts of the norm itself."""
         return self.norm.bias
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch channels *positions"],
-        condition: Float[Tensor, "*batch cond"] | None = None,
-        *,
-        modulation: Modulation | None = None,
-        rows: Int[Tensor, " nodes"] | None = None,
-    ) -> Float[Tensor, "batch channels *positions"]:
-        """Return the normalised, modulated features; arguments and errors as `FiLM.forward`."""
-        chosen = resolve(self, condition, modulation, x, rows)
-        return self.film(self.norm(x), modulation=chosen)
-
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma and beta for a condition, without applying them."""
         return self.film.modulation(condition)
+
+    def modulated(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """Return gamma * norm(x) + beta."""
+        return self.film(self.norm(x), modulation=modulation)
 
 
 class ConditionalBatchNorm2d(_ConditionalBatchNorm):
@@ -150,10 +140,11 @@ class ConditionalBatchNorm3d(_ConditionalBatchNorm):
     _base = nn.BatchNorm3d
 
 
-class ListeningNorm(nn.Module):
+class ListeningNorm(Listening):
     """A norm of torch's, its base class, with a FiLM as the child `film`."""
 
     _base: ClassVar[type[nn.Module]]
+    _dim: ClassVar[int]
     film: FiLM
 
     def reset_parameters(self) -> None:
@@ -163,7 +154,7 @@ class ListeningNorm(nn.Module):
             self.film.reset_parameters()
 
     @classmethod
-    def around(cls: type[_Norm], norm: nn.Module, cond_dim: int, dim: int, gate: GateStart | None) -> _Norm:
+    def around(cls: type[_Norm], norm: nn.Module, cond_dim: int, gate: GateStart | None = None) -> _Norm:
         """Build around the parameters and buffers of a trained norm, with its options and its mode.
 
         Raises:
@@ -173,7 +164,7 @@ class ListeningNorm(nn.Module):
             raise ValueError(_wrong_norm(cls.__name__, cls._base, norm))
         tensors = [*norm.parameters(), *norm.buffers()]
         device = tensors[0].device if tensors else None
-        film = FiLM(channels_of(cls.__name__, norm), cond_dim, dim, gate=gate, device=device)
+        film = FiLM(channels_of(cls.__name__, norm), cond_dim, cls._dim, gate=gate, device=device)
         layer = cls.__new__(cls)
         layer.__dict__.update(
             {name: copy.copy(v) if isinstance(v, dict | set) else v for name, v in vars(norm).items()}
@@ -184,11 +175,7 @@ class ListeningNorm(nn.Module):
     def modulated(self, x: Tensor, modulation: Modulation) -> Tensor:
         """Return gamma * norm(x) + beta, in one call of the norm where that can be."""
         y = absorbed(self._base, self, x, modulation)
-        if y is not None:
-            return y
-        y = self._base.forward(self, x)
-        m = modulation
-        return film(y, m.gamma, m.beta, self.film.dim, gate=m.gate, modulation_dim=-1)
+        return self.film.modulated(self._base.forward(self, x), modulation) if y is None else y
 
     def modulation(self, condition: Float[Tensor, "*batch cond"]) -> Modulation:
         """Return gamma, beta and the gate where there is one for a condition, without applying them."""
@@ -198,10 +185,8 @@ class ListeningNorm(nn.Module):
 class _ConditionalNorm(ListeningNorm):
     """What the conditional instance, group, layer and RMS norms share."""
 
-    _dim: ClassVar[int]
-
     @classmethod
-    def from_norm(cls: type[_Conditional], norm: nn.Module, cond_dim: int) -> _Conditional:
+    def from_norm(cls: type[_Norm], norm: nn.Module, cond_dim: int) -> _Norm:
         """Condition a trained norm: its parameters and buffers themselves, its options and its mode.
 
         gamma and beta act on the trained output, gamma * norm(x) + beta, so that it is kept at the start.
@@ -210,18 +195,7 @@ class _ConditionalNorm(ListeningNorm):
             ValueError: for anything but torch's norm of this kind. A subclass may compute something else, as
                 those that normalise channels-first: put a FiLM behind it.
         """
-        return cls.around(norm, cond_dim, cls._dim, None)
-
-    def forward(
-        self,
-        x: Float[Tensor, "*shape"],
-        condition: Float[Tensor, "*batch cond"] | None = None,
-        *,
-        modulation: Modulation | None = None,
-        rows: Int[Tensor, " nodes"] | None = None,
-    ) -> Float[Tensor, "*shape"]:
-        """Return the normalised, modulated features; arguments and errors as `FiLM.forward`."""
-        return self.modulated(x, resolve(self, condition, modulation, x, rows))
+        return cls.around(norm, cond_dim)
 
 
 class _ConditionalInstanceNorm(_ConditionalNorm):

@@ -308,7 +308,8 @@ class Several(nn.Module):
         self.joint_dropout = joint_dropout
         self.parts: Any = nn.ModuleDict(parts)
         self.sizes = {name: part.dim for name, part in parts.items()}
-        self.dim = _joined_size(tuple(self.sizes.values()), combine)
+        sizes = tuple(self.sizes.values())
+        self.dim = {"sum": sizes[0], "concat": sum(sizes), "compose": Sizes(sizes)}[combine]
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -451,12 +452,6 @@ def _check_parts(parts: Mapping[str, Maybe], combine: str) -> None:
             f"Several: expected conditions of one size to sum, got {sizes}.\n"
             f"Use combine='concat', or give all of them the same dim."
         )
-
-
-def _joined_size(sizes: tuple[int, ...], combine: str) -> int:
-    if combine == "compose":
-        return Sizes(sizes)
-    return sizes[0] if combine == "sum" else sum(sizes)
 
 
 def _takes_several(condition: nn.Module) -> bool:

@@ -76,7 +76,6 @@ class Summary(Entries[SiteSummary]):
     sites: tuple[SiteSummary, ...]
 
     def _by_name(self) -> dict[str, SiteSummary]:
-        """Return the lines by the names of the sites."""
         return {line.site: line for line in self.sites}
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -84,20 +83,9 @@ class Summary(Entries[SiteSummary]):
         return [asdict(line) for line in self.sites]
 
     def __repr__(self) -> str:
-        """Show the table."""
         labelled = any(line.between is not None for line in self.sites)
-        head = [
-            "site",
-            "samples",
-            "channels",
-            "gamma (sd)",
-            "beta (sd)",
-            "closed",
-            "always",
-            "flipped",
-            "rank",
-            "directions",
-        ]
+        head = ["site", "samples", "channels", "gamma (sd)", "beta (sd)"]
+        head += ["closed", "always", "flipped", "rank", "directions"]
         rows = [head + ["between", "by chance"] * labelled]
         for line in self.sites:
             row = [line.site, str(line.samples), str(line.channels)]
@@ -158,11 +146,10 @@ def explained(values: NDArray[Any], labels: Labels) -> NDArray[np.float64]:
 
 def _line(site: str, modulation: Modulation, labels: Numbers | None, closed: float) -> SiteSummary:
     gamma, beta, steps = _arrays(site, modulation)
-    every = None if labels is None else labels.repeat(steps)
-    if every is not None and len(every) != len(gamma):
+    if labels is not None and len(labels) * steps != len(gamma):
         raise ValueError(
             f"summarise: expected a label for each of {len(gamma) // steps} samples of site '{site}', "
-            f"got {len(every) // steps}.\n"
+            f"got {len(labels)}.\n"
             f"Labels stand in the order of the samples."
         )
     both = np.concatenate([gamma, beta], axis=1)
@@ -173,9 +160,9 @@ def _line(site: str, modulation: Modulation, labels: Numbers | None, closed: flo
     floor = noise * (math.sqrt(len(both)) + math.sqrt(both.shape[1]))
     powers = np.square(np.where(values > floor, values, 0))
     between = chance = None
-    if labels is not None and every is not None:
+    if labels is not None:
         chance = float(labels.max()) / max(len(labels) - 1, 1)
-        parts, total = (part.sum() for part in _variances(both, every))
+        parts, total = (part.sum() for part in _variances(both, labels.repeat(steps)))
         between = min(float(parts / total), 1.0) if powers.any() else 0.0
     return SiteSummary(
         site=site,
@@ -236,9 +223,8 @@ def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDA
 
 def as_values(labels: Labels) -> list[Any]:
     """Return labels as what they say, keys of a dict: tensors and NaN are equal to themselves alone."""
-    return [
-        _said(label) for label in (labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels)
-    ]
+    given = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
+    return [_said(label) for label in given]
 
 
 def _said(label: Any) -> Any:

@@ -70,7 +70,10 @@ class SeparableTable:
         self._columns = _columns(conditions, name)
         self._made_of = Snapshot(conditions, generator, modes=False)
         with torch.no_grad():
-            vectors = self._alone({name: conditions.parts[name](values)})
+            vector = conditions.parts[name](values)
+            # Zeros for all others: activations keep zero, so they add nothing.
+            zeros = {other: vector.new_zeros(size) for other, size in conditions.sizes.items()}
+            vectors = conditions.join({**zeros, name: vector})
             # On the CPU: not every device has float64.
             exact, alone = copy.deepcopy(generator).cpu().double(), vectors.cpu().double()
             rows = exact.raw(alone) - exact.raw(torch.zeros_like(alone[:1]))
@@ -135,12 +138,6 @@ class SeparableTable:
         rows = self.rows.reshape(len(self), *[1] * (rest.ndim - 1), -1) + rest
         return [self._modulations(row) for row in rows.unbind()]
 
-    def _alone(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """Return the condition with zeros for all others: activations keep zero, so they add nothing."""
-        given = next(iter(vectors.values()))
-        zeros = {name: given.new_zeros(size) for name, size in self.conditions.sizes.items()}
-        return self.conditions.join({**zeros, **vectors})
-
     def _modulations(self, raw: Tensor) -> dict[str, Modulation]:
         return self.generator.of_raw(raw) if self._start is None else self.generator.divided(raw)
 
@@ -168,8 +165,7 @@ def _product(z: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: i
     """Return W z + b without the columns of W from `start` to `stop`, one product on each side of them."""
     before, _, after = weight.tensor_split((start, stop), dim=1)
     parts = z.split([before.shape[1], after.shape[1]], dim=-1)
-    sides = [side for side in zip(parts, (before, after), strict=True) if side[1].shape[1] > 0]
-    first, *other = sides
+    first, *other = [side for side in zip(parts, (before, after), strict=True) if side[1].shape[1] > 0]
     made = wide(functional.linear(*first, bias))
     for side in other:
         made += wide(functional.linear(*side))

@@ -45,29 +45,24 @@ def tabulate(model: Network, conds: Any) -> Network:
     """
     film = conditioning(model)
     with torch.inference_mode(mode=False):  # training and loading refuse tensors of that mode
-        table, layout = _packed(film, _values(film, conds))
+        table, layout = _packed(film, conds)
     _check_finite(table)
     made = {"cond": Row(len(table)), "generator": Table(table, layout)}
     film._modules.update({name: one.train(film.training) for name, one in made.items()})  # both or neither
     return model
 
 
-def _values(film: Conditioning, conds: Any) -> dict[str, Any]:
-    """Return the values of all conditions, [K, ...] each, without dropout."""
-    with torch.no_grad():
-        if not isinstance(conds, list):
-            return film.modulations(conds)
+def _packed(film: Conditioning, conds: Any) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+    """Return the modulations of all sites side by side, one row per condition, and how they lie."""
+    single = isinstance(conds, list)
+    if single:
         _check_some(conds)
-        each = [film.modulations(cond) for cond in conds]
-    return {name: [values[name] for values in each] for name in film.sites}
-
-
-def _packed(film: Conditioning, values: dict[str, Any]) -> tuple[Tensor, dict[str, tuple[int, int]]]:
-    """Return all modulations side by side, one row per condition, and how they lie."""
+    with torch.no_grad():
+        each = [film.modulations(cond) for cond in (conds if single else [conds])]
     columns: list[Tensor] = []
     layout: dict[str, tuple[int, int]] = {}
     for name, site in film.sites.items():
-        given: Sequence[Any] = values[name] if isinstance(values[name], list) else [values[name]]
+        given = [values[name] for values in each]
         if not all(isinstance(one, Modulation) for one in given):
             raise ValueError(
                 f"tabulate, site '{name}': expected a Modulation for each condition, got "
@@ -75,7 +70,6 @@ def _packed(film: Conditioning, values: dict[str, Any]) -> tuple[Tensor, dict[st
                 f"Fusions whose values hold weights of their own ({type(film.fusion).__name__}) need their "
                 f"generator; with one condition, fold(model, cond=z) drops it."
             )
-        single = isinstance(values[name], list)
         fields = [one.present() for one in given]
         for field in zip(*fields, strict=True):
             columns.append(torch.stack([_row(f, name, site.features) for f in field]) if single else field[0])
