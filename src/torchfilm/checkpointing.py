@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from torchfilm.applying import backward_pass
 from torchfilm.filling import Conditioning, again_active
 from torchfilm.injection import conditioning
-from torchfilm.slots import backward_pass
 
 
 def checkpoint_context(model: nn.Module) -> CheckpointContext:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from torchfilm.absorption import ahead
+from torchfilm.applying import Slot, backward_pass
 from torchfilm.costs import describe, num_parameters
 from torchfilm.freezing import Frozen
 from torchfilm.fusion import Fusion, check_reads_tokens
@@ -26,7 +27,7 @@ from torchfilm.restoring import in_mode
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import check_apart, in_parts
 from torchfilm.sites import Site, Sites
-from torchfilm.slots import PLAIN, Slot, backward_pass, make_ready, no_condition
+from torchfilm.slots import PLAIN, make_ready, no_condition
 from torchfilm.snapshot import Snapshot
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]

@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 from torch.jit import ScriptModule
 from torch.optim.swa_utils import AveragedModel
 
+from torchfilm.applying import Holding, Slot
 from torchfilm.channels import Where, lineage
 from torchfilm.conditions import encoded_size
 from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
@@ -29,7 +30,7 @@ from torchfilm.naming import check_choice
 from torchfilm.several import Maybe
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_flattened, joins_its_parts
 from torchfilm.sites import Pattern, Repeat, Sites, check_network, find, is_patched, is_root, is_site
-from torchfilm.slots import PLAIN, Holding, Slot, fall_silent, listen, slot_of, swap, swap_back
+from torchfilm.slots import PLAIN, fall_silent, listen, slot_of, swap, swap_back
 
 Network = TypeVar("Network", bound=nn.Module)
 _SEARCH = ("field", "repeat", "batch")  # of `find`, among the options of `condition`
