@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from torchfilm.applying import Slot
 from torchfilm.filling import Conditioning
 from torchfilm.fusion import Fusion
 from torchfilm.sites import Site, kind_of
-from torchfilm.slots import Slot
 
 SHIFTS = ("beta", "shift")
 """Fields in the units of the features: their share is that of a shift as large as these,"""
@@ -141,18 +142,12 @@ def watched(root: nn.Module, film: Conditioning) -> Iterator[Seen]:
     sites = {path: name for name, paths in film.paths(root).items() for path in paths}
     handles = []
 
-    def count(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            seen.calls[name] = seen.calls.get(name, 0) + 1
+    def count(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        seen.calls[name] = seen.calls.get(name, 0) + 1
 
-        return hook
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            if args and isinstance(args[0], Tensor) and args[0].grad_fn is not None:
-                seen.norms[args[0].grad_fn] = f"{kind_of(module).__name__} '{name}'"
-
-        return hook
+    def note(name: str, module: nn.Module, args: Any) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].grad_fn is not None:
+            seen.norms[args[0].grad_fn] = f"{kind_of(module).__name__} '{name}'"
 
     def keep(module: nn.Module, args: Any) -> None:
         seen.condition = args[0]
@@ -162,9 +157,9 @@ def watched(root: nn.Module, film: Conditioning) -> Iterator[Seen]:
             if name == "film.generator":
                 handles.append(module.register_forward_pre_hook(keep))
             if name in sites:
-                handles.append(module.register_forward_hook(count(sites[name])))
+                handles.append(module.register_forward_hook(partial(count, sites[name])))
             if _normalises(module) and not name.startswith("film."):
-                handles.append(module.register_forward_pre_hook(note(name)))
+                handles.append(module.register_forward_pre_hook(partial(note, name)))
         with _measured(film.slots, seen):
             yield seen
     finally:
@@ -194,17 +189,15 @@ def take_pulses(
         alone, shared = _norm(each) / size, _norm(each.sum(dim=0) if batched else each) / size
         together[name] += [shared] * (batched and part in moved[name])
         fields[name][part] = shared if same and part in moved[name] else alone
-    return {
-        name: Pulse(
-            name,
+    found = {}
+    for name, parts in fields.items():
+        calls, size, most = (
             seen.calls.get(name, 0),
-            parts,
-            max(together[name], default=None),
-            moved[name],
             seen.size.get(name, 1.0),
+            max(together[name], default=None),
         )
-        for name, parts in fields.items()
-    }
+        found[name] = Pulse(name, calls, parts, most, moved[name], size)
+    return found
 
 
 def readers(
