@@ -10,7 +10,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -190,11 +190,9 @@ class Conditioning(nn.Module):
         with self.predicting():
             return self(cond)
 
-    @contextmanager
-    def predicting(self) -> Iterator[None]:
+    def predicting(self) -> AbstractContextManager[None]:
         """Make values without dropout of conditions in the block: encoder and generator in evaluation."""
-        with in_mode(self, training=False):
-            yield
+        return in_mode(self, training=False)
 
     @contextmanager
     def transformed(self, transform: Transform) -> Iterator[None]:
