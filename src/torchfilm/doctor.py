@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -47,31 +47,9 @@ NORMED = 10.0
 HIDDEN = 0.1
 """Where the condition's fields do less than this part of the constant ones, these may hide them."""
 
-Kind = Literal[
-    "never_called",
-    "unused",
-    "dead",
-    "cancelled",
-    "partial",
-    "one_condition",
-    "weak",
-    "nonfinite",
-    "frozen",
-    "same",
-    "cut_off",
-    "tied",
-    "repeated",
-]
-PROBLEMS: tuple[Kind, ...] = (
-    "never_called",
-    "unused",
-    "dead",
-    "cancelled",
-    "weak",
-    "nonfinite",
-    "frozen",
-    "same",
-)
+Problem = Literal["never_called", "unused", "dead", "cancelled", "weak", "nonfinite", "frozen", "same"]
+Kind = Literal[Problem, "partial", "one_condition", "cut_off", "tied", "repeated"]
+PROBLEMS: tuple[Kind, ...] = get_args(Problem)
 """Findings that keep a condition from being heard; the others are worth knowing."""
 
 CALLED = (
