@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -212,7 +213,7 @@ def readers(
         mixed: also behind mixtures of channels, where a shift of whole channels is still one.
     """
     nodes, starts = _graph(total)
-    behind = _norms_behind(nodes, seen, () if mixed else _MIXING)
+    behind = _norms_behind(nodes, seen, mixed=mixed)
     found: dict[str, list[tuple[int, str]]] = {}
     for name, leaf in leaves:
         node = starts.get(id(leaf))
@@ -244,16 +245,7 @@ def _normalises(module: nn.Module) -> bool:
 
 
 # Behind these a channel is a mixture, and a norm can no longer undo the modulation of each.
-_MIXING = (
-    "Convolution",
-    "Addmm",
-    "MmBackward",
-    "BmmBackward",
-    "Baddbmm",
-    "Embedding",
-    "Attention",
-    "Softmax",
-)
+_MIXING = re.compile("Convolution|Addmm|MmBackward|BmmBackward|Baddbmm|Embedding|Attention|Softmax")
 
 
 def _graph(total: Tensor) -> tuple[list[Any], dict[int, Any]]:
@@ -272,12 +264,12 @@ def _graph(total: Tensor) -> tuple[list[Any], dict[int, Any]]:
     return list(known), starts
 
 
-def _norms_behind(nodes: list[Any], seen: Seen, mixing: tuple[str, ...]) -> dict[Any, tuple[int, str]]:
-    """Return for each node how far the nearest norm behind it is, in front of what is mixing, and its name.
+def _norms_behind(nodes: list[Any], seen: Seen, *, mixed: bool) -> dict[Any, tuple[int, str]]:
+    """Return for each node how far the nearest norm behind it is, and its name; `mixed` as for `readers`.
 
     From the norms back, breadth first, so that each node is visited once for all sites.
     """
-    passed = dict.fromkeys(node for node in nodes if not any(name in node.name() for name in mixing))
+    passed = dict.fromkeys(node for node in nodes if mixed or not _MIXING.search(node.name()))
     todo = deque(
         (below, 1, norm)
         for node in passed
