@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
-from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 
 from torchfilm.restoring import same_chance
@@ -29,18 +28,7 @@ from torchfilm.signatures import signature_of
 from torchfilm.sites import is_patched
 
 # What tracing runs into where code looks at values; what else a model's own code raises is its own fault.
-_UNTRACEABLE = (
-    TraceError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AttributeError,
-    NameError,
-    IndexError,
-    KeyError,
-    AssertionError,
-    NotImplementedError,
-)
+_UNTRACEABLE = (TypeError, ValueError, RuntimeError, AttributeError, NameError, LookupError, AssertionError)
 # Each way costs a copy of the module's structure and a trace of it: milliseconds for a block.
 _MOST_WAYS = 64
 _GIVEN = object()
