@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal, NoReturn, SupportsIndex, get_args, overload
 
@@ -395,17 +395,8 @@ def _described(
             f"from shapes."
         )
     batch = batch_axis(model, name, wanted.where, wanted.field) if batch is None else batch
-    return Site(
-        name,
-        type(module).__name__,
-        features,
-        dim,
-        wanted.where,
-        wanted.field,
-        wanted.repeat,
-        batch,
-        "; ".join(_notes(above, others, wanted, batch)),
-    )
+    kind, note = type(module).__name__, "; ".join(_notes(above, others, wanted, batch))
+    return replace(wanted, name=name, type=kind, features=features, dim=dim, batch=batch, note=note)
 
 
 def _notes(above: list[nn.Module], others: list[str], wanted: Site, batch: int) -> list[str]:
