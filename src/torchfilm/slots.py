@@ -207,12 +207,7 @@ def make_ready(module: Any) -> None:
 
 
 def no_condition(where: str, *, takes: bool = True) -> str:
-    """Return what to say where a conditioned network runs without a condition.
-
-    Args:
-        where: what ran.
-        takes: whether a call of the network takes one by cond=.
-    """
+    """Return what to say where that runs without a condition; whether a call takes one by cond=."""
     remedy = "Call model(x, cond=...), or wrap calls that others make" if takes else "Wrap the call"
     return (
         f"{where}: expected an active condition, got none.\n"
