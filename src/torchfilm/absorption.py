@@ -27,12 +27,8 @@ from torchfilm import native, onepass
 from torchfilm.modulation import Modulation
 from torchfilm.sharding import is_sharded
 
-
-class Affine(NamedTuple):
-    """Weight and bias of a norm, one number per channel, with a modulation in them."""
-
-    weight: Tensor
-    bias: Tensor
+Affine = tuple[Tensor, Tensor]
+"""Weight and bias of a norm, one number per channel, with a modulation in them."""
 
 
 class Ready(NamedTuple):
@@ -304,7 +300,7 @@ def _affine(norm: Any, gamma: Tensor, beta: Tensor) -> Affine:
     if gamma.ndim > 1 or beta.ndim > 1:
         gamma, beta = gamma.reshape(-1), beta.reshape(-1)
     weight, bias = norm.weight, getattr(norm, "bias", None)  # RMSNorm has none
-    return Affine(gamma if weight is None else gamma * weight, beta if bias is None else gamma * bias + beta)
+    return gamma if weight is None else gamma * weight, beta if bias is None else gamma * bias + beta
 
 
 def _as_one_sample(x: Tensor, norm: Any, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Affine]:
@@ -312,5 +308,5 @@ def _as_one_sample(x: Tensor, norm: Any, gamma: Tensor, beta: Tensor) -> tuple[T
     rows, weight, bias = x.shape[:2], norm.weight, norm.bias
     weight = gamma if weight is None else gamma * weight
     bias = beta if bias is None else torch.addcmul(beta, gamma, bias)
-    affine = Affine(weight.expand(rows).reshape(-1), bias.expand(rows).reshape(-1))
+    affine = weight.expand(rows).reshape(-1), bias.expand(rows).reshape(-1)
     return x.view(1, rows.numel(), *x.shape[2:]), affine
