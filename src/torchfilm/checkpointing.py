@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -72,7 +71,5 @@ class _Again(AbstractContextManager[None]):
             film.relend(self.lent and self.lent._replace(backward=backward_pass()), film.edits)
             self.entered.append(stack.pop_all())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.entered.pop().__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self.entered.pop().__exit__(*error)

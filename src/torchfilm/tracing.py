@@ -13,7 +13,7 @@ import inspect
 import itertools
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -133,14 +133,9 @@ class _Tracer(fx.Tracer):
         """Whether the code of a module stays closed."""
         return m in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
-    def create_args_for_root(
-        self,
-        root_fn: Callable[..., Any],
-        is_module: bool,  # noqa: FBT001 - the signature is torch's
-        concrete_args: Any = None,
-    ) -> tuple[Any, list[Any]]:
+    def create_args_for_root(self, *given: Any, **named: Any) -> tuple[Any, list[Any]]:
         """Return what forward is called with; a fixed argument keeps its placeholder, which nobody uses."""
-        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        fn, args = super().create_args_for_root(*given, **named)
         return fn, [
             self.constants.get(str(arg.node.target), arg) if isinstance(arg, fx.Proxy) else arg
             for arg in args
