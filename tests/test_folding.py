@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 from catalogue import randomise
+from torchfilm.applying import Slot
 from torchfilm.folding import fold, folded
 from torchfilm.fusion import FUSIONS
 from torchfilm.injection import condition, conditioning, remove
 from torchfilm.sites import find
-from torchfilm.slots import Slot
 
 
 class Block(nn.Module):

@@ -25,7 +25,7 @@ from torchfilm import adapter, fold_draft, folding, freezing, injection, slots, 
 from torchfilm.filling import Conditioning, active, again_active
 from torchfilm.injection import film_of
 from torchfilm.lookup import Row, Table
-from torchfilm.restoring import _Changed, _eagerly, in_mode, undisturbed
+from torchfilm.restoring import _Changed, in_mode, undisturbed
 
 pytestmark = pytest.mark.plain
 
@@ -121,8 +121,8 @@ def test_a_measurement_that_is_interrupted_as_it_begins_leaves_modes_to_the_bloc
 def test_a_measurement_that_is_interrupted_as_it_begins_lets_others_be_compiled():
     compiled = []
     model = torch.compile(nn.Linear(3, 5), backend=lambda graph, inputs: compiled.append(graph) or graph)
-    parts = _eagerly, _Changed.block
-    for count, line in enumerate(interrupts(lambda: begun(undisturbed(nn.Linear(3, 5))), *parts), 1):
+    block = _Changed.block
+    for count, line in enumerate(interrupts(lambda: begun(undisturbed(nn.Linear(3, 5))), block), 1):
         torch._dynamo.reset()
         model(X)
         assert len(compiled) == count, line

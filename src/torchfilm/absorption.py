@@ -27,12 +27,8 @@ from torchfilm import native, onepass
 from torchfilm.modulation import Modulation
 from torchfilm.sharding import is_sharded
 
-
-class Affine(NamedTuple):
-    """Weight and bias of a norm, one number per channel, with a modulation in them."""
-
-    weight: Tensor
-    bias: Tensor
+Affine = tuple[Tensor, Tensor]
+"""Weight and bias of a norm, one number per channel, with a modulation in them."""
 
 
 class Ready(NamedTuple):
@@ -76,7 +72,7 @@ def _version(weight: Tensor, bias: Tensor | None) -> int:
 
 def absorbed(
     kind: type[nn.Module],
-    norm: nn.Module,
+    norm: Any,
     x: Any,
     modulation: Modulation,
     dim: int | None = None,
@@ -109,8 +105,9 @@ def absorbed(
     if type(x) is not Tensor and is_sharded(x):
         return None
     gamma, beta = modulation.gated()
-    if native.kernels is not None and way.in_one_pass is not None:
-        y = way.in_one_pass(norm, x, gamma, beta)
+    if native.kernels is not None and way.plan is not None and (plan := way.plan(norm, x)) is not None:
+        bias = None if kind is nn.RMSNorm else norm.bias
+        y = onepass.normalised(plan, x, gamma, beta, norm.weight, bias)
         if y is not None:
             return y
     channels, weight = x.shape[way.channel_axis], norm.weight
@@ -189,9 +186,8 @@ def _group_each(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | N
     return functional.group_norm(flat, len(x) * norm.num_groups, *affine, norm.eps).view(x.shape)
 
 
-def _group_in_one_pass(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    plan = onepass.Norm(1, norm.num_groups, norm.eps)
-    return onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
+def _group_plan(norm: Any, x: Tensor) -> onepass.Norm:
+    return onepass.Norm(1, norm.num_groups, norm.eps)
 
 
 def _instance(norm: Any, affine: Affine) -> Callable[[Tensor], Tensor]:
@@ -206,19 +202,16 @@ def _instance_each(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor 
     return _instance(norm, affine)(flat).view(x.shape)
 
 
-def _instance_in_one_pass(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    plan = onepass.Norm(1, x.shape[1], norm.eps)  # without an affine any number of channels is right
-    return onepass.normalised(plan, x, gamma, beta, norm.weight, norm.bias)
+def _instance_plan(norm: Any, x: Tensor) -> onepass.Norm:
+    return onepass.Norm(1, x.shape[1], norm.eps)  # without an affine any number of channels is right
 
 
 def _layer(norm: Any, affine: Affine) -> Callable[[Tensor], Tensor]:
     return lambda x: functional.layer_norm(x, norm.normalized_shape, *affine, norm.eps)
 
 
-def _layer_in_one_pass(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
-    if x.shape[-1:] != norm.normalized_shape:
-        return None
-    return onepass.normalised(onepass.Norm(-1, 1, norm.eps), x, gamma, beta, norm.weight, norm.bias)
+def _layer_plan(norm: Any, x: Tensor) -> onepass.Norm | None:
+    return onepass.Norm(-1, 1, norm.eps) if x.shape[-1:] == norm.normalized_shape else None
 
 
 def _rms(norm: Any, affine: Affine) -> Callable[[Tensor], Tensor]:
@@ -226,11 +219,10 @@ def _rms(norm: Any, affine: Affine) -> Callable[[Tensor], Tensor]:
     return lambda x: functional.rms_norm(x, norm.normalized_shape, weight, norm.eps) + bias
 
 
-def _rms_in_one_pass(norm: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor | None:
+def _rms_plan(norm: Any, x: Tensor) -> onepass.Norm | None:
     if x.shape[-1:] != norm.normalized_shape:
         return None
-    eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
-    return onepass.normalised(onepass.Norm(-1, 0, eps), x, gamma, beta, norm.weight, None)
+    return onepass.Norm(-1, 0, torch.finfo(x.dtype).eps if norm.eps is None else norm.eps)
 
 
 class _Way(NamedTuple):
@@ -240,7 +232,7 @@ class _Way(NamedTuple):
     axes: how many they may have.
     takes: whether a norm, with its options and in its mode, takes any.
     whole: from one affine to the norm's call with it.
-    in_one_pass: its call with gamma and beta by the kernels, or None; of batch norms at sites, these ask.
+    plan: what the kernels compute, or None for features that it does not take; of batch norms sites ask.
     per_sample: its call with gamma and beta of each sample, or None for features that it does not take so.
     """
 
@@ -248,7 +240,7 @@ class _Way(NamedTuple):
     axes: Collection[int]
     takes: Callable[[Any], bool]
     whole: Callable[[Any, Affine], Callable[[Tensor], Tensor]]
-    in_one_pass: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None] | None = None
+    plan: Callable[[Any, Tensor], onepass.Norm | None] | None = None
     per_sample: Callable[[Any, Tensor, Tensor, Tensor], Tensor | None] | None = None
 
 
@@ -267,12 +259,12 @@ def _of_one_axis(norm: Any) -> bool:
 _WAYS: dict[type[nn.Module], _Way] = {
     **{kind: _Way(1, axes, _evaluates, _batch) for kind, axes in onepass.BATCH_NORMS.items()},
     # torch has 64 axes at most
-    nn.GroupNorm: _Way(1, range(3, 65), lambda norm: True, _group, _group_in_one_pass, _group_each),
-    nn.InstanceNorm1d: _Way(1, (3,), _keeps_nothing, _instance, _instance_in_one_pass, _instance_each),
-    nn.InstanceNorm2d: _Way(1, (4,), _keeps_nothing, _instance, _instance_in_one_pass, _instance_each),
-    nn.InstanceNorm3d: _Way(1, (5,), _keeps_nothing, _instance, _instance_in_one_pass, _instance_each),
-    nn.LayerNorm: _Way(-1, range(2, 65), _of_one_axis, _layer, _layer_in_one_pass),
-    nn.RMSNorm: _Way(-1, range(2, 65), _of_one_axis, _rms, _rms_in_one_pass),
+    nn.GroupNorm: _Way(1, range(3, 65), lambda norm: True, _group, _group_plan, _group_each),
+    nn.InstanceNorm1d: _Way(1, (3,), _keeps_nothing, _instance, _instance_plan, _instance_each),
+    nn.InstanceNorm2d: _Way(1, (4,), _keeps_nothing, _instance, _instance_plan, _instance_each),
+    nn.InstanceNorm3d: _Way(1, (5,), _keeps_nothing, _instance, _instance_plan, _instance_each),
+    nn.LayerNorm: _Way(-1, range(2, 65), _of_one_axis, _layer, _layer_plan),
+    nn.RMSNorm: _Way(-1, range(2, 65), _of_one_axis, _rms, _rms_plan),
 }
 
 
@@ -308,7 +300,7 @@ def _affine(norm: Any, gamma: Tensor, beta: Tensor) -> Affine:
     if gamma.ndim > 1 or beta.ndim > 1:
         gamma, beta = gamma.reshape(-1), beta.reshape(-1)
     weight, bias = norm.weight, getattr(norm, "bias", None)  # RMSNorm has none
-    return Affine(gamma if weight is None else gamma * weight, beta if bias is None else gamma * bias + beta)
+    return gamma if weight is None else gamma * weight, beta if bias is None else gamma * bias + beta
 
 
 def _as_one_sample(x: Tensor, norm: Any, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Affine]:
@@ -316,5 +308,5 @@ def _as_one_sample(x: Tensor, norm: Any, gamma: Tensor, beta: Tensor) -> tuple[T
     rows, weight, bias = x.shape[:2], norm.weight, norm.bias
     weight = gamma if weight is None else gamma * weight
     bias = beta if bias is None else torch.addcmul(beta, gamma, bias)
-    affine = Affine(weight.expand(rows).reshape(-1), bias.expand(rows).reshape(-1))
+    affine = weight.expand(rows).reshape(-1), bias.expand(rows).reshape(-1)
     return x.view(1, rows.numel(), *x.shape[2:]), affine

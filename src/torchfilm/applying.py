@@ -1,16 +1,24 @@
-"""Which part of what a module gives or is given is modulated, and how its rows meet the conditions."""
+"""What a site applies, to which part of what its module gives or is given, and how rows meet the conditions.
+
+Each site has a slot of its own, local to the thread, which the root of the network fills for the duration of
+a call. One dictionary by names of sites would give a compiled block a graph for each name, and a value shared
+by threads would mix up their conditions.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import threading
 from collections.abc import MutableMapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from torchfilm.absorption import Ready
 from torchfilm.fusion import Film, Fusion
 from torchfilm.mixing import Attending, Bilinear, Mixing
 from torchfilm.modulation import Modulation
@@ -18,27 +26,85 @@ from torchfilm.sharding import beside
 from torchfilm.sites import Site
 
 
-@runtime_checkable
-class Holder(Protocol):
-    """What tells a site what to apply: a slot, or the constant of a fold."""
+class Slot(threading.local):
+    """What one site applies now, in this thread: a value of the fusion, PLAIN, or None without a condition.
 
-    @property
-    def site(self) -> Site:
-        """Where it is."""
-        ...
+    Copies and pickles carry the site and start empty.
 
-    @property
-    def fusion(self) -> Fusion:
-        """How the value meets the features."""
-        ...
+    Attributes:
+        value: what the site applies.
+        lent: what it applies where no call of the network runs, or None.
+        backward: the backward pass in which that holds, or -1.
+        ready: the norm that is the site with the value in its affine, made before it is called, if it can be.
+    """
+
+    def __init__(self, site: Site, fusion: Fusion) -> None:
+        self.site = site
+        self.fusion = fusion
+        self.value: Any = None
+        self.lent: Any = None
+        self.backward = -1
+        self.ready: Ready | None = None
+        self.is_plain_film = is_plain_film(site, fusion)
+
+    def in_its_pass(self) -> bool:
+        """Tell whether what is lent holds in the pass that runs."""
+        return self.backward == backward_pass()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Slot, (self.site, self.fusion)
+
+
+class Kept:
+    """What a module applies at each call, in the place of a `Slot`: a value that never changes.
+
+    Args:
+        module: whose buffers hold the value.
+        site: where; its `where`, `field` and `dim` count.
+        fusion: how the value meets the features.
+        value: a dataclass of tensors; each becomes a buffer.
+    """
+
+    ready = None
+
+    def __init__(self, module: nn.Module, site: Site, fusion: Fusion, value: Any) -> None:
+        self.buffers = module._buffers  # the module itself would be a cycle
+        self.site = site
+        self.fusion = fusion
+        self.is_plain_film = is_plain_film(site, fusion)
+        self.kind = type(value)
+        self.names = tuple(field.name for field in dataclasses.fields(value))
+        for name in self.names:
+            tensor = getattr(value, name)
+            module.register_buffer(f"kept_{name}", None if tensor is None else tensor.detach().clone())
 
     @property
     def value(self) -> Any:
-        """What the site applies now."""
-        ...
+        """The value, made of the buffers."""
+        return self.kind(*[self.buffers[f"kept_{name}"] for name in self.names])
 
 
-def _modulated(slot: Holder, x: Any) -> Tensor | PackedSequence:
+Holding = Slot | Kept
+
+
+def backward_pass() -> int:
+    """Return the number of the backward pass that runs in this thread, or -1."""
+    return torch._C._current_graph_task_id()
+
+
+# A compiled call asks while it is compiled, and is no other one in each backward pass. Asking `is_compiling`
+# would cost `Conditioning.lend` its effect there.
+backward_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
+Slot.in_its_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_plain_film(site: Site, fusion: Fusion) -> bool:
+    """Tell whether a site applies FiLM to the whole of its output, each row by its own modulation."""
+    whole = (site.where, site.repeat, site.batch, site.field) == ("output", 1, 0, None)
+    return whole and type(fusion) is Film and fusion.align is None
+
+
+def _modulated(slot: Holding, x: Any) -> Tensor | PackedSequence:
     """Apply the slot's value; rows that share a condition get an axis of their own, behind the batch's."""
     site = slot.site
     # The name would become a guard of a compiled block, and each block a graph of its own.
@@ -56,7 +122,7 @@ def _modulated(slot: Holder, x: Any) -> Tensor | PackedSequence:
     return _of_rows(slot, x, site.dim, name)
 
 
-def _of_rows(slot: Holder, x: Tensor, dim: int, name: str) -> Tensor:
+def _of_rows(slot: Holding, x: Tensor, dim: int, name: str) -> Tensor:
     """Apply the slot's value to features whose first axis is the batch."""
     site, value = slot.site, slot.value if type(x) is Tensor else beside(x, slot.value)
     if site.repeat == 1:
@@ -65,7 +131,7 @@ def _of_rows(slot: Holder, x: Tensor, dim: int, name: str) -> Tensor:
     return slot.fusion.apply(rows, value, dim + 1 if dim >= 0 else dim, name).flatten(0, 1)
 
 
-def _packed(slot: Holder, x: PackedSequence, name: str) -> PackedSequence:
+def _packed(slot: Holding, x: PackedSequence, name: str) -> PackedSequence:
     """Apply the slot's value to sequences as [B, T, C], and pack them again in the very same way."""
     padded, lengths = pad_packed_sequence(x, batch_first=True)
     if isinstance(slot.fusion, Film) and slot.fusion.align is not None:
@@ -77,7 +143,7 @@ def _packed(slot: Holder, x: PackedSequence, name: str) -> PackedSequence:
     return PackedSequence(data, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
 
 
-def _check_steps(slot: Holder, padded: Tensor, align: str) -> None:
+def _check_steps(slot: Holding, padded: Tensor, align: str) -> None:
     """Refuse steps that would be stretched over the longest sequence, whichever that is in this batch."""
     longest, sizes = padded.shape[1], slot.value.spread()[0].shape
     if len(sizes) == padded.ndim + (slot.site.repeat != 1) and sizes[-2] not in (1, longest):
@@ -88,7 +154,7 @@ def _check_steps(slot: Holder, padded: Tensor, align: str) -> None:
         )
 
 
-def _groups(slot: Holder, x: Tensor) -> tuple[int, int]:
+def _groups(slot: Holding, x: Tensor) -> tuple[int, int]:
     """Return how many conditions the rows of x have, and how many rows each; ValueError where uneven."""
     site, total = slot.site, x.shape[0]
     given = num_conditions(slot.value)
@@ -137,7 +203,7 @@ def num_conditions(value: Any) -> int | None:
     return rows
 
 
-def with_output_modulated(slot: Holder, output: Any) -> Any:
+def with_output_modulated(slot: Holding, output: Any) -> Any:
     """Return the output of a module with the part of it modulated that the site names."""
     if isinstance(output, (Tensor, PackedSequence)) and slot.site.field is None:
         return _modulated(slot, output)
@@ -147,7 +213,7 @@ def with_output_modulated(slot: Holder, output: Any) -> Any:
     return _with_field(slot, output, field)
 
 
-def _with_element(slot: Holder, output: Sequence[Any], index: int) -> Any:
+def _with_element(slot: Holding, output: Sequence[Any], index: int) -> Any:
     if not -len(output) <= index < len(output):
         raise ValueError(
             f"Site '{slot.site.name}': expected an output {index}, got {len(output)} of them.\n"
@@ -158,7 +224,7 @@ def _with_element(slot: Holder, output: Sequence[Any], index: int) -> Any:
     return parts if isinstance(output, list) else tuple(parts)
 
 
-def _with_field(slot: Holder, output: Any, field: int | str | None) -> Any:
+def _with_field(slot: Holding, output: Any, field: int | str | None) -> Any:
     """Replace one field of a named tuple, a dataclass (as in transformers and diffusers) or a mapping."""
     if isinstance(output, PackedSequence):
         raise ValueError(
@@ -197,7 +263,7 @@ def _field_names(output: Any) -> Sequence[str]:
 
 
 def with_input_modulated(
-    slot: Holder, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    slot: Holding, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a module, whose names are given, with the one modulated that the site names."""
     field = slot.site.field or 0

@@ -31,10 +31,8 @@ def channels(module: nn.Module, where: Where) -> tuple[int | None, int | None]:
     """
     side = -1 if where == "input" else 0
     for kind, read in _KNOWN.items():
-        if isinstance(module, kind):
-            return read[side](module)
-    for kind, read in _KNOWN_UNCHANGED.items():
-        if isinstance(module, kind) and type(module).forward is kind.forward:
+        known = kind not in _MOVED_BY_SUBCLASSES or type(module).forward is kind.forward
+        if known and isinstance(module, kind):
             return read[side](module)
     return _one_dimensional_weight(module), None
 
@@ -126,8 +124,7 @@ _KNOWN: dict[type[nn.Module], tuple[Side, ...]] = {
     nn.TransformerDecoderLayer: (lambda m: (m.linear2.out_features, -1),),
     nn.TransformerEncoder: (lambda m: (m.layers[0].linear2.out_features, -1),),
     nn.TransformerDecoder: (lambda m: (m.layers[0].linear2.out_features, -1),),
-}
-_KNOWN_UNCHANGED: dict[type[nn.Module], tuple[Side, ...]] = {
     nn.LayerNorm: (_axes_norm,),
     nn.RMSNorm: (_axes_norm,),
 }
+_MOVED_BY_SUBCLASSES = (nn.LayerNorm, nn.RMSNorm)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from types import TracebackType
 from typing import Any
 
 from torch import nn
 
+from torchfilm.applying import backward_pass
 from torchfilm.filling import Conditioning, again_active
 from torchfilm.injection import conditioning
-from torchfilm.slots import backward_pass
 
 
 def checkpoint_context(model: nn.Module) -> CheckpointContext:
@@ -72,7 +71,5 @@ class _Again(AbstractContextManager[None]):
             film.relend(self.lent and self.lent._replace(backward=backward_pass()), film.edits)
             self.entered.append(stack.pop_all())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.entered.pop().__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self.entered.pop().__exit__(*error)

@@ -7,10 +7,10 @@ this; the gradient with respect to gamma and beta does (4e-6 in front of an Inst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -47,31 +47,9 @@ NORMED = 10.0
 HIDDEN = 0.1
 """Where the condition's fields do less than this part of the constant ones, these may hide them."""
 
-Kind = Literal[
-    "never_called",
-    "unused",
-    "dead",
-    "cancelled",
-    "partial",
-    "one_condition",
-    "weak",
-    "nonfinite",
-    "frozen",
-    "same",
-    "cut_off",
-    "tied",
-    "repeated",
-]
-PROBLEMS: tuple[Kind, ...] = (
-    "never_called",
-    "unused",
-    "dead",
-    "cancelled",
-    "weak",
-    "nonfinite",
-    "frozen",
-    "same",
-)
+Problem = Literal["never_called", "unused", "dead", "cancelled", "weak", "nonfinite", "frozen", "same"]
+Kind = Literal[Problem, "partial", "one_condition", "cut_off", "tied", "repeated"]
+PROBLEMS: tuple[Kind, ...] = get_args(Problem)
 """Findings that keep a condition from being heard; the others are worth knowing."""
 
 CALLED = (
@@ -311,43 +289,35 @@ class _Case:
         elif weak:
             yield self._quiet(site, pulse, weak)
         elif pulse.together is not None and not self.same and pulse.together < WEAK * pulse.strength:
-            yield Finding(
-                site.name,
-                "one_condition",
+            fact = (
                 f"with one condition for a whole batch it would not be heard: {self._norm(site)} is in "
                 f"training mode and takes out what all samples share ({pulse.together:.2g} left of "
-                f"{pulse.strength:.2g}).",
-                "Mix conditions within each batch, as here; or put the site behind the norm.",
+                f"{pulse.strength:.2g})."
             )
+            remedy = "Mix conditions within each batch, as here; or put the site behind the norm."
+            yield Finding(site.name, "one_condition", fact, remedy)
         if not weak:
             yield from self._partly(site, pulse)
         _, *others = self.paths[site.name]
         if others:
-            yield Finding(
-                site.name,
-                "tied",
-                f"the same module is also {', '.join(map(repr, others))}: one modulation for all.",
-                "Condition the modules around it where each use should have its own.",
-            )
+            fact = f"the same module is also {', '.join(map(repr, others))}: one modulation for all."
+            remedy = "Condition the modules around it where each use should have its own."
+            yield Finding(site.name, "tied", fact, remedy)
         if pulse.calls > 1:
-            yield Finding(
-                site.name,
-                "repeated",
-                f"called {pulse.calls} times in one forward, each time with the same modulation.",
-                "Condition the modules around it where each call should have its own.",
-            )
+            fact = f"called {pulse.calls} times in one forward, each time with the same modulation."
+            remedy = "Condition the modules around it where each call should have its own."
+            yield Finding(site.name, "repeated", fact, remedy)
 
     def overall(self) -> Iterator[Finding]:
         """Yield what concerns all sites."""
         parameters = list(self.film.generator.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
-            yield Finding(
-                "",
-                "frozen",
-                "no parameter of the generator is trained (requires_grad is False).",
+            fact = "no parameter of the generator is trained (requires_grad is False)."
+            remedy = (
                 "Call conditioning(model).requires_grad_(True), after whatever froze it; freeze_base(model) "
-                "freezes the base alone.",
+                "freezes the base alone."
             )
+            yield Finding("", "frozen", fact, remedy)
 
     def _weak(self, pulse: Pulse) -> str:
         """Return what a site is too weak beside, in words; "" for one that is not."""
@@ -373,41 +343,33 @@ class _Case:
             "Look for NaN in the input and in the output first.",
         )
         if wrong:
-            fact = f"its {' and '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} NaN or infinite."
+            fact = f"its {' and '.join(wrong)} {_are(wrong)} NaN or infinite."
             remedy = "Look for NaN in the condition, then in the weights of encoder and generator."
         return Finding(site.name, "nonfinite", fact, remedy)
 
     def _quiet(self, site: Site, pulse: Pulse, weak: str) -> Finding:
         """Say why a site is hardly heard: something is zero, a norm reads it, or no reason is known."""
         if pulse.strength == 0:
-            return Finding(
-                site.name,
-                "dead",
-                "the output depends on it, but by zero at present.",
+            remedy = (
                 "What it modulates, or something behind it, is zero: a zero-initialised last norm or layer "
                 "scale, a closed gate, a ReLU that is off for every sample. If that is trained, ask again "
-                "after some steps.",
+                "after some steps."
             )
+            return Finding(site.name, "dead", "the output depends on it, but by zero at present.", remedy)
         if not self._norm_of(pulse):
-            return Finding(
-                site.name,
-                "weak",
-                weak,
+            remedy = (
                 "What it modulates is small, or something behind it makes it small: a layer scale, a norm, a "
-                "saturated sigmoid. Condition a later site.",
+                "saturated sigmoid. Condition a later site."
             )
-        fact, remedy, behind = "normalises again", "Put", self._norm(site).removesuffix(" itself")
-        if self.same and "BatchNorm" in self._norm(site):
-            fact = "takes out what all samples share, and there is one condition"
-            remedy = "Mix conditions within each batch, or put"
-        place = f"{remedy} the site behind the norm: condition the output of {behind}."
-        gone = f"{' and '.join(pulse.heard)} {'are' if len(pulse.heard) > 1 else 'is'}"
-        return Finding(
-            site.name,
-            "cancelled",
-            f"{self._norm(site)} reads it and {fact}: {gone} gone.",
-            CALLED if behind == "a norm" else place,
-        )
+            return Finding(site.name, "weak", weak, remedy)
+        norm, does, put = self._norm(site), "normalises again", "Put"
+        if self.same and "BatchNorm" in norm:
+            does = "takes out what all samples share, and there is one condition"
+            put = "Mix conditions within each batch, or put"
+        fact = f"{norm} reads it and {does}: {' and '.join(pulse.heard)} {_are(pulse.heard)} gone."
+        behind = norm.removesuffix(" itself")
+        remedy = f"{put} the site behind the norm: condition the output of {behind}."
+        return Finding(site.name, "cancelled", fact, CALLED if behind == "a norm" else remedy)
 
     def _partly(self, site: Site, pulse: Pulse) -> Iterator[Finding]:
         """Say which fields are lost though another is heard; exactly zero is what a closed gate leaves."""
@@ -416,17 +378,12 @@ class _Case:
             if not 0 < pulse.relative_of([name]) <= WEAK * pulse.relative < float("inf"):
                 continue
             norm = self.readers[site.name] or self.behind[site.name]
-            fact, remedy = "what is behind the site hardly depends on it", "Condition a later site"
+            why, where = "what is behind the site hardly depends on it", "a later site"
             if norm:
-                fact, remedy = f"{norm} takes it out again", f"Condition the output of {norm}"
-            yield Finding(
-                site.name,
-                "partial",
-                f"its {name} is cancelled: {fact}.",
-                CALLED
-                if norm == "a norm"
-                else f"{remedy} if {name} is to be heard; {best} is, as it stands.",
-            )
+                why, where = f"{norm} takes it out again", f"the output of {norm}"
+            remedy = f"Condition {where} if {name} is to be heard; {best} is, as it stands."
+            fact = f"its {name} is cancelled: {why}."
+            yield Finding(site.name, "partial", fact, CALLED if norm == "a norm" else remedy)
 
     def _norm_of(self, pulse: Pulse) -> str:
         """Return the norm that cancels a weak site; features get through it where only a shift is lost."""
@@ -448,38 +405,36 @@ class _Case:
 def _about_sources(*, same: bool, cut_off: bool) -> Iterator[Finding]:
     """Yield what is the matter in front of the sites."""
     if same:
-        yield Finding(
-            "",
-            "same",
-            "what the sites are told is the same for all conditions of the batch, though these differ.",
+        fact = "what the sites are told is the same for all conditions of the batch, though these differ."
+        remedy = (
             "Look at what the encoder gives, conditioning(model).cond(cond): if its rows differ, the weights "
-            "of the generator are zero. Is the condition always dropped, is weight decay too strong?",
+            "of the generator are zero. Is the condition always dropped, is weight decay too strong?"
         )
+        yield Finding("", "same", fact, remedy)
     if cut_off:
-        yield Finding(
-            "",
-            "cut_off",
+        fact = (
             "the encoder of the condition has parameters to be trained, but no gradient reaches them in this "
-            "call.",
-            "Look for detach() or no_grad() in it; if it is not to be trained, set requires_grad to False.",
+            "call."
         )
+        remedy = (
+            "Look for detach() or no_grad() in it; if it is not to be trained, set requires_grad to False."
+        )
+        yield Finding("", "cut_off", fact, remedy)
 
 
 def _silent(site: Site, pulse: Pulse) -> Finding:
     if pulse.calls == 0:
-        return Finding(
-            site.name,
-            "never_called",
-            "its module never runs in this call.",
+        remedy = (
             "Its owner skips it here, or reads its weights without calling it (a fused kernel): leave it out "
-            "or condition the module around it.",
+            "or condition the module around it."
         )
-    return Finding(
-        site.name,
-        "unused",
-        "its module runs, but the output does not depend on it.",
-        "Its result is dropped, detached, or goes to an output that `measure` leaves out.",
-    )
+        return Finding(site.name, "never_called", "its module never runs in this call.", remedy)
+    remedy = "Its result is dropped, detached, or goes to an output that `measure` leaves out."
+    return Finding(site.name, "unused", "its module runs, but the output does not depend on it.", remedy)
+
+
+def _are(fields: Collection[str]) -> str:
+    return "are" if len(fields) > 1 else "is"
 
 
 def _identity(name: str, value: Any) -> Modulation:

@@ -10,7 +10,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from torchfilm.absorption import ahead
+from torchfilm.applying import Slot, backward_pass
 from torchfilm.costs import describe, num_parameters
 from torchfilm.freezing import Frozen
 from torchfilm.fusion import Fusion, check_reads_tokens
@@ -26,7 +27,7 @@ from torchfilm.restoring import in_mode
 from torchfilm.several import Maybe, Several
 from torchfilm.sharding import check_apart, in_parts
 from torchfilm.sites import Site, Sites
-from torchfilm.slots import PLAIN, Slot, backward_pass, make_ready, no_condition
+from torchfilm.slots import PLAIN, make_ready, no_condition
 from torchfilm.snapshot import Snapshot
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
@@ -189,11 +190,9 @@ class Conditioning(nn.Module):
         with self.predicting():
             return self(cond)
 
-    @contextmanager
-    def predicting(self) -> Iterator[None]:
+    def predicting(self) -> AbstractContextManager[None]:
         """Make values without dropout of conditions in the block: encoder and generator in evaluation."""
-        with in_mode(self, training=False):
-            yield
+        return in_mode(self, training=False)
 
     @contextmanager
     def transformed(self, transform: Transform) -> Iterator[None]:

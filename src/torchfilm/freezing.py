@@ -31,9 +31,8 @@ class Frozen:
 
     def freeze(self, root: nn.Module) -> None:
         """Freeze all but the child `film`, what is frozen already aside; that of a network inside too."""
-        ours = "film."  # an encoder's norms go on learning with it
         for name, module in root.named_modules():
-            if f"{name}.".startswith(ours):
+            if f"{name}.".startswith("film."):  # an encoder's norms go on learning with it
                 continue
             if isinstance(module, _NormBase) and module.running_mean is not None:
                 self.norms.setdefault(name, (module, module.training == root.training))

@@ -134,10 +134,7 @@ def film_(
 
 
 def featurewise_affine(
-    x: Float[Tensor, "*shape"],
-    scale: Float[Tensor, "*scale"],
-    shift: Float[Tensor, "*shift"],
-    dim: int = -1,
+    x: Float[Tensor, "*shape"], scale: Float[Tensor, "*scale"], shift: Float[Tensor, "*shift"], dim: int = -1
 ) -> Float[Tensor, "*shape"]:
     """Apply the scale and shift of Audio2Photoreal: y = (scale + 1) * x + shift, the identity at zero.
 
@@ -265,16 +262,16 @@ def _fit(
     """Check every size; return the channel axis of `value`, where it moves, and the shape to view it in."""
     sizes, features = list(value.shape), list(x.shape)
     if not -len(features) <= dim < len(features) or not 1 <= len(sizes) <= len(features):
-        raise ValueError(_rank_message(value, x, dim, name, site))
+        raise _wrong_rank(value, x, dim, name, site)
     axis = dim % len(features)
     channel = len(sizes) - 1
     if value_dim is not None or (len(sizes) == len(features) and axis != channel):
         channel = _channel_axis(value, x, axis, value_dim, name, site)
     if sizes.pop(channel) != features.pop(axis):
-        raise ValueError(_channel_message(value, x, dim, channel, name, site))
+        raise _wrong_channels(value, x, dim, channel, name, site)
     for i, size in enumerate(sizes):
         if size != features[i] and size != 1:
-            raise ValueError(_size_message(value, x, axis, i, size, name, site))
+            raise _wrong_size(value, x, axis, i, size, name, site)
     position = min(axis, len(sizes))
     padded = sizes + [1] * (len(features) - len(sizes))
     padded.insert(axis, value.shape[channel])
@@ -286,11 +283,8 @@ def _channel_axis(value: Tensor, x: Tensor, axis: int, value_dim: int | None, na
     last = value.ndim - 1
     if value_dim is not None:
         if not -value.ndim <= value_dim <= last:
-            raise ValueError(
-                f"{_where(site, 'film')}: modulation_dim={value_dim} is no axis of {name}.\n"
-                f"{_shapes(value, x, name)}\n"
-                f"Leave modulation_dim out for [C], [B, C] and [B, T, C]."
-            )
+            remedy = "Leave modulation_dim out for [C], [B, C] and [B, T, C]."
+            raise _misfit(f"modulation_dim={value_dim} is no axis of {name}", remedy, value, x, name, site)
         return value_dim % value.ndim
     channels = x.shape[axis]
     others = [size for i, size in enumerate(x.shape) if i != axis]
@@ -298,11 +292,9 @@ def _channel_axis(value: Tensor, x: Tensor, axis: int, value_dim: int | None, na
     as_last = _broadcasts(list(value.shape[:last]), others)
     fits_map, fits_last = as_map and value.shape[axis] == channels, as_last and value.shape[last] == channels
     if fits_map and fits_last and any(size != 1 for size in value.shape[axis:]):
-        raise ValueError(
-            f"{_where(site, 'film')}: {name} fits with its channels on axis {axis} and with them last.\n"
-            f"{_shapes(value, x, name)}\n"
-            f"Say which with modulation_dim={axis} or modulation_dim=-1."
-        )
+        fact = f"{name} fits with its channels on axis {axis} and with them last"
+        remedy = f"Say which with modulation_dim={axis} or modulation_dim=-1."
+        raise _misfit(fact, remedy, value, x, name, site)
     return axis if fits_map or (as_map and not fits_last) else last
 
 
@@ -314,25 +306,24 @@ def _where(site: str, function: str) -> str:
     return f"FiLM site '{site}'" if site else function
 
 
-def _shapes(value: Tensor, x: Tensor, name: str) -> str:
-    return f"  {'x':<{len(name)}}  {tuple(x.shape)}\n  {name}  {tuple(value.shape)}"
+def _misfit(fact: str, remedy: str, value: Tensor, x: Tensor, name: str, site: str) -> ValueError:
+    shapes = f"  {'x':<{len(name)}}  {tuple(x.shape)}\n  {name}  {tuple(value.shape)}"
+    return ValueError(f"{_where(site, 'film')}: {fact}.\n{shapes}\n{remedy}")
 
 
-def _rank_message(value: Tensor, x: Tensor, dim: int, name: str, site: str) -> str:
+def _wrong_rank(value: Tensor, x: Tensor, dim: int, name: str, site: str) -> ValueError:
     if not -x.ndim <= dim < x.ndim:
-        fact, remedy = (
-            f"dim={dim} is no axis of x, which has {x.ndim}",
-            "Give the axis of x that holds the channels.",
-        )
+        fact = f"dim={dim} is no axis of x, which has {x.ndim}"
+        remedy = "Give the axis of x that holds the channels."
     elif value.ndim == 0:
         fact, remedy = f"{name} is a single number, expected one per channel", f"Use {name}.expand(channels)."
     else:
         fact = f"{name} has {value.ndim} axes, expected at most the {x.ndim} of x"
         remedy = "Axes that x lacks cannot be modulated: drop them, or give x its own."
-    return f"{_where(site, 'film')}: {fact}.\n{_shapes(value, x, name)}\n{remedy}"
+    return _misfit(fact, remedy, value, x, name, site)
 
 
-def _channel_message(value: Tensor, x: Tensor, dim: int, channel: int, name: str, site: str) -> str:
+def _wrong_channels(value: Tensor, x: Tensor, dim: int, channel: int, name: str, site: str) -> ValueError:
     channels = value.shape[channel]
     fact = f"{name} has {channels} channels, but x has size {x.shape[dim]} on its channel axis (dim={dim})"
     fits = [i for i, size in enumerate(x.shape) if size == channels and i > 0]
@@ -342,21 +333,20 @@ def _channel_message(value: Tensor, x: Tensor, dim: int, channel: int, name: str
         remedy = f"If the channels of x are on axis {fits[-1]}, use dim={fits[-1]}."
     else:
         remedy = f"Make the generator's features equal to the channels of x ({x.shape[dim]})."
-    return f"{_where(site, 'film')}: {fact}.\n{_shapes(value, x, name)}\n{remedy}"
+    return _misfit(fact, remedy, value, x, name, site)
 
 
-def _size_message(
+def _wrong_size(
     value: Tensor, x: Tensor, channels: int, place: int, size: int, name: str, site: str
-) -> str:
+) -> ValueError:
     """Say what to do where the size of a value does not fit that of x at one of its axes but the channels."""
     axes = [i for i in range(x.ndim) if i != channels]
     axis = axes[place]
     fact = f"{name} has size {size} where x has size {x.shape[axis]} (axis {axis} of x)"
     if axis == 0 and size and x.shape[0] % size == 0:
         times = x.shape[0] // size
-        how = f"{name}.repeat_interleave({times}, dim=0)" + (
-            f", or condition with repeat={times}" if site else ""
-        )
+        how = f"{name}.repeat_interleave({times}, dim=0)"
+        how += f", or condition with repeat={times}" if site else ""
         remedy = f"If each condition serves {times} rows of x, use {how}."
     else:
         remedy = f"Besides the channels, the axes of {name} align with x's from the left, with x's size or 1."
@@ -371,10 +361,9 @@ def _size_message(
                 "and the condition an axis for each of x's but the channels."
             )
     if axis == 0 and x.ndim == 2:
-        remedy += (
-            f"\nWhere rows are nodes of graphs, give {'cond=z' if site else name}[graph], that of each node."
-        )
+        given = "cond=z" if site else name
+        remedy += f"\nWhere rows are nodes of graphs, give {given}[graph], that of each node."
     elif axis == 0 and axes[1] == 1 and x.shape[1] == size:
         how = "condition with batch=1" if site else f"give {name}[None], or a layer condition[None]"
         remedy += f"\nIf time comes first and the batch is on axis 1 ({size}), {how}."
-    return f"{_where(site, 'film')}: {fact}.\n{_shapes(value, x, name)}\n{remedy}"
+    return _misfit(fact, remedy, value, x, name, site)

@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 from torch.jit import ScriptModule
 from torch.optim.swa_utils import AveragedModel
 
+from torchfilm.applying import Holding, Slot
 from torchfilm.channels import Where, lineage
 from torchfilm.conditions import encoded_size
 from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
@@ -29,7 +30,7 @@ from torchfilm.naming import check_choice
 from torchfilm.several import Maybe
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_flattened, joins_its_parts
 from torchfilm.sites import Pattern, Repeat, Sites, check_network, find, is_patched, is_root, is_site
-from torchfilm.slots import PLAIN, Holding, Slot, fall_silent, listen, slot_of, swap, swap_back
+from torchfilm.slots import PLAIN, fall_silent, listen, slot_of, swap, swap_back
 
 Network = TypeVar("Network", bound=nn.Module)
 _SEARCH = ("field", "repeat", "batch")  # of `find`, among the options of `condition`
@@ -99,7 +100,8 @@ def condition(
     found = find(model, sites, where=where, dim=dim, features=features, **search)
     _check_unique(found)
     given = generator is not None
-    dimension = _size(cond, several=given)
+    several = given and isinstance(getattr(cond, "dim", None), tuple)  # which a generator of others may read
+    dimension: Any = cond.dim if several else encoded_size(cond)
     resolved = resolve(fusion, **({} if given else rest))
     widths = {site.name: site.features for site in found}
     if generator is None:
@@ -348,12 +350,6 @@ def _check_names(fusion: str | Fusion, options: Mapping[str, Any]) -> None:
             check_choice(f"condition, {fusion=}: options", name, [*own, *_SEARCH, *takes(fusion)])
 
 
-def _size(cond: nn.Module, *, several: bool) -> Any:
-    """Return the size of what an encoder gives, or a tuple of several, for a generator of others."""
-    dim = getattr(cond, "dim", None)
-    return dim if several and isinstance(dim, tuple) else encoded_size(cond)
-
-
 def _check_unique(sites: Sites) -> None:
     double = sorted(name for name, times in Counter(site.name for site in sites).items() if times > 1)
     if double:
@@ -365,7 +361,6 @@ def _check_unique(sites: Sites) -> None:
 
 def _device(model: nn.Module, sites: Sites) -> torch.device:
     """Return where the first site lives, else the network."""
-    for module in (*(model.get_submodule(site.name) for site in sites), model):
-        for tensor in (*module.parameters(), *module.buffers()):
-            return tensor.device
-    return torch.device("cpu")
+    modules = (*(model.get_submodule(site.name) for site in sites), model)
+    tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

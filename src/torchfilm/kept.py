@@ -13,10 +13,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchfilm.applying import Kept
 from torchfilm.fusion import Fusion
 from torchfilm.injection import attach
 from torchfilm.sites import Site
-from torchfilm.slots import Kept, slot_of
+from torchfilm.slots import slot_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,23 +55,18 @@ class Row(nn.Module):
             ValueError: for numbers that are no integers.
             IndexError: for an int that is no row; for tensors the lookup raises it.
         """
+        what = f"Table of {self.dim} conditions"
         if isinstance(index, Tensor):
-            if index.dtype not in (torch.int64, torch.int32):
-                raise ValueError(
-                    f"Table of {self.dim} conditions: expected indices, int64 or int32, got {index.dtype} "
-                    f"{tuple(index.shape)}.\nGive the number of the condition, in the order of tabulate."
-                )
-            return index
-        if not isinstance(index, int) and isinstance(index, Integral):  # of numpy
-            index = int(index)
-        if isinstance(index, bool) or not isinstance(index, int):
-            raise ValueError(
-                f"Table of {self.dim} conditions: expected the index of one, or a tensor of them, got "
-                f"{type(index).__name__}.\nGive the number of the condition, in the order of tabulate."
-            )
-        if not 0 <= index < self.dim:
-            raise no_row(f"Table of {self.dim} conditions", self.dim, index)
-        return index
+            if index.dtype in (torch.int64, torch.int32):
+                return index
+            fact = f"expected indices, int64 or int32, got {index.dtype} {tuple(index.shape)}"
+        elif isinstance(index, int | Integral) and not isinstance(index, bool):  # those of numpy are no int
+            if not 0 <= index < self.dim:
+                raise no_row(what, self.dim, int(index))
+            return index if isinstance(index, int) else int(index)
+        else:
+            fact = f"expected the index of one, or a tensor of them, got {type(index).__name__}"
+        raise ValueError(f"{what}: {fact}.\nGive the number of the condition, in the order of tabulate.")
 
     def extra_repr(self) -> str:
         """Show the number of rows in `repr`."""

@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from torchfilm.applying import Slot
 from torchfilm.sites import is_root
-from torchfilm.slots import Slot, slot_of
+from torchfilm.slots import slot_of
 
 Place = tuple[tuple[str, ...], Slot]
 """The keys that lead from the network to a site, and the site's slot."""

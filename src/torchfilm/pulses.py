@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from torchfilm.applying import Slot
 from torchfilm.filling import Conditioning
 from torchfilm.fusion import Fusion
 from torchfilm.sites import Site, kind_of
-from torchfilm.slots import Slot
 
 SHIFTS = ("beta", "shift")
 """Fields in the units of the features: their share is that of a shift as large as these,"""
@@ -141,18 +143,12 @@ def watched(root: nn.Module, film: Conditioning) -> Iterator[Seen]:
     sites = {path: name for name, paths in film.paths(root).items() for path in paths}
     handles = []
 
-    def count(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            seen.calls[name] = seen.calls.get(name, 0) + 1
+    def count(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        seen.calls[name] = seen.calls.get(name, 0) + 1
 
-        return hook
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            if args and isinstance(args[0], Tensor) and args[0].grad_fn is not None:
-                seen.norms[args[0].grad_fn] = f"{kind_of(module).__name__} '{name}'"
-
-        return hook
+    def note(name: str, module: nn.Module, args: Any) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].grad_fn is not None:
+            seen.norms[args[0].grad_fn] = f"{kind_of(module).__name__} '{name}'"
 
     def keep(module: nn.Module, args: Any) -> None:
         seen.condition = args[0]
@@ -162,9 +158,9 @@ def watched(root: nn.Module, film: Conditioning) -> Iterator[Seen]:
             if name == "film.generator":
                 handles.append(module.register_forward_pre_hook(keep))
             if name in sites:
-                handles.append(module.register_forward_hook(count(sites[name])))
+                handles.append(module.register_forward_hook(partial(count, sites[name])))
             if _normalises(module) and not name.startswith("film."):
-                handles.append(module.register_forward_pre_hook(note(name)))
+                handles.append(module.register_forward_pre_hook(partial(note, name)))
         with _measured(film.slots, seen):
             yield seen
     finally:
@@ -194,17 +190,15 @@ def take_pulses(
         alone, shared = _norm(each) / size, _norm(each.sum(dim=0) if batched else each) / size
         together[name] += [shared] * (batched and part in moved[name])
         fields[name][part] = shared if same and part in moved[name] else alone
-    return {
-        name: Pulse(
-            name,
+    found = {}
+    for name, parts in fields.items():
+        calls, size, most = (
             seen.calls.get(name, 0),
-            parts,
-            max(together[name], default=None),
-            moved[name],
             seen.size.get(name, 1.0),
+            max(together[name], default=None),
         )
-        for name, parts in fields.items()
-    }
+        found[name] = Pulse(name, calls, parts, most, moved[name], size)
+    return found
 
 
 def readers(
@@ -219,7 +213,7 @@ def readers(
         mixed: also behind mixtures of channels, where a shift of whole channels is still one.
     """
     nodes, starts = _graph(total)
-    behind = _norms_behind(nodes, seen, () if mixed else _MIXING)
+    behind = _norms_behind(nodes, seen, mixed=mixed)
     found: dict[str, list[tuple[int, str]]] = {}
     for name, leaf in leaves:
         node = starts.get(id(leaf))
@@ -251,16 +245,7 @@ def _normalises(module: nn.Module) -> bool:
 
 
 # Behind these a channel is a mixture, and a norm can no longer undo the modulation of each.
-_MIXING = (
-    "Convolution",
-    "Addmm",
-    "MmBackward",
-    "BmmBackward",
-    "Baddbmm",
-    "Embedding",
-    "Attention",
-    "Softmax",
-)
+_MIXING = re.compile("Convolution|Addmm|MmBackward|BmmBackward|Baddbmm|Embedding|Attention|Softmax")
 
 
 def _graph(total: Tensor) -> tuple[list[Any], dict[int, Any]]:
@@ -279,12 +264,12 @@ def _graph(total: Tensor) -> tuple[list[Any], dict[int, Any]]:
     return list(known), starts
 
 
-def _norms_behind(nodes: list[Any], seen: Seen, mixing: tuple[str, ...]) -> dict[Any, tuple[int, str]]:
-    """Return for each node how far the nearest norm behind it is, in front of what is mixing, and its name.
+def _norms_behind(nodes: list[Any], seen: Seen, *, mixed: bool) -> dict[Any, tuple[int, str]]:
+    """Return for each node how far the nearest norm behind it is, and its name; `mixed` as for `readers`.
 
     From the norms back, breadth first, so that each node is visited once for all sites.
     """
-    passed = dict.fromkeys(node for node in nodes if not any(name in node.name() for name in mixing))
+    passed = dict.fromkeys(node for node in nodes if mixed or not _MIXING.search(node.name()))
     todo = deque(
         (below, 1, norm)
         for node in passed

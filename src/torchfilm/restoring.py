@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -113,15 +113,13 @@ def _equal(one: Tensor, other: Tensor) -> bool:
         return False
 
 
-@contextmanager
-def product_by_product() -> Iterator[None]:
+def product_by_product() -> AbstractContextManager[None]:
     """Keep torch from computing whole layers in one operation.
 
     Those are the fast paths of attention and of encoder layers, the recurrences of cuDNN, and those of oneDNN
     with its packed convolutions.
     """
-    with _SWITCHES.block(_switch_off):
-        yield
+    return _SWITCHES.block()
 
 
 def _switch_off(before: ExitStack) -> None:
@@ -136,24 +134,25 @@ def _switch_off(before: ExitStack) -> None:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run eagerly and with gradients, also in `torch.inference_mode`, and leave the network unchanged."""
-    with unchanged(model), _eagerly(), torch.inference_mode(mode=False), torch.enable_grad():
+    with unchanged(model), _STANCE.block(), torch.inference_mode(mode=False), torch.enable_grad():
         yield
 
 
 class _Changed:
-    """Something of all threads: the first block to begin changes it, the last to end gives it back."""
+    """Something of all threads, changed by a function that says on the stack how it was before."""
 
-    def __init__(self) -> None:
+    def __init__(self, change: Callable[[ExitStack], Any]) -> None:
+        self.change = change
         self.lock, self.blocks, self.before = threading.Lock(), set[object](), ExitStack()
 
     @contextmanager
-    def block(self, change: Callable[[ExitStack], Any]) -> Iterator[None]:
-        """Let it be changed in the block, by a function that says on the stack how it was before."""
+    def block(self) -> Iterator[None]:
+        """Let it be changed in the block: the first to begin changes it, the last to end gives it back."""
         block = object()
         try:
             with self.lock:
                 if not self.blocks:
-                    change(self.before)
+                    self.change(self.before)
                 self.blocks.add(block)
             yield
         finally:
@@ -163,11 +162,5 @@ class _Changed:
                     self.before.close()
 
 
-_STANCE, _SWITCHES = _Changed(), _Changed()
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    """Run compiled networks eagerly."""
-    with _STANCE.block(lambda before: before.enter_context(torch.compiler.set_stance("force_eager"))):
-        yield
+_STANCE = _Changed(lambda before: before.enter_context(torch.compiler.set_stance("force_eager")))
+_SWITCHES = _Changed(_switch_off)

@@ -73,24 +73,18 @@ def _is_a(module: nn.Module, kind: str) -> bool:
     return any(one.__name__ == kind for one in type(module).__mro__)
 
 
-def waits_for_its_root(module: Any) -> bool:
-    """Tell whether a module joins its own parameters, and no call of the network came since it was sharded.
-
-    The first module that is called is the root for good: a part of the network may not be.
-    """
-    return joins_its_parts(module) and module._get_fsdp_state()._is_root is None
-
-
 def check_apart(module: nn.Module) -> None:
     """Refuse to call a part of a network by itself whose parameters a call of the network has to join.
 
     Raises:
-        ValueError: where FSDP2 holds them in parts, and where it has not met its root.
+        ValueError: where FSDP2 holds them in parts, and where it has not met its root: the first module that
+            is called is that for good, which a part of the network may not be.
     """
-    if any(map(waits_for_its_root, module.modules())):
+    joining: list[Any] = [one for one in module.modules() if joins_its_parts(one)]
+    if any(one._get_fsdp_state()._is_root is None for one in joining):
         fact = "of which FSDP2 has a part by itself, and that was not called since"
         remedy = "Run the network once first, model(x, cond=z): its parts may not be called before it."
-    elif any(map(in_parts, module.parameters())) and not any(map(joins_its_parts, module.modules())):
+    elif not joining and any(map(in_parts, module.parameters())):
         fact = "that FSDP2 has sharded"
         remedy = "Call model.unshard() first, or look at a call of the network: record(model)."
     else:

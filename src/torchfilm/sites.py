@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal, NoReturn, SupportsIndex, get_args, overload
 
@@ -188,8 +188,7 @@ def find(
     names = aliases(model)
     earlier = _found(sites)
     if earlier is not None:
-        said = {"where": where, "dim": dim, "features": features, "field": field, "repeat": repeat}
-        _check_unsaid({**said, "batch": batch})
+        _check_unsaid(where=where, dim=dim, features=features, field=field, repeat=repeat, batch=batch)
         return Sites(
             _described(model, site.name, names.get(site.name), site, site.dim, site.features, site.batch)
             for site in earlier
@@ -226,7 +225,7 @@ def _found(sites: Any) -> Sequence[Site] | None:
     return some if some and all(isinstance(one, Site) for one in some) else None
 
 
-def _check_unsaid(options: Mapping[str, Any]) -> None:
+def _check_unsaid(**options: Any) -> None:
     """Refuse options beside sites that have their own."""
     plain = {"where": "output", "repeat": 1}
     given = [f"{key}={value!r}" for key, value in options.items() if value != plain.get(key)]
@@ -395,17 +394,8 @@ def _described(
             f"from shapes."
         )
     batch = batch_axis(model, name, wanted.where, wanted.field) if batch is None else batch
-    return Site(
-        name,
-        type(module).__name__,
-        features,
-        dim,
-        wanted.where,
-        wanted.field,
-        wanted.repeat,
-        batch,
-        "; ".join(_notes(above, others, wanted, batch)),
-    )
+    kind, note = type(module).__name__, "; ".join(_notes(above, others, wanted, batch))
+    return replace(wanted, name=name, type=kind, features=features, dim=dim, batch=batch, note=note)
 
 
 def _notes(above: list[nn.Module], others: list[str], wanted: Site, batch: int) -> list[str]:

@@ -1,23 +1,17 @@
-"""How a module of somebody else's network comes to listen: its class is swapped, and a slot tells it to what.
+"""How a module of somebody else's network comes to listen: its class is swapped.
 
 The class of the module becomes a subclass made on the fly, as `torch.nn.utils.parametrize` does it: same
 name, same attributes, same state-dict keys, still an instance of the original class. Forward hooks, wrappers
 and patched forwards each fail silently somewhere: after `torch.compile`, in deep copies, in state dicts.
-
-Each site has a slot of its own, local to the thread, which the root of the network fills for the duration of
-a call. One dictionary by names of sites would give a compiled block a graph for each name, and a value shared
-by threads would mix up their conditions.
 """
 
 from __future__ import annotations
 
 import abc
 import copyreg
-import dataclasses
 import enum
 import inspect
 import sys
-import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
@@ -30,14 +24,13 @@ from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
 
 from torchfilm import native
-from torchfilm.absorption import NORMS, Ready, absorbed, prepared
-from torchfilm.applying import with_input_modulated, with_output_modulated
+from torchfilm.absorption import NORMS, absorbed, prepared
+from torchfilm.applying import Holding, Slot, with_input_modulated, with_output_modulated
+from torchfilm.applying import Kept as Kept  # by this name in networks that were pickled before
 from torchfilm.functional import film_
-from torchfilm.fusion import Film, Fusion
 from torchfilm.modulation import Modulation
 from torchfilm.onepass import BATCH_NORMS
 from torchfilm.signatures import signature_of
-from torchfilm.sites import Site
 
 
 class Plain(enum.Enum):
@@ -56,84 +49,6 @@ FRESH = frozenset(
     )
 )
 """Torch's layers whose output is new memory that nobody else has: it may be modulated in place."""
-
-
-class Slot(threading.local):
-    """What one site applies now, in this thread: a value of the fusion, PLAIN, or None without a condition.
-
-    Copies and pickles carry the site and start empty.
-
-    Attributes:
-        value: what the site applies.
-        lent: what it applies where no call of the network runs, or None.
-        backward: the backward pass in which that holds, or -1.
-        ready: the norm that is the site with the value in its affine, made before it is called, if it can be.
-    """
-
-    def __init__(self, site: Site, fusion: Fusion) -> None:
-        self.site = site
-        self.fusion = fusion
-        self.value: Any = None
-        self.lent: Any = None
-        self.backward = -1
-        self.ready: Ready | None = None
-        self.is_plain_film = is_plain_film(site, fusion)
-
-    def in_its_pass(self) -> bool:
-        """Tell whether what is lent holds in the pass that runs."""
-        return self.backward == backward_pass()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Slot, (self.site, self.fusion)
-
-
-class Kept:
-    """What a module applies at each call, in the place of a `Slot`: a value that never changes.
-
-    Args:
-        module: whose buffers hold the value.
-        site: where; its `where`, `field` and `dim` count.
-        fusion: how the value meets the features.
-        value: a dataclass of tensors; each becomes a buffer.
-    """
-
-    ready = None
-
-    def __init__(self, module: nn.Module, site: Site, fusion: Fusion, value: Any) -> None:
-        self.buffers = module._buffers  # the module itself would be a cycle
-        self.site = site
-        self.fusion = fusion
-        self.is_plain_film = is_plain_film(site, fusion)
-        self.kind = type(value)
-        self.names = tuple(field.name for field in dataclasses.fields(value))
-        for name in self.names:
-            tensor = getattr(value, name)
-            module.register_buffer(f"kept_{name}", None if tensor is None else tensor.detach().clone())
-
-    @property
-    def value(self) -> Any:
-        """The value, made of the buffers."""
-        return self.kind(*[self.buffers[f"kept_{name}"] for name in self.names])
-
-
-Holding = Slot | Kept
-
-
-def backward_pass() -> int:
-    """Return the number of the backward pass that runs in this thread, or -1."""
-    return torch._C._current_graph_task_id()
-
-
-# A compiled call asks while it is compiled, and is no other one in each backward pass. Asking `is_compiling`
-# would cost `Conditioning.lend` its effect there.
-backward_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
-Slot.in_its_pass._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def is_plain_film(site: Site, fusion: Fusion) -> bool:
-    """Tell whether a site applies FiLM to the whole of its output, each row by its own modulation."""
-    whole = (site.where, site.repeat, site.batch, site.field) == ("output", 1, 0, None)
-    return whole and type(fusion) is Film and fusion.align is None
 
 
 def listen(module: nn.Module, slot: Holding) -> None:
@@ -292,12 +207,7 @@ def make_ready(module: Any) -> None:
 
 
 def no_condition(where: str, *, takes: bool = True) -> str:
-    """Return what to say where a conditioned network runs without a condition.
-
-    Args:
-        where: what ran.
-        takes: whether a call of the network takes one by cond=.
-    """
+    """Return what to say where that runs without a condition; whether a call takes one by cond=."""
     remedy = "Call model(x, cond=...), or wrap calls that others make" if takes else "Wrap the call"
     return (
         f"{where}: expected an active condition, got none.\n"

@@ -41,8 +41,7 @@ class Snapshot:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Look at the copy, which holds where what was copied did."""
-        *given, held = state
-        owners, cond, modes = given
+        owners, cond, modes, held = state
         Snapshot.__init__(self, *owners, cond=cond, modes=modes)
         self.is_final = self.is_final and held
 

@@ -13,7 +13,7 @@ import inspect
 import itertools
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
-from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 
 from torchfilm.restoring import same_chance
@@ -29,18 +28,7 @@ from torchfilm.signatures import signature_of
 from torchfilm.sites import is_patched
 
 # What tracing runs into where code looks at values; what else a model's own code raises is its own fault.
-_UNTRACEABLE = (
-    TraceError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AttributeError,
-    NameError,
-    IndexError,
-    KeyError,
-    AssertionError,
-    NotImplementedError,
-)
+_UNTRACEABLE = (TypeError, ValueError, RuntimeError, AttributeError, NameError, LookupError, AssertionError)
 # Each way costs a copy of the module's structure and a trace of it: milliseconds for a block.
 _MOST_WAYS = 64
 _GIVEN = object()
@@ -145,14 +133,9 @@ class _Tracer(fx.Tracer):
         """Whether the code of a module stays closed."""
         return m in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
-    def create_args_for_root(
-        self,
-        root_fn: Callable[..., Any],
-        is_module: bool,  # noqa: FBT001 - the signature is torch's
-        concrete_args: Any = None,
-    ) -> tuple[Any, list[Any]]:
+    def create_args_for_root(self, *given: Any, **named: Any) -> tuple[Any, list[Any]]:
         """Return what forward is called with; a fixed argument keeps its placeholder, which nobody uses."""
-        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        fn, args = super().create_args_for_root(*given, **named)
         return fn, [
             self.constants.get(str(arg.node.target), arg) if isinstance(arg, fx.Proxy) else arg
             for arg in args
