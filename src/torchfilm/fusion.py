@@ -262,6 +262,15 @@ def takes(fusion: str) -> list[str]:
     return ["match_params", "align", *generated]
 
 
+def in_precision(generator: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a generator of the library with its parameters in a precision; another one as it is."""
+    if _reads_as(generator, *_VECTORS, Attentions):
+        for part in generator.modules():  # `to` would raise in FakeTensorMode
+            for name, own in part.named_parameters(recurse=False):
+                part.register_parameter(name, nn.Parameter(own.detach().to(dtype)))
+    return generator
+
+
 def check_reads(generator: nn.Module, cond: nn.Module) -> None:
     """Refuse a generator of the library that cannot read what an encoder gives, before anything runs.
 
