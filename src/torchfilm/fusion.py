@@ -86,7 +86,9 @@ class Film:
         align: resize modulations per step, [B, T, C], to the length that the features of a site have, where
             a condition and a strided network have other rates: "linear" between the steps, or the "nearest"
             step. Both cover the same time. Only modulations with as many axes as the features are resized,
-            so [B, 1, T, C] where several rows share a condition. None to refuse other lengths.
+            so [B, 1, T, C] where several rows share a condition. Of padded sequences "linear" blends the
+            first step of padding into the last real one: pad by repeating the last step, or use "nearest".
+            None to refuse other lengths.
         options: what `Generator` takes besides `cond_dim` and `sites`.
 
     Raises:
