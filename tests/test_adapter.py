@@ -55,6 +55,19 @@ def test_every_fusion_is_saved_by_its_name(fusion: str, tmp_path: Path):
     assert torch.equal(tf.load(base, tmp_path)(x, cond=z), model(x, cond=z))
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_was_saved_in_double_precision_is_loaded_so(name: str, tmp_path: Path):
+    (make, draw), base, (x, _) = ENCODERS[name], Net().double().eval(), inputs()
+    model = tf.condition(copy.deepcopy(base), SITES, make()).double()
+    randomise(model.film)
+    x, z = x.double(), draw()
+    tf.save(model, tmp_path)
+    assert torch.equal(tf.load(base, tmp_path)(x, cond=z), model(x, cond=z))
+    assert {key: t.dtype for key, t in base.state_dict().items()} == {
+        key: t.dtype for key, t in model.state_dict().items()
+    }
+
+
 class Own(nn.Module):
     """An encoder of one's own."""
 

@@ -162,3 +162,16 @@ def test_the_nearest_step_is_the_same_in_chunks_of_a_stream_and_a_step_between_i
         fusion = Film(align=align)
         y = [fusion.apply(part, half, 1, "here") for part, half in zip(x.split(12, 2), halves, strict=True)]
         assert torch.equal(torch.cat(y, dim=2), fusion.apply(x, m, 1, "here")) is same
+    cut = tf.Modulation(m.gamma[:, :2], m.beta[:, :2])  # six of the eight numbers that two steps cover
+    y = Film(align="nearest").apply(x[..., :6], cut, 1, "here")
+    assert not torch.equal(y, Film(align="nearest").apply(x, m, 1, "here")[..., :6])
+
+
+def test_the_last_real_step_reads_the_padding_behind_it_unless_that_repeats_it():
+    x, m = torch.randn(2, 3, 24), tf.Modulation(torch.randn(2, 6, 3), torch.randn(2, 6, 3))
+    last = tf.Modulation(*(torch.cat([f[:, :3], f[:, 2:3].expand(-1, 3, -1)], 1) for f in m.present()))
+    real = tf.Modulation(m.gamma[:, :3], m.beta[:, :3])
+    for align, padded, same in (("linear", m, False), ("linear", last, True), ("nearest", m, True)):
+        fusion = Film(align=align)
+        y, expected = fusion.apply(x, padded, 1, "here")[..., :12], fusion.apply(x[..., :12], real, 1, "here")
+        assert torch.allclose(y, expected) is same

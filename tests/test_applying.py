@@ -165,6 +165,19 @@ def test_rows_that_do_not_divide_are_an_error(repeat: Repeat, rows: int, conditi
         model(torch.randn(rows, 2), cond=torch.randn(conditions, 13))
 
 
+@pytest.mark.plain
+def test_rows_that_do_not_divide_may_each_say_which_condition_they_have():
+    model = tf.condition(nn.Sequential(nn.Linear(2, 3)), "0", tf.Vector(13), repeat="any")
+    randomise(model.film)
+    x, z, index = torch.randn(7, 2), torch.randn(2, 13), torch.tensor([0, 0, 1, 1, 1, 0, 1])
+    with pytest.raises(
+        ValueError, match=r"\nSay which .*: modulation=tf.modulations\(model, cond\)\.rows\(i"
+    ):
+        model(x, cond=z)
+    expected = model(x, cond=z[index])
+    torch.testing.assert_close(model(x, modulation=tf.modulations(model, z).rows(index)), expected)
+
+
 FUSED = ["film", "gate", "concat", "low_rank", "cross_attention"]
 
 

@@ -89,3 +89,19 @@ def test_products_of_less_precision_are_no_error_of_folding(switch: str):
             model(x)
     assert max(site.error for site in report) < 1e-5
     assert report.error < 0.05
+
+
+@pytest.mark.plain
+def test_some_conditions_cannot_be_folded_without_the_others():
+    both = tf.Several({"speaker": tf.Classes(3, 4), "mel": tf.Vector(6), "style": tf.Maybe(tf.Vector(5))})
+    model, fixed = tf.condition(nn.Sequential(nn.Linear(2, 3)), "0", both), {"speaker": torch.tensor([1])}
+    randomise(model.film)
+    with pytest.raises(
+        ValueError, match=r"fold: .* none for \['mel'\][\s\S]*cond=\{\*\*fixed, 'mel': \.\.\.\}"
+    ):
+        tf.fold(model, cond=fixed)
+    with pytest.raises(ValueError, match=r"fold: .* none for \['mel'\]"), tf.folded(model, cond=fixed):
+        pass
+    x, cond = torch.randn(2, 2), {**fixed, "mel": torch.randn(1, 6)}
+    plain, _ = tf.fold(model, cond=cond)
+    torch.testing.assert_close(plain(x), model(x, cond=cond))

@@ -6,11 +6,13 @@ import numpy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import torchfilm as tf
 from catalogue import randomise
 from networks import SITES, Net, conditioned, inputs
+from torchfilm.fusion import FUSIONS
 
 pytestmark = [pytest.mark.plain, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")]
 over_fusions = pytest.mark.parametrize("fusion", ["concat", "low_rank", "cross_attention"])
@@ -25,6 +27,52 @@ def test_it_compiles_into_one_graph(fusion: str):
         torch.testing.assert_close(
             compiled(x, cond=condition), model(x, cond=condition), rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_in_a_network_in_double_precision_its_gradients_are_those_of_finite_differences(fusion: str):
+    model, (x, z) = tf.condition(Net().double(), SITES, tf.Vector(13), fusion=fusion).eval(), inputs()
+    randomise(model.film)
+    assert all(p.dtype == torch.float64 for p in model.film.parameters())
+    torch.autograd.gradcheck(lambda z: model(x.double(), cond=z), z.double().requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("sites", "convert", "expected"),
+    [
+        ("stem|head", lambda net: net.bfloat16(), torch.float32),
+        ("stem|head", lambda net: net.head.double(), torch.float64),
+        ("stem", lambda net: net.head.double(), torch.float32),
+        ("idle", lambda net: net.double(), torch.float64),
+    ],
+    ids=["half", "one of the sites", "none of the sites", "sites without weights"],
+)
+def test_its_generator_is_as_precise_as_the_most_precise_of_its_sites(sites, convert, expected):
+    net = Net()
+    net.idle = nn.BatchNorm2d(3, affine=False)
+    convert(net)
+    tf.condition(net, sites, tf.Classes(4, 13))
+    assert {p.dtype for p in net.film.generator.parameters()} == {expected}
+    assert net.film.cond.table.weight.dtype == torch.float32
+
+
+def test_a_network_in_double_precision_may_be_made_of_fake_tensors():
+    with FakeTensorMode():
+        net = tf.condition(nn.Sequential(nn.Linear(3, 5, dtype=torch.float64)), "0", tf.Vector(7))
+    assert net.film.generator.head.weight.dtype == torch.float64
+
+
+def test_what_is_given_keeps_its_precision():
+    class Own:
+        def build(self, cond_dim, sites):
+            return nn.Linear(cond_dim, sum(sites.values()))
+
+        def apply(self, x, value, dim, site):
+            return x
+
+    for how in ({"fusion": Own()}, {"generator": tf.Generator}):
+        net = tf.condition(Net().double(), SITES, tf.Vector(13), **how)
+        assert all(p.dtype == torch.float32 for p in net.film.parameters())
 
 
 @over_fusions

@@ -227,6 +227,19 @@ def test_numbers_of_numpy_are_sizes(tmp_path):
     assert model(x, cond=z).shape == (2, 5)
 
 
+def test_a_leaky_trunk_has_the_slope_of_the_mapping_network_of_pi_gan():
+    generator, z = (
+        randomise(tf.Generator(7, SITES, trunk=("leaky_relu",))).double(),
+        torch.randn(2, 7).double(),
+    )
+    plain = tf.Generator(7, SITES).double()
+    plain.head.load_state_dict(generator.head.state_dict())
+    expected = plain(torch.where(z < 0, z / 5, z))
+    for name, m in generator(z).items():
+        torch.testing.assert_close(m.gamma, expected[name].gamma)
+        torch.testing.assert_close(m.beta, expected[name].beta)
+
+
 def test_a_trunk_of_one_activation_is_that_of_dense_film():
     generator, layer = tf.Generator(7, {"here": 3}, trunk=("mish",)), randomise(tf.DenseFiLM(3, 7))
     generator.head.load_state_dict(layer.film.head.state_dict())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import torchfilm as tf
 from catalogue import randomise
@@ -111,6 +112,15 @@ def test_numbers_that_are_none_are_looked_for_where_they_come_from():
     assert "Look for NaN in the condition, then" in said[0].remedy
     said = doctor(model, X * float("inf"), cond=Z).findings
     assert "Look for NaN in the input and in the output first." in [finding.remedy for finding in said]
+
+
+def test_a_spectral_norm_of_weights_that_are_zero_is_named_where_its_nan_arrives():
+    model = tf.condition(chain(), "0|2", tf.Vector(11))
+    spectral_norm(model.film.generator.head)
+    assert "spectral_norm" in doctor(model, X, cond=Z).findings[0].remedy
+    model = tf.condition(chain(), "0|2", tf.Vector(11), init="default")
+    spectral_norm(model.film.generator.head)
+    assert doctor(model, X, cond=Z)
 
 
 @pytest.mark.parametrize("fusion", ["film", "scale", "bias", "gate", "concat", "low_rank", "cross_attention"])

@@ -180,6 +180,7 @@ def load(
         _check_fit(sketch.state_dict(), known, path)
         if cond is None:
             cond = _build(description["cond"])
+            _widen(cond, tensors)
     before = film_of(base)
     try:
         film = conditioning(condition(base, sites, cond, **how))
@@ -340,6 +341,13 @@ def _fill(film: Conditioning, tensors: dict[str, Tensor], path: Path) -> None:
             "Load its checkpoint first, or base.to_empty(device=...)."
         )
     film.load_state_dict(tensors)
+
+
+def _widen(cond: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make the parameters of an encoder double that were saved as such, so that no digit is lost."""
+    for name, parameter in cond.named_parameters():
+        if tensors[f"cond.{name}"].dtype == torch.float64:
+            parameter.data = parameter.double()
 
 
 _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {

@@ -171,12 +171,17 @@ def _groups(slot: Holding, x: Tensor) -> tuple[int, int]:
     if groups * each == total and (given is None or given == 1 or given == groups):
         return groups, each
     told = "" if given is None else f" and {given} condition{'s' * (given != 1)}"
+    remedy = (
+        "Condition the network with the number of rows that each condition serves, or with repeat='any', "
+        "where it may be another one at each call."
+    )
+    if site.repeat == "any":
+        remedy = "Say which condition each row has: modulation=tf.modulations(model, cond).rows(index)."
     raise ValueError(
         f"Site '{site.name}': expected {wanted} for each condition (repeat={site.repeat!r}), got {total} "
         f"rows in all{told}.\n"
         f"  x  {tuple(x.shape)}\n"
-        f"Condition the network with the number of rows that each condition serves, or with repeat='any', "
-        f"where it may be another one at each call."
+        f"{remedy}"
     )
 
 

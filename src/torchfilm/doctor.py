@@ -344,7 +344,10 @@ class _Case:
         )
         if wrong:
             fact = f"its {' and '.join(wrong)} {_are(wrong)} NaN or infinite."
-            remedy = "Look for NaN in the condition, then in the weights of encoder and generator."
+            remedy = (
+                "Look for NaN in the condition, then in the weights of encoder and generator: spectral_norm "
+                "makes it of weights that start at zero, condition(..., init='default') does not."
+            )
         return Finding(site.name, "nonfinite", fact, remedy)
 
     def _quiet(self, site: Site, pulse: Pulse, weak: str) -> Finding:

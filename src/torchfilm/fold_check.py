@@ -1,4 +1,4 @@
-"""Whether a network can be copied to be folded, and computes the same then on inputs of the user's."""
+"""Whether a network and its condition can be folded, and compute the same then on inputs of the user's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchfilm.filling import Conditioning
+from torchfilm.several import Several
 from torchfilm.sharding import check_whole
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -27,6 +28,19 @@ def check_copied(model: nn.Module) -> None:
                     f"Call nn.utils.remove_weight_norm first, or use nn.utils.parametrizations.weight_norm. "
                     f"For others call the network once under torch.no_grad()."
                 )
+
+
+def check_all_given(encoder: nn.Module, cond: Any) -> None:
+    """Refuse to fix some conditions and leave others open: weights hold what all of them say together."""
+    missing = []
+    if isinstance(encoder, Several) and isinstance(cond, Mapping):
+        missing = [name for name in encoder.required if cond.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"fold: expected a value of every condition, got none for {missing}.\n"
+            f"The weights can take all of them or none. To leave some open do not fold: give the fixed ones "
+            f"at each call, model(x, cond={{**fixed, {missing[0]!r}: ...}})."
+        )
 
 
 def difference(

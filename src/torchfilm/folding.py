@@ -32,7 +32,7 @@ from torchfilm.dataflow import (
     surroundings,
 )
 from torchfilm.filling import Conditioning
-from torchfilm.fold_check import check_copied, difference, rounding, rounding_here
+from torchfilm.fold_check import check_all_given, check_copied, difference, rounding, rounding_here
 from torchfilm.fold_draft import Affine, Draft, NotExactError, Undo, restore
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import (
@@ -104,7 +104,7 @@ def fold(
 
     Args:
         model: a conditioned network.
-        cond: one condition, with or without a batch axis of size one; or
+        cond: one condition, with or without a batch axis of size one, of `Several` all; or
         modulation: a ready value for each site.
         leftover: what is not exact is an "error", or kept as a "constant" (or as the border of a
             convolution), for which the module's class stays swapped.
@@ -251,6 +251,7 @@ def _values(
             f"fold: expected a condition or a modulation, got {'neither' if cond is None else 'both'}.\n"
             f"Give the one condition that is to be folded: fold(model, cond=z)."
         )
+    check_all_given(film.cond, cond)
     with torch.no_grad(), film.predicting():
         values = film.values(cond, modulation)
     if values is PLAIN:

@@ -86,7 +86,9 @@ class Film:
         align: resize modulations per step, [B, T, C], to the length that the features of a site have, where
             a condition and a strided network have other rates: "linear" between the steps, or the "nearest"
             step. Both cover the same time. Only modulations with as many axes as the features are resized,
-            so [B, 1, T, C] where several rows share a condition. None to refuse other lengths.
+            so [B, 1, T, C] where several rows share a condition. Of padded sequences "linear" blends the
+            first step of padding into the last real one: pad by repeating the last step, or use "nearest".
+            None to refuse other lengths.
         options: what `Generator` takes besides `cond_dim` and `sites`.
 
     Raises:
@@ -260,6 +262,15 @@ def takes(fusion: str) -> list[str]:
         return ["match_params", *inspect.signature(kind).parameters]
     generated = [name for name in NAMES if name != "emit" or kind is Film]  # the others set it themselves
     return ["match_params", "align", *generated]
+
+
+def in_precision(generator: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a generator of the library with its parameters in a precision; another one as it is."""
+    if _reads_as(generator, *_VECTORS, Attentions):
+        for part in generator.modules():  # `to` would raise in FakeTensorMode
+            for name, own in part.named_parameters(recurse=False):
+                part.register_parameter(name, nn.Parameter(own.detach().to(dtype)))
+    return generator
 
 
 def check_reads(generator: nn.Module, cond: nn.Module) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any, Literal, TypedDict, get_args
 
@@ -17,11 +18,18 @@ from torchfilm.naming import check_choice, check_size
 Bound = Literal["sigmoid", "tanh", "exp"]
 Emitted = Literal["gamma", "beta", "gate"]
 Init = Literal["identity", "default"]
-Activation = Literal["relu", "gelu", "silu", "mish", "tanh"]
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "mish", "tanh"]
 
 _BOUNDS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp}
 
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.2),
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "tanh": nn.Tanh,
+}
 """What a word in `trunk` stands for."""
 
 

@@ -24,7 +24,7 @@ from torchfilm.applying import Holding, Slot
 from torchfilm.channels import Where, lineage
 from torchfilm.conditions import encoded_size
 from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_forward
-from torchfilm.fusion import FUSIONS, Align, Fusion, Matched, check_reads, resolve, takes
+from torchfilm.fusion import FUSIONS, Align, Fusion, Matched, check_reads, in_precision, resolve, takes
 from torchfilm.generator_options import Options
 from torchfilm.naming import check_choice
 from torchfilm.several import Maybe
@@ -66,6 +66,9 @@ def condition(
     The network gets one child, `film`; its other state-dict keys stay as they are, and so does its output,
     bit for bit, until the generator is trained. Everything is checked before anything is changed.
 
+    A generator that is made here is in float64 where weights of any site are, else in torch's default,
+    float32, also for a network in half precision. An encoder or generator that is given keeps its own.
+
     Args:
         model: any network; wrap it into DistributedDataParallel, or shard it by fully_shard, afterwards.
         sites: which modules, as in `find`, or what `find` returned.
@@ -106,6 +109,8 @@ def condition(
     widths = {site.name: site.features for site in found}
     if generator is None:
         generator = resolved.build(dimension, widths)
+        if _is_double(model, found):
+            generator = in_precision(generator, torch.float64)
     elif rest:
         raise ValueError(
             f"condition: expected no options beside a generator, got {', '.join(rest)}.\n"
@@ -357,6 +362,14 @@ def _check_unique(sites: Sites) -> None:
             f"condition: expected each module once, got {', '.join(map(repr, double))} more often.\n"
             f"One module is one site: condition its input or its output."
         )
+
+
+def _is_double(model: nn.Module, sites: Sites) -> bool:
+    """Tell whether the weights of any site are in double precision; without any, those of the network."""
+    modules = [model.get_submodule(site.name) for site in sites]
+    of_sites = {weight.dtype for module in modules for weight in module.parameters()}
+    dtypes = of_sites or {weight.dtype for weight in model.parameters()}
+    return not dtypes.isdisjoint((torch.float64, torch.complex128))
 
 
 def _device(model: nn.Module, sites: Sites) -> torch.device:
