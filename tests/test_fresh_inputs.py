@@ -1,0 +1,142 @@
+"""Tools that call a network several times: each call meets the inputs and the random numbers of the first."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchfilm as tf
+from torchfilm.restoring import fresh
+
+X, Z = torch.linspace(-1, 1, 5 * 3).reshape(5, 3).sin(), torch.linspace(-2, 3, 5 * 7).reshape(5, 7).cos()
+
+
+class Halves(nn.Linear):
+    """Writes into its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.div_(2))
+
+
+class Appends(nn.Linear):
+    """Keeps what it computed in a list, as a cache of keys and values does."""
+
+    def forward(self, x: Tensor, past: list[Tensor]) -> Tensor:
+        past.append(x + sum(past))
+        return super().forward(past[-1])
+
+
+class Draws(nn.Linear):
+    """Adds noise in evaluation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + torch.rand_like(x))
+
+
+class Parts(nn.Module):
+    """A layer whose output is conditioned, and others around it."""
+
+    def __init__(self, kind: type[nn.Linear]) -> None:
+        super().__init__()
+        self.before, self.site, self.after = kind(3, 5), nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, *given: Any) -> Tensor:
+        return self.after(self.site(self.before(*given)).relu())
+
+
+def network(kind: type[nn.Linear]) -> nn.Module:
+    return tf.condition(Parts(kind), "site", tf.Vector(7)).eval()
+
+
+def inputs(kind: type[nn.Linear]) -> tuple[Any, ...]:
+    return (X.clone(), [X.clone()]) if kind is Appends else (X.clone(),)
+
+
+def is_ignored(model: nn.Module, given: tuple[Any, ...]) -> None:
+    found = tf.heard(model, [(given, Z)], resamples=40)
+    assert found.verdict == "ignored"
+    assert found.effects["repeat"].output.value == found.effects["swap"].output.value == 0
+
+
+TOOLS: dict[str, Callable[[nn.Module, tuple[Any, ...]], Any]] = {
+    "heard": is_ignored,
+}
+
+
+@pytest.mark.parametrize("kind", [Halves, Appends, Draws])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_calls_leave_no_trace_in_one_another_nor_in_inputs_and_random_numbers(tool, kind):
+    model, given = network(kind), inputs(kind)
+    chance = torch.get_rng_state()
+    TOOLS[tool](model, given)
+    assert torch.equal(given[0], X)
+    assert kind is not Appends or (len(given[1]) == 1 and torch.equal(given[1][0], X))
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_functions_that_write_into_what_they_are_given_do_not_change_what_is_measured():
+    z, target = Z.clone(), torch.zeros(5, 3)
+
+    def both(x: Tensor, cond: Tensor) -> Tensor:
+        return x + cond[:, :3]
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return output.sub_(target.add_(1)).square().mean(1)
+
+    found = tf.heard(both, [(X, z, target)], loss=loss, blank=lambda c: c.zero_(), resamples=40)
+    assert found.effects["repeat"].output.value == 0
+    assert found.effects["repeat"].loss.value == 0
+    assert found.effects["blank"].output.value > 0
+    assert torch.equal(z, Z)
+    assert not target.any()
+
+
+def test_outputs_in_one_memory_are_told_apart():
+    memory = torch.empty(5, 3)
+    found = tf.heard(lambda x, cond: torch.add(x, cond[:, :3], out=memory), [(X, Z)], resamples=40)
+    assert found.verdict == "heard"
+
+
+class Unlike:
+    """Something that cannot be copied."""
+
+    def __deepcopy__(self, memo: object) -> Any:
+        raise RuntimeError("a handle")
+
+
+def test_what_cannot_be_copied_and_what_is_learned_is_handed_on_beside_copies_of_the_rest():
+    handle, steps, layer, past = Unlike(), iter([1]), nn.Linear(2, 3), [torch.zeros(2)]
+    one, two, three, four, five, six = fresh((handle, (n for n in steps), layer, layer.weight, past, past[0]))
+    assert one is handle
+    assert list(two) == [1]
+    assert three is layer
+    assert four is layer.weight
+    assert five is not past
+    assert five[0] is six
+    assert six is not past[0]
+
+
+def test_copies_of_tensors_are_small_and_have_gradients_graphs_and_marks_of_their_own():
+    every = torch.zeros(100, 3, requires_grad=True)
+    part, leaf = every[:2] * 1, torch.ones(2, requires_grad=True)
+    leaf.mark = "kept"
+    slice_, (one, two) = fresh((every.detach()[:2], (part, leaf)))
+    assert slice_.untyped_storage().nbytes() == 24
+    assert two.is_leaf
+    assert two.requires_grad
+    assert two.mark == "kept"
+    one.add_(1)  # no leaf, as before
+    one.sum().backward()
+    assert every.grad[:2].eq(1).all()
+    assert not part.any()
+
+
+def test_a_copy_that_ends_the_memory_says_so():
+    class Large:
+        def __deepcopy__(self, memo: object) -> Any:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fresh([Large()])
