@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import torchfilm as tf
+from catalogue import randomise
 from torchfilm.restoring import fresh
 
 X, Z = torch.linspace(-1, 1, 5 * 3).reshape(5, 3).sin(), torch.linspace(-2, 3, 5 * 7).reshape(5, 7).cos()
@@ -54,6 +55,12 @@ def inputs(kind: type[nn.Linear]) -> tuple[Any, ...]:
     return (X.clone(), [X.clone()]) if kind is Appends else (X.clone(),)
 
 
+def folds(model: nn.Module, given: tuple[Any, ...]) -> None:
+    _, report = tf.fold(model, cond=Z[:1], inputs=given)
+    assert report.error is not None
+    assert report.error < 1e-6
+
+
 def is_ignored(model: nn.Module, given: tuple[Any, ...]) -> None:
     found = tf.heard(model, [(given, Z)], resamples=40)
     assert found.verdict == "ignored"
@@ -61,6 +68,7 @@ def is_ignored(model: nn.Module, given: tuple[Any, ...]) -> None:
 
 
 TOOLS: dict[str, Callable[[nn.Module, tuple[Any, ...]], Any]] = {
+    "fold": folds,
     "heard": is_ignored,
 }
 
@@ -69,6 +77,8 @@ TOOLS: dict[str, Callable[[nn.Module, tuple[Any, ...]], Any]] = {
 @pytest.mark.parametrize("tool", TOOLS)
 def test_calls_leave_no_trace_in_one_another_nor_in_inputs_and_random_numbers(tool, kind):
     model, given = network(kind), inputs(kind)
+    if tool == "fold":
+        randomise(model)
     chance = torch.get_rng_state()
     TOOLS[tool](model, given)
     assert torch.equal(given[0], X)
