@@ -47,12 +47,23 @@ class Parts(nn.Module):
         return self.after(self.site(self.before(*given)).relu())
 
 
-def network(kind: type[nn.Linear]) -> nn.Module:
-    return tf.condition(Parts(kind), "site", tf.Vector(7)).eval()
+class Writes(tf.Vector):
+    """An encoder that normalises its condition in place."""
+
+    def forward(self, cond: Tensor) -> Tensor:
+        return super().forward(cond.div_(2))
+
+
+def network(kind: type[nn.Linear], cond: nn.Module | None = None) -> nn.Module:
+    return tf.condition(Parts(kind), "site", tf.Vector(7) if cond is None else cond).eval()
 
 
 def inputs(kind: type[nn.Linear]) -> tuple[Any, ...]:
     return (X.clone(), [X.clone()]) if kind is Appends else (X.clone(),)
+
+
+def compared(model: nn.Module, given: tuple[Any, ...]) -> None:
+    assert tf.compare({"film": model}, (*given, Z), rounds=3).rows
 
 
 def folds(model: nn.Module, given: tuple[Any, ...]) -> None:
@@ -68,8 +79,11 @@ def is_ignored(model: nn.Module, given: tuple[Any, ...]) -> None:
 
 
 TOOLS: dict[str, Callable[[nn.Module, tuple[Any, ...]], Any]] = {
+    "compare": compared,
+    "doctor": lambda model, given: tf.doctor(model, *given, cond=Z),
     "fold": folds,
     "heard": is_ignored,
+    "sensitivity": lambda model, given: tf.sensitivity(model, *given, cond=Z),
 }
 
 
@@ -84,6 +98,38 @@ def test_calls_leave_no_trace_in_one_another_nor_in_inputs_and_random_numbers(to
     assert torch.equal(given[0], X)
     assert kind is not Appends or (len(given[1]) == 1 and torch.equal(given[1][0], X))
     assert torch.equal(torch.get_rng_state(), chance)
+
+
+@pytest.mark.parametrize("kind", [Halves, Appends])
+def test_calls_of_a_comparison_and_of_a_diagnosis_all_see_the_same(kind):
+    model, given, seen = network(kind), inputs(kind), []
+    model.before.register_forward_pre_hook(lambda _, args: seen.append(str(args)))
+    tf.compare({"film": model}, (*given, Z), rounds=3)
+    tf.doctor(model.train(), *given, cond=Z)
+    assert len(seen) > 8
+    assert len({one.replace(", requires_grad=True", "") for one in seen}) == 1
+
+
+def test_a_sweep_differs_by_strength_alone():
+    model, chance = randomise(network(Draws)), torch.get_rng_state()
+    first, again, other = tf.sweep(model, ".*", [1, 1, 0], lambda: model(X, cond=Z))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_an_encoder_that_writes_into_its_condition_writes_into_a_copy():
+    model, z = network(nn.Linear, Writes(7)), Z.clone()
+    randomise(model)
+    plain, _ = tf.fold(model, cond=z[:1], inputs=X)
+    torch.testing.assert_close(plain(X), model(X, cond=z[:1].clone()))
+    expected = model(X, cond=z.clone())
+    tf.heard(model, [(X, z)], resamples=40)
+    tf.doctor(model, X, cond=z)
+    assert torch.equal(z, Z)
+    table = tf.tabulate(model, conds=[z[0], z[0]])
+    assert torch.equal(z, Z)
+    torch.testing.assert_close(table(X[:1], cond=1), expected[:1])
 
 
 def test_functions_that_write_into_what_they_are_given_do_not_change_what_is_measured():
