@@ -59,10 +59,10 @@ def test_one_for_all_samples_stays_as_it_is():
 
     encoder = Seeing({"time": tf.Scalars(1, 4), "goal": tf.Vector(5), "words": tf.Vector(2)})
     heard(tf.condition(nn.Sequential(nn.Linear(3, 7)), "0", encoder), [(X, GIVEN)], resamples=40)
-    assert all(one["time"] is GIVEN["time"] for one in seen)
+    assert all(torch.equal(one["time"], GIVEN["time"]) for one in seen)
     swapped, goal, words = seen[2:5]
-    assert goal["words"] is GIVEN["words"]
-    assert words["goal"] is GIVEN["goal"]
+    assert torch.equal(goal["words"], GIVEN["words"])
+    assert torch.equal(words["goal"], GIVEN["goal"])
     assert not any(torch.equal(one["goal"], GIVEN["goal"]) for one in (swapped, goal))
 
 

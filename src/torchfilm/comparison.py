@@ -23,9 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchfilm.injection import conditioning, film_of, unconditioned
 from torchfilm.naming import Entries, check_size
-from torchfilm.restoring import in_mode, product_by_product, unchanged
+from torchfilm.restoring import fresh, in_mode, product_by_product, same_chance, unchanged
 from torchfilm.scoring import Score, Scored, scored_by, scored_of
-from torchfilm.sensitivity import recordable
 from torchfilm.sharding import check_whole
 from torchfilm.signatures import signature_of
 from torchfilm.sites import check_network
@@ -218,7 +217,8 @@ def compare(
                 "That network without its conditioning is measured in any case; leave this one out."
             )
         candidates.insert(0, dataclasses.replace(candidates[0], name="unconditioned", plain=True))
-    with in_mode(*(model for trained in seeds.values() for model in trained), training=False):
+    trained = [model for networks in seeds.values() for model in networks]
+    with in_mode(*trained, training=False), same_chance():
         times = _in_turn(candidates, rounds, clock, np.random.default_rng(seed))
         scores = scored_by(seeds, score) if score else {}
         first, scored = next(iter(seeds)), {}
@@ -255,6 +255,10 @@ class _Candidate:
 
     def active(self) -> AbstractContextManager[None]:
         return unconditioned(self.model) if self.plain else nullcontext()
+
+    def ready(self) -> _Candidate:
+        """Return the same with a batch of its own, for one call: what that writes, no other one reads."""
+        return dataclasses.replace(self, batch=fresh(self.batch))
 
     def __call__(self) -> Any:
         if isinstance(self.batch, Mapping):
@@ -312,10 +316,11 @@ def _in_turn(
     for turn in range(rounds + 1):
         for i in rng.permutation(len(candidates)):
             candidate = candidates[i]
-            with candidate.active(), torch.no_grad():
+            call = candidate.ready()
+            with candidate.active(), torch.no_grad(), same_chance():
                 _wait(devices)
                 start = clock()
-                candidate()
+                call()
                 _wait(devices)
                 took = clock() - start
             seconds[candidate.name] += [took] if turn else []
@@ -336,8 +341,9 @@ def _flops(candidate: _Candidate) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # brings in Triton where that is installed
 
     counter = FlopCounterMode(display=False, custom_mapping=_PRODUCTS)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), product_by_product(), counter:
-        candidate()
+    call = candidate.ready()
+    with torch.no_grad(), same_chance(), sdpa_kernel(SDPBackend.MATH), product_by_product(), counter:
+        call()
     return counter.get_total_flops()
 
 
@@ -399,7 +405,7 @@ def _held(candidate: _Candidate) -> int:
     hook: Any = torch.compiler.disable(pack)  # compiled, it would be once for each length of the list
     watched = torch.autograd.graph.saved_tensors_hooks(hook, lambda tensor: tensor)
     with torch.inference_mode(mode=untrainable), torch.enable_grad(), watched:
-        output = dataclasses.replace(candidate, batch=recordable(candidate.batch))()
+        output = candidate.ready()()
     # What a branch kept that has no part in the output is freed already.
     kept = dict(_memory(one) for find in packed if (one := find()) is not None)
     del output

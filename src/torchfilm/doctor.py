@@ -22,8 +22,8 @@ from torchfilm.injection import conditioning, unwrapped
 from torchfilm.modulation import Modulation
 from torchfilm.naming import check_choice, entry
 from torchfilm.pulses import SHIFTS, Pulse, Seen, readers, take_pulses, watched
-from torchfilm.restoring import undisturbed
-from torchfilm.sensitivity import Leaves, leaves, moved, probe, recordable, shaken, tensors_of
+from torchfilm.restoring import fresh, same_chance, undisturbed
+from torchfilm.sensitivity import Leaves, leaves, moved, probe, shaken, tensors_of
 from torchfilm.sites import Site
 from torchfilm.upstream import (
     START,
@@ -197,16 +197,20 @@ def doctor(
     root = unwrapped(model)
     start = _identity if at == "identity" else lambda name, value: value
 
+    def call() -> Any:
+        inputs, named, own = fresh((args, kwargs, cond))
+        with same_chance():
+            return model(*inputs, cond=own, modulation=modulation, **named)
+
     def run(start: Callable[[str, Any], Any]) -> _Pass:
         with leaves(model, start) as found, watched(root, film) as seen:
-            output = model(*args, cond=cond, modulation=modulation, **kwargs)
+            output = call()
         total, *units = probe(output, measure, 0)
         fields = list(found.fields())
         gradients = torch.autograd.grad(total, [leaf for _, _, leaf in fields], allow_unused=True)
         return _Pass(seen, found, fields, gradients, total, *units)
 
     with undisturbed(model):
-        args, kwargs, cond = recordable((args, kwargs, cond))
         one = run(start)
         told = moved(film, one.seen.condition, one.leaves.values)
         said = None if modulation is not None else active_condition(film, cond)
@@ -224,7 +228,7 @@ def doctor(
             given = one.leaves.given
             if film.training:  # without dropout of conditions, by a call of the network itself
                 with torch.no_grad(), film.predicting(), leaves(model) as found:
-                    model(*args, cond=cond, **kwargs)
+                    call()
                 given = found.given
             alike = tells_one_thing(given, told.fields, said)
             sources = _about_sources(same=alike, cut_off=is_cut_off(film.cond, one.leaves.given))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchfilm.filling import Conditioning
+from torchfilm.restoring import fresh, unchanged
 from torchfilm.several import Several
 from torchfilm.sharding import check_whole
 
@@ -52,6 +53,7 @@ def difference(
 ) -> float:
     """Return the largest difference between outputs of the two networks; NaN where one of them alone is NaN.
 
+    Both start from the same random state and get copies of the inputs, and both are left as they were.
     Relative to the largest finite number of each output; infinities that are the same do not differ.
 
     Args:
@@ -71,10 +73,15 @@ def difference(
         )
     named = inputs if isinstance(inputs, Mapping) else {}
     given = (inputs,) if isinstance(inputs, Tensor) else () if named else tuple(inputs)
-    with torch.no_grad():
-        with film.fixed(values):
-            expected = pytree.tree_leaves(model(*given, **named))
-        actual = pytree.tree_leaves(plain(*given, **named))
+
+    def outputs(network: nn.Module) -> list[Any]:
+        args, kwargs = fresh((given, dict(named)))
+        with torch.no_grad(), unchanged(network):
+            return fresh(pytree.tree_leaves(network(*args, **kwargs)))  # which may be buffers of its own
+
+    with film.fixed(values):
+        expected = outputs(model)
+    actual = outputs(plain)
     differences = [
         _relative(one.cpu().double(), other.cpu().double())
         for one, other in zip(actual, expected, strict=True)

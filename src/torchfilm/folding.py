@@ -47,6 +47,7 @@ from torchfilm.freezing import Frozen
 from torchfilm.injection import Network, check_forwards, conditioning, remove
 from torchfilm.kept import Border, Margin, keep, keeps
 from torchfilm.naming import check_choice, entry
+from torchfilm.restoring import fresh, same_chance
 from torchfilm.sites import Site, is_root
 from torchfilm.slots import PLAIN, rebased
 
@@ -113,7 +114,8 @@ def fold(
             where that code shows something else. The norm becomes an Identity.
         inputs: arguments of the model, by position or by name, or its only one, to measure how far the
             outputs differ, and to refuse a copy that computes something else: a network whose code reads
-            weights, or branches by isinstance, in ways that cannot be seen from here.
+            weights, or branches by isinstance, in ways that cannot be seen from here. Both run on copies of
+            them, and with the same random numbers of torch.
 
     Returns:
         The copy, and a report of each site: where it went, and the measured error.
@@ -252,8 +254,8 @@ def _values(
             f"Give the one condition that is to be folded: fold(model, cond=z)."
         )
     check_all_given(film.cond, cond)
-    with torch.no_grad(), film.predicting():
-        values = film.values(cond, modulation)
+    with torch.no_grad(), film.predicting(), same_chance():
+        values = film.values(fresh(cond), modulation)
     if values is PLAIN:
         raise ValueError(
             "fold: expected a network that hears its condition, got it inside `unconditioned`.\n"

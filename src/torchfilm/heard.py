@@ -31,7 +31,7 @@ from torchfilm.heard_report import Effect, Hearing
 from torchfilm.heard_tally import RIGHT, Score, Tally
 from torchfilm.injection import film_of
 from torchfilm.intervals import FEWEST_RESAMPLES
-from torchfilm.restoring import in_mode, same_chance
+from torchfilm.restoring import fresh, in_mode, same_chance
 from torchfilm.several import Masked, Maybe, Several
 from torchfilm.upstream import START, untouched
 
@@ -65,9 +65,11 @@ def heard(
     several outputs the mean is taken over those in which samples differ. The change of an output that is the
     same for all samples is without bound, and counts where no other one changes.
 
-    Every call starts from the same random state, so dropout or sampling noise is the same on both sides; what
-    is left (a simulator's own chance) is measured by the row "repeat". A module is measured as
-    it predicts, in eval mode and without gradients, and gets its own modes back.
+    Every call starts from the same random state of torch, so dropout or sampling noise is the same on both
+    sides, and gets copies of its inputs: what it writes into them (x.div_(255), a cache of keys and values, a
+    simulator that steps) no other call sees, nor do you. What is left is measured by the row "repeat": chance
+    from elsewhere, what a network keeps on itself, and inputs that cannot be copied, as generators.
+    A module is measured as it predicts, in eval mode and without gradients, and gets its own modes back.
 
     Intervals are of 95 %, by a bootstrap over samples that is widened for what samples share (each takes part
     once with its own x and again where its condition is given away) and for small numbers of them. Zeros and
@@ -167,9 +169,9 @@ def _measure(
     everyone = np.ones(len(rows), dtype=bool)
 
     def run(with_condition: Any) -> Any:
-        inputs = x if type(x) is tuple else (x,)
+        inputs, cond = fresh((x if type(x) is tuple else (x,), with_condition))
         with same_chance(seed):
-            return model(*inputs, cond=with_condition)
+            return model(*inputs, cond=cond)
 
     def run_with(changed: Any) -> Any:
         in_part = isinstance(condition, Mapping) and changed.keys() != condition.keys()
@@ -183,11 +185,11 @@ def _measure(
         if moved.any():
             tally.add(name, run_with(take(part, giver)), giver, moved)
     if blank:
-        tally.add("blank", run(blank(condition)), rows, everyone)
+        tally.add("blank", run(blank(fresh(condition))), rows, everyone)
     elif (empty := blanked(own)) is not None:
         tally.add("blank", run_with(empty), rows, everyone)
     if callable(paraphrase):
-        tally.add("paraphrase", run(paraphrase(condition)), rows, everyone)
+        tally.add("paraphrase", run(paraphrase(fresh(condition))), rows, everyone)
     elif paraphrase is not None:
         other, known = reworded(own, paraphrase)
         if known.any():

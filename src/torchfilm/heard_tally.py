@@ -17,6 +17,7 @@ from torch import Tensor
 from torchfilm.counterfactual import columns, is_words
 from torchfilm.heard_report import Effect
 from torchfilm.intervals import EVERYWHERE, Bounds, Estimate, Numbers, Rows, Sampled
+from torchfilm.restoring import fresh
 
 Score = Callable[[Any, Any], Any]
 Flags = NDArray[np.bool_]
@@ -45,7 +46,8 @@ class Tally:
 
     def begin(self, output: Any, target: Any, group: Any, count: int) -> None:
         """Take in a batch's outputs with the right conditions."""
-        self.output, self.target = _columns(output, count), target
+        # A copy: a network may write its next output into the same memory.
+        self.output, self.target = _columns(fresh(output), count), target
         self.first, self.count = self.count, self.count + count
         unit = np.arange(self.first, self.count)
         if group is not None:  # numbers below zero, as batches without groups may be among the others
@@ -255,7 +257,7 @@ def _apart(column: Any) -> Numbers:
 
 
 def _scored(name: str, function: Score, output: Any, target: Any, count: int) -> Numbers:
-    values = torch.as_tensor(function(output, target), device="cpu").detach().double()
+    values = torch.as_tensor(function(*fresh((output, target))), device="cpu").detach().double()
     per_sample = values.ndim > 0 and len(values) == count
     if not per_sample or not values.isfinite().all():
         raise ValueError(

@@ -23,6 +23,7 @@ from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.modulations import Modulations, SitePattern, fields_of, matching
 from torchfilm.naming import UnknownNameError, entry
+from torchfilm.restoring import same_chance
 from torchfilm.sites import each_match
 
 Change = Callable[[Modulation], Modulation] | Modulation
@@ -218,11 +219,14 @@ def sweep(
 ) -> list[T]:
     """Run the same call for several strengths of a change to the modulations; return the results.
 
+    Each call starts from the present state of torch's random numbers, which is put back in the end.
+
     Args:
         model: a conditioned network.
         sites: names, or a regular expression for whole names; a list of such; or a function of the name.
         values: what `change` gets, one after the other, as a tensor (so that a compiled network stays one).
-        call: runs the network: `lambda: model(x, cond=z)`.
+        call: runs the network: `lambda: model(x, cond=z)`. Where the network writes into x, or into a cache,
+            give it a copy: `lambda: model(x.clone(), cond=z)`.
         change: what to do to the modulation, of which it gets a copy; without it, its `strength`.
 
     Raises:
@@ -240,7 +244,7 @@ def sweep(
     found = []
     for value in values:
         number = torch.tensor(float(value), dtype=torch.float64, device="cpu")
-        with film.transformed(_Turn(chosen, change, number)):
+        with same_chance(), film.transformed(_Turn(chosen, change, number)):
             found.append(call())
     return found
 

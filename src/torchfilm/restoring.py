@@ -1,14 +1,23 @@
-"""Give back what a measurement changes: modes of modules, buffers, random numbers, switches of torch."""
+"""Give back what a measurement changes: modes of modules, buffers, random numbers, switches of torch.
+
+Also inputs, which a network may write into: `fresh` makes those of a single call.
+"""
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+T = TypeVar("T")
 
 # The blocks of `in_mode` that are open, in the order in which they began, with the modes from before each.
 _OPEN: list[dict[nn.Module, bool]] = []
@@ -81,6 +90,53 @@ def same_chance(seed: int | None = None) -> Iterator[None]:
         elif seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+def fresh(value: T) -> T:
+    """Return copies for one call to write into, of all that it is given: tensors, lists, caches, simulators.
+
+    Modules and parameters are handed on as they are, and so is what cannot be copied, as a generator. Tensors
+    of one memory get one each: else a batch would be copied with the whole set that it is a part of.
+
+    Example:
+        >>> past = [torch.zeros(2)]
+        >>> fresh(past)[0].add_(1), past
+        (tensor([1., 1.]), [tensor([0., 0.])])
+    """
+    memo = {id(one): one for one in pytree.tree_leaves(value) if isinstance(one, nn.Module | nn.Parameter)}
+    with _Cloning():
+        copied = _copied(value, memo)
+        return pytree.tree_map(partial(_copied, memo=memo), value) if copied is value else copied
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Return a copy, or the value itself where that fails: then the memo has nothing of the attempt."""
+    attempt = dict(memo)
+    try:
+        copied = copy.deepcopy(value, attempt)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - of whatever class: objects of others say how they are copied
+        return value
+    memo.update(attempt)
+    return copied
+
+
+class _Cloning(TorchFunctionMode):
+    """Let `copy.deepcopy` clone tensors: torch itself copies all of their memory, and refuses graphs."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Clone a tensor with its graph, or as a leaf; with what others noted on it, as `mark_dynamic`."""
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor: Tensor = args[0]
+        if tensor.is_leaf:
+            cloned = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        else:
+            with torch.enable_grad():
+                cloned = tensor.clone()
+        vars(cloned).update(vars(tensor) | vars(cloned))
+        return cloned
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torchfilm.filling import Conditioning, Off
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.naming import check_size
-from torchfilm.restoring import undisturbed
+from torchfilm.restoring import fresh, undisturbed
 
 Measure = Callable[[Any], Any]
 
@@ -67,13 +67,6 @@ def leaves(
         )
     with film.transformed(found):
         yield found
-
-
-def recordable(value: Any) -> Any:
-    """Return the structure with copies of tensors made in inference mode, which no graph may hold."""
-    return pytree.tree_map(
-        lambda one: one.clone() if isinstance(one, Tensor) and one.is_inference() else one, value
-    )
 
 
 def probe(output: Any, measure: Measure | None, seed: int) -> tuple[Tensor, float, float]:
@@ -193,7 +186,7 @@ def sensitivity(
     check_size("sensitivity: draws", draws, "Leave draws= out for a single one.")
     draws = 1 if measure is not None else draws
     with undisturbed(model), leaves(model) as found:
-        args, kwargs, cond = recordable((args, kwargs, cond))
+        args, kwargs, cond = fresh((args, kwargs, cond))
         output = model(*args, cond=cond, modulation=modulation, **kwargs)
         check_modulations("sensitivity", found.values)
         squares: dict[str, dict[str, Tensor]] = {name: {} for name in found.values}

@@ -12,6 +12,7 @@ from torchfilm.filling import Conditioning
 from torchfilm.injection import Network, conditioning
 from torchfilm.lookup import Row, Table
 from torchfilm.modulation import Modulation
+from torchfilm.restoring import fresh
 
 
 def tabulate(model: Network, conds: Any) -> Network:
@@ -58,7 +59,7 @@ def _packed(film: Conditioning, conds: Any) -> tuple[Tensor, dict[str, tuple[int
     if single:
         _check_some(conds)
     with torch.no_grad():
-        each = [film.modulations(cond) for cond in (conds if single else [conds])]
+        each = [film.modulations(fresh(cond)) for cond in (conds if single else [conds])]
     columns: list[Tensor] = []
     layout: dict[str, tuple[int, int]] = {}
     for name, site in film.sites.items():
