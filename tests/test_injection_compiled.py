@@ -118,6 +118,37 @@ def test_contexts_and_transforms_act_on_a_compiled_network():
         torch.compile(model, backend=counter)(x)
 
 
+def test_each_class_of_networks_has_as_many_graphs_as_torch_allows_one():
+    x, z, counter = torch.randn(2, 3), torch.randn(2, 13), CompileCounter()
+    for i in range(torch._dynamo.config.recompile_limit + 1):
+        kind = type(f"Net{i}", (nn.Sequential,), {})
+        model = tf.condition(kind(nn.Linear(3, 5 + i), nn.ReLU()), "0", tf.Vector(13))
+        randomise(model.film)
+        for one in (model, copy.deepcopy(model)):
+            compiled = torch.compile(one, fullgraph=True, backend=counter)
+            torch.testing.assert_close(compiled(x, cond=z), model(x, cond=z))
+        assert counter.frame_count == i + 1  # a copy has that of the first
+
+
+def test_each_class_of_sites_has_as_many_graphs_as_torch_allows_one():
+    x, z, counter = torch.randn(2, 3), torch.randn(2, 13), CompileCounter()
+    kinds = [type(f"Layer{i}", (nn.Linear,), {}) for i in range(torch._dynamo.config.recompile_limit + 1)]
+    model = tf.condition(nn.Sequential(*[kind(3, 3) for kind in kinds]), ".*", tf.Vector(13)).eval()
+    randomise(model.film)
+    expected = model(x, cond=z)
+    for layer in model:
+        layer.compile(fullgraph=True, backend=counter)
+    torch.testing.assert_close(model(x, cond=z), expected)
+    assert counter.frame_count == len(kinds)
+
+
+def test_a_traceback_names_the_class_of_a_network():
+    model = tf.condition(Net(), SITES, tf.Vector(13))
+    with pytest.raises(ValueError, match="expected an active condition") as caught:
+        model(inputs()[0])
+    assert "root_forward of networks.Net" in [entry.name for entry in caught.traceback]
+
+
 def test_two_threads_of_a_compiled_network_hear_their_own_conditions():
     model, (x, _) = conditioned(), inputs()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
