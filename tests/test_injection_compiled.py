@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounter
 
 import torchfilm as tf
@@ -147,6 +149,39 @@ def test_a_traceback_names_the_class_of_a_network():
     with pytest.raises(ValueError, match="expected an active condition") as caught:
         model(inputs()[0])
     assert "root_forward of networks.Net" in [entry.name for entry in caught.traceback]
+
+
+def test_a_network_has_the_graphs_that_torch_allows_one_and_keeps_them():
+    model, (x, z), counter = conditioned(), inputs(), CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+
+    def half(m: tf.Modulation) -> tf.Modulation:
+        return m.replace(gamma=0.5 * m.gamma)
+
+    def variants() -> Iterator[None]:
+        yield compiled(x, cond=z)
+        with torch.no_grad():
+            yield compiled(x, cond=z)
+            with tf.record(model):
+                yield compiled(x, cond=z)
+            with tf.edit(model, {".*": half}):
+                yield compiled(x, cond=z)
+                with tf.record(model):
+                    yield compiled(x, cond=z)
+            yield tf.sweep(model, ".*", [0, 0.5, 1], lambda: compiled(x, cond=z))
+            yield compiled(x, modulation=tf.modulations(model, z))
+            with tf.using(model, cond=z):
+                yield compiled(x)
+            with tf.folded(model, cond=z[:1]):
+                yield compiled(x)
+            with tf.unconditioned(model):
+                yield compiled(x)
+
+    with pytest.raises(FailOnRecompileLimitHit):
+        list(variants())
+    assert counter.frame_count == 8 == torch._dynamo.config.recompile_limit
+    with torch._dynamo.config.patch(recompile_limit=32):
+        assert len(list(variants())) == len(list(variants())) == counter.frame_count == 10
 
 
 def test_two_threads_of_a_compiled_network_hear_their_own_conditions():
