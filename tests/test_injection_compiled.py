@@ -239,6 +239,32 @@ def test_an_exported_network_takes_other_batches_and_conditions(strict: bool):
     assert all(slot.value is None for slot in film.slots.values())
 
 
+class Step(nn.Module):
+    """Calls a part of a conditioned network, as a step of a policy does its encoder."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        with tf.using(self.part, cond=z):
+            return self.part.features(x)
+
+
+@pytest.mark.filterwarnings("ignore:While (compiling|exporting), we found certain side effects")
+@pytest.mark.parametrize("way", ["compiled", "strict", "not strict"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_block_of_using_is_traced_with_the_step_that_holds_it(way: str, grad: bool):
+    step, (x, z) = Step(conditioned()), inputs()
+    with torch.set_grad_enabled(grad):
+        if way == "compiled":
+            traced = torch.compile(step, fullgraph=True, backend="eager")
+        else:
+            traced = torch.export.export(step, (x, z), strict=way == "strict").module()
+        for condition in (z, -z):
+            torch.testing.assert_close(traced(x, condition), step(x, condition), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch's own, up to 2.9
 @pytest.mark.parametrize("kind", ["modulations", "masked"])
 def test_an_exported_network_is_read_back_without_a_word(kind: str, tmp_path: Path, capfd):
