@@ -14,6 +14,7 @@ import torchfilm as tf
 from catalogue import randomise
 from networks import SITES, Net, conditioned, inputs
 from torchfilm import adapter
+from torchfilm.fusion import Film
 from torchfilm.injection import conditioning
 from torchfilm.version import from_entries
 
@@ -393,15 +394,28 @@ def test_what_cannot_be_written_or_filled_is_refused_in_words(tmp_path: Path):
 
 
 @pytest.mark.plain
-def test_a_table_of_a_generator_of_ones_own_asks_for_the_fusion(tmp_path: Path):
+def test_a_table_of_a_generator_of_ones_own_is_loaded_as_any_where_the_fusion_is_film(tmp_path: Path):
     model, x = tf.condition(Net(), SITES, tf.Vector(13), generator=tf.Generator).eval(), inputs()[0]
+    randomise(model.film)
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(tf.tabulate(model, conds=torch.randn(11, 13)), tmp_path)
+    assert torch.equal(tf.load(base, tmp_path)(x, cond=2), model(x, cond=2))
+
+
+class OwnFilm(Film):
+    """A fusion of one's own, of which nothing is known."""
+
+
+@pytest.mark.plain
+def test_a_table_of_a_fusion_of_ones_own_asks_for_it(tmp_path: Path):
+    model, x = tf.condition(Net(), SITES, tf.Vector(13), fusion=OwnFilm()).eval(), inputs()[0]
     base = tf.remove(copy.deepcopy(model))
     tf.save(tf.tabulate(model, conds=torch.randn(11, 13)), tmp_path)
     with pytest.raises(ValueError, match=r"expected fusion=, for the table in (.|\n)*fusion='film'"):
         tf.load(base, tmp_path)
     with pytest.raises(ValueError, match=r"expected no generator=, (.|\n)*Leave it out"):
-        tf.load(base, tmp_path, fusion="film", generator=tf.Generator)
-    assert torch.equal(tf.load(base, tmp_path, fusion="film")(x, cond=2), model(x, cond=2))
+        tf.load(base, tmp_path, fusion=OwnFilm(), generator=tf.Generator)
+    assert torch.equal(tf.load(base, tmp_path, fusion=OwnFilm())(x, cond=2), model(x, cond=2))
 
 
 def test_a_tabulated_network_is_saved_and_loaded(tmp_path: Path):

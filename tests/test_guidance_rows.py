@@ -214,3 +214,21 @@ def test_no_part_of_a_network_in_training_drops_conditions():
         expected = tf.guide(policy.eval(), x, cond=z, scale=scale)
         assert torch.equal(tf.guide(policy.train(), x, cond=z, scale=scale), expected)
     assert all(part.training for part in policy.modules())
+
+
+@pytest.mark.parametrize("space", ["output", "modulation"])
+def test_a_scale_of_zero_is_the_output_without_a_condition_to_the_bit(space):
+    model, x, z = graph(), torch.randn(7, 2), torch.randn(7, 13)
+    missing = model(x, EDGES, cond=tf.Masked(z, False))
+    assert torch.equal(tf.guide(model, x, EDGES, cond=z, scale=0.0, space=space), missing)
+    torch.testing.assert_close(model(x, EDGES, cond=tf.Masked(None)), missing)
+
+
+@pytest.mark.parametrize("space", ["output", "modulation"])
+def test_modulations_are_refused_with_how_to_weigh_them(space):
+    model, x, z = graph(), torch.randn(7, 2), torch.randn(7, 13)
+    m, null = tf.modulations(model, z), tf.modulations(model, tf.Masked(None))
+    with pytest.raises(ValueError, match="guide: expected a condition alone, got modulations too"):
+        tf.guide(model, x, EDGES, cond=z, modulation=m, scale=2.0, space=space)
+    y = tf.guide(model, x, EDGES, cond=z, scale=2.0, space="modulation")
+    torch.testing.assert_close(model(x, EDGES, modulation=null + 2.0 * (m - null)), y)

@@ -294,7 +294,7 @@ def test_a_forward_that_was_put_back_on_the_instance_is_no_patch():
 @pytest.mark.plain
 def test_a_batch_that_is_a_multiple_is_told_how_to_share_conditions():
     model, (x, z) = conditioned(), inputs()
-    with pytest.raises(ValueError, match=r"each condition serves 3 rows of x, .* or condition with repeat=3"):
+    with pytest.raises(ValueError, match=r"each condition serves 3 rows of x, .*repeat=3, or repeat='any'"):
         model(x.repeat_interleave(3, dim=0), cond=z)
 
 

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounter
 
 import torchfilm as tf
@@ -118,6 +120,70 @@ def test_contexts_and_transforms_act_on_a_compiled_network():
         torch.compile(model, backend=counter)(x)
 
 
+def test_each_class_of_networks_has_as_many_graphs_as_torch_allows_one():
+    x, z, counter = torch.randn(2, 3), torch.randn(2, 13), CompileCounter()
+    for i in range(torch._dynamo.config.recompile_limit + 1):
+        kind = type(f"Net{i}", (nn.Sequential,), {})
+        model = tf.condition(kind(nn.Linear(3, 5 + i), nn.ReLU()), "0", tf.Vector(13))
+        randomise(model.film)
+        for one in (model, copy.deepcopy(model)):
+            compiled = torch.compile(one, fullgraph=True, backend=counter)
+            torch.testing.assert_close(compiled(x, cond=z), model(x, cond=z))
+        assert counter.frame_count == i + 1  # a copy has that of the first
+
+
+def test_each_class_of_sites_has_as_many_graphs_as_torch_allows_one():
+    x, z, counter = torch.randn(2, 3), torch.randn(2, 13), CompileCounter()
+    kinds = [type(f"Layer{i}", (nn.Linear,), {}) for i in range(torch._dynamo.config.recompile_limit + 1)]
+    model = tf.condition(nn.Sequential(*[kind(3, 3) for kind in kinds]), ".*", tf.Vector(13)).eval()
+    randomise(model.film)
+    expected = model(x, cond=z)
+    for layer in model:
+        layer.compile(fullgraph=True, backend=counter)
+    torch.testing.assert_close(model(x, cond=z), expected)
+    assert counter.frame_count == len(kinds)
+
+
+def test_a_traceback_names_the_class_of_a_network():
+    model = tf.condition(Net(), SITES, tf.Vector(13))
+    with pytest.raises(ValueError, match="expected an active condition") as caught:
+        model(inputs()[0])
+    assert "root_forward of networks.Net" in [entry.name for entry in caught.traceback]
+
+
+def test_a_network_has_the_graphs_that_torch_allows_one_and_keeps_them():
+    model, (x, z), counter = conditioned(), inputs(), CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+
+    def half(m: tf.Modulation) -> tf.Modulation:
+        return m.replace(gamma=0.5 * m.gamma)
+
+    def variants() -> Iterator[None]:
+        yield compiled(x, cond=z)
+        with torch.no_grad():
+            yield compiled(x, cond=z)
+            with tf.record(model):
+                yield compiled(x, cond=z)
+            with tf.edit(model, {".*": half}):
+                yield compiled(x, cond=z)
+                with tf.record(model):
+                    yield compiled(x, cond=z)
+            yield tf.sweep(model, ".*", [0, 0.5, 1], lambda: compiled(x, cond=z))
+            yield compiled(x, modulation=tf.modulations(model, z))
+            with tf.using(model, cond=z):
+                yield compiled(x)
+            with tf.folded(model, cond=z[:1]):
+                yield compiled(x)
+            with tf.unconditioned(model):
+                yield compiled(x)
+
+    with pytest.raises(FailOnRecompileLimitHit):
+        list(variants())
+    assert counter.frame_count == 8 == torch._dynamo.config.recompile_limit
+    with torch._dynamo.config.patch(recompile_limit=32):
+        assert len(list(variants())) == len(list(variants())) == counter.frame_count == 10
+
+
 def test_two_threads_of_a_compiled_network_hear_their_own_conditions():
     model, (x, _) = conditioned(), inputs()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -171,6 +237,32 @@ def test_an_exported_network_takes_other_batches_and_conditions(strict: bool):
     film = tf.conditioning(model)
     assert film.local.values is None
     assert all(slot.value is None for slot in film.slots.values())
+
+
+class Step(nn.Module):
+    """Calls a part of a conditioned network, as a step of a policy does its encoder."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        with tf.using(self.part, cond=z):
+            return self.part.features(x)
+
+
+@pytest.mark.filterwarnings("ignore:While (compiling|exporting), we found certain side effects")
+@pytest.mark.parametrize("way", ["compiled", "strict", "not strict"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_block_of_using_is_traced_with_the_step_that_holds_it(way: str, grad: bool):
+    step, (x, z) = Step(conditioned()), inputs()
+    with torch.set_grad_enabled(grad):
+        if way == "compiled":
+            traced = torch.compile(step, fullgraph=True, backend="eager")
+        else:
+            traced = torch.export.export(step, (x, z), strict=way == "strict").module()
+        for condition in (z, -z):
+            torch.testing.assert_close(traced(x, condition), step(x, condition), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch's own, up to 2.9

@@ -289,6 +289,14 @@ def test_memory_that_runs_out_is_no_finding(error, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.plain
+@pytest.mark.parametrize("ask", [tf.doctor, sensitivity])
+@pytest.mark.parametrize("measure", [None, torch.mean])
+def test_a_batch_of_none_is_refused(ask, measure):
+    with pytest.raises(ValueError, match=r"Output: expected at least one sample, got shape \(0, 7\)"):
+        ask(network(), torch.zeros(0, 3).double(), cond=torch.zeros(0, 11).double(), measure=measure)
+
+
+@pytest.mark.plain
 def test_no_draws_are_refused():
     with pytest.raises(ValueError, match=r"draws expected a whole number from 1 on, got 0"):
         sensitivity(network(), torch.randn(2, 3).double(), cond=torch.randn(2, 11).double(), draws=0)

@@ -122,6 +122,33 @@ def test_llama_generates_under_a_condition(llama: nn.Module):
         assert torch.equal(llama.generate(IDS, **options), plain)
 
 
+@pytest.mark.parametrize("kind", ["tensor", "masked", "dict", "tuple"])
+@pytest.mark.parametrize("within", ["cond=", "using"])
+@pytest.mark.parametrize(
+    "times", [{"num_beams": 3}, {"do_sample": True, "top_k": 1, "num_return_sequences": 3}]
+)
+def test_llama_generates_several_sequences_per_condition(
+    llama, kind: str, within: str, times: dict[str, int]
+):
+    z, present = torch.randn(2, 4, 13), torch.tensor([True, False])
+    encoder, cond = {
+        "tensor": (tf.Vector(13), z[:, 0]),
+        "masked": (tf.Maybe(tf.Vector(13)), tf.Masked(z[:, 0], present)),
+        "dict": (tf.Several({"a": tf.Vector(13)}), {"a": z[:, 0]}),
+        "tuple": (tf.Tokens(13), (z, present[:, None] | (torch.arange(4) < 2))),
+    }[kind]
+    randomise(tf.condition(llama, tf.preset("llama"), encoder, repeat="any").film)
+    options = {"max_new_tokens": 5, "eos_token_id": None, **times}
+    if within == "cond=":
+        generated = llama.generate(IDS, cond=cond, **options)
+    else:
+        with tf.using(llama, cond=cond):
+            generated = llama.generate(IDS, **options)
+    for i, some in enumerate(generated.chunk(2)):
+        with tf.using(llama, cond=torch.utils._pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], cond)):
+            assert torch.equal(llama.generate(IDS[i : i + 1], **options), some)
+
+
 def test_llama_hears_the_condition_again_when_it_recomputes(llama: nn.Module):
     tf.condition(llama, tf.preset("llama"), tf.Vector(13))
     z = torch.randn(2, 13)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector, encoded_size
 from torchfilm.filling import Conditioning
-from torchfilm.fusion import Fusion, resolve
+from torchfilm.fusion import Film, Fusion, resolve
 from torchfilm.injection import Network, condition, conditioning, film_of, remove, unwrapped
 from torchfilm.lookup import Row, Table
 from torchfilm.reading import DAMAGED, intact, sketched
@@ -116,7 +116,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         **WRITER,
         "sites": [dataclasses.asdict(site) | {"name": names[site.name]} for site in film.sites.values()],
         "cond": _describe(film.cond),
-        "fusion": film.recipe,
+        "fusion": film.recipe or _recipe_of_table(film),
         "table": _renamed(film.generator.layout, names) if type(film.generator) is Table else None,
         "base": _fingerprint(root),
     }
@@ -127,6 +127,12 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         save_file(tensors, numbers, in_one_entry({_DESCRIBED: _hashed(text), **WRITER}))
         described.write_text(text, encoding="utf-8")
     return path
+
+
+def _recipe_of_table(film: Conditioning) -> dict[str, Any] | None:
+    """Return the recipe of a table that applies plain FiLM, whatever it was made with; else None."""
+    is_plain = type(film.generator) is Table and type(film.fusion) is Film
+    return {"name": "film", "options": {}} if is_plain else None
 
 
 def load(

@@ -181,8 +181,8 @@ def doctor(
         A report: `print` it, or read `findings` and `pulses`; it is true where every site can be heard.
 
     Raises:
-        ValueError: for an output or a measure without a gradient; for another `at`, and for at="identity"
-            with a fusion other than FiLM; inside of `unconditioned`.
+        ValueError: for a batch of no samples, and an output or a measure without a gradient; for another
+            `at`, and for at="identity" with a fusion other than FiLM; inside of `unconditioned`.
 
     Example:
         >>> from torchfilm.conditions import Vector

@@ -145,6 +145,7 @@ class Conditioning(nn.Module):
         self.slots = {site.name: Slot(site, fusion) for site in sites}
         self.places: list[Place] = []
         self.local = _Local()
+        self.folded = False  # on the instance from the start, or the first block would cost all graphs
         self.takes_cond = True
         self.recipe: dict[str, Any] | None = None
         self.frozen = Frozen()

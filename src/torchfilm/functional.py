@@ -346,7 +346,7 @@ def _wrong_size(
     if axis == 0 and size and x.shape[0] % size == 0:
         times = x.shape[0] // size
         how = f"{name}.repeat_interleave({times}, dim=0)"
-        how += f", or condition with repeat={times}" if site else ""
+        how += f", or condition with repeat={times}, or repeat='any' where calls differ in it" if site else ""
         remedy = f"If each condition serves {times} rows of x, use {how}."
     else:
         remedy = f"Besides the channels, the axes of {name} align with x's from the left, with x's size or 1."

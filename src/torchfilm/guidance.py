@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from torchfilm.filling import Conditioning
-from torchfilm.injection import conditioning, film_of
+from torchfilm.injection import conditioning, film_of, unwrapped
 from torchfilm.masks import as_mask, viewed
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_choice
@@ -49,7 +49,8 @@ def guide(
 ) -> Output:
     """Run a network with its condition exaggerated: y = y_null + scale * (y_cond - y_null).
 
-    A scale of 1 is the conditional output and 0 the unconditional one, to the bit; beyond 1 the condition is
+    A scale of 1 is the conditional output and 0 the unconditional one, that of `Masked(cond, False)`, to the
+    bit (that of `Masked(None)`, one row for all samples, but for rounding); beyond 1 the condition is
     exaggerated (Ho and Salimans 2022, eq. 6, where their w is scale - 1). With several conditions each has a
     scale of its own, and they come in one after the other, in the order of `scale`:
 
@@ -88,8 +89,8 @@ def guide(
     Raises:
         ValueError: for a condition that cannot be missing, names without a condition, conditions by name with
             one scale for all of them, a scale that is no number, space="modulation" without a conditioned
-            network and FiLM, and for conditions or outputs of which nobody knows how to join or to weigh
-            them.
+            network and FiLM, modulations in the place of the condition, and for conditions or outputs of
+            which nobody knows how to join or to weigh them.
 
     Example:
         >>> from torchfilm.conditions import Classes
@@ -100,6 +101,7 @@ def guide(
     """
     meaning = "The first is the guidance of the papers, the second costs no second pass through the network."
     check_choice("guide: space", space, get_args(Space), remedy=meaning)
+    _check_alone(model, keywords)
     names, scales = _read_scale(cond, scale)
     device = _device((cond, inputs, keywords))
     weights = _weights([_per_sample(one, device) for one in scales])
@@ -123,6 +125,18 @@ def guide(
         args, kwargs = pytree.tree_map(tiled, (inputs, keywords), is_leaf=_is_packed)
         output = model(*args, cond=_joined(copies, rows, device), **kwargs)
         return pytree.tree_map(partial(_combined, weights=chosen, rows=rows), output)
+
+
+def _check_alone(model: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
+    """Raise ValueError for modulations, where the network takes any."""
+    root = unwrapped(model) if isinstance(model, nn.Module) else None
+    given = keywords.get("modulation") is not None
+    if given and "modulation" in getattr(type(root), "_film_keywords", ()):
+        raise ValueError(
+            "guide: expected a condition alone, got modulations too.\n"
+            "Give cond=..., which it also takes away: of modulations it does not know what they are without. "
+            "Where you know, call model(x, modulation=null + scale * (m - null))."
+        )
 
 
 def _without_dropout(model: Callable[..., Any]) -> AbstractContextManager[Any]:

@@ -73,8 +73,14 @@ def probe(output: Any, measure: Measure | None, seed: int) -> tuple[Tensor, floa
     """Return a scalar to take gradients of, the unit to divide squared gradients by, and that of all of y.
 
     Raises:
-        ValueError: for an output or a measure without a gradient.
+        ValueError: for an output or a measure without a gradient, and for one of no sample.
     """
+    parts = [part for part in pytree.tree_leaves(output) if isinstance(part, Tensor) and part.ndim]
+    if parts and not any(part.numel() for part in parts):
+        raise ValueError(
+            f"Output: expected at least one sample, got shape {tuple(parts[0].shape)}.\n"
+            f"Give a batch with samples, as in training."
+        )
     return _projected(output, seed) if measure is None else _measured(measure(output))
 
 
@@ -173,8 +179,8 @@ def sensitivity(
             and by up to 0.7 / sqrt(draws) where one does nearly all. With a measure nothing is drawn.
 
     Raises:
-        ValueError: for an output or a measure without a gradient, for another fusion than FiLM, inside of
-            `unconditioned`, and for no draws.
+        ValueError: for a batch of no samples, for an output or a measure without a gradient, for another
+            fusion than FiLM, inside of `unconditioned`, and for no draws.
 
     Example:
         >>> from torchfilm.conditions import Vector

@@ -348,7 +348,13 @@ def _chosen(model: nn.Module, names: dict[str, list[str]], sites: Any) -> list[s
         )
     elif callable(sites):
         chosen = [name for name in names if sites(name, model.get_submodule(name))]
-        found = [chosen or _nothing(called, getattr(sites, "__name__", "the function"))]
+        if not chosen:
+            raise ValueError(
+                f"Sites: expected a function that is true for some of the {len(names)} modules, got one that "
+                f"is true for none.\n"
+                f"It gets the name and the module: lambda name, module: isinstance(module, torch.nn.Linear)."
+            )
+        found = [chosen]
     else:
         patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
         found = list(each_match(called, patterns)) or _nothing(called, "an empty list")

@@ -95,7 +95,7 @@ def subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modu
     made = _SUBCLASSES.get((base, forward))
     if made is None:
         signature = signature_of(base.forward)
-        own = _copied(forward)
+        own = _copied(forward, base)
         own.__doc__ = base.forward.__doc__
         keywords = tuple(key for key in ROOT_KEYWORDS if key not in signature.parameters)
         is_root = forward is not site_forward
@@ -141,10 +141,17 @@ def _made(base: type[nn.Module], namespace: dict[str, Any]) -> type[nn.Module]:
     return type(base.__name__, (base,), namespace)
 
 
-def _copied(function: Any) -> types.FunctionType:
-    """Return a function with the same code, to carry a signature of its own."""
-    parts = (function.__code__, function.__globals__, "forward", function.__defaults__, function.__closure__)
-    copied = types.FunctionType(*parts)
+def _copied(function: Any, base: type[nn.Module]) -> types.FunctionType:
+    """Return a function that does the same, to carry a signature, and graphs, of its own.
+
+    Dynamo counts graphs by code, and knows it by its name and place: with one for all classes, the ninth
+    network of a process would not be compiled.
+    """
+    name = f"{function.__name__} of {base.__module__}.{base.__qualname__}"
+    code = function.__code__.replace(co_name=name)
+    copied = types.FunctionType(
+        code, function.__globals__, "forward", function.__defaults__, function.__closure__
+    )
     copied.__kwdefaults__ = function.__kwdefaults__
     return copied
 

@@ -72,5 +72,7 @@ def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    """Return a number for each tensor that changes with it; inference tensors do not tell."""
+    """Return a number for each tensor that changes with it; inference and traced tensors do not tell."""
+    if torch.compiler.is_compiling():
+        return []
     return [tensor._version for tensor in tensors if not tensor.is_inference()]
