@@ -22,8 +22,7 @@ from torchfilm.filling import Onlooker
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.modulations import Modulations, SitePattern, fields_of, matching
-from torchfilm.naming import UnknownNameError, entry
-from torchfilm.sites import each_match
+from torchfilm.naming import UnknownNameError, each_match, entry
 
 Change = Callable[[Modulation], Modulation] | Modulation
 Key = TypeVar("Key", bound=str | re.Pattern[str])  # those of a mapping in a variable are of one kind
