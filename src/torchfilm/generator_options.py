@@ -17,7 +17,7 @@ from torchfilm.naming import check_choice, check_size, each_match, nearest
 
 Bound = Literal["sigmoid", "tanh", "exp"]
 Emitted = Literal["gamma", "beta", "gate"]
-Emit = Sequence[Emitted] | Mapping[str, Sequence[Emitted]]
+Emit = Sequence[Emitted] | Mapping[str, Sequence[Emitted]] | Sequence[tuple[str, Sequence[Emitted]]]
 Init = Literal["identity", "default"]
 Activation = Literal["relu", "gelu", "silu", "mish", "tanh"]
 
@@ -113,7 +113,8 @@ class GeneratorOptions:
     @property
     def emitted(self) -> set[str]:
         """What is predicted for any site."""
-        return set(itertools.chain(*(self.patterns.values() or [self.emit])))
+        alike: Any = self.emit
+        return set(itertools.chain(*(self.patterns.values() or [alike])))
 
     def fields(self, sites: Collection[str]) -> dict[str, tuple[Emitted, ...]]:
         """Return what is predicted for each of these sites.
