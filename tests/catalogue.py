@@ -183,6 +183,11 @@ CASES = (
         lambda: generator(trunk=(11, "silu"), emit=("gamma", "beta", "gate"), bound="tanh:0.5"),
         lambda b: (vector(b),),
     ),
+    Case(
+        "Generator/fields by site",
+        lambda: generator(emit={"a": ("gamma", "beta"), ".*": ("gamma", "beta", "gate")}),
+        lambda b: (vector(b),),
+    ),
     Case("Generator/learned scale", lambda: generator(learned_scale=True), lambda b: (vector(b),)),
     Case(
         "ComposedGenerator",

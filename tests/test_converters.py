@@ -252,3 +252,50 @@ def test_wrong_projections_say_what_is_wrong():
         as_generator({("a", "a"): projection(6)}, "dit")
     with pytest.raises(ValueError, match=r"expected projections of one condition, got sizes \[\]"):
         as_generator({}, "torchfilm")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", ["dit", "openpi", Layout("gate gamma shift")])
+def test_a_gate_goes_to_the_branch_that_is_named_and_its_numbers_stay(layout: str | Layout, bias: bool):
+    linear, z = projection(6 if layout == "dit" else 3), torch.randn(2, 7)
+    if not bias:
+        linear.bias = None
+    names = ("norm1", "norm2") if layout == "dit" else ("norm1",)
+    alike = as_generator({names: linear}, layout)
+    parted = as_generator({names: linear}, layout, gates={name: f"{name}.end" for name in names})
+    assert list(parted.sites) == [one for name in names for one in (name, f"{name}.end")]
+    assert torch.equal(parted.head.weight, alike.head.weight)
+    expected, found = alike(z), parted(z)
+    for name in names:
+        assert torch.equal(found[name].gamma, expected[name].gamma)
+        assert torch.equal(found[name].beta, expected[name].beta)
+        assert torch.equal(found[f"{name}.end"].gate, expected[name].gate)
+        assert found[name].gate is None
+        assert torch.equal(found[f"{name}.end"].gated()[0], expected[name].gate)
+        assert not found[f"{name}.end"].beta.any()
+
+
+def test_a_gate_that_nothing_takes_is_left_out():
+    blocks, z = {"0.norm": projection(3), "norm": projection(3)}, torch.randn(2, 7)
+    found = as_generator(blocks, "openpi", gates={"norm": None, "0.norm": "0.mlp"})
+    expected = as_generator(blocks, "openpi")(z)
+    assert list(found.sites) == ["0.norm", "0.mlp", "norm"]
+    assert found.head.weight.shape == (15, 7)
+    torch.testing.assert_close(found(z)["norm"].beta, expected["norm"].beta)
+    torch.testing.assert_close(found(z)["0.mlp"].gate, expected["0.norm"].gate)
+
+
+def test_wrong_gates_say_what_is_wrong():
+    block, blocks = {"norm": projection(3)}, {"a": projection(3), "b": projection(3)}
+    with pytest.raises(ValueError, match=r"a layout with a gate .* got 'scale shift'.\nLeave gates= out"):
+        as_generator({"norm": projection(2)}, "torchfilm", gates={"norm": "mlp"})
+    with pytest.raises(
+        ValueError, match=r"gates of the sites of projections, got one of 'nrom'.\nThe nearest are 'n"
+    ):
+        as_generator(block, "openpi", gates={"nrom": "mlp"})
+    with pytest.raises(ValueError, match=r"takes the gate of 'b', got none.\nGive gates={'b': ...}"):
+        as_generator(blocks, "openpi", gates={"a": "mlp"})
+    with pytest.raises(ValueError, match=r"each site once, got 'mlp' again in gates"):
+        as_generator(blocks, "openpi", gates={"a": "mlp", "b": "mlp"})
+    with pytest.raises(ValueError, match=r"each site once, got 'b' again in gates"):
+        as_generator(blocks, "openpi", gates={"a": "b", "b": "mlp"})

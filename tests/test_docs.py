@@ -71,6 +71,48 @@ def test_guidance_as_the_page_has_it_leaves_the_learned_variance_conditional():
     assert not torch.allclose(y[:, 4:], none[:, 4:], atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["dit", "expert"])
+def test_trained_blocks_with_gates_as_the_page_has_them_are_those_of_others(name: str):
+    """x + gate * branch(scale * norm(x) + norm(x) + shift), by the trained projections, block by block."""
+    page = run(ROOT / "docs" / "migration.md")
+    net, x = page[name].double(), torch.randn(2, 5, 64, dtype=torch.float64)
+    z = torch.randn(2, 512 if name == "dit" else 256, dtype=torch.float64)
+    y = net(x, cond=z)
+    for layer in (page["blocks"] if name == "dit" else page["dense"]).values():
+        layer.double()
+    with tf.unconditioned(net):
+        expected = (
+            dit_by_hand(net, page["blocks"], x, z)
+            if name == "dit"
+            else openpi_by_hand(net, page["dense"], x, z)
+        )
+    torch.testing.assert_close(y, expected)
+    assert (y - x).abs().mean() > 0.1
+
+
+def dit_by_hand(net: Any, blocks: Any, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    for block, projection in zip(net, blocks.values(), strict=False):
+        packed = projection(z * torch.sigmoid(z)).unsqueeze(1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = packed.split(64, dim=-1)
+        h = block.norm1(x) * (1 + scale1) + shift1
+        x = x + gate1 * block.attention(h, h, h)[0]
+        x = x + gate2 * block.mlp(block.norm2(x) * (1 + scale2) + shift2)
+    return x
+
+
+def openpi_by_hand(net: Any, dense: Any, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    def normed(norm: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        scale, shift, gate = dense[name](z).unsqueeze(1).split(64, dim=-1)
+        return norm(x) * (1 + scale) + shift, gate
+
+    for i in range(3):
+        h, gate = normed(net[i].norm1, f"{i}.norm1")
+        x = x + gate * net[i].attention(h, h, h)[0]
+        h, gate = normed(net[i].norm2, f"{i}.norm2")
+        x = x + gate * net[i].mlp(h)
+    return normed(net[3], "3")[0]
+
+
 @pytest.mark.parametrize(("cosines_first", "shift"), [(False, 1), (True, 0), (True, 1)])
 def test_time_steps_as_the_page_has_them_are_those_of_others(cosines_first: bool, shift: int):
     """h frequencies, 10000 ** (-i / (h - shift)), sines or cosines first."""

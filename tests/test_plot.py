@@ -33,6 +33,18 @@ def test_histograms_count_every_value_and_state_the_share_below_zero() -> None:
         assert f"{(values < 0).mean():.0%} of γ below 0" in ax.get_title()
 
 
+def test_gamma_and_beta_are_drawn_times_their_gate() -> None:
+    gamma, beta, gate = torch.randn(3, 4, 5).unbind()
+    given = ({"a": tf.Modulation(gamma, beta, gate)}, {"a": tf.Modulation(gate * gamma, gate * beta)})
+    gated, product = (
+        [patch.get_data() for ax in plot.histograms(m).axes for patch in ax.patches] for m in given
+    )
+    assert len(gated) == 2
+    for one, other in zip(gated, product, strict=True):
+        assert np.array_equal(one.values, other.values)
+        assert np.array_equal(one.edges, other.edges)
+
+
 def test_planes_put_each_question_at_its_gamma_and_beta() -> None:
     gamma, beta = VALUES["second"], VALUES["second"] + 1
     figure = plot.planes(gamma, beta, LABELS, STYLES, [f"map {i}" for i in range(5)])

@@ -242,3 +242,13 @@ def test_what_cannot_be_summarised_is_refused():
         message = "finite numbers at site 'here', got NaN or infinity in 3 of 6 values of beta"
         with pytest.raises(ValueError, match=message):
             summarise({"here": m})
+
+
+def test_gamma_and_beta_are_summarised_times_their_gate_as_they_are_applied():
+    gamma, beta, gate = torch.randn(3, 4, 5).unbind()
+    gated = summarise({"a": tf.Modulation(gamma, beta, gate)}, "aabb")
+    assert gated == summarise({"a": tf.Modulation(gate * gamma, gate * beta)}, "aabb")
+    assert summarise({"a": tf.Modulation(gamma, beta, torch.zeros(4, 5))})["a"].closed_always == 5
+    gate[2, 3] = torch.inf
+    with pytest.raises(ValueError, match="site 'a', got NaN or infinity in 1 of 20 values of gate"):
+        summarise({"a": tf.Modulation(gamma, beta, gate)})

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchfilm.conditions import Classes, Scalars, Tokens, Vector, encoded_size
 from torchfilm.filling import Conditioning
 from torchfilm.fusion import Film, Fusion, resolve
+from torchfilm.generator_options import GeneratorOptions
 from torchfilm.injection import Network, condition, conditioning, film_of, remove, unwrapped
 from torchfilm.lookup import Row, Table
 from torchfilm.reading import DAMAGED, intact, sketched
@@ -116,7 +117,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         **WRITER,
         "sites": [dataclasses.asdict(site) | {"name": names[site.name]} for site in film.sites.values()],
         "cond": _describe(film.cond),
-        "fusion": film.recipe or _recipe_of_table(film),
+        "fusion": _by_site(film.recipe or _recipe_of_table(film), names),
         "table": _renamed(film.generator.layout, names) if type(film.generator) is Table else None,
         "base": _fingerprint(root),
     }
@@ -276,12 +277,26 @@ def _here(description: dict[str, Any], base: nn.Module) -> dict[str, Any]:
     """Return the description with the names of the sites in this base, where blocks may be wrapped."""
     names = {_unwrapped_name(name): name for name, _ in base.named_modules()}
     sites = [site | {"name": names.get(site["name"], site["name"])} for site in description["sites"]]
-    table = description.get("table")
-    return description | {"sites": sites, "table": _renamed(table, names) if table else None}
+    table, recipe = description.get("table"), description["fusion"]
+    if recipe is not None and isinstance(emit := recipe["options"].get("emit"), dict):
+        recipe = recipe | {"options": recipe["options"] | {"emit": _renamed(emit, names)}}
+    return description | {
+        "sites": sites,
+        "table": _renamed(table, names) if table else None,
+        "fusion": recipe,
+    }
 
 
 def _renamed(layout: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in layout.items()}
+
+
+def _by_site(recipe: dict[str, Any] | None, names: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return a recipe with what each site emits by its name here, where it is given by patterns."""
+    if recipe is None or not isinstance(emit := recipe["options"].get("emit"), Mapping):
+        return recipe
+    fields = GeneratorOptions(emit=emit).fields(names)
+    return recipe | {"options": recipe["options"] | {"emit": _renamed(fields, names)}}
 
 
 def _unwrapped_name(name: str) -> str:

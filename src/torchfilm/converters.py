@@ -19,7 +19,7 @@ The numbers of a wrong order fit without an error. So orders are named here, and
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
@@ -31,7 +31,7 @@ from torchfilm.generator import Generator
 from torchfilm.generator_options import Emitted, GeneratorOptions
 from torchfilm.heads import wide
 from torchfilm.modulation import Modulation
-from torchfilm.naming import check_choice
+from torchfilm.naming import check_choice, nearest
 
 WORDS = ("gamma", "scale", "shift", "gate")
 
@@ -205,24 +205,37 @@ def convert(
     return weight.detach().clone(), torch.cat([blocks[i] for i in _order(source, target)]).detach().clone()
 
 
-def as_generator(projections: Mapping[Key, nn.Linear], layout: str | Layout) -> Generator:
+def as_generator(
+    projections: Mapping[Key, nn.Linear],
+    layout: str | Layout,
+    *,
+    gates: Mapping[str, str | None] | None = None,
+) -> Generator:
     """Return a `Generator` that does what these projections of one condition did, in one product.
+
+    In adaLN-Zero and adaRMS, x + gate * branch(gamma * norm(x) + beta), the gate acts at the branch, not at
+    the norm. For a network that is conditioned by `condition`, `gates` names the branches.
 
     Args:
         projections: site to projection; a tuple of sites where the layout has several in one projection, in
             its order.
         layout: that of all of them. Its activation becomes the generator's trunk; where it has the factor
             itself (gamma), so has the generator's head, gamma_offset=0.
+        gates: for each of these sites, the one that takes its gate: {"0.norm": "0.mlp"}; None for a gate that
+            is left out, as that of openpi's last norm. Without, each site takes its own.
 
     Raises:
         ValueError: for no projections, other numbers of sites than the layout has, a site named twice,
-            projections of different conditions, and sizes that are not divisible.
+            projections of different conditions, and sizes that are not divisible; for gates of a layout
+            without, and such that are not of the sites.
 
     Example:
-        >>> blocks = {(f"{i}.attention", f"{i}.mlp"): nn.Linear(512, 6 * 64) for i in range(3)}
-        >>> generator = as_generator(blocks, "dit")
-        >>> generator(torch.rand(2, 512))["1.mlp"].gamma.shape
-        torch.Size([2, 64])
+        >>> blocks = {(f"{i}.norm1", f"{i}.norm2"): nn.Linear(512, 6 * 64) for i in range(3)}
+        >>> gates = {f"{i}.{norm}": f"{i}.{branch}" for i in range(3)
+        ...          for norm, branch in (("norm1", "attention"), ("norm2", "mlp"))}
+        >>> modulations = as_generator(blocks, "dit", gates=gates)(torch.rand(2, 512))
+        >>> modulations["1.norm2"].gamma.shape, modulations["1.mlp"].gate.shape
+        (torch.Size([2, 64]), torch.Size([2, 64]))
     """
     layout = _layout(layout)
     emitted = [word for word in get_args(Emitted) if _THEIRS[word] & set(layout.words)]
@@ -252,11 +265,59 @@ def as_generator(projections: Mapping[Key, nn.Linear], layout: str | Layout) -> 
             f"as_generator: expected projections of one condition, got sizes {sorted(conditions)}.\n"
             f"One generator reads one condition."
         )
-    start: dict[str, Any] = {"init": "default", "gamma_offset": 0.0} if raw else {}
-    generator = Generator(conditions.pop(), sites, trunk=layout.trunk, emit=emitted, **start)
     weight, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    start: dict[str, Any] = {"init": "default", "gamma_offset": 0.0} if raw else {}
+    emit: Any = emitted
+    if gates is not None:
+        _check_gates(gates, sites, layout)
+        sites, emit, kept = _parted(sites, gates, emitted[:-1])
+        weight, bias = weight[kept], bias[kept]
+    generator = Generator(conditions.pop(), sites, trunk=layout.trunk, emit=emit, **start)
     generator.head.load_state_dict({"weight": weight, "bias": bias})
     return generator.to(weight)
+
+
+def _parted(
+    sites: Mapping[str, int], gates: Mapping[str, str | None], at_norms: Sequence[str]
+) -> tuple[dict[str, int], dict[str, Sequence[str]], list[bool]]:
+    """Return the sites, behind each that of its gate; what each takes; and which rows are taken."""
+    found: dict[str, int] = {}
+    fields: dict[str, Sequence[str]] = {}
+    kept: list[bool] = []
+    for name, channels in sites.items():
+        found[name], fields[name] = channels, at_norms
+        kept += [True] * channels * len(at_norms) + [gates[name] is not None] * channels
+        if (end := gates[name]) is not None:
+            found[end], fields[end] = channels, ("gate",)
+    return found, fields, kept
+
+
+def _check_gates(gates: Mapping[str, str | None], sites: Mapping[str, int], layout: Layout) -> None:
+    """Raise ValueError for gates that do not name one site for each of these, and for a layout without."""
+    if "gate" not in layout.words or set(layout.words) == {"gate"}:
+        raise ValueError(
+            f"as_generator: expected a layout with a gate and more for gates=, got {layout.order!r}.\n"
+            f"Leave gates= out."
+        )
+    for name in gates:
+        if name not in sites:
+            raise ValueError(
+                f"as_generator: expected gates of the sites of projections, got one of {name!r}.\n"
+                f"The nearest are {nearest(name, sites)}."
+            )
+    for name in sites:
+        if name not in gates:
+            raise ValueError(
+                f"as_generator: expected the site that takes the gate of {name!r}, got none.\n"
+                f"Give gates={{{name!r}: ...}}: the branch behind it, or None where nothing takes it."
+            )
+    ends = [end for end in gates.values() if end is not None]
+    twice = [end for end in ends if end in sites or ends.count(end) > 1]
+    if twice:
+        raise ValueError(
+            f"as_generator: expected each site once, got {twice[0]!r} again in gates.\n"
+            f"Every gate acts at a branch of its own, at none of the sites that take gamma and beta."
+        )
 
 
 _OURS = {"gamma": "scale", "beta": "shift", "gate": "gate"}

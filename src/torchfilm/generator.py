@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.nn.modules import module as _module
 from torchfilm import onepass
 from torchfilm.affine import has_graph
 from torchfilm.costs import describe
-from torchfilm.generator_options import ACTIVATIONS, Options, read_options
+from torchfilm.generator_options import ACTIVATIONS, Emitted, Options, read_options
 from torchfilm.heads import AffineHead, AnyHead, build_head, check_cond_dim, like_weights
 from torchfilm.modulation import Modulation, aligned
 from torchfilm.naming import check_size
@@ -38,9 +38,9 @@ class Generator(nn.Module):
     were not conditioned. The bounds "sigmoid", "tanh" and "exp" are those of the paper's ablations and give
     the final gamma without the one (table 2: 95.9, 96.3 and 96.3 % against 97.4 % unbounded).
 
-    The rows of the head are [gamma of C, beta of C, gate of C] for each site in order, as in the paper's own
-    system, so that its checkpoints convert by renaming. Modulations come out in float32 also under autocast,
-    which may take the matrix product in bfloat16; the one is added after.
+    The rows of the head are [gamma of C, beta of C, gate of C], as far as they are emitted, for each site in
+    order, as in the paper's own system, so that its checkpoints convert by renaming. Modulations come out in
+    float32 also under autocast, which may take the matrix product in bfloat16; the one is added after.
 
     Args:
         cond_dim: size of the condition's last axis; for head="table" the number of classes.
@@ -75,19 +75,29 @@ class Generator(nn.Module):
         self.sites = dict(sites)
         self.cond_dim = cond_dim
         self.bound = self.options.bound
-        self.emit = tuple(self.options.emit)
+        self.emit = self.options.emit
+        self.fields = self.options.fields(self.sites)
         self.gamma_offset = self.options.offset
-        self._rows = tuple(channels for channels in self.sites.values() for _ in self.emit)
+        self._rows = tuple(self.sites[name] for name, fields in self.fields.items() for _ in fields)
         self.offsets = self._all_offsets()
-        # Neighbours of one width share their operations: (width, how many sites).
-        self._runs = tuple((width, len(list(run))) for width, run in itertools.groupby(self.sites.values()))
-        widths = [channels * len(self.emit) for channels in self.sites.values()]
+        kinds = [(channels, self.fields[name]) for name, channels in self.sites.items()]
+        # Sites of one width and the same fields share their operations: the rows of neighbours of one kind;
+        # for each kind how many sites it has, and which neighbours; and where among these each site is.
+        runs = [(kind, len(list(run))) for kind, run in itertools.groupby(kinds)]
+        self._runs = tuple(len(fields) * width * count for (width, fields), count in runs)
+        self._kinds = {
+            kind: (kinds.count(kind), [i for i, (its, _) in enumerate(runs) if its == kind]) for kind in kinds
+        }
+        at = [i for kind in self._kinds for i, its in enumerate(kinds) if its == kind]
+        self._order = tuple((name, at.index(i)) for i, name in enumerate(self.sites))
+        self._places = _places(self.fields)
+        widths = [channels * len(fields) for channels, fields in kinds]
         own: dict[str, Any] = {"device": device, "dtype": dtype}
         self.trunk = _build_trunk(cond_dim, self.options.trunk, own)
         numbers = [layer for layer in self.options.trunk if not isinstance(layer, str)]
         self._trunk_learns = len(numbers) > 0
         head_dim = numbers[-1] if numbers else cond_dim
-        self.head = build_head(self.options.head, head_dim, widths, self.options.start, **own)
+        self.head = build_head(self.options.head, head_dim, widths, self.options.start, **own, kinds=kinds)
         learned = self.options.learned_scale
         self.scale = nn.Parameter(torch.empty(sum(widths), **own)) if learned else None
         self._is_affine = self.scale is None and not self.options.trunk
@@ -148,12 +158,11 @@ class Generator(nn.Module):
         """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""
         if self.offsets is not None and _small(raw):
             return self.divided(raw + self.offsets)
-        fields, made = len(self.emit), []
-        rows = [fields * width * count for width, count in self._runs]
-        parts = raw.split(rows, dim=-1) if len(rows) > 1 else (raw,)
-        for part, (width, count) in zip(parts, self._runs, strict=True):
-            made += self._of_one_width(part.view(*part.shape[:-1], count, fields, width))
-        return dict(zip(self.sites, made, strict=True))
+        parts, made = raw.split(self._runs, dim=-1) if len(self._runs) > 1 else (raw,), []
+        for (width, fields), (count, runs) in self._kinds.items():
+            part = parts[runs[0]] if len(runs) == 1 else torch.cat([parts[i] for i in runs], dim=-1)
+            made += self._of_one_kind(part.view(*part.shape[:-1], count, len(fields), width), fields)
+        return {name: made[i] for name, i in self._order}
 
     def divided(self, rows: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
         """Return the modulation of each site, rows being final: views of them, by one operation."""
@@ -187,13 +196,14 @@ class Generator(nn.Module):
 
     def own_parameters(self) -> dict[str, int]:
         """Return how many parameters belong to each site alone."""
-        rows = {name: channels * len(self.emit) for name, channels in self.sites.items()}
+        rows = {name: channels * len(self.fields[name]) for name, channels in self.sites.items()}
         scales = 0 if self.scale is None else 1
         return {name: self.head.own_parameters(n) + n * scales for name, n in rows.items()}
 
     def extra_repr(self) -> str:
         """Show the options in `repr`."""
-        options = f"bound={self.bound!r}, emit={self.emit}, gamma_offset={self.gamma_offset}"
+        emit = self.options.patterns or self.emit
+        options = f"bound={self.bound!r}, emit={emit}, gamma_offset={self.gamma_offset}"
         return f"sites={len(self.sites)}, {options}"
 
     def _reset_scale(self) -> None:
@@ -202,33 +212,32 @@ class Generator(nn.Module):
 
     def _of_parts(self, parts: Sequence[Tensor]) -> dict[str, Modulation]:
         """Return the modulation of each site, its fields in their order."""
-        fields, at, made = len(self.emit), 0, {}
-        for name in self.sites:
-            made[name] = Modulation(*parts[at : at + fields])
-            at += fields
-        return made
+        return {
+            name: Modulation(*parts[own] if has is None else _completed(has, parts[own]))
+            for name, own, has in self._places
+        }
 
     def _all_offsets(self) -> Float[Tensor, " rows"] | None:
-        """Return what is added to each row, where that makes all modulations; None where they do more.
+        """Return what is added to each row, where that makes modulations; None where more makes them.
 
-        A sum and a split then do what runs of one width take five operations each for.
+        A sum and a split then do what each kind of site takes five operations for. Those are faster where all
+        sites lack gamma or beta, since they make the ones and zeros of a kind at once.
         """
-        if self.bound is not None or not {"gamma", "beta"} <= set(self.emit):
+        whole = any({"gamma", "beta"} <= set(fields) for fields in self.fields.values())
+        if self.bound is not None or not whole:
             return None
         start = {"gamma": self.gamma_offset, "beta": 0.0, "gate": self.options.gate_start}
-        rows = np.repeat([start[name] for _ in self.sites for name in self.emit], self._rows)
+        rows = np.repeat([start[field] for fields in self.fields.values() for field in fields], self._rows)
         return torch.from_numpy(rows.astype(np.float32))  # also under another default device
 
-    def _of_one_width(self, raw: Tensor) -> list[Modulation]:
-        """Return the modulations of neighbouring sites of one width: [*batch, sites, fields, width]."""
-        fields = dict(zip(self.emit, raw.unbind(dim=-2), strict=True))
-        gamma, beta, gate = fields.get("gamma"), fields.get("beta"), fields.get("gate")
-        gammas = torch.ones_like(raw[..., 0, :]) if gamma is None else self.options.gamma(gamma)
-        betas = torch.zeros_like(raw[..., 0, :]) if beta is None else beta
-        each = [gammas.unbind(dim=-2), betas.unbind(dim=-2)]
-        if gate is not None:
-            each.append((gate + self.options.gate_start).unbind(dim=-2))
-        return list(map(Modulation, *each))
+    def _of_one_kind(self, raw: Tensor, fields: tuple[Emitted, ...]) -> list[Modulation]:
+        """Return the modulations of sites that are alike: [*batch, sites, fields, width]."""
+        given = dict(zip(fields, raw.unbind(dim=-2), strict=True))
+        if "gamma" in given:
+            given["gamma"] = self.options.gamma(given["gamma"])
+        if "gate" in given:
+            given["gate"] = given["gate"] + self.options.gate_start
+        return list(map(Modulation, *(field.unbind(dim=-2) for field in _completed(fields, given.values()))))
 
 
 class ComposedGenerator(nn.Module):
@@ -306,6 +315,26 @@ class ComposedGenerator(nn.Module):
     def describe(self) -> str:
         """Return a table of what each site costs, as `Generator.describe`."""
         return describe(self, self.sites)
+
+
+def _places(fields: Mapping[str, tuple[Emitted, ...]]) -> tuple[tuple[str, slice, Any], ...]:
+    """Return where the fields of each site are among those of all; and which they are, of incomplete ones."""
+    places, at = [], 0
+    for name, own in fields.items():
+        whole = own[:2] == ("gamma", "beta")
+        places.append((name, slice(at, at + len(own)), None if whole else own))
+        at += len(own)
+    return tuple(places)
+
+
+def _completed(fields: Iterable[Emitted], parts: Iterable[Tensor]) -> list[Tensor]:
+    """Return gamma, beta and the gate where there is one; gamma and beta are constant if not given."""
+    given = dict(zip(fields, parts, strict=True))
+    like, gate = next(iter(given.values())), given.get("gate")
+    gamma, beta = given.get("gamma"), given.get("beta")
+    gamma = torch.ones_like(like) if gamma is None else gamma
+    beta = torch.zeros_like(like) if beta is None else beta
+    return [gamma, beta] if gate is None else [gamma, beta, gate]
 
 
 def _after(second: Modulation, first: Modulation) -> Modulation:

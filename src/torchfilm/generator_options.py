@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from torchfilm.heads import Start
-from torchfilm.naming import check_choice, check_size
+from torchfilm.naming import check_choice, check_size, each_match, nearest
 
 Bound = Literal["sigmoid", "tanh", "exp"]
 Emitted = Literal["gamma", "beta", "gate"]
+Emit = Sequence[Emitted] | Mapping[str, Sequence[Emitted]] | Sequence[tuple[str, Sequence[Emitted]]]
 Init = Literal["identity", "default"]
 Activation = Literal["relu", "leaky_relu", "gelu", "silu", "mish", "tanh"]
 
@@ -44,6 +46,8 @@ class GeneratorOptions:
             many outputs, a word an activation. (256, "silu") is a perceptron, ("mish",) the activation of
             DenseFiLM.
         emit: what is predicted, in the order gamma, beta, gate; gamma and beta are otherwise constant (1, 0).
+            Or that for each site, by patterns for names, of which the first counts that matches the whole
+            name: {r".*norm": ("gamma", "beta"), r".*mlp": ("gate",)}, which is kept as a tuple of pairs.
         bound: f, applied to gamma only: "sigmoid" in (0, 1), "tanh" in (-1, 1), "exp" in (0, inf), which give
             the final gamma; or "tanh:R", which gives 1 + R tanh, in (1 - R, 1 + R). None leaves gamma free.
         init: "identity" (last layer zero) or "default" (uniform, as `nn.Linear`).
@@ -60,7 +64,7 @@ class GeneratorOptions:
 
     head: str = "linear"
     trunk: Sequence[int | str] = ()
-    emit: Sequence[Emitted] = ("gamma", "beta")
+    emit: Emit = ("gamma", "beta")
     bound: str | None = None
     init: Init = "identity"
     gamma_offset: float | None = None
@@ -71,18 +75,10 @@ class GeneratorOptions:
     def __post_init__(self) -> None:
         """Check what can be checked without the sizes; ValueError for what cannot be meant."""
         check_choice("Generator: init", self.init, get_args(Init))
-        _check_tuple("emit", "some of 'gamma', 'beta', 'gate'", self.emit)
         _check_tuple("trunk", "sizes and activations", self.trunk)
-        for name in ("emit", "trunk"):  # lists too: what is equal compares so, and has a hash
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in self.emit:
-            check_choice("Generator: emit", name, get_args(Emitted))
-        if not self.emit or list(self.emit) != [name for name in get_args(Emitted) if name in self.emit]:
-            raise ValueError(
-                f"Generator: expected emit some of ('gamma', 'beta', 'gate'), each once, "
-                f"got {self.emit}.\n"
-                f"The order is always gamma, beta, gate."
-            )
+        # Lists too: what is equal compares so, and has a hash.
+        object.__setattr__(self, "trunk", tuple(self.trunk))
+        object.__setattr__(self, "emit", _read_emit(self.emit))
         if self.spread is None:
             check_choice("Generator: bound", self.bound, (None, *get_args(Bound)), patterns=["tanh:R"])
         layers: Sequence[Any] = self.trunk
@@ -116,6 +112,40 @@ class GeneratorOptions:
             return "zero"
         return "default" if self.init_std is None else self.init_std
 
+    @property
+    def patterns(self) -> dict[str, tuple[Emitted, ...]]:
+        """What is predicted, by patterns for names; empty where it is the same for all sites."""
+        emit: Any = self.emit
+        return {} if isinstance(emit[0], str) else dict(emit)
+
+    @property
+    def emitted(self) -> set[str]:
+        """What is predicted for any site."""
+        alike: Any = self.emit
+        return set(itertools.chain(*(self.patterns.values() or [alike])))
+
+    def fields(self, sites: Collection[str]) -> dict[str, tuple[Emitted, ...]]:
+        """Return what is predicted for each of these sites.
+
+        Raises:
+            ValueError: for a pattern that matches none of them, and a site without a pattern.
+        """
+        patterns, alike = self.patterns, cast("tuple[Emitted, ...]", self.emit)
+        if not patterns:
+            return dict.fromkeys(sites, alike)
+        found: dict[str, tuple[Emitted, ...]] = {}
+        matches = each_match(sites, patterns, "Generator: emit")
+        for fields, names in zip(patterns.values(), matches, strict=True):
+            found = dict.fromkeys(names, fields) | found
+        for name in sites:
+            if name not in found:
+                raise ValueError(
+                    f"Generator: emit expected a pattern for each site, got none for {name!r}.\n"
+                    f"The nearest are {nearest(name, patterns)}.\n"
+                    f"A pattern has to match a whole name; '.*' behind the others takes all that are left."
+                )
+        return {name: found[name] for name in sites}
+
     def gamma(self, raw: Tensor) -> Tensor:
         """Return the final gamma of what the head predicts for it."""
         if self.bound is None:
@@ -131,13 +161,13 @@ class GeneratorOptions:
                 f"Use init='default' with init_std, or leave init_std out."
             )
         start = self.offset + {"sigmoid": 0.5, "exp": 1.0}.get(self.bound or "", 0.0)
-        if self.init == "identity" and "gamma" in self.emit and start != 1.0:
+        if self.init == "identity" and "gamma" in self.emitted and start != 1.0:
             raise ValueError(
                 f"Generator: init='identity' needs gamma = 1 at the start, but bound={self.bound!r} with "
                 f"gamma_offset={self.offset} starts at {start}.\n"
                 f"Use init='default', or another gamma_offset."
             )
-        if self.gate_start != 0 and "gate" not in self.emit:
+        if self.gate_start != 0 and "gate" not in self.emitted:
             raise ValueError(
                 f"Generator: gate_start={self.gate_start} needs a gate, got emit={self.emit}.\n"
                 f"Use emit=('gamma', 'beta', 'gate'), or leave gate_start out."
@@ -160,7 +190,7 @@ class OptionsButEmit(TypedDict, total=False):
 class Options(OptionsButEmit, total=False):
     """The fields of `GeneratorOptions` as keyword arguments: what editors and type checkers know of them."""
 
-    emit: Sequence[Emitted]
+    emit: Emit
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(GeneratorOptions))
@@ -172,6 +202,41 @@ def read_options(options: Mapping[str, Any]) -> GeneratorOptions:
     for name in options:
         check_choice("Generator: options", name, NAMES)
     return GeneratorOptions(**options)
+
+
+def _read_emit(emit: Any) -> tuple[Any, ...]:
+    """Return fields, or pairs of a pattern and its fields, as tuples."""
+    pairs = emit.items() if isinstance(emit, Mapping) else emit
+    if isinstance(emit, Mapping) or (emit and all(isinstance(one, list | tuple) for one in emit)):
+        if not pairs:
+            raise ValueError(
+                "Generator: emit expected a pattern for each site, got none.\n"
+                "Give fields by patterns for names, {'.*norm': ('gamma', 'beta')}, or fields for all sites."
+            )
+        return tuple((_pattern(pattern), _read_fields(fields)) for pattern, fields in pairs)
+    return _read_fields(emit)
+
+
+def _pattern(pattern: Any) -> str:
+    if not isinstance(pattern, str):
+        text = getattr(pattern, "pattern", None)
+        remedy = (
+            "Give names of sites, or regular expressions." if text is None else f"Give its text: {text!r}."
+        )
+        raise ValueError(f"Generator: emit expected patterns as text, got {pattern!r}.\n{remedy}")
+    return pattern
+
+
+def _read_fields(fields: Any) -> tuple[Emitted, ...]:
+    _check_tuple("emit", "some of 'gamma', 'beta', 'gate'", fields)
+    for name in fields:
+        check_choice("Generator: emit", name, get_args(Emitted))
+    if not fields or list(fields) != [name for name in get_args(Emitted) if name in fields]:
+        raise ValueError(
+            f"Generator: expected emit some of ('gamma', 'beta', 'gate'), each once, got {tuple(fields)}.\n"
+            f"The order is always gamma, beta, gate."
+        )
+    return tuple(fields)
 
 
 def _check_tuple(option: str, of: str, value: Any) -> None:

@@ -13,7 +13,8 @@ walks over parameters and not over modules cannot be evaded; call `reset_paramet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import torch
@@ -129,6 +130,7 @@ class SharedHead(nn.Module):
         start: how the projection and the offsets start.
         device: where the parameters live.
         dtype: their precision.
+        kinds: what the rows of each site are; other kinds of one width do not share. None for one kind.
     """
 
     def __init__(
@@ -138,12 +140,16 @@ class SharedHead(nn.Module):
         start: Start = "zero",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        kinds: Sequence[Hashable] | None = None,
     ) -> None:
         super().__init__()
         self.cond_dim = cond_dim
         self.start: Start = start
         self.widths = tuple(widths)
-        self.groups = tuple(dict.fromkeys(widths))
+        own = list(zip(widths, itertools.repeat(None) if kinds is None else kinds, strict=False))
+        shared = list(dict.fromkeys(own))
+        self.groups = tuple(width for width, _ in shared)
+        self._group_of = tuple(map(shared.index, own))
         self.weight = nn.Parameter(torch.empty(sum(self.groups), cond_dim, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(sum(self.widths), device=device, dtype=dtype))
         self.reset_parameters()
@@ -158,9 +164,9 @@ class SharedHead(nn.Module):
         return self.spread(functional.linear(like_weights(condition, self.weight), self.weight))
 
     def spread(self, projected: Float[Tensor, "*batch groups"]) -> Float[Tensor, "*batch rows"]:
-        """Return the rows of all sites for the projection W z, one set of rows for each width."""
-        parts = dict(zip(self.groups, wide(projected).split(self.groups, dim=-1), strict=True))
-        return torch.cat([parts[width] for width in self.widths], dim=-1) + self.bias
+        """Return the rows of all sites for the projection W z, one set of rows for each group of sites."""
+        parts = wide(projected).split(self.groups, dim=-1)
+        return torch.cat([parts[group] for group in self._group_of], dim=-1) + self.bias
 
     def own_parameters(self, rows: int) -> int:
         """Return how many parameters belong to some rows alone: their offsets."""
@@ -235,6 +241,7 @@ def build_head(
     start: Start = "zero",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    kinds: Sequence[Hashable] | None = None,
 ) -> AnyHead:
     """Return the head of a kind: "linear", "shared", "lowrank:R" or "table".
 
@@ -244,7 +251,7 @@ def build_head(
     if kind == "linear":
         return AffineHead(cond_dim, sum(widths), start, device=device, dtype=dtype)
     if kind == "shared":
-        return SharedHead(cond_dim, widths, start, device=device, dtype=dtype)
+        return SharedHead(cond_dim, widths, start, device=device, dtype=dtype, kinds=kinds)
     if kind == "table":
         return TableHead(cond_dim, sum(widths), start, device=device, dtype=dtype)
     name, _, rank = kind.partition(":")

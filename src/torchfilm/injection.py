@@ -64,7 +64,8 @@ def condition(
 
     FiLM at each site, y = gamma(z) * x + beta(z) (Perez et al. 2018, arXiv 1709.07871), or another fusion.
     The network gets one child, `film`; its other state-dict keys stay as they are, and so does its output,
-    bit for bit, until the generator is trained. Everything is checked before anything is changed.
+    bit for bit, until the generator is trained; but with a gate, which starts at 0 and closes its site, give
+    gate_start=1.0. Everything is checked before anything is changed.
 
     A generator that is made here is in float64 where weights of any site are, else in torch's default,
     float32, also for a network in half precision. An encoder or generator that is given keeps its own.

@@ -22,9 +22,8 @@ from torchfilm.filling import Onlooker
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
 from torchfilm.modulations import Modulations, SitePattern, fields_of, matching
-from torchfilm.naming import UnknownNameError, entry
+from torchfilm.naming import UnknownNameError, each_match, entry
 from torchfilm.restoring import same_chance
-from torchfilm.sites import each_match
 
 Change = Callable[[Modulation], Modulation] | Modulation
 Key = TypeVar("Key", bound=str | re.Pattern[str])  # those of a mapping in a variable are of one kind

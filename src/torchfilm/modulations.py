@@ -18,9 +18,9 @@ from torch.utils import _pytree as pytree
 
 from torchfilm.injection import conditioning
 from torchfilm.modulation import Modulation, check_modulations
-from torchfilm.naming import entry
+from torchfilm.naming import each_match, entry
 from torchfilm.reading import intact
-from torchfilm.sites import Site, each_match
+from torchfilm.sites import Site
 from torchfilm.version import WRITER, check_format, from_entries, in_one_entry
 from torchfilm.writing import in_columns, whole
 

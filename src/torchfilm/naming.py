@@ -1,12 +1,14 @@
-"""What to say about a name or a choice that there is not, with those most like it; and about sizes."""
+"""Names that patterns match; and what to say about a name, a choice or a size that there is not."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
+Name = str | re.Pattern[str]
 T = TypeVar("T")
 
 
@@ -53,6 +55,61 @@ class Entries(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         return entry(type(self).__name__, self._by_name(), name)
+
+
+def each_match(names: Collection[str], patterns: Iterable[Name], who: str = "Sites") -> Iterator[list[str]]:
+    """Yield for each pattern the name that is its text, else the names that it matches from start to end.
+
+    "1.0" is the name, where there is one, and not "100" too, which it matches as an expression.
+
+    Args:
+        names: the names that there are.
+        patterns: names, or regular expressions, compiled or not.
+        who: whose patterns they are, as messages start.
+
+    Raises:
+        ValueError: for what is neither a name nor a regular expression, and for what matches nothing, with
+            the three nearest names.
+
+    Example:
+        >>> list(each_match(["block1", "block2", "stem", "block[0]"], ["block.", "block[0]"]))
+        [['block1', 'block2'], ['block[0]']]
+    """
+    names = dict.fromkeys(names)
+    for pattern in patterns:
+        yield matched(names, pattern, who) or no_match(names, pattern, who=who)
+
+
+def matched(names: Collection[str], pattern: Name, who: str = "Sites") -> list[str]:
+    """Return the names of one pattern, as `each_match`; none where it matches nothing."""
+    if not isinstance(pattern, str | re.Pattern):
+        remedy = "Give the names of modules; or a function: lambda name, module: module in mine."
+        if isinstance(name := getattr(pattern, "name", None), str):
+            remedy = f"Give its name: {name!r}."
+        raise ValueError(
+            f"{who}: expected patterns for names, got a {type(pattern).__name__} among them.\n{remedy}"
+        )
+    if isinstance(pattern, str) and pattern in names:
+        return [pattern]
+    try:
+        matches = re.compile(pattern).fullmatch
+    except re.error as error:
+        raise ValueError(
+            f"{who}: expected a name, or a regular expression, got {pattern!r}: {error}.\n"
+            f"A dot stands for any character; put a backslash before brackets and stars of a name."
+        ) from error
+    return [name for name in names if matches(name)]
+
+
+def no_match(names: Collection[str], *given: Name, who: str = "Sites") -> NoReturn:
+    """Raise ValueError for patterns that match nothing, with the names nearest to the first."""
+    patterns = [one.pattern if isinstance(one, re.Pattern) else one for one in given]
+    raise ValueError(
+        f"{who}: {' or '.join(map(repr, patterns))} matches the whole name of none of the {len(names)} "
+        f"modules.\n"
+        f"The nearest names are {nearest(patterns[0], names)}.\n"
+        f"A pattern has to match a name from its start to its end: put '.*' where anything may stand."
+    )
 
 
 def check_choice(

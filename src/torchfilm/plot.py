@@ -320,10 +320,10 @@ def _gamma_and_beta(gamma: Values, beta: Values | None) -> tuple[dict[str, Array
 
 
 def _numbers(values: Array | Tensor | Modulation, field: str, site: str = "") -> Array:
-    """Return rows of numbers; of a modulation in the shape that its gamma and beta have together."""
+    """Return rows of numbers; of a modulation, times its gate, in the shape of gamma and beta together."""
     one: Any = values
     if isinstance(values, Modulation):
-        one = torch.broadcast_tensors(*aligned(values.gamma, values.beta))[field == "beta"]
+        one = torch.broadcast_tensors(*aligned(*values.gated()))[field == "beta"]
     found = as_array(one)
     where = f"{field} at site {site!r}" if site else field
     if not found.size:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, Literal, NoReturn, SupportsIndex, get_args, overload
+from typing import Any, Literal, SupportsIndex, get_args, overload
 
 from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
 from torchfilm.channels import Where, batch_axis, channels, lineage
-from torchfilm.naming import check_choice, nearest
+from torchfilm.naming import Name, check_choice, each_match, matched, no_match
 from torchfilm.writing import in_columns
 
 Repeat = int | Literal["any"]
@@ -120,7 +120,6 @@ PRESETS: dict[str, Preset] = {
     "dit": Preset((r"(.*\.)?transformer_blocks\.\d+\.norm3",)),
 }
 
-Name = str | re.Pattern[str]
 Pattern = Name | Sequence[Name] | Callable[[str, nn.Module], bool] | Preset | Site | Sequence[Site]
 
 
@@ -236,44 +235,6 @@ def _check_unsaid(**options: Any) -> None:
         )
 
 
-def each_match(names: Collection[str], patterns: Iterable[Name]) -> Iterator[list[str]]:
-    """Yield for each pattern the name that is its text, else the names that it matches from start to end.
-
-    "1.0" is the name, where there is one, and not "100" too, which it matches as an expression.
-
-    Raises:
-        ValueError: for what is neither a name nor a regular expression, and for what matches nothing, with
-            the three nearest names.
-
-    Example:
-        >>> list(each_match(["block1", "block2", "stem", "block[0]"], ["block.", "block[0]"]))
-        [['block1', 'block2'], ['block[0]']]
-    """
-    names = dict.fromkeys(names)
-    for pattern in patterns:
-        yield _matched(names, pattern) or _nothing(names, pattern)
-
-
-def _matched(names: Collection[str], pattern: Name) -> list[str]:
-    if not isinstance(pattern, str | re.Pattern):
-        remedy = "Give the names of modules; or a function: lambda name, module: module in mine."
-        if isinstance(pattern, Site):
-            remedy = f"Give its name: {pattern.name!r}."
-        raise ValueError(
-            f"Sites: expected patterns for names, got a {type(pattern).__name__} among them.\n{remedy}"
-        )
-    if isinstance(pattern, str) and pattern in names:
-        return [pattern]
-    try:
-        matches = re.compile(pattern).fullmatch
-    except re.error as error:
-        raise ValueError(
-            f"Sites: expected a name, or a regular expression, got {pattern!r}: {error}.\n"
-            f"A dot stands for any character; put a backslash before brackets and stars of a name."
-        ) from error
-    return [name for name in names if matches(name)]
-
-
 def aliases(model: nn.Module) -> dict[str, list[str]]:
     """Return the names of all modules but the root and what `condition` added, each with its other names.
 
@@ -331,8 +292,8 @@ def _chosen(model: nn.Module, names: dict[str, list[str]], sites: Any) -> list[s
     """Return the matching names in the order of the model; each pattern has to match something."""
     called = {one: name for name, others in names.items() for one in (name, *others)}
     if isinstance(sites, Preset):
-        each = (_matched(called, pattern) for pattern in sites.patterns)
-        found = [next(filter(None, each), None) or _nothing(called, *sites.patterns)]
+        each = (matched(called, pattern) for pattern in sites.patterns)
+        found = [next(filter(None, each), None) or no_match(called, *sites.patterns)]
     elif isinstance(sites, nn.Module):
         own = [name for name in names if model.get_submodule(name) is sites]
         remedy = "It is none inside of this network: sites come first, condition(model, sites, cond)."
@@ -357,19 +318,9 @@ def _chosen(model: nn.Module, names: dict[str, list[str]], sites: Any) -> list[s
         found = [chosen]
     else:
         patterns = [sites] if isinstance(sites, str | re.Pattern) else list(sites)
-        found = list(each_match(called, patterns)) or _nothing(called, "an empty list")
+        found = list(each_match(called, patterns)) or no_match(called, "an empty list")
     chosen = {called[one] for each in found for one in each}
     return [name for name in names if name in chosen]
-
-
-def _nothing(names: Collection[str], *given: Name) -> NoReturn:
-    patterns = [one.pattern if isinstance(one, re.Pattern) else one for one in given]
-    raise ValueError(
-        f"Sites: {' or '.join(map(repr, patterns))} matches the whole name of none of the {len(names)} "
-        f"modules.\n"
-        f"The nearest names are {nearest(patterns[0], names)}.\n"
-        f"A pattern has to match a name from its start to its end: put '.*' where anything may stand."
-    )
 
 
 def _described(
@@ -384,7 +335,7 @@ def _described(
 ) -> Site:
     """Say what is known about one module, or why it cannot be conditioned."""
     if others is None:
-        _nothing(aliases(model), name)
+        no_match(aliases(model), name)
     above = lineage(model, name)
     module = above[-1]
     _check_module(name, module, above[-2])

@@ -104,7 +104,8 @@ def summarise(
     """Summarise modulations site by site.
 
     Args:
-        modulations: gamma and beta [N, C] or [N, T, C] for each site, as a recording has them.
+        modulations: gamma and beta [N, C] or [N, T, C] for each site, as a recording has them; where there
+            is a gate, both are taken times the gate, as the site applies them.
         labels: what each of the N samples is about; of any kind that can be compared, a tensor or array too.
         closed: |gamma| below this counts as closed.
 
@@ -214,8 +215,9 @@ def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDA
             f"summarise: expected at least one sample at site '{site}', got gamma "
             f"{tuple(modulation.gamma.shape)}.\nRecord several calls: record(model)."
         )
-    check_finite("summarise", site, gamma=modulation.gamma, beta=modulation.beta)
-    both = [field.detach().cpu().double().numpy() for field in aligned(modulation.gamma, modulation.beta)]
+    fields = ("gamma", "beta", "gate")
+    check_finite("summarise", site, **dict(zip(fields, modulation.present(), strict=False)))
+    both = [field.detach().cpu().double().numpy() for field in aligned(*modulation.gated())]
     gamma, beta = np.broadcast_arrays(*both)
     channels = gamma.shape[-1]
     return gamma.reshape(-1, channels), beta.reshape(-1, channels), math.prod(gamma.shape[1:-1])
