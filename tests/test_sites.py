@@ -284,6 +284,31 @@ def test_channels_that_are_not_known_have_to_be_said():
     assert tf.find(model, "3", dim=-1)[0].features == 7
 
 
+class Block(nn.Module):
+    """A block of others: its width is an attribute of its own."""
+
+    def __init__(self, inputs, width):
+        super().__init__()
+        self.mix, self.width = nn.Conv2d(inputs, width, 1), width
+
+    def forward(self, x):
+        return self.mix(x)
+
+
+def test_a_function_says_the_channels_of_blocks_of_several_widths():
+    model = nn.Sequential(Block(3, 5), Block(5, 7), nn.Conv2d(7, 2, 1))
+    told = {"features": lambda name, block: getattr(block, "width", None)}  # of the convolution it is known
+    told["dim"] = lambda name, block: {"0": 1, "1": -3}.get(name)
+    found = tf.find(model, r"\d", **told)
+    assert [(site.features, site.dim) for site in found] == [(5, 1), (7, -3), (2, -3)]
+    x, z = torch.randn(2, 3, 4, 4), torch.randn(2, 13)
+    plain = model(x)
+    assert torch.equal(tf.condition(model, r"\d", tf.Vector(13), **told)(x, cond=z), plain)
+    assert list(model.film.modulations(z)["1"].gamma.shape) == [2, 7]
+    with pytest.raises(ValueError, match=r"Site '1': .* got a Block .*\nGive features"):
+        tf.find(nn.Sequential(nn.ReLU(), Block(3, 5)), "1", dim=1, features=lambda name, block: None)
+
+
 @pytest.mark.plain
 def test_modules_that_cannot_listen_are_refused_with_advice():
     attention = nn.MultiheadAttention(6, 2)
@@ -450,8 +475,11 @@ def test_a_site_is_no_network_to_be_conditioned_once_more():
 
 
 @pytest.mark.plain
-@pytest.mark.parametrize("given", [{"dim": "1"}, {"features": 6.0}])
+@pytest.mark.parametrize("given", [{"dim": "1"}, {"features": 6.0}, {"features": lambda name, module: 6.0}])
 def test_axis_and_channels_are_whole_numbers(given):
     (name, value), *_ = given.items()
-    with pytest.raises(ValueError, match=f"find: expected {name} as a whole number, got {value!r}"):
+    value = 6.0 if callable(value) else value
+    with pytest.raises(
+        ValueError, match=f"find: expected {name} as a whole number, .* got {value!r} for site '0'"
+    ):
         tf.find(nn.Sequential(nn.Linear(3, 6)), "0", **given)

@@ -21,6 +21,7 @@ from torchfilm.naming import check_choice, nearest
 from torchfilm.writing import in_columns
 
 Repeat = int | Literal["any"]
+Told = int | Callable[[str, nn.Module], int | None]
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ def find(
     sites: Pattern,
     *,
     where: Where = "output",
-    dim: int | None = None,
-    features: int | None = None,
+    dim: Told | None = None,
+    features: Told | None = None,
     field: int | str | None = None,
     repeat: Repeat = 1,
     batch: int | None = None,
@@ -162,8 +163,10 @@ def find(
             list of such, each of which must match something; a function of name and module that returns True
             or False; a `preset`; or what `find` returned, all or some of it, with its options and no others.
         where: modulate what each module returns ("output") or what it is given ("input").
-        dim: the axis of the channels; needed where the type of a module does not tell.
+        dim: the axis of the channels; needed where the type of a module does not tell. A number for all
+            sites, or a function of name and module that returns it; None from that leaves it to the module.
         features: how many channels there are; needed where neither type nor a one-dimensional weight tells.
+            A number or a function, as dim: features=lambda name, block: block.out_channels.
         field: which of several outputs or inputs, by index or name; None for the first.
         repeat: rows of features for each condition: [B * repeat, ...], those of one condition in a row; "any"
             for as many as each call has, in equal numbers.
@@ -203,12 +206,6 @@ def find(
             f"{where!r}, {repeat!r} and {batch!r}.\n"
             f"repeat is the number of rows of features for each condition, batch the axis of the rows."
         )
-    for key, value in (("dim", dim), ("features", features)):
-        if value is not None and not isinstance(value, Integral):
-            raise ValueError(
-                f"find: expected {key} as a whole number, got {value!r}.\n"
-                f"dim is the axis of the channels, as 1 or -1, features how many there are."
-            )
     usual = sites.dim if isinstance(sites, Preset) else None
     plain = Site("", "", 0, 0, where, field, repeat)
     return Sites(
@@ -377,8 +374,8 @@ def _described(
     name: str,
     others: list[str] | None,
     wanted: Site,
-    dim: int | None,
-    features: int | None,
+    dim: Told | None,
+    features: Told | None,
     batch: int | None,
     usual_dim: int | None = None,
 ) -> Site:
@@ -389,8 +386,8 @@ def _described(
     module = above[-1]
     _check_module(name, module, above[-2])
     known_features, known_dim = channels(module, wanted.where)
-    features = known_features if features is None else features
-    dim = next((one for one in (dim, known_dim, usual_dim) if one is not None), None)
+    features = _first(_told("features", features, name, module), known_features)
+    dim = _first(_told("dim", dim, name, module), known_dim, usual_dim)
     if features is None or dim is None:
         lacking = " and ".join(key for key, value in (("features", features), ("dim", dim)) if value is None)
         raise ValueError(
@@ -402,6 +399,22 @@ def _described(
     batch = batch_axis(model, name, wanted.where, wanted.field) if batch is None else batch
     kind, note = type(module).__name__, "; ".join(_notes(above, others, wanted, batch))
     return replace(wanted, name=name, type=kind, features=features, dim=dim, batch=batch, note=note)
+
+
+def _told(key: str, value: Told | None, name: str, module: nn.Module) -> int | None:
+    """Return the number that was said for all sites, or that a function says for this one."""
+    number = value(name, module) if callable(value) else value
+    if number is not None and not isinstance(number, Integral):
+        raise ValueError(
+            f"find: expected {key} as a whole number, or a function that returns it, got {number!r} for "
+            f"site '{name}'.\n"
+            f"dim is the axis of the channels, as 1 or -1, features how many there are."
+        )
+    return number
+
+
+def _first(*numbers: int | None) -> int | None:
+    return next((number for number in numbers if number is not None), None)
 
 
 def _notes(above: list[nn.Module], others: list[str], wanted: Site, batch: int) -> list[str]:
