@@ -11,7 +11,6 @@ from torch import nn
 import torchfilm as tf
 from networks import SITES, Net
 from torchfilm.channels import channels
-from torchfilm.sites import PRESETS
 
 # Each layer with an input for it; sizes pairwise different, so that only one axis fits.
 LAYERS = {
@@ -347,37 +346,6 @@ def test_conditioned_parts_of_a_model_are_left_out():
     assert names == ["0.head", "1"]
 
 
-PRESET_NAMES = {
-    "resnet": (["layer1.0.bn1", "layer1.0.bn2", "layer1.0.bn3"], ["layer1.0.bn3"]),
-    "vit": (["blocks.0.norm1", "blocks.0.norm2"], ["blocks.0.norm2"]),
-    "bert": (["encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.output.LayerNorm"], [1]),
-    "llama": (["model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"], [1]),
-    "unet": (["down_blocks.0.resnets.0.norm1", "down_blocks.0.resnets.0.norm2"], [1]),
-    "dit": (["transformer_blocks.0.norm1.norm", "transformer_blocks.0.norm3"], [1]),
-}
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_pick_the_usual_sites_of_a_family(name: str):
-    names, wanted = PRESET_NAMES[name]
-    root = nn.Module()
-    for path in names:
-        above = root
-        for part in path.split(".")[:-1]:
-            if part not in above._modules:
-                above.add_module(part, nn.Module())
-            above = above.get_submodule(part)
-        above.add_module(path.split(".")[-1], nn.LayerNorm(3))
-    assert [s.name for s in tf.find(root, tf.preset(name))] == [names[w] if w == 1 else w for w in wanted]
-
-
-class OwnLayerNorm(nn.LayerNorm):
-    """As timm has one: the same in code of its own."""
-
-    def forward(self, x):
-        return nn.functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-
-
 class FrozenNorm(nn.Module):
     """As torchvision has one for detection: its numbers are buffers."""
 
@@ -390,34 +358,10 @@ class FrozenNorm(nn.Module):
         return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def blocks(norm: nn.Module, *above: str) -> nn.Module:
-    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"norm2": norm})])})
-    for name in above:
-        model = nn.ModuleDict({name: nn.ModuleList([model])})
-    return model
-
-
-def test_a_preset_says_the_axis_where_the_type_does_not():
-    vit = tf.preset("vit")
-    found = [tf.find(blocks(norm), vit)[0] for norm in (OwnLayerNorm(3), nn.BatchNorm2d(5))]
-    assert [(site.features, site.dim) for site in found] == [(3, -1), (5, 1)]
-    assert tf.find(blocks(OwnLayerNorm(3)), vit, dim=1)[0].dim == 1
-    with pytest.raises(ValueError, match="matches the whole name of none"):  # these may have channels first
-        tf.find(blocks(OwnLayerNorm(3), "stages"), vit)
-
-
 def test_a_weight_that_is_a_buffer_says_how_many_channels_there_are():
     assert channels(FrozenNorm(7), "output") == (7, None)
     with pytest.raises(ValueError, match=r"got a FrozenNorm \(its output\).\nGive dim:"):
         tf.find(nn.Sequential(FrozenNorm(7)), "0")
-
-
-@pytest.mark.plain
-def test_an_unknown_preset_is_refused():
-    with pytest.raises(
-        ValueError, match=r"preset: expected one of \['resnet', 'vit', .*, got 'vgg'.\nFor other"
-    ):
-        tf.preset("vgg")
 
 
 @pytest.mark.plain

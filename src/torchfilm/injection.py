@@ -27,9 +27,10 @@ from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_
 from torchfilm.fusion import FUSIONS, Align, Fusion, Matched, check_reads, in_precision, resolve, takes
 from torchfilm.generator_options import Options
 from torchfilm.naming import check_choice
+from torchfilm.presets import Told
 from torchfilm.several import Maybe
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_flattened, joins_its_parts
-from torchfilm.sites import Pattern, Repeat, Sites, Told, check_network, find, is_patched, is_root, is_site
+from torchfilm.sites import Pattern, Repeat, Sites, check_network, find, is_patched, is_root, is_site
 from torchfilm.slots import PLAIN, fall_silent, listen, slot_of, swap, swap_back
 
 Network = TypeVar("Network", bound=nn.Module)

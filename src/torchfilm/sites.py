@@ -17,11 +17,11 @@ from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
 from torchfilm.channels import Where, batch_axis, channels, lineage
-from torchfilm.naming import check_choice, nearest
+from torchfilm.naming import nearest
+from torchfilm.presets import Preset, Told
 from torchfilm.writing import in_columns
 
 Repeat = int | Literal["any"]
-Told = int | Callable[[str, nn.Module], int | None]
 
 
 @dataclass(frozen=True)
@@ -79,69 +79,8 @@ class Sites(tuple[Site, ...]):
         return in_columns(rows)
 
 
-@dataclass(frozen=True)
-class Preset:
-    """The usual sites of a family of networks, by the names that the family's code gives to modules.
-
-    Args:
-        patterns: regular expressions for whole names; the first that matches anything is taken.
-        dim: the axis of the channels, where the type of the modules does not tell.
-    """
-
-    patterns: tuple[str, ...]
-    dim: int | None = None
-
-
-PRESETS: dict[str, Preset] = {
-    # The last norm of each residual block.
-    "resnet": Preset(
-        (
-            r"(.*\.)?layer\d+\.\d+\.bn3",
-            r"(.*\.)?layer\d+\.\d+\.bn2",
-            r"(.*\.)?stages\.\d+\.layers\.\d+\.layer\.2\.normalization",
-            r"(.*\.)?stages\.\d+\.layers\.\d+\.layer\.1\.normalization",
-        )
-    ),
-    # The middle of each block: the norm between attention and MLP. Blocks in stages may have channels first.
-    "vit": Preset(
-        (
-            r"(?!.*stages\.)(.*\.)?blocks\.\d+\.norm2",
-            r"(.*\.)?layers?\.\d+\.layernorm_after",
-            r"(.*\.)?encoder_layer_\d+\.ln_2",
-        ),
-        dim=-1,
-    ),
-    # The norm at the end of each block.
-    "bert": Preset((r"(.*\.)?layer\.\d+\.output\.LayerNorm",)),
-    # The norm that each MLP reads; its class is the family's own, so the axis is said here.
-    "llama": Preset((r"(.*\.)?layers\.\d+\.post_attention_layernorm",), dim=-1),
-    # The second norm of each residual block, where diffusion networks hear their time step.
-    "unet": Preset((r"(.*\.)?resnets\.\d+\.norm2",)),
-    # The norm that each MLP reads, after the one that hears the time step.
-    "dit": Preset((r"(.*\.)?transformer_blocks\.\d+\.norm3",)),
-}
-
 Name = str | re.Pattern[str]
 Pattern = Name | Sequence[Name] | Callable[[str, nn.Module], bool] | Preset | Site | Sequence[Site]
-
-
-def preset(name: str) -> Preset:
-    """Return the usual sites of a family of networks: `condition(model, preset("resnet"), ...)`.
-
-    Those of "llama" are norms of a class that `fold` does not know: it needs leftover="constant". To fold
-    into weights alone, condition r".*mlp\\.down_proj" instead. It gets a bias then,
-    which `from_pretrained` drops, since the configuration has none there.
-
-    Raises:
-        ValueError: for a name that is not in `PRESETS`.
-
-    Example:
-        >>> preset("llama").dim
-        -1
-    """
-    other = "For other networks give a regular expression that matches the names of their modules."
-    check_choice("preset:", name, [*PRESETS], remedy=other)
-    return PRESETS[name]
 
 
 def find(
@@ -207,6 +146,8 @@ def find(
             f"repeat is the number of rows of features for each condition, batch the axis of the rows."
         )
     usual = sites.dim if isinstance(sites, Preset) else None
+    if isinstance(sites, Preset) and where == "output" and features is None:
+        features = sites.features
     plain = Site("", "", 0, 0, where, field, repeat)
     return Sites(
         _described(model, name, names[name], plain, dim, features, batch, usual)
@@ -328,8 +269,7 @@ def _chosen(model: nn.Module, names: dict[str, list[str]], sites: Any) -> list[s
     """Return the matching names in the order of the model; each pattern has to match something."""
     called = {one: name for name, others in names.items() for one in (name, *others)}
     if isinstance(sites, Preset):
-        each = (_matched(called, pattern) for pattern in sites.patterns)
-        found = [next(filter(None, each), None) or _nothing(called, *sites.patterns)]
+        found = [sites.among(called) or _nothing(called, *sites.patterns)]
     elif isinstance(sites, nn.Module):
         own = [name for name in names if model.get_submodule(name) is sites]
         remedy = "It is none inside of this network: sites come first, condition(model, sites, cond)."
