@@ -1,5 +1,6 @@
 """Finding sites: what matches, where the channels are, what is refused and why."""
 
+import copy
 import re
 import time
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import torchfilm as tf
+from catalogue import randomise
 from networks import SITES, Net
 from torchfilm.channels import channels
 
@@ -63,6 +65,53 @@ def test_the_channels_of_known_layers_are_where_the_layer_puts_them(name: str):
     if shape is not None:
         features, dim = channels(layer, "input")
         assert x.shape[dim] == features
+
+
+LISTENING = {
+    "FiLM": (tf.FiLM(3, 4), (2, 3, 7, 11)),
+    "FiLM/tokens": (tf.FiLM(3, 4, dim=-1), (2, 7, 3)),
+    "DenseFiLM": (tf.DenseFiLM(3, 4), (2, 7, 3)),
+    "BatchNorm1d": (tf.ConditionalBatchNorm1d(3, 4), (2, 3, 7)),
+    "BatchNorm2d": (tf.ConditionalBatchNorm2d(3, 4), (2, 3, 7, 11)),
+    "BatchNorm3d": (tf.ConditionalBatchNorm3d(3, 4), (2, 3, 7, 11, 5)),
+    "InstanceNorm1d": (tf.ConditionalInstanceNorm1d(3, 4), (2, 3, 7)),
+    "InstanceNorm2d": (tf.ConditionalInstanceNorm2d(3, 4), (2, 3, 7, 11)),
+    "InstanceNorm3d": (tf.ConditionalInstanceNorm3d(3, 4), (2, 3, 7, 11, 5)),
+    "GroupNorm": (tf.ConditionalGroupNorm(1, 3, 4), (2, 3, 7, 11)),
+    "LayerNorm": (tf.ConditionalLayerNorm(3, 4), (2, 7, 3)),
+    "RMSNorm": (tf.ConditionalRMSNorm(3, 4), (2, 7, 3)),
+    "AdaLNZero": (tf.AdaLNZero(3, 4, gate="one"), (2, 7, 3)),
+    "AdaRMSNorm": (tf.AdaRMSNorm(3, 4, gate="one"), (2, 7, 3)),
+}
+
+
+class Hearing(nn.Module):
+    """A network with a layer that listens by itself, to a condition of its own."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, own):
+        y = self.layer(x, own)
+        return y[0] if isinstance(y, tuple) else y
+
+
+@pytest.mark.parametrize("name", LISTENING)
+@pytest.mark.parametrize("where", ["output", "input"])
+def test_layers_that_listen_are_sites_whose_channels_are_known(name: str, where: str):
+    layer, shape = copy.deepcopy(LISTENING[name])
+    model, plain = Hearing(randomise(layer)), Hearing(copy.deepcopy(layer))
+    x, own = torch.randn(shape), torch.randn(2, 4)
+    (site,) = tf.find(model, "layer", where=where)
+    assert (site.features, shape[site.dim]) == (3, 3)
+    assert ("the first of its outputs" in site.note) == (name.startswith("Ada") and where == "output")
+    tf.condition(model, "layer", tf.Vector(6), where=where)
+    m = tf.Modulation(torch.rand(2, 3) + 0.5, torch.randn(2, 3))
+    sizes = [2] + [3 if shape[site.dim] == size else 1 for size in shape[1:]]
+    gamma, beta = m.gamma.view(sizes), m.beta.view(sizes)
+    expected = gamma * plain(x, own) + beta if where == "output" else plain(gamma * x + beta, own)
+    torch.testing.assert_close(model(x, own, modulation={"layer": m}), expected)
 
 
 def test_the_input_of_a_bilinear_layer_is_its_first():

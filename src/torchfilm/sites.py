@@ -16,6 +16,7 @@ from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
+from torchfilm.adaptive import AdaLNZero, AdaRMSNorm
 from torchfilm.channels import Where, batch_axis, channels, lineage
 from torchfilm.naming import nearest
 from torchfilm.presets import Preset, Told
@@ -376,7 +377,7 @@ def _notes(above: list[nn.Module], others: list[str], wanted: Site, batch: int) 
     return notes
 
 
-_SEVERAL_OUTPUTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
+_SEVERAL_OUTPUTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention, AdaLNZero, AdaRMSNorm)
 
 
 def _check_module(name: str, module: nn.Module, parent: nn.Module) -> None:
