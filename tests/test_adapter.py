@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -462,3 +463,24 @@ def test_an_encoder_may_train_in_another_way_than_the_one_that_was_saved(saved, 
     said.write_text(json.dumps(json.loads(said.read_text()), indent=3))
     cond = given()
     assert tf.conditioning(tf.load(tf.remove(base), tmp_path, cond=cond)).cond is cond
+
+
+def test_parts_that_hear_conditions_of_their_own_are_saved_and_loaded_one_by_one(tmp_path: Path):
+    eye = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))
+    net = nn.Sequential(OrderedDict(eye=eye, head=nn.Linear(5, 2)))
+    base, x, text, time = copy.deepcopy(net), torch.randn(2, 3), torch.randn(2, 7), torch.randn(2, 4)
+    tf.condition(net.eye, "1", tf.Vector(7))
+    tf.condition(net, "head", tf.Vector(4))
+    randomise(net.eye.film)
+    randomise(net.film)
+    first, second = tf.modulations(net.eye, text)["1"], tf.modulations(net, time)["head"]
+    expected = tf.functional.film(base.eye(x), first.gamma, first.beta)
+    expected = tf.functional.film(base.head(expected), second.gamma, second.beta)
+    tf.load(base.eye, tf.save(net.eye, tmp_path / "eye"))
+    tf.load(base, tf.save(net, tmp_path / "all"))
+    for model in (net, base):
+        with tf.using(model.eye, cond=text):
+            torch.testing.assert_close(model(x, cond=time), expected)
+            assert list(tf.doctor(model, x, cond=time).pulses) == ["head"]
+        with pytest.raises(ValueError, match="expected an active condition, got none"):
+            model(x, cond=time)

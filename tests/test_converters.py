@@ -36,6 +36,8 @@ FORMULAS = {
     "lucidrains/FiLM": (NONE, lambda x, p, q: [x * (p + 1) + q]),
     "lucidrains/ResnetBlock": (SILU, lambda x, p, q: [x * (p + 1) + q]),
     "lucidrains/raw": (NONE, lambda x, p, q: [x * p + q]),
+    "openvla-oft": (NONE, lambda x, p, q: [x * (1 + p) + q]),
+    "rt-1": (NONE, lambda x, p, q: [(1 + p) * x + q]),
     "openpi": (NONE, lambda x, p, q, r: [r * (x * (1 + p) + q)]),
     "diffusion_policy": (MISH, lambda x, p, q: [p * x + q]),
     "diffusion_policy/bias": (MISH, lambda x, p: [x + p]),
@@ -239,6 +241,28 @@ def test_wrong_layouts_say_what_is_wrong():
         ValueError, match=r"expected the same words, got shift \(cond_predict_scale=False\) and scale"
     ):
         reorder(torch.randn(6), "diffusion_policy/bias")
+
+
+def test_separate_projections_of_scale_and_shift_become_one_generator():
+    blocks = {"0": 3, "1": 5}  # name and width, as the FiLM of OpenVLA-OFT has them
+    pairs = {
+        name: (nn.Linear(7, width), nn.Linear(7, width, bias=name == "0")) for name, width in blocks.items()
+    }
+    found = as_generator(pairs, "openvla-oft")(z := torch.randn(2, 7))
+    for name, (scale, shift) in pairs.items():
+        torch.testing.assert_close(found[name].gamma, 1 + scale(z))
+        torch.testing.assert_close(found[name].beta, shift(z))
+    words = [projection(1) for _ in range(6)]
+    attention, mlp = as_generator({("a", "b"): words}, "dit")(z).values()
+    active = [word(nn.functional.silu(z)) for word in words]
+    torch.testing.assert_close(torch.stack([attention.beta, mlp.gate]), torch.stack([active[0], active[5]]))
+    torch.testing.assert_close(mlp.gamma, 1 + active[4])
+
+
+@pytest.mark.parametrize(("sizes", "got"), [((3,), r"1 at 'a'"), ((3, 5), r"\[\(7, 3\), \(7, 5\)\]")])
+def test_separate_projections_are_one_for_each_word_and_of_one_size(sizes: tuple, got: str):
+    with pytest.raises(ValueError, match=rf"a projection for each word of 'scale shift', .* {got}"):
+        as_generator({"a": [nn.Linear(7, size) for size in sizes]}, "rt-1")
 
 
 def test_wrong_projections_say_what_is_wrong():

@@ -181,6 +181,7 @@ LIBRARY = (
     ("mixing",),
     ("fusion",),
     ("channels",),
+    ("presets",),
     ("sites",),
     ("applying",),
     ("slots",),

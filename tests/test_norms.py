@@ -221,6 +221,16 @@ def test_a_subclass_that_may_compute_something_else_is_refused():
 
 
 @pytest.mark.plain
+@pytest.mark.parametrize("kind", [tf.AdaLNZero, tf.AdaRMSNorm])
+def test_a_norm_of_others_in_front_of_a_gate_is_refused_with_the_way_to_keep_it(kind: type):
+    class OffsetRMSNorm(nn.RMSNorm):
+        """As Gemma's: the weight is what is added to one."""
+
+    with pytest.raises(ValueError, match=r"got OffsetRMSNorm.\n.*condition\(model, .*'mlp': \('gate',\)"):
+        kind.from_norm(OffsetRMSNorm(3), cond_dim=7)
+
+
+@pytest.mark.plain
 def test_a_norm_over_several_axes_has_no_channel_axis():
     for kind in (tf.ConditionalLayerNorm, tf.ConditionalRMSNorm, tf.AdaLNZero, tf.AdaRMSNorm):
         with pytest.raises(ValueError, match=r"normalized_shape of one axis, the channels, got \(3, 5\)"):

@@ -1,5 +1,6 @@
 """Finding sites: what matches, where the channels are, what is refused and why."""
 
+import copy
 import re
 import time
 
@@ -9,9 +10,9 @@ import torch
 from torch import nn
 
 import torchfilm as tf
+from catalogue import randomise
 from networks import SITES, Net
 from torchfilm.channels import channels
-from torchfilm.sites import PRESETS
 
 # Each layer with an input for it; sizes pairwise different, so that only one axis fits.
 LAYERS = {
@@ -64,6 +65,53 @@ def test_the_channels_of_known_layers_are_where_the_layer_puts_them(name: str):
     if shape is not None:
         features, dim = channels(layer, "input")
         assert x.shape[dim] == features
+
+
+LISTENING = {
+    "FiLM": (tf.FiLM(3, 4), (2, 3, 7, 11)),
+    "FiLM/tokens": (tf.FiLM(3, 4, dim=-1), (2, 7, 3)),
+    "DenseFiLM": (tf.DenseFiLM(3, 4), (2, 7, 3)),
+    "BatchNorm1d": (tf.ConditionalBatchNorm1d(3, 4), (2, 3, 7)),
+    "BatchNorm2d": (tf.ConditionalBatchNorm2d(3, 4), (2, 3, 7, 11)),
+    "BatchNorm3d": (tf.ConditionalBatchNorm3d(3, 4), (2, 3, 7, 11, 5)),
+    "InstanceNorm1d": (tf.ConditionalInstanceNorm1d(3, 4), (2, 3, 7)),
+    "InstanceNorm2d": (tf.ConditionalInstanceNorm2d(3, 4), (2, 3, 7, 11)),
+    "InstanceNorm3d": (tf.ConditionalInstanceNorm3d(3, 4), (2, 3, 7, 11, 5)),
+    "GroupNorm": (tf.ConditionalGroupNorm(1, 3, 4), (2, 3, 7, 11)),
+    "LayerNorm": (tf.ConditionalLayerNorm(3, 4), (2, 7, 3)),
+    "RMSNorm": (tf.ConditionalRMSNorm(3, 4), (2, 7, 3)),
+    "AdaLNZero": (tf.AdaLNZero(3, 4, gate="one"), (2, 7, 3)),
+    "AdaRMSNorm": (tf.AdaRMSNorm(3, 4, gate="one"), (2, 7, 3)),
+}
+
+
+class Hearing(nn.Module):
+    """A network with a layer that listens by itself, to a condition of its own."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, own):
+        y = self.layer(x, own)
+        return y[0] if isinstance(y, tuple) else y
+
+
+@pytest.mark.parametrize("name", LISTENING)
+@pytest.mark.parametrize("where", ["output", "input"])
+def test_layers_that_listen_are_sites_whose_channels_are_known(name: str, where: str):
+    layer, shape = copy.deepcopy(LISTENING[name])
+    model, plain = Hearing(randomise(layer)), Hearing(copy.deepcopy(layer))
+    x, own = torch.randn(shape), torch.randn(2, 4)
+    (site,) = tf.find(model, "layer", where=where)
+    assert (site.features, shape[site.dim]) == (3, 3)
+    assert ("the first of its outputs" in site.note) == (name.startswith("Ada") and where == "output")
+    tf.condition(model, "layer", tf.Vector(6), where=where)
+    m = tf.Modulation(torch.rand(2, 3) + 0.5, torch.randn(2, 3))
+    sizes = [2] + [3 if shape[site.dim] == size else 1 for size in shape[1:]]
+    gamma, beta = m.gamma.view(sizes), m.beta.view(sizes)
+    expected = gamma * plain(x, own) + beta if where == "output" else plain(gamma * x + beta, own)
+    torch.testing.assert_close(model(x, own, modulation={"layer": m}), expected)
 
 
 def test_the_input_of_a_bilinear_layer_is_its_first():
@@ -284,6 +332,31 @@ def test_channels_that_are_not_known_have_to_be_said():
     assert tf.find(model, "3", dim=-1)[0].features == 7
 
 
+class Block(nn.Module):
+    """A block of others: its width is an attribute of its own."""
+
+    def __init__(self, inputs, width):
+        super().__init__()
+        self.mix, self.width = nn.Conv2d(inputs, width, 1), width
+
+    def forward(self, x):
+        return self.mix(x)
+
+
+def test_a_function_says_the_channels_of_blocks_of_several_widths():
+    model = nn.Sequential(Block(3, 5), Block(5, 7), nn.Conv2d(7, 2, 1))
+    told = {"features": lambda name, block: getattr(block, "width", None)}  # of the convolution it is known
+    told["dim"] = lambda name, block: {"0": 1, "1": -3}.get(name)
+    found = tf.find(model, r"\d", **told)
+    assert [(site.features, site.dim) for site in found] == [(5, 1), (7, -3), (2, -3)]
+    x, z = torch.randn(2, 3, 4, 4), torch.randn(2, 13)
+    plain = model(x)
+    assert torch.equal(tf.condition(model, r"\d", tf.Vector(13), **told)(x, cond=z), plain)
+    assert list(model.film.modulations(z)["1"].gamma.shape) == [2, 7]
+    with pytest.raises(ValueError, match=r"Site '1': .* got a Block .*\nGive features"):
+        tf.find(nn.Sequential(nn.ReLU(), Block(3, 5)), "1", dim=1, features=lambda name, block: None)
+
+
 @pytest.mark.plain
 def test_modules_that_cannot_listen_are_refused_with_advice():
     attention = nn.MultiheadAttention(6, 2)
@@ -322,37 +395,6 @@ def test_conditioned_parts_of_a_model_are_left_out():
     assert names == ["0.head", "1"]
 
 
-PRESET_NAMES = {
-    "resnet": (["layer1.0.bn1", "layer1.0.bn2", "layer1.0.bn3"], ["layer1.0.bn3"]),
-    "vit": (["blocks.0.norm1", "blocks.0.norm2"], ["blocks.0.norm2"]),
-    "bert": (["encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.output.LayerNorm"], [1]),
-    "llama": (["model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"], [1]),
-    "unet": (["down_blocks.0.resnets.0.norm1", "down_blocks.0.resnets.0.norm2"], [1]),
-    "dit": (["transformer_blocks.0.norm1.norm", "transformer_blocks.0.norm3"], [1]),
-}
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_pick_the_usual_sites_of_a_family(name: str):
-    names, wanted = PRESET_NAMES[name]
-    root = nn.Module()
-    for path in names:
-        above = root
-        for part in path.split(".")[:-1]:
-            if part not in above._modules:
-                above.add_module(part, nn.Module())
-            above = above.get_submodule(part)
-        above.add_module(path.split(".")[-1], nn.LayerNorm(3))
-    assert [s.name for s in tf.find(root, tf.preset(name))] == [names[w] if w == 1 else w for w in wanted]
-
-
-class OwnLayerNorm(nn.LayerNorm):
-    """As timm has one: the same in code of its own."""
-
-    def forward(self, x):
-        return nn.functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-
-
 class FrozenNorm(nn.Module):
     """As torchvision has one for detection: its numbers are buffers."""
 
@@ -365,34 +407,10 @@ class FrozenNorm(nn.Module):
         return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def blocks(norm: nn.Module, *above: str) -> nn.Module:
-    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"norm2": norm})])})
-    for name in above:
-        model = nn.ModuleDict({name: nn.ModuleList([model])})
-    return model
-
-
-def test_a_preset_says_the_axis_where_the_type_does_not():
-    vit = tf.preset("vit")
-    found = [tf.find(blocks(norm), vit)[0] for norm in (OwnLayerNorm(3), nn.BatchNorm2d(5))]
-    assert [(site.features, site.dim) for site in found] == [(3, -1), (5, 1)]
-    assert tf.find(blocks(OwnLayerNorm(3)), vit, dim=1)[0].dim == 1
-    with pytest.raises(ValueError, match="matches the whole name of none"):  # these may have channels first
-        tf.find(blocks(OwnLayerNorm(3), "stages"), vit)
-
-
 def test_a_weight_that_is_a_buffer_says_how_many_channels_there_are():
     assert channels(FrozenNorm(7), "output") == (7, None)
     with pytest.raises(ValueError, match=r"got a FrozenNorm \(its output\).\nGive dim:"):
         tf.find(nn.Sequential(FrozenNorm(7)), "0")
-
-
-@pytest.mark.plain
-def test_an_unknown_preset_is_refused():
-    with pytest.raises(
-        ValueError, match=r"preset: expected one of \['resnet', 'vit', .*, got 'vgg'.\nFor other"
-    ):
-        tf.preset("vgg")
 
 
 @pytest.mark.plain
@@ -450,8 +468,11 @@ def test_a_site_is_no_network_to_be_conditioned_once_more():
 
 
 @pytest.mark.plain
-@pytest.mark.parametrize("given", [{"dim": "1"}, {"features": 6.0}])
+@pytest.mark.parametrize("given", [{"dim": "1"}, {"features": 6.0}, {"features": lambda name, module: 6.0}])
 def test_axis_and_channels_are_whole_numbers(given):
     (name, value), *_ = given.items()
-    with pytest.raises(ValueError, match=f"find: expected {name} as a whole number, got {value!r}"):
+    value = 6.0 if callable(value) else value
+    with pytest.raises(
+        ValueError, match=f"find: expected {name} as a whole number, .* got {value!r} for site '0'"
+    ):
         tf.find(nn.Sequential(nn.Linear(3, 6)), "0", **given)

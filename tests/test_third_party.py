@@ -88,6 +88,18 @@ def test_bert_listens(transformers: ModuleType, sites: str):
         check(model, r"encoder\.layer\.\d", run, names, dim=-1, features=12, where="input")
 
 
+def test_an_efficientnet_of_transformers_listens(transformers: ModuleType):
+    config = transformers.EfficientNetConfig(width_coefficient=0.2, depth_coefficient=0.2, hidden_dim=256)
+    model, x = transformers.EfficientNetModel(config), torch.randn(2, 3, 64, 64)
+
+    def run(model, **cond):
+        return model(x, **cond).last_hidden_state
+
+    widths = [block.projection.project_bn.num_features for block in model.encoder.blocks]
+    assert [site.features for site in tf.find(model, tf.preset("efficientnet"))] == widths
+    check(model, tf.preset("efficientnet"), run, [f"encoder.blocks.{i}" for i in range(len(widths))])
+
+
 @pytest.fixture
 def llama(transformers: ModuleType) -> nn.Module:
     config = transformers.LlamaConfig(**SIZES, num_key_value_heads=1, vocab_size=31, pad_token_id=0)

@@ -75,9 +75,10 @@ from .norms import (
     ConditionalLayerNorm,
     ConditionalRMSNorm,
 )
+from .presets import preset
 from .sensitivity import sensitivity
 from .several import Masked, Maybe, Several
-from .sites import Site, Sites, find, preset
+from .sites import Site, Sites, find
 from .summary import Summary, summarise
 from .tables import SeparableTable
 from .tabulation import tabulate

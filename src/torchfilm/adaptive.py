@@ -47,7 +47,8 @@ class _GatedNorm(ListeningNorm):
         """Condition the trained norm of a branch: its own parameters, and a gate that starts at one.
 
         Raises:
-            ValueError: for anything but torch's norm of this kind, not a subclass, or another gate.
+            ValueError: for anything but torch's norm of this kind, not a subclass, or another gate. Norms of
+            others, as those of Gemma and Llama, round elsewhere in half precision: `condition` keeps them.
         """
         return cls.around(norm, cond_dim, gate)
 

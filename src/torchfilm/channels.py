@@ -1,4 +1,4 @@
-"""Where a layer keeps its channels: known for the layers of torch, asked for everywhere else.
+"""Where a layer keeps its channels: known for layers of torch and of torchfilm, asked for everywhere else.
 
 A shape is never guessed from sizes, for a guess is wrong as soon as the width equals the number of channels.
 What is read here is the layer's own documented layout.
@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules import batchnorm, conv, instancenorm
+
+from torchfilm.layers import Listening
 
 Where = Literal["output", "input"]
 
@@ -101,8 +103,15 @@ def _axes_norm(module: Any) -> tuple[int | None, int | None]:
     return (module.normalized_shape[0], -1) if len(module.normalized_shape) == 1 else (None, None)
 
 
+def _modulated(module: Any) -> tuple[int | None, int | None]:
+    """A layer that listens modulates its channels: those of its FiLM, or its own."""
+    film = getattr(module, "film", module)
+    return getattr(film, "features", None), getattr(film, "dim", None)
+
+
 # Channels and their axis at the output and at the input; one entry for both where they are the same.
 _KNOWN: dict[type[nn.Module], tuple[Side, ...]] = {
+    Listening: (_modulated,),
     conv._ConvNd: (
         lambda m: (m.out_channels, -1 - len(m.kernel_size)),
         lambda m: (m.in_channels, -1 - len(m.kernel_size)),

@@ -102,6 +102,8 @@ LAYOUTS: dict[str, Layout] = {
     "lucidrains/FiLM": Layout("scale shift", (), "classifier-free-guidance-pytorch, the last Linear"),
     "lucidrains/ResnetBlock": Layout("scale shift", ("silu",), "denoising-diffusion-pytorch and its kin"),
     "lucidrains/raw": Layout("gamma shift", (), "audiolm-pytorch's FiLM: no one is added"),
+    "openvla-oft": Layout("scale shift", (), "two Linears for each vision block, scale and shift"),
+    "rt-1": Layout("scale shift", (), "two Dense layers, mult and add, kernels to be transposed"),
     "openpi": Layout("scale shift gate", (), "the adaRMS norms of pi0.5"),
     "diffusion_policy": Layout("gamma shift", ("mish",), "cond_predict_scale=True: no one is added"),
     "diffusion_policy/bias": Layout("shift", ("mish",), "cond_predict_scale=False"),
@@ -206,7 +208,7 @@ def convert(
 
 
 def as_generator(
-    projections: Mapping[Key, nn.Linear],
+    projections: Mapping[Key, nn.Linear | Sequence[nn.Linear]],
     layout: str | Layout,
     *,
     gates: Mapping[str, str | None] | None = None,
@@ -218,7 +220,7 @@ def as_generator(
 
     Args:
         projections: site to projection; a tuple of sites where the layout has several in one projection, in
-            its order.
+            its order. A tuple of projections where each word of the layout has one of its own, in its order.
         layout: that of all of them. Its activation becomes the generator's trunk; where it has the factor
             itself (gamma), so has the generator's head, gamma_offset=0.
         gates: for each of these sites, the one that takes its gate: {"0.norm": "0.mlp"}; None for a gate that
@@ -226,8 +228,9 @@ def as_generator(
 
     Raises:
         ValueError: for no projections, other numbers of sites than the layout has, a site named twice,
-            projections of different conditions, and sizes that are not divisible; for gates of a layout
-            without, and such that are not of the sites.
+            projections of different conditions, sizes that are not divisible, and tuples of projections that
+            are not one for each word, of one size; for gates of a layout without, and such that are not of
+            the sites.
 
     Example:
         >>> blocks = {(f"{i}.norm1", f"{i}.norm2"): nn.Linear(512, 6 * 64) for i in range(3)}
@@ -238,6 +241,7 @@ def as_generator(
         (torch.Size([2, 64]), torch.Size([2, 64]))
     """
     layout = _layout(layout)
+    projections = {key: _packed(key, projection, layout) for key, projection in projections.items()}
     emitted = [word for word in get_args(Emitted) if _THEIRS[word] & set(layout.words)]
     raw = "gamma" in layout.words
     words = _OURS | ({"gamma": "gamma"} if raw else {})
@@ -275,6 +279,24 @@ def as_generator(
     generator = Generator(conditions.pop(), sites, trunk=layout.trunk, emit=emit, **start)
     generator.head.load_state_dict({"weight": weight, "bias": bias})
     return generator.to(weight)
+
+
+def _packed(key: Any, projection: nn.Linear | Sequence[nn.Linear], layout: Layout) -> nn.Linear:
+    """Return the one projection that says what those of single words say."""
+    if isinstance(projection, nn.Module):
+        return projection
+    sizes = [(one.in_features, one.out_features) for one in projection]
+    if len(sizes) != len(layout.words) or len(set(sizes)) != 1:
+        raise ValueError(
+            f"as_generator: expected a projection for each word of {layout.order!r}, all of one size, got "
+            f"{len(sizes)} at {key!r}, of (in_features, out_features) {sizes}.\n"
+            f"Give them in the order of the layout."
+        )
+    packed = nn.Linear(sizes[0][0], len(sizes) * sizes[0][1], device="meta")
+    packed.weight = nn.Parameter(torch.cat([one.weight for one in projection]))
+    biases = [one.weight.new_zeros(len(one.weight)) if one.bias is None else one.bias for one in projection]
+    packed.bias = nn.Parameter(torch.cat(biases))
+    return packed
 
 
 def _parted(

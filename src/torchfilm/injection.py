@@ -27,6 +27,7 @@ from torchfilm.filling import Active, Conditioning, Off, active, not_both, root_
 from torchfilm.fusion import FUSIONS, Align, Fusion, Matched, check_reads, in_precision, resolve, takes
 from torchfilm.generator_options import Options
 from torchfilm.naming import check_choice
+from torchfilm.presets import Told
 from torchfilm.several import Maybe
 from torchfilm.sharding import ONE_FLAT_TENSOR, is_flattened, joins_its_parts
 from torchfilm.sites import Pattern, Repeat, Sites, check_network, find, is_patched, is_root, is_site
@@ -54,8 +55,8 @@ def condition(
     cond: nn.Module,
     *,
     where: Where = "output",
-    dim: int | None = None,
-    features: int | None = None,
+    dim: Told | None = None,
+    features: Told | None = None,
     fusion: str | Fusion = "film",
     generator: nn.Module | Callable[[int, Mapping[str, int]], nn.Module] | None = None,
     **options: Unpack[ConditionOptions],
@@ -75,8 +76,8 @@ def condition(
         sites: which modules, as in `find`, or what `find` returned.
         cond: what the condition is: `Vector(512)`, `Classes(10, 64)`, ..., any module with `dim`.
         where: as in `find`; likewise dim and features.
-        dim: the axis of the channels.
-        features: the number of channels.
+        dim: the axis of the channels, or a function of name and module.
+        features: the number of channels, or a function of name and module.
         fusion: "film", another name in `FUSIONS`, or a `Fusion`.
         generator: instead of the fusion's own: a module from the encoded condition to a dict of one value for
             each site, or a function of cond_dim and {site: channels} that makes one. The encoder's `dim` may

@@ -161,7 +161,7 @@ class ListeningNorm(Listening):
             ValueError: for another kind of norm.
         """
         if type(norm) is not cls._base:
-            raise ValueError(_wrong_norm(cls.__name__, cls._base, norm))
+            raise ValueError(_wrong_norm(cls.__name__, cls._base, norm, gated=gate is not None))
         tensors = [*norm.parameters(), *norm.buffers()]
         device = tensors[0].device if tensors else None
         film = FiLM(channels_of(cls.__name__, norm), cond_dim, cls._dim, gate=gate, device=device)
@@ -397,9 +397,16 @@ def channels_of(owner: str, norm: nn.Module) -> int:
     return norm.num_channels if isinstance(norm, nn.GroupNorm) else int(norm.num_features)  # type: ignore
 
 
-def _wrong_norm(owner: str, wanted: type, norm: nn.Module) -> str:
+def _wrong_norm(owner: str, wanted: type, norm: nn.Module, *, gated: bool = False) -> str:
     kind = type(norm).__name__ if type(norm) is not wanted else "something else"
-    return (
-        f"{owner}.from_norm: expected nn.{wanted.__name__}, got {kind}.\n"
-        f"For other layers put a FiLM(features, cond_dim) behind them."
+    remedy = (
+        "put a FiLM(features, cond_dim, dim=...) behind it, or condition the network there: "
+        "condition(model, 'norm', cond)."
     )
+    if gated:
+        remedy = (
+            "condition the network there, with the gate at the end of the branch: condition(model, "
+            "'norm|mlp', cond, emit={'norm': ('gamma', 'beta'), 'mlp': ('gate',)}, gate_start=1)."
+        )
+    leave = "Another norm may compute something else. Leave it as it is, and"
+    return f"{owner}.from_norm: expected nn.{wanted.__name__}, got {kind}.\n{leave} {remedy}"

@@ -16,8 +16,10 @@ from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
+from torchfilm.adaptive import AdaLNZero, AdaRMSNorm
 from torchfilm.channels import Where, batch_axis, channels, lineage
-from torchfilm.naming import Name, check_choice, each_match, matched, no_match
+from torchfilm.naming import Name, each_match, no_match
+from torchfilm.presets import Preset, Told
 from torchfilm.writing import in_columns
 
 Repeat = int | Literal["any"]
@@ -78,68 +80,7 @@ class Sites(tuple[Site, ...]):
         return in_columns(rows)
 
 
-@dataclass(frozen=True)
-class Preset:
-    """The usual sites of a family of networks, by the names that the family's code gives to modules.
-
-    Args:
-        patterns: regular expressions for whole names; the first that matches anything is taken.
-        dim: the axis of the channels, where the type of the modules does not tell.
-    """
-
-    patterns: tuple[str, ...]
-    dim: int | None = None
-
-
-PRESETS: dict[str, Preset] = {
-    # The last norm of each residual block.
-    "resnet": Preset(
-        (
-            r"(.*\.)?layer\d+\.\d+\.bn3",
-            r"(.*\.)?layer\d+\.\d+\.bn2",
-            r"(.*\.)?stages\.\d+\.layers\.\d+\.layer\.2\.normalization",
-            r"(.*\.)?stages\.\d+\.layers\.\d+\.layer\.1\.normalization",
-        )
-    ),
-    # The middle of each block: the norm between attention and MLP. Blocks in stages may have channels first.
-    "vit": Preset(
-        (
-            r"(?!.*stages\.)(.*\.)?blocks\.\d+\.norm2",
-            r"(.*\.)?layers?\.\d+\.layernorm_after",
-            r"(.*\.)?encoder_layer_\d+\.ln_2",
-        ),
-        dim=-1,
-    ),
-    # The norm at the end of each block.
-    "bert": Preset((r"(.*\.)?layer\.\d+\.output\.LayerNorm",)),
-    # The norm that each MLP reads; its class is the family's own, so the axis is said here.
-    "llama": Preset((r"(.*\.)?layers\.\d+\.post_attention_layernorm",), dim=-1),
-    # The second norm of each residual block, where diffusion networks hear their time step.
-    "unet": Preset((r"(.*\.)?resnets\.\d+\.norm2",)),
-    # The norm that each MLP reads, after the one that hears the time step.
-    "dit": Preset((r"(.*\.)?transformer_blocks\.\d+\.norm3",)),
-}
-
 Pattern = Name | Sequence[Name] | Callable[[str, nn.Module], bool] | Preset | Site | Sequence[Site]
-
-
-def preset(name: str) -> Preset:
-    """Return the usual sites of a family of networks: `condition(model, preset("resnet"), ...)`.
-
-    Those of "llama" are norms of a class that `fold` does not know: it needs leftover="constant". To fold
-    into weights alone, condition r".*mlp\\.down_proj" instead. It gets a bias then,
-    which `from_pretrained` drops, since the configuration has none there.
-
-    Raises:
-        ValueError: for a name that is not in `PRESETS`.
-
-    Example:
-        >>> preset("llama").dim
-        -1
-    """
-    other = "For other networks give a regular expression that matches the names of their modules."
-    check_choice("preset:", name, [*PRESETS], remedy=other)
-    return PRESETS[name]
 
 
 def find(
@@ -147,8 +88,8 @@ def find(
     sites: Pattern,
     *,
     where: Where = "output",
-    dim: int | None = None,
-    features: int | None = None,
+    dim: Told | None = None,
+    features: Told | None = None,
     field: int | str | None = None,
     repeat: Repeat = 1,
     batch: int | None = None,
@@ -161,8 +102,10 @@ def find(
             list of such, each of which must match something; a function of name and module that returns True
             or False; a `preset`; or what `find` returned, all or some of it, with its options and no others.
         where: modulate what each module returns ("output") or what it is given ("input").
-        dim: the axis of the channels; needed where the type of a module does not tell.
+        dim: the axis of the channels; needed where the type of a module does not tell. A number for all
+            sites, or a function of name and module that returns it; None from that leaves it to the module.
         features: how many channels there are; needed where neither type nor a one-dimensional weight tells.
+            A number or a function, as dim: features=lambda name, block: block.out_channels.
         field: which of several outputs or inputs, by index or name; None for the first.
         repeat: rows of features for each condition: [B * repeat, ...], those of one condition in a row; "any"
             for as many as each call has, in equal numbers.
@@ -202,13 +145,9 @@ def find(
             f"{where!r}, {repeat!r} and {batch!r}.\n"
             f"repeat is the number of rows of features for each condition, batch the axis of the rows."
         )
-    for key, value in (("dim", dim), ("features", features)):
-        if value is not None and not isinstance(value, Integral):
-            raise ValueError(
-                f"find: expected {key} as a whole number, got {value!r}.\n"
-                f"dim is the axis of the channels, as 1 or -1, features how many there are."
-            )
     usual = sites.dim if isinstance(sites, Preset) else None
+    if isinstance(sites, Preset) and where == "output" and features is None:
+        features = sites.features
     plain = Site("", "", 0, 0, where, field, repeat)
     return Sites(
         _described(model, name, names[name], plain, dim, features, batch, usual)
@@ -292,8 +231,7 @@ def _chosen(model: nn.Module, names: dict[str, list[str]], sites: Any) -> list[s
     """Return the matching names in the order of the model; each pattern has to match something."""
     called = {one: name for name, others in names.items() for one in (name, *others)}
     if isinstance(sites, Preset):
-        each = (matched(called, pattern) for pattern in sites.patterns)
-        found = [next(filter(None, each), None) or no_match(called, *sites.patterns)]
+        found = [sites.among(called) or no_match(called, *sites.patterns)]
     elif isinstance(sites, nn.Module):
         own = [name for name in names if model.get_submodule(name) is sites]
         remedy = "It is none inside of this network: sites come first, condition(model, sites, cond)."
@@ -328,8 +266,8 @@ def _described(
     name: str,
     others: list[str] | None,
     wanted: Site,
-    dim: int | None,
-    features: int | None,
+    dim: Told | None,
+    features: Told | None,
     batch: int | None,
     usual_dim: int | None = None,
 ) -> Site:
@@ -340,8 +278,8 @@ def _described(
     module = above[-1]
     _check_module(name, module, above[-2])
     known_features, known_dim = channels(module, wanted.where)
-    features = known_features if features is None else features
-    dim = next((one for one in (dim, known_dim, usual_dim) if one is not None), None)
+    features = _first(_told("features", features, name, module), known_features)
+    dim = _first(_told("dim", dim, name, module), known_dim, usual_dim)
     if features is None or dim is None:
         lacking = " and ".join(key for key, value in (("features", features), ("dim", dim)) if value is None)
         raise ValueError(
@@ -353,6 +291,22 @@ def _described(
     batch = batch_axis(model, name, wanted.where, wanted.field) if batch is None else batch
     kind, note = type(module).__name__, "; ".join(_notes(above, others, wanted, batch))
     return replace(wanted, name=name, type=kind, features=features, dim=dim, batch=batch, note=note)
+
+
+def _told(key: str, value: Told | None, name: str, module: nn.Module) -> int | None:
+    """Return the number that was said for all sites, or that a function says for this one."""
+    number = value(name, module) if callable(value) else value
+    if number is not None and not isinstance(number, Integral):
+        raise ValueError(
+            f"find: expected {key} as a whole number, or a function that returns it, got {number!r} for "
+            f"site '{name}'.\n"
+            f"dim is the axis of the channels, as 1 or -1, features how many there are."
+        )
+    return number
+
+
+def _first(*numbers: int | None) -> int | None:
+    return next((number for number in numbers if number is not None), None)
 
 
 def _notes(above: list[nn.Module], others: list[str], wanted: Site, batch: int) -> list[str]:
@@ -374,7 +328,7 @@ def _notes(above: list[nn.Module], others: list[str], wanted: Site, batch: int) 
     return notes
 
 
-_SEVERAL_OUTPUTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
+_SEVERAL_OUTPUTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention, AdaLNZero, AdaRMSNorm)
 
 
 def _check_module(name: str, module: nn.Module, parent: nn.Module) -> None:
