@@ -276,3 +276,22 @@ def test_a_constant_inside_of_a_transformer_hears_no_packed_sequences():
     assert report["layers.1.dropout"].target == "constant"
     expected = model(x, src_key_padding_mask=padded, cond=z)
     torch.testing.assert_close(plain(x, src_key_padding_mask=padded), expected)
+
+
+class Looks(nn.Module):
+    """Code that fails as a table does which lacks something, by an error that tracing never causes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 5)
+
+    def forward(self, x):
+        if not isinstance(x, torch.Tensor):
+            raise LookupError("no table for these")
+        return self.a(x)
+
+
+def test_an_error_that_is_the_models_own_is_told_as_it_is():
+    model = tf.condition(nn.Sequential(Looks()).eval(), "0", tf.Vector(7), dim=-1, features=5)
+    with pytest.raises(LookupError, match="no table for these"):
+        tf.fold(model, cond=torch.rand(1, 7))

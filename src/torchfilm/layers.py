@@ -32,10 +32,10 @@ class Listening(nn.Module):
         modulation: Modulation | None = None,
         rows: Int[Tensor, " nodes"] | None = None,
     ) -> Float[Tensor, "*shape"]:
-        """Return the modulated features, with the shape, dtype and memory format of x.
+        """Return the modulated features, of a norm behind its normalisation, with the shape and dtype of x.
 
         Args:
-            x: features with C channels on axis `dim`.
+            x: features with C channels, where the layer has them.
             condition: [B, cond_dim], or [B, T, cond_dim] for one condition per step; its axes besides the
                 last align with those of x besides the channels, from the left.
             modulation: a ready modulation instead of a condition, channels last, aligned in the same way.

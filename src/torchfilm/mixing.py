@@ -360,10 +360,13 @@ class Attentions(nn.Module):
             tokens = torch.where(mask[..., None], tokens, 0)
         read = self.read(like_weights(tokens, next(self.read.parameters(), None)))
         both = read.split([2 * width for width in self.widths], dim=-1)
-        pairs = [one.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4) for one in both]
+        pairs = [one.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind() for one in both]
         queries, outputs = _lasting(self, self.queries), _lasting(self, self.outputs)
         parts = zip(self.sites, queries, pairs, outputs, strict=True)
-        return {name: Attending(query, pair[0], pair[1], output, mask) for name, query, pair, output in parts}
+        return {
+            name: Attending(query, keys, values, output, mask)
+            for name, query, (keys, values), output in parts
+        }
 
     def own_parameters(self) -> dict[str, int]:
         """Return how many parameters belong to each site alone."""

@@ -28,7 +28,16 @@ from torchfilm.signatures import signature_of
 from torchfilm.sites import is_patched
 
 # What tracing runs into where code looks at values; what else a model's own code raises is its own fault.
-_UNTRACEABLE = (TypeError, ValueError, RuntimeError, AttributeError, NameError, LookupError, AssertionError)
+_UNTRACEABLE = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    NameError,
+    IndexError,
+    KeyError,
+    AssertionError,
+)
 # Each way costs a copy of the module's structure and a trace of it: milliseconds for a block.
 _MOST_WAYS = 64
 _GIVEN = object()

@@ -20,6 +20,20 @@ def draw(step: int, *, seed: int = 3, batch_size: int = 5, rank: int = 0, world_
     return Draw(step, seed, 0.0, batch_size, rank, world_size)
 
 
+def test_an_order_keeps_two_epochs_of_its_own_however_many_orders_there_are() -> None:
+    orders = [EpochOrder(5 + i) for i in range(6)]
+    for step in range(9):
+        for order in orders:
+            order.indices(Draw(step, 0, 0.0, 3))
+    before = [dict(order._cached) for order in orders]
+    for order in orders:
+        order.indices(Draw(8, 0, 0.0, 3))
+    assert all(len(kept) == 2 for kept in before)
+    assert all(
+        order._cached[key] is kept[key] for order, kept in zip(orders, before, strict=True) for key in kept
+    )
+
+
 @given(items=st.integers(0, 60), world_size=st.integers(1, 9))
 def test_the_shares_are_a_partition_in_order(items: int, world_size: int) -> None:
     shares = [

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 
 from torchfilm.training import TrainConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("budget", [{}, {"steps": 5, "minutes": 2.0}])
@@ -29,6 +34,17 @@ def test_a_run_has_exactly_one_budget(budget: dict[str, float]) -> None:
 def test_a_field_out_of_range_is_named(name: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(steps=5, **{name: value})  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class WithData(TrainConfig):
+    data: Path | None = None
+
+
+def test_fields_that_others_add_may_be_annotated_for_type_checkers_alone() -> None:
+    assert WithData(steps=5).data is None
+    with pytest.raises(ValueError, match=r"schedule: expected one of constant, linear, cosine"):
+        WithData(steps=5, schedule="step")  # type: ignore[arg-type]
 
 
 def test_the_rate_warms_up_stays_and_falls_in_a_line_to_zero() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -58,6 +57,9 @@ class EpochOrder:
     """
 
     num_items: int
+    _cached: dict[tuple[int, int], np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.num_items < 1:
@@ -74,15 +76,17 @@ class EpochOrder:
         found = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            found[chosen] = _permutation(self.num_items, draw.seed, int(epoch))[
-                positions[chosen] % self.num_items
-            ]
+            found[chosen] = self._permutation(draw.seed, int(epoch))[positions[chosen] % self.num_items]
         return found
 
-
-@functools.lru_cache(maxsize=4)  # two epochs of a batch, of two orders
-def _permutation(num_items: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, 1]).permutation(num_items)
+    def _permutation(self, seed: int, epoch: int) -> np.ndarray:
+        """Return the order of an epoch; two are kept, since a batch may end one and begin the next."""
+        key = (seed, epoch)
+        if key not in self._cached:
+            while len(self._cached) >= 2:
+                self._cached.pop(next(iter(self._cached)))
+            self._cached[key] = np.random.default_rng([seed, epoch, 1]).permutation(self.num_items)
+        return self._cached[key]
 
 
 def seed_everything(seed: int, step: int, rank: int) -> None:

@@ -79,9 +79,9 @@ class TrainConfig:
             raise ValueError(f"TrainConfig.cooldown: expected a share in (0, 1], got {self.cooldown}.")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"TrainConfig.ema: expected a decay in [0, 1) or None, got {self.ema}.")
-        for name, kind in get_type_hints(type(self)).items():
-            got, allowed = getattr(self, name), get_args(kind)
-            if get_origin(kind) is Literal and got not in allowed:
+        for name, allowed in _CHOICES.items():
+            got = getattr(self, name)
+            if got not in allowed:
                 raise ValueError(f"TrainConfig.{name}: expected one of {', '.join(allowed)}, got {got!r}.")
 
     def progress(self, step: int, seconds: float) -> float:
@@ -101,3 +101,8 @@ class TrainConfig:
         else:
             shape = 1.0
         return self.lr * warm * shape
+
+
+_CHOICES = {
+    name: get_args(kind) for name, kind in get_type_hints(TrainConfig).items() if get_origin(kind) is Literal
+}

@@ -163,8 +163,13 @@ class Evaluate:
             exam = bundle_exam(bundle, folder, split, self.features)
             if self.limit is not None:
                 exam = exam.sample(self.limit, seed)
-            how = {"accuracy": self._accuracy, "arithmetic": self._arithmetic}
-            found = how.get(self.experiment, self._robustness)(bundle, exam, folder, seed)
+            how = {
+                "accuracy": self._accuracy,
+                "arithmetic": self._arithmetic,
+                "means": self._robustness,
+                "noise": self._robustness,
+            }
+            found = how[self.experiment](bundle, exam, folder, seed)
         note(f"figures and numbers in {self._out}")
         if self.json:
             about = {"experiment": self.experiment, "recipe": bundle.recipe, "split": split}
