@@ -212,10 +212,13 @@ def test_it_compiles_into_one_graph():
     torch.testing.assert_close(compiled(x, cond=z), model(x, cond=z))
 
 
+@pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_it_is_loaded_as_it_was_saved_also_where_blocks_are_wrapped(tmp_path, wrapped):
+def test_it_is_loaded_as_it_was_saved_also_where_blocks_are_wrapped(tmp_path, wrapped, pairs):
     plain = network()
-    model = randomise(conditioned(copy.deepcopy(plain), head="shared"))
+    emit = tuple(GATED.items()) if pairs else GATED
+    model = tf.condition(copy.deepcopy(plain), PATTERN, tf.Vector(3), emit=emit, head="shared")
+    randomise(model)
     x, z = torch.randn(2, 4, 5), torch.randn(2, 3)
     for name, parameter in plain.named_parameters():
         parameter.data = model.get_parameter(name).data.clone()
@@ -273,7 +276,12 @@ REFUSED = [
         {r".*norm": ("gamma",)},
         r"a pattern for each site, got none for '0\.mlp\.2'.\nThe nearest are '\.\*nor",
     ),
-    ({}, r"emit expected a pattern for each site, got none\.\nGive fields by patterns"),
+    ({}, r"emit expected patterns with their fields, each pattern once, got \[\]\.\nGive fields by patterns"),
+    ([(".*", ("gamma",)), (".*", ("beta",))], r"each pattern once, got \[\('\.\*', \('gamma',\)\), \("),
+    (
+        [(".*", ("gamma",), 3)],
+        r"patterns with their fields, each pattern once, got \[\('\.\*', \('gamma',\), 3",
+    ),
     ({".*": "gate"}, r"emit expected a tuple of .* got 'gate'.\nA single one is a tuple too: \('gate',\)"),
     ({".*": ("gate", "gamma")}, r"each once, got \('gate', 'gamma'\)"),
     ({".*": ()}, r"each once, got \(\)"),

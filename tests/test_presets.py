@@ -90,6 +90,10 @@ def test_the_blocks_of_an_efficientnet_listen_behind_their_addition(build):
     widths = {f"trunk.{name}": width for name, width in widths.items()} | {"proj": 17}
     assert {site.name: site.features for site in found} == widths
     assert {site.dim for site in found} == {1}
+    some = tf.find(
+        model, tf.preset("efficientnet"), features=lambda name, _: 3 if name.endswith("0.0") else None
+    )
+    assert {site.features for site in some if widths[site.name] == 11} == {11}  # where the function says None
     with pytest.raises(ValueError, match=r"\(its input\)"):  # where blocks have other widths
         tf.find(model, tf.preset("efficientnet"), where="input")
     by_hand, x, z = copy.deepcopy(model), torch.randn(2, 3, 4, 4), torch.randn(2, 6)

@@ -298,6 +298,13 @@ class ChannelsFirst(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class OursChannelsFirst(tf.ConditionalLayerNorm):
+    """The same of a layer of torchfilm."""
+
+    def forward(self, x, *args, **kwargs):
+        return super().forward(x.movedim(1, -1), *args, **kwargs).movedim(-1, 1)
+
+
 class OwnRMSNorm(nn.Module):
     """As every language model has one."""
 
@@ -327,6 +334,8 @@ def test_channels_that_are_not_known_have_to_be_said():
         tf.find(model, "2")
     with pytest.raises(ValueError, match=r"Site '4': .* got a Embedding \(its input\)"):
         tf.find(model, "4", where="input")
+    with pytest.raises(ValueError, match=r"Site '0': .* got a OursChannelsFirst .*\nGive features and dim"):
+        tf.find(nn.Sequential(OursChannelsFirst(3, 7)), "0")
     assert tf.find(model, "0", dim=1, features=3)[0].features == 3
     assert tf.find(model, "2", dim=1)[0].features == 3
     assert tf.find(model, "3", dim=-1)[0].features == 7

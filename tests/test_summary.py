@@ -247,8 +247,15 @@ def test_what_cannot_be_summarised_is_refused():
 def test_gamma_and_beta_are_summarised_times_their_gate_as_they_are_applied():
     gamma, beta, gate = torch.randn(3, 4, 5).unbind()
     gated = summarise({"a": tf.Modulation(gamma, beta, gate)}, "aabb")
-    assert gated == summarise({"a": tf.Modulation(gate * gamma, gate * beta)}, "aabb")
+    wide = tf.Modulation(gate.double() * gamma.double(), gate.double() * beta.double())
+    assert gated == summarise({"a": wide}, "aabb")
     assert summarise({"a": tf.Modulation(gamma, beta, torch.zeros(4, 5))})["a"].closed_always == 5
     gate[2, 3] = torch.inf
     with pytest.raises(ValueError, match="site 'a', got NaN or infinity in 1 of 20 values of gate"):
         summarise({"a": tf.Modulation(gamma, beta, gate)})
+
+
+def test_products_with_a_gate_that_half_precision_cannot_hold_are_summarised():
+    large = torch.full((3, 5), 300.0, dtype=torch.float16)
+    found = summarise({"a": tf.Modulation(large, large, large)})["a"]
+    assert found == summarise({"a": tf.Modulation(large.double(), large.double(), large.double())})["a"]

@@ -293,10 +293,10 @@ def _renamed(layout: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 
 def _by_site(recipe: dict[str, Any] | None, names: Mapping[str, str]) -> dict[str, Any] | None:
     """Return a recipe with what each site emits by its name here, where it is given by patterns."""
-    if recipe is None or not isinstance(emit := recipe["options"].get("emit"), Mapping):
+    emit = None if recipe is None else recipe["options"].get("emit")
+    if recipe is None or emit is None or not (options := GeneratorOptions(emit=emit)).patterns:
         return recipe
-    fields = GeneratorOptions(emit=emit).fields(names)
-    return recipe | {"options": recipe["options"] | {"emit": _renamed(fields, names)}}
+    return recipe | {"options": recipe["options"] | {"emit": _renamed(options.fields(names), names)}}
 
 
 def _unwrapped_name(name: str) -> str:

@@ -23,7 +23,8 @@ def channels(module: nn.Module, where: Where) -> tuple[int | None, int | None]:
 
     Axes are counted from the back where a layer takes samples without a batch too (convolutions), so that
     they are right for both. Subclasses count as their base, except for layers whose subclasses move the
-    channels (a channels-first LayerNorm is a common one): those must inherit `forward` unchanged.
+    channels (a channels-first LayerNorm is a common one): those must inherit `forward` unchanged, of torch or
+    of torchfilm.
 
     Example:
         >>> channels(nn.Conv2d(3, 5, 1), "output"), channels(nn.Conv2d(3, 5, 1), "input")
@@ -33,8 +34,7 @@ def channels(module: nn.Module, where: Where) -> tuple[int | None, int | None]:
     """
     side = -1 if where == "input" else 0
     for kind, read in _KNOWN.items():
-        known = kind not in _MOVED_BY_SUBCLASSES or type(module).forward is kind.forward
-        if known and isinstance(module, kind):
+        if isinstance(module, kind) and not _may_move(kind, type(module).forward):
             return read[side](module)
     return _one_dimensional_weight(module), None
 
@@ -90,6 +90,13 @@ def _one_dimensional_weight(module: nn.Module) -> int | None:
     return weight.numel()
 
 
+def _may_move(kind: type[nn.Module], forward: Any) -> bool:
+    """Tell whether a subclass of a layer has a forward of its own, before which the channels may move."""
+    if kind is Listening:
+        return not forward.__module__.startswith("torchfilm.")
+    return kind in (nn.LayerNorm, nn.RMSNorm) and forward is not kind.forward
+
+
 Side = Callable[[Any], tuple[int | None, int | None]]
 
 
@@ -136,4 +143,3 @@ _KNOWN: dict[type[nn.Module], tuple[Side, ...]] = {
     nn.LayerNorm: (_axes_norm,),
     nn.RMSNorm: (_axes_norm,),
 }
-_MOVED_BY_SUBCLASSES = (nn.LayerNorm, nn.RMSNorm)

@@ -283,7 +283,7 @@ def as_generator(
 
 def _packed(key: Any, projection: nn.Linear | Sequence[nn.Linear], layout: Layout) -> nn.Linear:
     """Return the one projection that says what those of single words say."""
-    if isinstance(projection, nn.Module):
+    if isinstance(projection, nn.Linear):
         return projection
     sizes = [(one.in_features, one.out_features) for one in projection]
     if len(sizes) != len(layout.words) or len(set(sizes)) != 1:

@@ -28,6 +28,7 @@ from torchfilm.naming import check_size
 from torchfilm.several import Sizes
 
 _SMALL = 32_768
+_WHOLE = ("gamma", "beta")  # a modulation has these, and may have a gate behind them
 _SCALE_STD = 1e-3  # the learned scale's with init="default", as in CNAPs
 
 
@@ -81,16 +82,8 @@ class Generator(nn.Module):
         self._rows = tuple(self.sites[name] for name, fields in self.fields.items() for _ in fields)
         self.offsets = self._all_offsets()
         kinds = [(channels, self.fields[name]) for name, channels in self.sites.items()]
-        # Sites of one width and the same fields share their operations: the rows of neighbours of one kind;
-        # for each kind how many sites it has, and which neighbours; and where among these each site is.
-        runs = [(kind, len(list(run))) for kind, run in itertools.groupby(kinds)]
-        self._runs = tuple(len(fields) * width * count for (width, fields), count in runs)
-        self._kinds = {
-            kind: (kinds.count(kind), [i for i, (its, _) in enumerate(runs) if its == kind]) for kind in kinds
-        }
-        at = [i for kind in self._kinds for i, its in enumerate(kinds) if its == kind]
-        self._order = tuple((name, at.index(i)) for i, name in enumerate(self.sites))
-        self._places = _places(self.fields)
+        # Neighbours of one width and the same fields share their operations: (width, fields, how many sites).
+        self._runs = tuple((*kind, len(list(run))) for kind, run in itertools.groupby(kinds))
         widths = [channels * len(fields) for channels, fields in kinds]
         own: dict[str, Any] = {"device": device, "dtype": dtype}
         self.trunk = _build_trunk(cond_dim, self.options.trunk, own)
@@ -158,11 +151,11 @@ class Generator(nn.Module):
         """Return the modulation of each site from what `raw` gives: views, bounds, offsets."""
         if self.offsets is not None and _small(raw):
             return self.divided(raw + self.offsets)
-        parts, made = raw.split(self._runs, dim=-1) if len(self._runs) > 1 else (raw,), []
-        for (width, fields), (count, runs) in self._kinds.items():
-            part = parts[runs[0]] if len(runs) == 1 else torch.cat([parts[i] for i in runs], dim=-1)
+        rows = [len(fields) * width * count for width, fields, count in self._runs]
+        parts, made = raw.split(rows, dim=-1) if len(rows) > 1 else (raw,), []
+        for part, (width, fields, count) in zip(parts, self._runs, strict=True):
             made += self._of_one_kind(part.view(*part.shape[:-1], count, len(fields), width), fields)
-        return {name: made[i] for name, i in self._order}
+        return dict(zip(self.sites, made, strict=True))
 
     def divided(self, rows: Float[Tensor, "*batch rows"]) -> dict[str, Modulation]:
         """Return the modulation of each site, rows being final: views of them, by one operation."""
@@ -212,10 +205,12 @@ class Generator(nn.Module):
 
     def _of_parts(self, parts: Sequence[Tensor]) -> dict[str, Modulation]:
         """Return the modulation of each site, its fields in their order."""
-        return {
-            name: Modulation(*parts[own] if has is None else _completed(has, parts[own]))
-            for name, own, has in self._places
-        }
+        at, made = 0, {}
+        for name, fields in self.fields.items():
+            own = parts[at : at + len(fields)]
+            made[name] = Modulation(*own if fields[:2] == _WHOLE else _completed(fields, own))
+            at += len(fields)
+        return made
 
     def _all_offsets(self) -> Float[Tensor, " rows"] | None:
         """Return what is added to each row, where that makes modulations; None where more makes them.
@@ -223,7 +218,7 @@ class Generator(nn.Module):
         A sum and a split then do what each kind of site takes five operations for. Those are faster where all
         sites lack gamma or beta, since they make the ones and zeros of a kind at once.
         """
-        whole = any({"gamma", "beta"} <= set(fields) for fields in self.fields.values())
+        whole = any(fields[:2] == _WHOLE for fields in self.fields.values())
         if self.bound is not None or not whole:
             return None
         start = {"gamma": self.gamma_offset, "beta": 0.0, "gate": self.options.gate_start}
@@ -315,16 +310,6 @@ class ComposedGenerator(nn.Module):
     def describe(self) -> str:
         """Return a table of what each site costs, as `Generator.describe`."""
         return describe(self, self.sites)
-
-
-def _places(fields: Mapping[str, tuple[Emitted, ...]]) -> tuple[tuple[str, slice, Any], ...]:
-    """Return where the fields of each site are among those of all; and which they are, of incomplete ones."""
-    places, at = [], 0
-    for name, own in fields.items():
-        whole = own[:2] == ("gamma", "beta")
-        places.append((name, slice(at, at + len(own)), None if whole else own))
-        at += len(own)
-    return tuple(places)
 
 
 def _completed(fields: Iterable[Emitted], parts: Iterable[Tensor]) -> list[Tensor]:

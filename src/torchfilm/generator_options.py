@@ -206,15 +206,16 @@ def read_options(options: Mapping[str, Any]) -> GeneratorOptions:
 
 def _read_emit(emit: Any) -> tuple[Any, ...]:
     """Return fields, or pairs of a pattern and its fields, as tuples."""
-    pairs = emit.items() if isinstance(emit, Mapping) else emit
-    if isinstance(emit, Mapping) or (emit and all(isinstance(one, list | tuple) for one in emit)):
-        if not pairs:
-            raise ValueError(
-                "Generator: emit expected a pattern for each site, got none.\n"
-                "Give fields by patterns for names, {'.*norm': ('gamma', 'beta')}, or fields for all sites."
-            )
-        return tuple((_pattern(pattern), _read_fields(fields)) for pattern, fields in pairs)
-    return _read_fields(emit)
+    pairs = list(emit.items()) if isinstance(emit, Mapping) else emit
+    if not isinstance(emit, Mapping) and not (emit and all(isinstance(one, list | tuple) for one in emit)):
+        return _read_fields(emit)
+    patterns = [one[0] for one in pairs if len(one) == 2]
+    if not pairs or len(set(patterns)) < len(pairs):
+        raise ValueError(
+            f"Generator: emit expected patterns with their fields, each pattern once, got {pairs}.\n"
+            f"Give fields by patterns for names, {{'.*norm': ('gamma', 'beta')}}, or fields for all sites."
+        )
+    return tuple((_pattern(pattern), _read_fields(fields)) for pattern, fields in pairs)
 
 
 def _pattern(pattern: Any) -> str:

@@ -145,9 +145,7 @@ def find(
             f"{where!r}, {repeat!r} and {batch!r}.\n"
             f"repeat is the number of rows of features for each condition, batch the axis of the rows."
         )
-    usual = sites.dim if isinstance(sites, Preset) else None
-    if isinstance(sites, Preset) and where == "output" and features is None:
-        features = sites.features
+    usual = sites if isinstance(sites, Preset) else Preset(())
     plain = Site("", "", 0, 0, where, field, repeat)
     return Sites(
         _described(model, name, names[name], plain, dim, features, batch, usual)
@@ -269,7 +267,7 @@ def _described(
     dim: Told | None,
     features: Told | None,
     batch: int | None,
-    usual_dim: int | None = None,
+    usual: Preset = Preset(()),  # noqa: B008 - frozen
 ) -> Site:
     """Say what is known about one module, or why it cannot be conditioned."""
     if others is None:
@@ -278,8 +276,13 @@ def _described(
     module = above[-1]
     _check_module(name, module, above[-2])
     known_features, known_dim = channels(module, wanted.where)
-    features = _first(_told("features", features, name, module), known_features)
-    dim = _first(_told("dim", dim, name, module), known_dim, usual_dim)
+    usual_features = usual.features if wanted.where == "output" else None
+    features = _first(
+        _told("features", features, name, module),
+        known_features,
+        _told("features", usual_features, name, module),
+    )
+    dim = _first(_told("dim", dim, name, module), known_dim, usual.dim)
     if features is None or dim is None:
         lacking = " and ".join(key for key, value in (("features", features), ("dim", dim)) if value is None)
         raise ValueError(

@@ -217,7 +217,8 @@ def _arrays(site: str, modulation: Modulation) -> tuple[NDArray[np.float64], NDA
         )
     fields = ("gamma", "beta", "gate")
     check_finite("summarise", site, **dict(zip(fields, modulation.present(), strict=False)))
-    both = [field.detach().cpu().double().numpy() for field in aligned(*modulation.gated())]
+    wide = Modulation(*(field.detach().cpu().double() for field in modulation.present()))
+    both = [field.numpy() for field in aligned(*wide.gated())]
     gamma, beta = np.broadcast_arrays(*both)
     channels = gamma.shape[-1]
     return gamma.reshape(-1, channels), beta.reshape(-1, channels), math.prod(gamma.shape[1:-1])
