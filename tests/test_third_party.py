@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import torchfilm as tf
 from catalogue import randomise
+from torchfilm.converters import as_generator
 
 # Importing them warns, each in its own way.
 pytestmark = [pytest.mark.plain, pytest.mark.filterwarnings("ignore")]
@@ -223,6 +224,36 @@ def test_the_diffusion_transformer_of_diffusers_listens(diffusers: ModuleType):
     check(model, tf.preset("dit"), run, names)
     names = [f"transformer_blocks.{i}.ff" for i in range(2)]
     check(model, r".*\.ff", run, names, where="input", dim=-1, features=12)
+
+
+def test_the_projections_of_a_diffusion_transformer_of_diffusers_become_a_generator(diffusers: ModuleType):
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=6,
+        num_layers=2,
+        sample_size=8,
+        num_embeds_ada_norm=9,
+        norm_num_groups=1,
+    )
+    randomise(model.eval())
+    blocks = model.transformer_blocks
+    blocks[1].norm1.emb.load_state_dict(blocks[0].norm1.emb.state_dict())  # one condition for all blocks
+    given = torch.randn(2, 4, 8, 8), torch.tensor([3, 7]), torch.tensor([1, 2])
+    expected = model(*given).sample
+    z = blocks[0].norm1.emb(*given[1:], hidden_dtype=torch.float32)
+    projections, gates = {}, {}
+    for i, block in enumerate(blocks):
+        norms = f"transformer_blocks.{i}.norm1.norm", f"transformer_blocks.{i}.norm3"
+        ends = f"transformer_blocks.{i}.attn1", f"transformer_blocks.{i}.ff"
+        projections[norms] = copy.deepcopy(block.norm1.linear)
+        gates.update(zip(norms, ends, strict=True))
+        block.norm1.linear.weight.data.zero_()
+        block.norm1.linear.bias.data = torch.tensor([0.0, 0, 1, 0, 0, 1]).repeat_interleave(12)
+    assert not torch.allclose(model(*given).sample, expected)
+    generator = as_generator(projections, "diffusers/AdaLayerNormZero", gates=gates)
+    sites = tf.find(model, [*gates]) + tf.find(model, [*gates.values()], dim=-1, features=12)
+    tf.condition(model, sites, tf.Vector(12), generator=generator)
+    torch.testing.assert_close(model(*given, cond=z).sample, expected)
 
 
 def test_a_graph_network_hears_one_condition_for_each_graph():
