@@ -6,8 +6,10 @@ Every way runs in one process, in turn. A ratio is to the ReLU or the norm alone
 the rounds of the ratio within a round, and `fastest` call to fastest call, which neighbours on the machine
 disturb least (they empty the caches, and with cold ones ten small calls cost as much as a pass over the
 features). `compiled` takes torch.compile(fullgraph=True), and so does `relu_compiled`, the ReLU alone: what
-is between it and the eager ReLU is the compiler's on this machine, not FiLM's. `kernels` is `fused`, or
-`ours`, with the kernels of `torchfilm.native` on, where there is a compiler to build them.
+is between it and the eager ReLU is the compiler's on this machine, not FiLM's. `four_in_one_graph` has four
+features, and a graph that takes all of them: entering one costs 20 us, a tenth of a ReLU of 6 MB, and a
+network is entered once. `kernels` is `fused`, or `ours`, with the kernels of `torchfilm.native` on, where
+there is a compiler to build them.
 """
 
 import statistics
@@ -21,7 +23,7 @@ import torchfilm as tf
 import torchfilm.functional as F
 from measuring import arguments, by_kernels, clock_of, kernels_for, samples, save
 
-Way = Callable[..., Tensor]
+Way = Callable[..., Any]
 Result = TypeVar("Result")
 
 
@@ -45,13 +47,13 @@ def ratios(
     return {f"{base}_us": {name: round(value, 1) for name, value in own.items()}, **found}
 
 
-def training(way: Way, leaves: list[Tensor], weight: Tensor) -> Callable[[], object]:
-    """One forward and backward pass."""
+def training(way: Way, leaves: list[Tensor], weights: list[Tensor]) -> Callable[[], object]:
+    """One forward and backward pass, with a weight for each output."""
 
     def call() -> None:
         for leaf in leaves:
             leaf.grad = None
-        way(*leaves).backward(weight)
+        torch.autograd.backward(way(*leaves), weights)
 
     return call
 
@@ -90,23 +92,34 @@ def calls_of(
     return calls
 
 
+def passes(
+    ways: Mapping[str, Way], ours: str, leaves: list[Tensor], base: str, rounds: int, device: str
+) -> dict:
+    """Forward without a graph, and forward and backward, against `base`; each third leaf is of features."""
+    weights = [torch.randn_like(x) for x in leaves[::3]]
+    both: dict[str, Callable[[Way], Callable[[], object]]] = {
+        "forward": lambda way: answering(way, leaves),
+        "forward_and_backward": lambda way: training(way, leaves, weights),
+    }
+    return {
+        name: ratios(calls_of(ways, ours, one, device), base, rounds, device) for name, one in both.items()
+    }
+
+
 def measured(
     ways: Mapping[str, Way], ours: str, leaves: list[Tensor], base: str, rounds: int, device: str
 ) -> dict:
-    """Forward without a graph, and forward and backward, against `base`; what is kept in between."""
-    weight = torch.randn_like(leaves[0])
-    passes = {
-        "forward": lambda way: answering(way, leaves),
-        "forward_and_backward": lambda way: training(way, leaves, weight),
-    }
+    """The passes of each way, and what is kept between forward and backward."""
     kept = calls_of(ways, ours, lambda way: lambda: saved(way, leaves), device)
     return {
-        **{
-            name: ratios(calls_of(ways, ours, one, device), base, rounds, device)
-            for name, one in passes.items()
-        },
+        **passes(ways, ours, leaves, base, rounds, device),
         "saved_beyond_inputs": {name: round(call(), 3) for name, call in kept.items()},
     }
+
+
+def each_of_four(way: Way) -> Way:
+    """The way applied to four features, each with a gamma and a beta."""
+    return lambda *leaves: [way(*leaves[i : i + 3]) for i in range(0, 12, 3)]
 
 
 def film_and_relu(
@@ -121,18 +134,36 @@ def film_and_relu(
     def fused(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         return F.film(x, gamma, beta, dim, activation="relu")
 
+    def relu(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return torch.relu(x)
+
+    def compiled(way: Way) -> Way:
+        return torch.compile(way, fullgraph=True, dynamic=False)
+
+    def leaves() -> list[Tensor]:
+        values = [torch.randn(shape).contiguous(memory_format=memory), torch.randn(rows), torch.randn(rows)]
+        return [value.to(device).requires_grad_() for value in values]
+
+    rows = (shape[0], shape[dim])
     torch.compiler.reset()
     ways: dict[str, Way] = {
-        "relu": lambda x, *_: torch.relu(x),
+        "relu": relu,
         "naive": naive,
         "fused": fused,
-        "compiled": torch.compile(fused, fullgraph=True, dynamic=False),
-        "relu_compiled": torch.compile(lambda x, *_: torch.relu(x), fullgraph=True, dynamic=False),
+        "compiled": compiled(fused),
+        "relu_compiled": compiled(relu),
     }
-    rows = (shape[0], shape[dim])
-    values = [torch.randn(shape).contiguous(memory_format=memory), torch.randn(rows), torch.randn(rows)]
-    leaves = [value.to(device).requires_grad_() for value in values]
-    return measured(ways, "fused", leaves, "relu", rounds, device)
+    of_four = {
+        "relu": each_of_four(relu),
+        "fused": each_of_four(fused),
+        "compiled": compiled(each_of_four(fused)),
+        "relu_compiled": compiled(each_of_four(relu)),
+    }
+    four = [leaf for _ in range(4) for leaf in leaves()]
+    return {
+        **measured(ways, "fused", leaves(), "relu", rounds, device),
+        "four_in_one_graph": passes(of_four, "fused", four, "relu", rounds, device),
+    }
 
 
 def norms(

@@ -74,12 +74,20 @@ def _folding(found: Result) -> Iterator[Row]:
 def _layers(found: Result) -> Iterator[Row]:
     for case, one in found["film_and_relu"].items():
         forward, backward = one["forward"], one["forward_and_backward"]
+        four = one["four_in_one_graph"]
         for what, ratios, way, limit in (
             ("film + ReLU / ReLU, compiled", forward, "compiled", 1.35),
             ("(the ReLU alone, compiled)", forward, "relu_compiled", None),
+            ("film + ReLU / ReLU, compiled, four in one graph", four["forward"], "compiled", 1.35),
             ("film + ReLU / ReLU, eager", forward, "fused", 1.35),
             ("film + ReLU / ReLU, eager, kernels", forward, "kernels", 1.35),
             ("film + ReLU / ReLU, forward and backward, compiled", backward, "compiled", 1.35),
+            (
+                "film + ReLU / ReLU, forward and backward, compiled, four in one graph",
+                four["forward_and_backward"],
+                "compiled",
+                1.35,
+            ),
             ("film + ReLU / ReLU, forward and backward, eager", backward, "fused", 1.35),
             ("film + ReLU / ReLU, forward and backward, eager, kernels", backward, "kernels", 1.35),
         ):

@@ -76,13 +76,16 @@ ABOUT = dict.fromkeys(("machine", "torch", "date", "command"), "x")
 def test_rows_over_their_limit_are_marked():
     ratio = {"median": 9.0}
     one = {"compiled_over_relu": ratio, "fused_over_relu": ratio}
+    passes = {"forward": one, "forward_and_backward": one}
     found = ABOUT | {
-        "film_and_relu": {"a shape": {"forward": one, "forward_and_backward": one}},
+        "film_and_relu": {"a shape": {**passes, "four_in_one_graph": passes}},
         "conditional_norms": {"GroupNorm (64, 2)": {"forward_and_backward": {"ours_over_norm": ratio}}},
     }
     table = library_tables.library_speed({"layer_speed": found})
     assert "| film + ReLU / ReLU, compiled | a shape | 1.35 | 9.00 | **no** |" in table
     assert "| film + ReLU / ReLU, forward and backward, eager | a shape | 1.35 | 9.00 | **no** |" in table
+    what = "film + ReLU / ReLU, forward and backward, compiled, four in one graph"
+    assert f"| {what} | a shape | 1.35 | 9.00 | **no** |" in table
     what = "GroupNorm + FiLM / GroupNorm, batch 64, forward and backward"
     assert f"| {what} | GroupNorm (64, 2) | 1.10 | 9.00 | **no** |" in table
 
