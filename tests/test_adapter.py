@@ -403,6 +403,18 @@ def test_a_table_of_a_generator_of_ones_own_is_loaded_as_any_where_the_fusion_is
     assert torch.equal(tf.load(base, tmp_path)(x, cond=2), model(x, cond=2))
 
 
+@pytest.mark.plain
+@pytest.mark.parametrize("given", [None, "film"])
+@pytest.mark.parametrize("made", [{"fusion": Film(align="linear")}, {"align": "linear"}])
+def test_a_table_resizes_modulations_as_the_film_of_which_it_was_made(made, given, tmp_path: Path):
+    model = tf.condition(nn.Sequential(nn.Conv1d(3, 5, 1)), "0", tf.Classes(7, 11), **made).eval()
+    randomise(model.film)
+    base = tf.remove(copy.deepcopy(model))
+    tf.save(tf.tabulate(model, conds=torch.arange(7)), tmp_path)
+    x, steps = torch.randn(2, 3, 8), torch.tensor([[0, 3, 5], [6, 1, 2]])
+    assert torch.equal(tf.load(base, tmp_path, fusion=given)(x, cond=steps), model(x, cond=steps))
+
+
 class OwnFilm(Film):
     """A fusion of one's own, of which nothing is known."""
 

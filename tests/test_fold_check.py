@@ -102,6 +102,23 @@ def test_some_conditions_cannot_be_folded_without_the_others():
         tf.fold(model, cond=fixed)
     with pytest.raises(ValueError, match=r"fold: .* none for \['mel'\]"), tf.folded(model, cond=fixed):
         pass
+    with pytest.raises(
+        ValueError, match=r"expected one of \['speaker', 'mel', 'style'\], got 'mell'"
+    ) as told:
+        tf.fold(model, cond={**fixed, "mell": torch.randn(1, 6)})
+    assert "fixed" not in str(told.value)
     x, cond = torch.randn(2, 2), {**fixed, "mel": torch.randn(1, 6)}
     plain, _ = tf.fold(model, cond=cond)
     torch.testing.assert_close(plain(x), model(x, cond=cond))
+
+
+@pytest.mark.plain
+def test_an_encoder_that_knows_what_is_missing_is_folded():
+    class Known(tf.Several):
+        def forward(self, conditions: dict[str, Any], **options: Any) -> torch.Tensor:
+            return super().forward({"mel": torch.ones(1, 6), **conditions}, **options)
+
+    encoder, fixed = Known({"speaker": tf.Classes(3, 4), "mel": tf.Vector(6)}), {"speaker": torch.tensor([1])}
+    model, x = tf.condition(nn.Sequential(nn.Linear(2, 3)), "0", encoder).eval(), torch.randn(5, 2)
+    randomise(model.film)
+    torch.testing.assert_close(tf.fold(model, cond=fixed)[0](x), model(x, cond=fixed))

@@ -1,5 +1,8 @@
 """Tools that call a network several times: each call meets the inputs and the random numbers of the first."""
 
+import copy
+import threading
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -174,19 +177,142 @@ def test_what_cannot_be_copied_and_what_is_learned_is_handed_on_beside_copies_of
     assert six is not past[0]
 
 
-def test_copies_of_tensors_are_small_and_have_gradients_graphs_and_marks_of_their_own():
-    every = torch.zeros(100, 3, requires_grad=True)
-    part, leaf = every[:2] * 1, torch.ones(2, requires_grad=True)
-    leaf.mark = "kept"
-    slice_, (one, two) = fresh((every.detach()[:2], (part, leaf)))
-    assert slice_.untyped_storage().nbytes() == 24
-    assert two.is_leaf
-    assert two.requires_grad
-    assert two.mark == "kept"
-    one.add_(1)  # no leaf, as before
-    one.sum().backward()
-    assert every.grad[:2].eq(1).all()
-    assert not part.any()
+def test_copies_of_tensors_take_no_more_memory_and_keep_marks():
+    every, one = torch.zeros(100, 3), torch.ones(2)
+    one.mark = "kept"
+    wide, (slice_, column, far), marked = fresh(
+        (one[:1].expand(1000, 1), (every[:2], every[:, 1], every[9:]), one)
+    )
+    assert [t.untyped_storage().nbytes() for t in (wide, slice_, column, far)] == [8, 1200, 1200, 1200]
+    assert marked.mark == "kept"
+    assert torch.equal(wide, one[:1].expand(1000, 1))
+    assert wide.stride() == (0, 1)
+    assert fresh(every[:2]).untyped_storage().nbytes() == 24
+    assert fresh(every[:, 1]).untyped_storage().nbytes() == 400
+    assert [t.untyped_storage().nbytes() for t in fresh([every[:2], every[2:5]])] == [24, 36]
+
+
+class Cache:
+    """All in one memory, and each layer's part of it."""
+
+    def __init__(self) -> None:
+        self.all = torch.zeros(2, 5, 4)
+        self.layers = [self.all[0], self.all[1]]
+
+
+class Fills(nn.Module):
+    """Writes into a part of a cache, and reads the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        cache.layers[1].copy_(self.site(x))
+        return cache.all.sum(dim=0)
+
+
+def test_what_is_written_into_a_part_is_read_in_the_whole_and_has_its_gradient():
+    model, cache = randomise(tf.condition(Fills(), "site", tf.Vector(7)).eval()), Cache()
+    assert tf.heard(model, [((X, cache), Z)], resamples=40).verdict == "heard"
+    assert tf.fold(model, cond=Z[:1], inputs=(X, cache))[1].error < 1e-6
+    assert tf.doctor(model, X, cache, cond=Z)
+    assert not cache.all.any()
+
+
+class Handle:
+    """What it holds is closed with it."""
+
+    def __init__(self, closed: list[str]) -> None:
+        self.closed, self.read = closed, []
+
+    def __del__(self) -> None:
+        self.closed.append("closed")
+
+
+class Holder:
+    """Keeps something, in a slot."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self, kept: Any) -> None:
+        self.kept = kept
+
+
+def test_what_ends_with_an_object_is_not_copied_wherever_it_is():
+    closed: list[str] = []
+    handle = Handle(closed)
+    one, two = fresh((Holder([handle]), {"here": handle}))
+    assert one.kept[0] is handle is two["here"]
+    del one, two
+    assert not closed
+    fresh((handle, threading.Lock(), torch.zeros(2)))
+    del handle
+    assert closed  # at once: what was copied is held by nothing
+
+
+def test_what_cannot_be_copied_leaves_no_trace_in_copies_of_the_rest():
+    given = [Holder([k]) for k in range(6)] + [UserDict(k=k) for k in range(6)]
+    copies = fresh((*given, (n for n in [1]), threading.Lock()))[:12]
+    assert [one.kept for one in copies[:6]] == [[k] for k in range(6)]
+    assert [one["k"] for one in copies[6:]] == list(range(6))
+    assert all(one is not other for one, other in zip(copies, given, strict=True))
+    assert all(one.kept is not other.kept for one, other in zip(copies[:6], given[:6], strict=True))
+
+
+def test_an_object_that_fails_when_it_is_made_is_handed_on():
+    class TwoError(Exception):
+        def __init__(self, one: int, other: int) -> None:
+            super().__init__("two arguments, of which pickle knows none")
+
+    fails, past = TwoError(1, 2), [torch.zeros(2)]
+    one, two = fresh((fails, past))
+    assert one is fails
+    assert two[0] is not past[0]
+
+
+def test_objects_keep_their_modules_and_what_copies_itself_shares_tensors_with_the_rest():
+    class Copies(Cache):
+        def __deepcopy__(self, memo: Any) -> Any:
+            other = object.__new__(Copies)
+            vars(other).update(copy.deepcopy(vars(self), memo))
+            return other
+
+    layer, cache = nn.Linear(2, 3), Copies()
+    one, two, whole, method = fresh((Holder(layer), cache, cache.all, layer.forward))
+    assert one.kept is layer is method.__self__
+    assert two is not cache
+    assert two.all is whole is not cache.all
+
+
+class Force(nn.Module):
+    """A gradient with respect to an input of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site, self.out = nn.Linear(1, 4), nn.Linear(4, 1)
+
+    def forward(self, place: Tensor, distance: Tensor) -> Tensor:
+        energy = self.out(self.site(distance).tanh()).sum()
+        return torch.autograd.grad(energy, place, create_graph=True)[0]
+
+
+def test_tensors_in_a_graph_are_those_of_the_graph():
+    place = X.clone().requires_grad_()
+    distance = place.norm(dim=1, keepdim=True)
+    assert tf.doctor(tf.condition(Force(), "site", tf.Vector(7)).eval(), place, distance, cond=Z)
+    one, two = fresh((place, [distance]))
+    assert one is place
+    assert two[0] is distance
+
+
+def test_parameters_of_inference_mode_are_no_part_of_a_graph():
+    model = network(nn.Linear)
+    for needs in (False, True):
+        with torch.inference_mode():
+            given = nn.Parameter(X.clone(), requires_grad=needs)
+        assert tf.doctor(model, given, cond=Z) is not None
+        assert tf.compare({"film": model}, (given, Z), rounds=1).rows
 
 
 def test_a_copy_that_ends_the_memory_says_so():

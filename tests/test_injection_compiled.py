@@ -265,6 +265,31 @@ def test_a_block_of_using_is_traced_with_the_step_that_holds_it(way: str, grad: 
             torch.testing.assert_close(traced(x, condition), step(x, condition), rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:While (compiling|exporting), we found certain side effects")
+@pytest.mark.parametrize("way", ["compiled", "whole", "exported", "strict"])
+def test_a_loop_in_a_graph_hears_what_it_writes_into_its_condition(way: str):
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = conditioned()
+
+        def forward(self, x: torch.Tensor, z: torch.Tensor) -> list[torch.Tensor]:
+            z, found = z.clone(), []
+            with tf.using(self.net, cond=z):
+                for _ in range(3):
+                    found.append(self.net(x))
+                    z += 1
+            return found
+
+    loop, (x, z) = Loop().eval(), inputs()
+    if way in ("compiled", "whole"):
+        called = torch.compile(loop, backend="eager", fullgraph=way == "whole")
+    else:
+        called = torch.export.export(loop, (x, z), strict=way == "strict").module()
+    torch.testing.assert_close(called(x, z), loop(x, z))
+
+
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch's own, up to 2.9
 @pytest.mark.parametrize("kind", ["modulations", "masked"])
 def test_an_exported_network_is_read_back_without_a_word(kind: str, tmp_path: Path, capfd):

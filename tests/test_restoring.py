@@ -114,12 +114,13 @@ def test_buffers_of_any_layout_are_left_alone(buffer: Tensor):
     assert model.graph is buffer
 
 
-def test_buffers_of_expanded_memory_are_left_alone():
-    model = nn.Module()
-    model.register_buffer("positions", torch.ones(1, 3).expand(2, 3))
+@pytest.mark.parametrize("number", [1.0, float("nan"), float("inf")])
+def test_buffers_of_expanded_memory_are_left_alone(number: float):
+    model, expected = nn.Module(), torch.full((2, 3), number)
+    model.register_buffer("positions", expected[:1].expand(2, 3))
     with unchanged(model):
         pass
-    assert torch.equal(model.positions, torch.ones(2, 3))
+    torch.testing.assert_close(model.positions, expected, equal_nan=True)
 
 
 def test_random_numbers_go_on_as_if_nothing_had_been_drawn():

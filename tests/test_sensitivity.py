@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import torchfilm as tf
 from catalogue import randomise
@@ -294,6 +294,26 @@ def test_memory_that_runs_out_is_no_finding(error, monkeypatch: pytest.MonkeyPat
 def test_a_batch_of_none_is_refused(ask, measure):
     with pytest.raises(ValueError, match=r"Output: expected at least one sample, got shape \(0, 7\)"):
         ask(network(), torch.zeros(0, 3).double(), cond=torch.zeros(0, 11).double(), measure=measure)
+
+
+class Detects(nn.Module):
+    """Gives a loss, and boxes, of which it found none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.site(x).square().sum(), "boxes": torch.zeros(0, 4)}
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("measure", [None, lambda output: output["loss"]], ids=["all", "loss"])
+def test_parts_of_no_sample_beside_others_are_no_batch_of_none(measure):
+    model = tf.condition(Detects(), "site", tf.Vector(11))
+    given = torch.randn(2, 3), torch.randn(2, 11)
+    assert sensitivity(model, given[0], cond=given[1], measure=measure)["site"].gamma.all()
+    assert tf.doctor(model, given[0], cond=given[1], measure=measure)
 
 
 @pytest.mark.plain

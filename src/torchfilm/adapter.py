@@ -131,9 +131,10 @@ def save(model: nn.Module, folder: str | Path) -> Path:
 
 
 def _recipe_of_table(film: Conditioning) -> dict[str, Any] | None:
-    """Return the recipe of a table that applies plain FiLM, whatever it was made with; else None."""
-    is_plain = type(film.generator) is Table and type(film.fusion) is Film
-    return {"name": "film", "options": {}} if is_plain else None
+    """Return the recipe of a table that FiLM applies, whatever it was made with; else None."""
+    if type(film.generator) is not Table or type(film.fusion) is not Film:
+        return None
+    return {"name": "film", "options": {"align": film.fusion.align}}
 
 
 def load(
@@ -220,8 +221,9 @@ def _how(
             f"load: expected fusion={recipe['name']!r}, with which {path} was saved, got {fusion!r}.\n"
             f"Leave it out."
         )
-    if fusion is None and recipe is not None:
-        fusion = recipe["name"]
+    if recipe is not None and (fusion is None or isinstance(fusion, str)):
+        align = recipe["options"].get("align") if table else None  # all that a table is applied by
+        fusion = recipe["name"] if align is None else Film(align=align)
     if table:
         if fusion is None:
             raise ValueError(

@@ -53,16 +53,20 @@ class Active:
 
     def __init__(self, film: Conditioning, cond: Any, modulation: Any) -> None:
         self.cond, self.modulation = cond, modulation
-        self.is_late = modulation is None and any(map(in_parts, film.parameters()))
-        self.ready = film(cond) if modulation is None and not self.is_late else None
+        late = any(map(in_parts, film.parameters()))
+        self.ready = film(cond) if modulation is None and not late else None
         self.training, self.made_of = film.training, Snapshot(film, cond=cond)
+        self.is_traced = torch.compiler.is_compiling()
 
     def is_ready(self, film: Conditioning) -> bool:
         """Whether the values of the start are still right; with gradients, each call has values of its own.
 
-        A compiled call sees another condition, but not what is written into one, or into parameters.
+        A compiled call sees another condition, but not what is written into one, or into parameters: so it
+        has values of its own where the block is compiled with it.
         """
-        if self.ready is None or torch.is_grad_enabled() or film.training is not self.training:
+        if self.ready is None or self.is_traced:
+            return False
+        if torch.is_grad_enabled() or film.training is not self.training:
             return False
         return self.made_of.holds()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,17 +32,22 @@ def check_copied(model: nn.Module) -> None:
                 )
 
 
-def check_all_given(encoder: nn.Module, cond: Any) -> None:
-    """Refuse to fix some conditions and leave others open: weights hold what all of them say together."""
-    missing = []
-    if isinstance(encoder, Several) and isinstance(cond, Mapping):
-        missing = [name for name in encoder.required if cond.get(name) is None]
-    if missing:
+@contextmanager
+def all_given(encoder: nn.Module, cond: Any) -> Iterator[None]:
+    """Where an encoder refuses some conditions without others, add that weights take all of them or none."""
+    try:
+        yield
+    except ValueError as error:
+        missing = []
+        if isinstance(encoder, Several) and isinstance(cond, Mapping) and cond.keys() <= encoder.sizes.keys():
+            missing = [name for name in encoder.required if cond.get(name) is None]
+        if not missing:
+            raise
         raise ValueError(
-            f"fold: expected a value of every condition, got none for {missing}.\n"
+            f"fold: {error}\n"
             f"The weights can take all of them or none. To leave some open do not fold: give the fixed ones "
             f"at each call, model(x, cond={{**fixed, {missing[0]!r}: ...}})."
-        )
+        ) from error
 
 
 def difference(

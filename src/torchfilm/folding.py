@@ -32,7 +32,7 @@ from torchfilm.dataflow import (
     surroundings,
 )
 from torchfilm.filling import Conditioning
-from torchfilm.fold_check import check_all_given, check_copied, difference, rounding, rounding_here
+from torchfilm.fold_check import all_given, check_copied, difference, rounding, rounding_here
 from torchfilm.fold_draft import Affine, Draft, NotExactError, Undo, restore
 from torchfilm.fold_report import FoldedSite, FoldReport, Reference
 from torchfilm.fold_rules import (
@@ -253,8 +253,7 @@ def _values(
             f"fold: expected a condition or a modulation, got {'neither' if cond is None else 'both'}.\n"
             f"Give the one condition that is to be folded: fold(model, cond=z)."
         )
-    check_all_given(film.cond, cond)
-    with torch.no_grad(), film.predicting(), same_chance():
+    with torch.no_grad(), film.predicting(), same_chance(), all_given(film.cond, cond):
         values = film.values(fresh(cond), modulation)
     if values is PLAIN:
         raise ValueError(

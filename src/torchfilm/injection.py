@@ -171,12 +171,12 @@ def using(model: nn.Module, *, cond: Any = None, modulation: Any = None) -> Iter
     With gradients disabled the generator runs once, at the start of the block. With gradients, it runs again
     at each call of the network, so that each has its own graph: in a training step `cond=` saves the first
     run. So too when the condition, the generator's parameters or its mode change, for which each call looks,
-    longer at a large encoder; or when changes cannot be detected, as in arrays. Writing through `.data`, or
-    into tensors made in inference mode, is not detected, nor in a compiled network any writing into tensors:
-    give a new condition. Methods that call parts of the network without the network itself (`vae.encode`) get
-    the values made at the start, except in reruns of a checkpoint: see `checkpoint_context`. In a network
-    sharded by FSDP2, where only calls make values, they raise. A call's own `cond=` wins, also for calls of
-    the network inside of it.
+    longer at a large encoder; or when changes cannot be detected, as in arrays or where the block itself is
+    compiled or exported. Writing through `.data`, or into tensors made in inference mode, is not detected,
+    nor in a compiled network inside of a block any writing into tensors: give a new condition. Methods that
+    call parts of the network without the network itself (`vae.encode`) get the values made at the start,
+    except in reruns of a checkpoint: see `checkpoint_context`. In a network sharded by FSDP2, where only
+    calls make values, they raise. A call's own `cond=` wins, also for calls of the network inside of it.
 
     Args:
         model: a conditioned network.

@@ -218,7 +218,8 @@ def sweep(
 ) -> list[T]:
     """Run the same call for several strengths of a change to the modulations; return the results.
 
-    Each call starts from the present state of torch's random numbers, which is put back in the end.
+    Each call starts from the present state of torch's random numbers, which is put back in the end: so all
+    share their numbers, as do those of a sweep that follows. Call `torch.manual_seed` before it for others.
 
     Args:
         model: a conditioned network.

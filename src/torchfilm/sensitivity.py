@@ -75,10 +75,12 @@ def probe(output: Any, measure: Measure | None, seed: int) -> tuple[Tensor, floa
     Raises:
         ValueError: for an output or a measure without a gradient, and for one of no sample.
     """
-    parts = [part for part in pytree.tree_leaves(output) if isinstance(part, Tensor) and part.ndim]
-    if parts and not any(part.numel() for part in parts):
+    kinds = Tensor if measure is None else object  # a measure may read what is no tensor
+    parts = [part for part in pytree.tree_leaves(output) if part is not None and isinstance(part, kinds)]
+    empty = [part for part in parts if isinstance(part, Tensor) and not part.numel()]
+    if empty and len(empty) == len(parts):
         raise ValueError(
-            f"Output: expected at least one sample, got shape {tuple(parts[0].shape)}.\n"
+            f"Output: expected at least one sample, got shape {tuple(empty[0].shape)}.\n"
             f"Give a batch with samples, as in training."
         )
     return _projected(output, seed) if measure is None else _measured(measure(output))
