@@ -6,16 +6,11 @@ Also inputs, which a network may write into: `fresh` makes those of a single cal
 from __future__ import annotations
 
 import copy
-import copyreg
-import io
-import operator
-import pickle
-import sys
 import threading
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +21,6 @@ T = TypeVar("T")
 # The blocks of `in_mode` that are open, in the order in which they began, with the modes from before each.
 _OPEN: list[dict[nn.Module, bool]] = []
 _CHANGING = threading.RLock()  # held while modes change, and not for a whole block
-
-_FULL = MemoryError, torch.OutOfMemoryError
-# What pickle writes by name, or apart from what shares it.
-_FUNCTIONS = types.FunctionType, types.BuiltinFunctionType
-_BESIDE = Tensor, nn.Module, type, types.ModuleType, *_FUNCTIONS
-
-
-class _Place(NamedTuple):
-    """Where a tensor is: device, dtype and address of its memory; its first element there, and its end."""
-
-    memory: tuple[str, str, int]
-    start: int
-    end: int
 
 
 @contextmanager
@@ -110,141 +92,47 @@ def same_chance(seed: int | None = None) -> Iterator[None]:
 
 
 def fresh(value: T) -> T:
-    """Return copies for one call to write into, of all that it is given: tensors, lists, caches, simulators.
+    """Return copies for one call to write into, of all that it is given: tensors, lists, caches.
 
-    Objects are copied as pickle does, or by their own `__deepcopy__`. What is one object is one in the copy,
-    and tensors of a dtype that overlap in memory do so there. Handed on as they are, wherever they are:
-    modules, parameters and tensors that require gradients, for others were computed from them; objects with a
-    `__del__` and no `__deepcopy__`, for copies would close what they share; and what cannot be copied, as
-    generators.
+    Tensors in tuples, lists and dicts are cloned, each by itself; other objects are copied by
+    `copy.deepcopy`. Handed on as they are: modules and functions; tensors that require gradients, for others
+    may have been computed from them; objects with a `__del__`, for a copy would close what both hold; and
+    what cannot be copied, as a generator.
 
     Example:
         >>> past = [torch.zeros(2)]
         >>> fresh(past)[0].add_(1), past
         (tensor([1., 1.]), [tensor([0., 0.])])
     """
-    copied = _copied(value)
-    return pytree.tree_map(_copied, value) if copied is value else copied
+    memo: dict[int, Any] = {}
+    return pytree.tree_map(partial(_copied, memo=memo), value)
 
 
-def _copied(value: Any) -> Any:
-    """Return a copy, or the value itself where that fails."""
+def _copied(one: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(one, Tensor):
+        return _cloned(one, memo)
+    if callable(one) or hasattr(type(one), "__del__"):
+        return one
+    before = dict(memo)
     try:
-        taken = _Taken()
-        taken.dump(value)
-        return _Made(taken).load()
-    except _FULL:
+        return copy.deepcopy(one, memo)
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception:  # noqa: BLE001 - of whatever class: objects of others say how they are copied
-        return value
+        memo.clear()  # what deepcopy noted on the way has been freed, and its ids are given anew
+        memo.update(before)
+        return one
 
 
-class _Taken(pickle.Pickler):
-    """A value in bytes but for what pickle is not to copy, by its `id`: it finds all, wherever it is."""
-
-    def __init__(self) -> None:
-        self.bytes = io.BytesIO()
-        super().__init__(self.bytes, pickle.HIGHEST_PROTOCOL)
-        self.beside: dict[int, Any] = {}
-
-    def persistent_id(self, obj: Any) -> int | None:
-        """Return the key of what is beside the bytes, None for the rest."""
-        kind = type(obj)
-        if isinstance(obj, _BESIDE) or hasattr(kind, "__deepcopy__") or hasattr(kind, "__del__"):
-            self.beside[id(obj)] = obj
-            return id(obj)
-        return None
-
-    def reducer_override(self, obj: Any) -> Any:
-        """Take an object apart; where it refuses, return a function that gives it: functions lie beside."""
-        try:
-            reduce = copyreg.dispatch_table.get(type(obj))
-            parts = obj.__reduce_ex__(4) if reduce is None else reduce(obj)
-        except _FULL:
-            raise
-        except Exception:  # noqa: BLE001
-            parts = None
-        return parts if isinstance(parts, tuple) else ((lambda: obj), ())
-
-
-class _Made(pickle.Unpickler):
-    """The copy, with copies of what was beside the bytes where that has any."""
-
-    def __init__(self, taken: _Taken) -> None:
-        taken.bytes.seek(0)
-        super().__init__(taken.bytes)
-        beside = taken.beside
-        tensors = [one for one in beside.values() if isinstance(one, Tensor) and not _is_handed_on(one)]
-        self.made = _cloned(tensors) | {key: one for key, one in beside.items() if _is_handed_on(one)}
-        for key, one in beside.items():
-            if key not in self.made:
-                self._deepcopy(key, one)
-
-    def persistent_load(self, pid: int) -> Any:
-        """Return what is in the place of what was beside the bytes."""
-        return self.made[pid]
-
-    def _deepcopy(self, key: int, one: Any) -> None:
-        size = len(self.made)
-        try:
-            self.made[key] = copy.deepcopy(one, self.made)
-        except _FULL:
-            raise
-        except Exception:  # noqa: BLE001
-            while len(self.made) > size:  # ids of what was copied meanwhile, and is freed now
-                self.made.popitem()
-            self.made[key] = one
-
-
-def _is_handed_on(one: Any) -> bool:
-    """Whether this is used as it is; tensors of inference mode have no graph to keep, nor fit in one."""
-    if isinstance(one, Tensor):
-        return (isinstance(one, nn.Parameter) or one.requires_grad) and not one.is_inference()
-    return isinstance(one, nn.Module | type) or not hasattr(type(one), "__deepcopy__")
-
-
-def _cloned(tensors: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Return copies, by the ids of the tensors."""
-    copies: dict[int, Tensor] = {}
-    for group in _overlapping(tensors):
-        for (_, one), clone in zip(group, _clones(group), strict=True):
-            vars(clone).update(vars(one) | vars(clone))  # what others noted on it, as `mark_dynamic`
-            copies[id(one)] = clone
-    return copies
-
-
-def _overlapping(tensors: Sequence[Tensor]) -> Iterator[list[tuple[_Place, Tensor]]]:
-    """Yield groups of tensors, each with its place, of which none overlaps one of another group."""
-    group: list[tuple[_Place, Tensor]] = []
-    reach = 0
-    for place, one in sorted(((_place(one), one) for one in tensors), key=operator.itemgetter(0)):
-        if group and (place.memory != group[0][0].memory or place.start >= reach):
-            yield group
-            group, reach = [], 0
-        group.append((place, one))
-        reach = max(reach, place.end)
-    if group:
-        yield group
-
-
-def _clones(group: Sequence[tuple[_Place, Tensor]]) -> list[Tensor]:
-    """Return views of a copy of what these tensors cover; or a clone, of one without an element twice."""
-    (_, start, end), first = group[0][0], group[0][1].detach()
-    if len(group) == 1 and first.numel() <= end - start:  # a clone leaves out what is between its elements
-        return [first.clone()]
-    with torch.enable_grad():  # without, autograd would not see what is written into one of the views
-        flat = first.as_strided((max(place.end for place, _ in group) - start,), (1,), start).clone()
-        return [flat.as_strided(one.shape, one.stride(), place.start - start) for place, one in group]
-
-
-def _place(one: Tensor) -> _Place:
-    """Return where a tensor is; what has no elements in memory of its own is in one by itself."""
-    plain = type(one) in (Tensor, nn.Parameter) and one.layout is torch.strided
-    if not plain or one.is_meta or one.is_nested or one.is_quantized or one.is_conj() or one.is_neg():
-        return _Place((type(one).__name__, "", id(one)), 0, sys.maxsize)
-    memory = str(one.device), str(one.dtype), one.untyped_storage().data_ptr()
-    start, sizes = int(one.storage_offset()), zip(one.shape, one.stride(), strict=True)
-    return _Place(memory, start, start + 1 + sum((size - 1) * stride for size, stride in sizes))
+def _cloned(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """Return a copy of what a tensor shows, not of all memory behind it, which may be a whole data set."""
+    if tensor.requires_grad and not tensor.is_inference():
+        return tensor
+    if id(tensor) not in memo:
+        clone = tensor.detach().clone()
+        vars(clone).update(vars(tensor))  # what others noted on it, as `mark_dynamic`
+        memo[id(tensor)] = clone
+    return memo[id(tensor)]
 
 
 @contextmanager
