@@ -110,7 +110,8 @@ def test_an_edit_that_fails_where_a_condition_is_active_is_over():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-def test_an_edit_inside_of_a_compiled_function_is_heard_by_the_network_and_by_its_parts():
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_an_edit_inside_of_a_compiled_function_is_heard_by_the_network_and_by_its_parts(fullgraph):
     model = randomise(tf.condition(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), r"\d", tf.Vector(7)))
     x, z = torch.randn(2, 3), torch.randn(2, 7)
 
@@ -119,9 +120,11 @@ def test_an_edit_inside_of_a_compiled_function_is_heard_by_the_network_and_by_it
             return model[0](x), model(x)
 
     torch._dynamo.reset()
-    expected = both(x, z)
-    for one, other in zip(torch.compile(both, backend="eager")(x, z), expected, strict=True):
+    expected, plain = both(x, z), model(x, cond=z)
+    compiled = torch.compile(both, backend="eager", fullgraph=fullgraph)
+    for one, other in zip(compiled(x, z), expected, strict=True):
         torch.testing.assert_close(one, other)
+    assert torch.equal(model(x, cond=z), plain)  # also of a function that is made inside
 
 
 def test_an_edit_that_ends_in_another_thread_is_over_in_its_own():

@@ -212,12 +212,14 @@ class Conditioning(nn.Module):
         try:
             transforms.append(transform)
             runs = local.values is not None  # then parts hear what the call does
-            if before is not None and not runs and transform in self.edits:
+            if before is not None and not runs and not isinstance(transform, Onlooker):
                 self.relend(before._replace(values=self._through([transform], before.values)), self.edits)
             yield
         finally:
-            if transform in transforms:  # each block has one of its own
-                transforms.remove(transform)
+            for place, one in enumerate(transforms):
+                if one is transform:  # each block has one of its own
+                    del transforms[place]
+                    break
             now = self.local.lent  # of another condition, where a block of `using` began or ended in between
             same = before is not None and now is not None and now.unedited is before.unedited
             self.relend(*(before, edits) if same else (now, None))
