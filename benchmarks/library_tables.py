@@ -17,11 +17,21 @@ def library_speed(results: Results) -> str:
 
     A limit is judged by the number in the file, not by the one that is shown.
     """
+    return _speed(results)
+
+
+def library_speed_epyc(results: Results) -> str:
+    """The same of files that were measured on another processor, by their names."""
+    return _speed(results, "_epyc")
+
+
+def _speed(results: Results, ending: str = "") -> str:
     rows, notes = [], ""
     for name, (make, statistic) in FILES.items():
-        if name in results:
-            rows += [_cells(*row) for row in make(results[name])]
-            notes += f"- {name}.py, {statistic}: {measured_on(results[name])}"
+        found = results.get(name + ending)
+        if found is not None:
+            rows += [_cells(*row) for row in make(found)]
+            notes += f"- {name}.py, {statistic}: {measured_on(found)}"
     if not rows:
         return PENDING
     return table(["what / against", "case", "at most", "measured", "held"], rows, texts=2) + "\n" + notes
@@ -74,7 +84,7 @@ def _folding(found: Result) -> Iterator[Row]:
 def _layers(found: Result) -> Iterator[Row]:
     for case, one in found["film_and_relu"].items():
         forward, backward = one["forward"], one["forward_and_backward"]
-        four = one["four_in_one_graph"]
+        four = one.get("four_in_one_graph", {"forward": {}, "forward_and_backward": {}})
         for what, ratios, way, limit in (
             ("film + ReLU / ReLU, compiled", forward, "compiled", 1.35),
             ("(the ReLU alone, compiled)", forward, "relu_compiled", None),
