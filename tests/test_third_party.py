@@ -205,8 +205,8 @@ def test_the_unet_of_diffusers_listens(diffusers: ModuleType):
     check(model, "mid_block", run, ["mid_block"], dim=1, features=16)
 
 
-def test_the_diffusion_transformer_of_diffusers_listens(diffusers: ModuleType):
-    model = diffusers.DiTTransformer2DModel(
+def diffusion_transformer(diffusers: ModuleType) -> nn.Module:
+    return diffusers.DiTTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=6,
         out_channels=8,
@@ -215,6 +215,10 @@ def test_the_diffusion_transformer_of_diffusers_listens(diffusers: ModuleType):
         num_embeds_ada_norm=5,
         norm_num_groups=1,
     )
+
+
+def test_the_diffusion_transformer_of_diffusers_listens(diffusers: ModuleType):
+    model = diffusion_transformer(diffusers)
     x, time, labels = torch.randn(2, 4, 8, 8), torch.tensor([3, 7]), torch.tensor([1, 2])
 
     def run(model, **cond):
@@ -227,15 +231,7 @@ def test_the_diffusion_transformer_of_diffusers_listens(diffusers: ModuleType):
 
 
 def test_the_projections_of_a_diffusion_transformer_of_diffusers_become_a_generator(diffusers: ModuleType):
-    model = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=6,
-        num_layers=2,
-        sample_size=8,
-        num_embeds_ada_norm=9,
-        norm_num_groups=1,
-    )
-    randomise(model.eval())
+    model = randomise(diffusion_transformer(diffusers).eval())
     blocks = model.transformer_blocks
     blocks[1].norm1.emb.load_state_dict(blocks[0].norm1.emb.state_dict())  # one condition for all blocks
     given = torch.randn(2, 4, 8, 8), torch.tensor([3, 7]), torch.tensor([1, 2])
