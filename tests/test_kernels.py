@@ -31,6 +31,18 @@ def test_film_agrees_with_the_plain_path(name: str, rows: str, activation, calls
 
 
 @needs_compiler
+@pytest.mark.parametrize("length", [*range(2, 37), 49, 64, 2049, 4100])
+def test_rows_of_each_length(length: int, calls: list[str]):
+    """Short rows are summed together, in 16, 8, 4 or 1 lanes; the last vectors of longer ones overlap."""
+    x, gamma, beta = torch.randn(2, 23, length), torch.randn(2, 23), torch.randn(2, 23)
+    agree(lambda *leaves: F.film(*leaves, activation="relu"), x, gamma, beta)
+    whole = x.clone()
+    F.film_(whole, gamma, beta)
+    torch.testing.assert_close(whole, gamma[..., None] * x + beta[..., None])
+    assert calls == ["film", "film_gradients", "film"]
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", ["images", "channels last", "tokens"])
 def test_film_agrees_where_gamma_has_an_axis_for_each_of_the_features(name: str, calls: list[str]):
     x, gamma, beta, dim = given(name, "each")

@@ -50,6 +50,19 @@ def test_norms_agree_without_a_graph(name: str, rows: str, calls: list[str]):
     close(found, exact)
 
 
+@needs_compiler
+@pytest.mark.parametrize("length", [1, *range(3, 19), 32, 49, 2049])
+@pytest.mark.parametrize("width", [3, 7, 21, 70])
+def test_groups_of_each_size(width: int, length: int, calls: list[str]):
+    layer = tf.ConditionalGroupNorm(2, 2 * width, 3)
+
+    def way(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return layer(x, modulation=tf.Modulation(gamma, beta))
+
+    agree(way, 3 * torch.randn(2, 2 * width, length) + 20, *torch.randn(2, 2, 2 * width))
+    assert calls == ["norm", "norm_gradients"]
+
+
 EVALUATED = {
     "images": (nn.BatchNorm2d(6), (3, 6, 5, 7), torch.contiguous_format),
     "channels last": (nn.BatchNorm2d(6), (3, 6, 5, 7), torch.channels_last),

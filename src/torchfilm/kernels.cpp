@@ -10,15 +10,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
-using torchfilm::Strides;
+using namespace torchfilm;
 
 constexpr int64_t kColumns = 2048;   // channels that one task takes: their sums stay in the first cache
 constexpr int64_t kPositions = 128;  // positions summed in one go; then their sums are added
-constexpr int64_t kAhead = 4;        // positions by which memory is asked for before its turn
-constexpr int64_t kShortRow = 512;     // weights of a row; of longer ones the processor foresees what comes
-constexpr int64_t kBlock = 2048;     // features summed in float before the sum goes on in double
+constexpr int64_t kShortRow = 512;   // weights of a row; of longer ones the processor foresees what comes
+constexpr int64_t kRows = 64;        // rows, one for each channel, that are made ready in one go
 
 template <bool relu>
 inline float activated(float value) {
@@ -30,17 +31,18 @@ inline float before_activation(float grad, float value) {
   return relu && value <= 0.0f ? 0.0f : grad;
 }
 
-template <bool relu>
+template <bool relu, int lanes, int known>
 void rows(const float* x, const float* gamma, const float* beta, float* y, int64_t batch, int64_t channels,
-          int64_t inner, Strides strides, int threads) {
+          int64_t given, Strides strides, int threads) {
+  const int64_t inner = known ? known : given;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t row = 0; row < batch * channels; ++row) {
     const int64_t sample = row / channels, channel = row % channels;
     const float g = gamma[sample * strides.gamma + channel], b = beta[sample * strides.beta + channel];
-    const float* from = x + row * inner;
-    float* to = y + row * inner;
-#pragma omp simd
-    for (int64_t i = 0; i < inner; ++i) to[i] = activated<relu>(g * from[i] + b);
+    mapped<lanes>(x + row * inner, y + row * inner, inner, [=](Numbers<lanes> own) {
+      own = g * own + b;
+      return relu ? (own < 0.0f ? Numbers<lanes>{} : own) : own;
+    });
   }
 }
 
@@ -58,68 +60,27 @@ void columns(const float* x, const float* gamma, const float* beta, float* y, in
   }
 }
 
-template <bool relu>
+template <bool relu, int lanes, int known>
 void rows_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx, float* dgamma,
-                   float* dbeta, int64_t batch, int64_t channels, int64_t inner, Strides strides, int threads) {
+                   float* dbeta, int64_t batch, int64_t channels, int64_t given, Strides strides, int threads) {
+  const int64_t inner = known ? known : given;
+  const int64_t parts = (channels + kRows - 1) / kRows;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t row = 0; row < batch * channels; ++row) {
-    const int64_t sample = row / channels, channel = row % channels;
-    const float g = gamma[sample * strides.gamma + channel], b = beta[sample * strides.beta + channel];
-    double scaled = 0.0, shifted = 0.0;
-    for (int64_t start = 0; start < inner; start += kBlock) {
-      const int64_t size = std::min(kBlock, inner - start);
-      const float* grad = dy + row * inner + start;
-      const float* from = x + row * inner + start;
-      float* to = dx + row * inner + start;
-      float scale = 0.0f, shift = 0.0f;
-#pragma omp simd reduction(+ : scale, shift)
-      for (int64_t i = 0; i < size; ++i) {
-        const float d = before_activation<relu>(grad[i], g * from[i] + b);
-        to[i] = d * g;
-        scale += d * from[i];
-        shift += d;
-      }
-      scaled += scale;
-      shifted += shift;
-    }
-    dgamma[row] = static_cast<float>(scaled);
-    dbeta[row] = static_cast<float>(shifted);
+  for (int64_t task = 0; task < batch * parts; ++task) {
+    const int64_t sample = task / parts, first = task % parts * kRows, place = sample * channels + first;
+    const float* g = gamma + sample * strides.gamma + first;
+    const float* b = beta + sample * strides.beta + first;
+    row_sums<lanes>(std::min(kRows, channels - first), inner, dgamma + place, dbeta + place, [=](int64_t row, int64_t i) __attribute__((always_inline)) {
+      const int64_t at = (place + row) * inner + i;
+      const Numbers<lanes> from = loaded<lanes>(x + at), before = g[row] * from + b[row], grad = loaded<lanes>(dy + at);
+      const Numbers<lanes> d = relu ? (before <= 0.0f ? Numbers<lanes>{} : grad) : grad;
+      stored<lanes>(d * g[row], dx + at);
+      return Two<lanes>{d * from, d};
+    });
   }
 }
 
-// Of `together` positions: their gradients, and what they add to the sums.
-template <bool relu, int together>
-void column_gradients(const float* dy, const float* x, const float* g, const float* b, float* dx, float* scale,
-                      float* shift, int64_t size, int64_t channels) {
-#pragma omp simd
-  for (int64_t c = 0; c < size; ++c) {
-    float scaled = scale[c], shifted = shift[c];
-    for (int p = 0; p < together; ++p) {
-      const int64_t at = p * channels + c;
-      const float d = before_activation<relu>(dy[at], g[c] * x[at] + b[c]);
-      dx[at] = d * g[c];
-      scaled += d * x[at];
-      shifted += d;
-    }
-    scale[c] = scaled;
-    shift[c] = shifted;
-  }
-}
-
-// Ask for memory that is read soon.
-inline void fetched(const float* from, int64_t size) {
-  for (int64_t i = 0; i < size; i += 16) __builtin_prefetch(from + i);
-}
-
-// Ask for a row that comes soon: the processor sees several rows read at once and foresees none.
-inline void fetched(const float* dy, const float* x, float* dx, int64_t from, int64_t size) {
-  for (int64_t c = from; c < from + size; c += 16) {
-    __builtin_prefetch(dy + c);
-    __builtin_prefetch(x + c);
-    __builtin_prefetch(dx + c, 1);
-  }
-}
-
+// One position after the other, as they lie in memory: of several at once some processors foresee none.
 template <bool relu>
 void columns_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx,
                       float* dgamma, float* dbeta, int64_t batch, int64_t channels, int64_t positions,
@@ -131,24 +92,26 @@ void columns_backward(const float* dy, const float* x, const float* gamma, const
     const int64_t size = std::min(kColumns, channels - first);
     const float* g = gamma + sample * strides.gamma + first;
     const float* b = beta + sample * strides.beta + first;
-    float scaled[kColumns], shifted[kColumns];
+    float* scaled = dgamma + sample * channels + first;
+    float* shifted = dbeta + sample * channels + first;
     std::fill_n(scaled, size, 0.0f);
     std::fill_n(shifted, size, 0.0f);
+    float sums[2 * kColumns];  // close together: arrays at a distance of 4 KiB are slower
+    float *scale = sums, *shift = sums + size;
     for (int64_t start = 0; start < positions; start += kPositions) {
-      float scale[kColumns], shift[kColumns];
-      std::fill_n(scale, size, 0.0f);
-      std::fill_n(shift, size, 0.0f);
+      std::fill_n(sums, 2 * size, 0.0f);
       const int64_t end = std::min(positions, start + kPositions);
-      for (int64_t p = start; p < end;) {
+      for (int64_t p = start; p < end; ++p) {
         const int64_t at = (sample * positions + p) * channels + first;
-        const int64_t together = end - p >= 4 ? 4 : 1;
-        if (end - p > kAhead) {
-          const int64_t next = at + kAhead * channels;
-          for (int64_t i = 0; i < together; ++i) fetched(dy + next, x + next, dx + next, i * channels, size);
+        const float *grad = dy + at, *from = x + at;
+        float* to = dx + at;
+#pragma omp simd
+        for (int64_t c = 0; c < size; ++c) {
+          const float own = from[c], d = before_activation<relu>(grad[c], g[c] * own + b[c]);
+          scale[c] += d * own;
+          shift[c] += d;
+          to[c] = d * g[c];
         }
-        const auto run = together == 4 ? column_gradients<relu, 4> : column_gradients<relu, 1>;
-        run(dy + at, x + at, g, b, dx + at, scale, shift, size, channels);
-        p += together;
       }
 #pragma omp simd
       for (int64_t c = 0; c < size; ++c) {
@@ -156,23 +119,7 @@ void columns_backward(const float* dy, const float* x, const float* gamma, const
         shifted[c] += shift[c];
       }
     }
-    std::copy(scaled, scaled + size, dgamma + sample * channels + first);
-    std::copy(shifted, shifted + size, dbeta + sample * channels + first);
   }
-}
-
-// Sum of `count` numbers f(i): in float over a block, in double over the blocks.
-template <int lanes = 16, typename F>
-inline double summed(int64_t count, F f) {
-  double total = 0.0;
-  for (int64_t start = 0; start < count; start += kBlock) {
-    const int64_t end = std::min(count, start + kBlock);
-    float part = 0.0f;
-#pragma omp simd reduction(+ : part) simdlen(lanes)
-    for (int64_t i = start; i < end; ++i) part += f(i);
-    total += part;
-  }
-  return total;
 }
 
 // Mean and one over the standard deviation of `size` neighbours; where they are not centred, 0 and one over the root
@@ -181,24 +128,21 @@ struct Statistics {
   float mean, rstd;
 };
 
-template <int lanes = 16>
 inline Statistics statistics(const float* from, int64_t size, bool centred, double eps) {
-  const double total = centred ? summed<lanes>(size, [=](int64_t i) { return from[i]; }) : 0.0;
+  const double total = centred ? summed(from, size, [](auto own) { return own; }) : 0.0;
   const float middle = static_cast<float>(total / size);
-  const double square = summed<lanes>(size, [=](int64_t i) {
-    const float apart = from[i] - middle;
-    return apart * apart;
-  }) / size;
+  const double square = summed(from, size, [=](auto own) { return (own - middle) * (own - middle); }) / size;
   return {middle, static_cast<float>(1.0 / std::sqrt(square + eps))};
 }
 
 // y = gamma * (weight * n + bias) + beta, n the features of a group with mean 0 and variance 1. Weight and bias
 // [channels] may be null: 1 and 0. mean and rstd (one over the standard deviation) are [batch, groups].
-template <int64_t known>
+template <int lanes, int known>
 void normalised(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
                 float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t given, int64_t groups,
                 Strides strides, double eps, int threads) {
-  const int64_t inner = known ? known : given, width = channels / groups, size = width * inner;
+  const int64_t inner = known ? known : given;
+  const int64_t width = channels / groups, size = width * inner;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t group = 0; group < batch * groups; ++group) {
     const float* from = x + group * size;
@@ -207,14 +151,22 @@ void normalised(const float* x, const float* gamma, const float* beta, const flo
     const float middle = own.mean, scale = own.rstd;
     mean[group] = middle;
     rstd[group] = scale;
-    const int64_t sample = group / groups, first = group % groups * width;
-    for (int64_t c = 0; c < width; ++c) {
-      const int64_t channel = first + c;
-      const float g = gamma[sample * strides.gamma + channel];
-      const float w = weight ? weight[channel] : 1.0f, b = bias ? bias[channel] : 0.0f;
-      const float factor = g * w * scale, offset = g * b + beta[sample * strides.beta + channel];
+    const int64_t sample = group / groups, channel = group % groups * width;
+    for (int64_t start = 0; start < width; start += kRows) {
+      const int64_t here = std::min(kRows, width - start), first = channel + start;
+      const float* g = gamma + sample * strides.gamma + first;
+      const float* b = beta + sample * strides.beta + first;
+      float factors[kRows], offsets[kRows];
 #pragma omp simd
-      for (int64_t i = c * inner; i < (c + 1) * inner; ++i) to[i] = (from[i] - middle) * factor + offset;
+      for (int64_t c = 0; c < here; ++c) {
+        factors[c] = g[c] * (weight ? weight[first + c] : 1.0f) * scale;
+        offsets[c] = g[c] * (bias ? bias[first + c] : 0.0f) + b[c];
+      }
+      for (int64_t c = 0; c < here; ++c) {
+        const float factor = factors[c], offset = offsets[c];
+        mapped<lanes>(from + (start + c) * inner, to + (start + c) * inner, inner,
+                      [=](Numbers<lanes> own) { return (own - middle) * factor + offset; });
+      }
     }
   }
 }
@@ -248,11 +200,11 @@ void token_gradients(const float* dy, const float* x, const float* factor, float
     float part = 0.0f, own = 0.0f;
 #pragma omp simd reduction(+ : part, own)
     for (int64_t c = start; c < end; ++c) {
-      const float n = (x[c] - middle) * rstd, d = dy[c] * factor[c];
+      const float n = (x[c] - middle) * rstd, grad = dy[c], d = grad * factor[c];
       part += d * n;
       own += d;
-      scale[c] += dy[c] * n;
-      shift[c] += dy[c];
+      scale[c] += grad * n;
+      shift[c] += grad;
     }
     along += part;
     sum += own;
@@ -286,55 +238,48 @@ void row_products(const float* rows, const float* z, float* sums, int64_t column
 }
 
 // Gradients: dgamma, dbeta [batch, channels]; dweight, dbias [channels], or null where weight and bias are.
-template <int64_t known>
+template <int lanes, int known>
 void normalised_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
                          const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta,
                          float* dweight, float* dbias, int64_t batch, int64_t channels, int64_t given,
                          int64_t groups, int64_t stride, int threads) {
-  const int64_t inner = known ? known : given, width = channels / groups, size = width * inner;
+  const int64_t inner = known ? known : given;
+  const int64_t width = channels / groups, size = width * inner;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t group = 0; group < batch * groups; ++group) {
+    const int64_t sample = group / groups, channel = group % groups * width;
     const float* grad = dy + group * size;
     const float* from = x + group * size;
     float* to = dx + group * size;
     const float middle = mean[group], scale = rstd[group];
-    const int64_t sample = group / groups, first = group % groups * width;
-    float* scaled = dgamma + sample * channels + first;
-    float* shifted = dbeta + sample * channels + first;
+    const float* g = gamma + sample * stride + channel;
+    float* scaled = dgamma + group * width;
+    const float* shifted = dbeta + group * width;
+    row_sums<lanes>(width, inner, scaled, dbeta + group * width,
+                    [=](int64_t row, int64_t i) __attribute__((always_inline)) {
+                      const Numbers<lanes> own = loaded<lanes>(grad + row * inner + i);
+                      return Two<lanes>{own * (loaded<lanes>(from + row * inner + i) - middle), own};
+                    });
+    float along = 0.0f, sum = 0.0f;
     for (int64_t c = 0; c < width; ++c) {
-      const float* g = grad + c * inner;
-      const float* f = from + c * inner;
-      double product = 0.0, plain = 0.0;
-      for (int64_t start = 0; start < inner; start += kBlock) {
-        const int64_t end = std::min(inner, start + kBlock);
-        float part = 0.0f, own = 0.0f;
-#pragma omp simd simdlen(8) reduction(+ : part, own)  // wider sums of few numbers are slower
-        for (int64_t i = start; i < end; ++i) {
-          part += g[i] * (f[i] - middle);
-          own += g[i];
-        }
-        product += part;
-        plain += own;
-      }
-      scaled[c] = static_cast<float>(product);
-      shifted[c] = static_cast<float>(plain);
-    }
-    const float* factors = gamma + sample * stride + first;
-    double along = 0.0, sum = 0.0;
-#pragma omp simd reduction(+ : along, sum)
-    for (int64_t c = 0; c < width; ++c) {
-      const float factor = factors[c] * (weight ? weight[first + c] : 1.0f);
-      along += factor * scaled[c];
+      const float factor = g[c] * (weight ? weight[channel + c] : 1.0f), own = scaled[c];
+      along += factor * own;
       sum += factor * shifted[c];
-      scaled[c] *= scale;  // the gradient of gamma * weight; shifted is that of gamma * bias + beta
+      scaled[c] = own * scale;  // the gradient of gamma * weight; shifted is that of gamma * bias + beta
     }
-    const float slope = static_cast<float>(-along * scale * scale * scale / size);
-    const float level = static_cast<float>(-sum * scale / size);
-    for (int64_t c = 0; c < width; ++c) {
-      const float factor = factors[c] * (weight ? weight[first + c] : 1.0f) * scale;
+    const float slope = -along * scale * scale * scale / size, level = -sum * scale / size;
+    for (int64_t start = 0; start < width; start += kRows) {
+      const int64_t here = std::min(kRows, width - start);
+      float factors[kRows];
 #pragma omp simd
-      for (int64_t i = c * inner; i < (c + 1) * inner; ++i)
-        to[i] = factor * grad[i] + (slope * (from[i] - middle) + level);
+      for (int64_t c = 0; c < here; ++c)
+        factors[c] = g[start + c] * (weight ? weight[channel + start + c] : 1.0f) * scale;
+      for (int64_t c = 0; c < here; ++c) {
+        const float factor = factors[c];
+        const int64_t at = (start + c) * inner;
+#pragma omp simd
+        for (int64_t i = at; i < at + inner; ++i) to[i] = factor * grad[i] + (slope * (from[i] - middle) + level);
+      }
     }
   }
   affine_gradients(gamma, weight, bias, dgamma, dbeta, dweight, dbias, batch, channels, stride);
@@ -351,7 +296,7 @@ void tokens_normalised(const float* x, const float* gamma, const float* beta, co
     float* to = y + row * channels;
     const float* g = gamma + row / positions * strides.gamma;
     const float* b = beta + row / positions * strides.beta;
-    const Statistics all = statistics<64>(from, channels, centred, eps);
+    const Statistics all = statistics(from, channels, centred, eps);
     const float middle = all.mean, scale = all.rstd;
     mean[row] = middle;
     rstd[row] = scale;
@@ -401,26 +346,39 @@ namespace torchfilm {
 
 void film_forward(const float* x, const float* gamma, const float* beta, float* y, const Layout& at, bool relu,
                   int threads) {
-  const auto run = at.in_columns ? (relu ? columns<true> : columns<false>) : (relu ? rows<true> : rows<false>);
-  run(x, gamma, beta, y, at.batch, at.channels, at.others, at.strides, threads);
+  by_lanes(at.others, [&]<int lanes, int known>() {
+    const auto run = at.in_columns ? (relu ? columns<true> : columns<false>)
+                                   : (relu ? rows<true, lanes, known> : rows<false, lanes, known>);
+    run(x, gamma, beta, y, at.batch, at.channels, at.others, at.strides, threads);
+  });
 }
 
 void film_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx, float* dgamma,
                    float* dbeta, const Layout& at, bool relu, int threads) {
-  const auto run = at.in_columns ? (relu ? columns_backward<true> : columns_backward<false>)
-                                 : (relu ? rows_backward<true> : rows_backward<false>);
-  run(dy, x, gamma, beta, dx, dgamma, dbeta, at.batch, at.channels, at.others, at.strides, threads);
+  by_lanes(at.others, [&]<int lanes, int known>() {
+    const auto run = at.in_columns ? (relu ? columns_backward<true> : columns_backward<false>)
+                                   : (relu ? rows_backward<true, lanes, known> : rows_backward<false, lanes, known>);
+    run(dy, x, gamma, beta, dx, dgamma, dbeta, at.batch, at.channels, at.others, at.strides, threads);
+  });
 }
 
 void norm_forward(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
                   float* y, float* mean, float* rstd, const Layout& at, int64_t number, double eps, int threads) {
-  const auto run = at.in_columns    ? tokens_normalised
-                   : at.others == 16 ? normalised<16>
-                   : at.others == 8  ? normalised<8>
-                   : at.others == 4  ? normalised<4>
-                                     : normalised<0>;
-  run(x, gamma, beta, weight, bias, y, mean, rstd, at.batch, at.channels, at.others, number, at.strides, eps,
-      threads);
+  by_lanes(at.others, [&]<int lanes, int known>() {
+    const auto run = at.in_columns ? tokens_normalised : normalised<lanes, known>;
+    run(x, gamma, beta, weight, bias, y, mean, rstd, at.batch, at.channels, at.others, number, at.strides, eps,
+        threads);
+  });
+}
+
+void norm_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
+                   const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta, float* dweight,
+                   float* dbias, const Layout& at, int64_t number, int threads) {
+  by_lanes(at.others, [&]<int lanes, int known>() {
+    const auto run = at.in_columns ? tokens_normalised_backward : normalised_backward<lanes, known>;
+    run(dy, x, gamma, weight, bias, mean, rstd, dx, dgamma, dbeta, dweight, dbias, at.batch, at.channels, at.others,
+        number, at.strides.gamma, threads);
+  });
 }
 
 void linear(const float* z, const float* weight, const float* bias, const float* offsets, float* y, int64_t rows,
@@ -430,7 +388,8 @@ void linear(const float* z, const float* weight, const float* bias, const float*
     const int64_t end = std::min(first + 4, rows);
     const float* own = weight + first * columns;
     float sums[4];
-    if (columns <= kShortRow) fetched(own + 4 * kShortRow, 4 * columns);
+    if (columns <= kShortRow)
+      for (int64_t i = 0; i < 4 * columns; i += 16) __builtin_prefetch(own + 4 * kShortRow + i);
     if (end - first == 4) {
       row_products(own, z, sums, columns);
     } else {
@@ -438,18 +397,6 @@ void linear(const float* z, const float* weight, const float* bias, const float*
     }
     for (int64_t row = first; row < end; ++row) y[row] = sums[row - first] + bias[row] + offsets[row];
   }
-}
-
-void norm_backward(const float* dy, const float* x, const float* gamma, const float* weight, const float* bias,
-                   const float* mean, const float* rstd, float* dx, float* dgamma, float* dbeta, float* dweight,
-                   float* dbias, const Layout& at, int64_t number, int threads) {
-  const auto run = at.in_columns    ? tokens_normalised_backward
-                   : at.others == 16 ? normalised_backward<16>
-                   : at.others == 8  ? normalised_backward<8>
-                   : at.others == 4  ? normalised_backward<4>
-                                     : normalised_backward<0>;
-  run(dy, x, gamma, weight, bias, mean, rstd, dx, dgamma, dbeta, dweight, dbias, at.batch, at.channels, at.others,
-      number, at.strides.gamma, threads);
 }
 
 }  // namespace torchfilm
