@@ -70,13 +70,15 @@ void rows_backward(const float* dy, const float* x, const float* gamma, const fl
     const int64_t sample = task / parts, first = task % parts * kRows, place = sample * channels + first;
     const float* g = gamma + sample * strides.gamma + first;
     const float* b = beta + sample * strides.beta + first;
-    row_sums<lanes>(std::min(kRows, channels - first), inner, dgamma + place, dbeta + place, [=](int64_t row, int64_t i) __attribute__((always_inline)) {
-      const int64_t at = (place + row) * inner + i;
-      const Numbers<lanes> from = loaded<lanes>(x + at), before = g[row] * from + b[row], grad = loaded<lanes>(dy + at);
-      const Numbers<lanes> d = relu ? (before <= 0.0f ? Numbers<lanes>{} : grad) : grad;
-      stored<lanes>(d * g[row], dx + at);
-      return Two<lanes>{d * from, d};
-    });
+    row_sums<lanes>(std::min(kRows, channels - first), inner, dgamma + place, dbeta + place,
+                    [=](int64_t row, int64_t i) __attribute__((always_inline)) {
+                      const int64_t at = (place + row) * inner + i;
+                      const Numbers<lanes> own = loaded<lanes>(x + at), before = g[row] * own + b[row];
+                      const Numbers<lanes> grad = loaded<lanes>(dy + at);
+                      const Numbers<lanes> d = relu ? (before <= 0.0f ? Numbers<lanes>{} : grad) : grad;
+                      stored<lanes>(d * g[row], dx + at);
+                      return Two<lanes>{d * own, d};
+                    });
   }
 }
 

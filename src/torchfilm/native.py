@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 _HERE, _TORCH = Path(__file__).parent, Path(torch.__file__).parent
-_SOURCES = ("kernels.h", "vectors.h", "kernels.cpp", "binding.cpp")
+_SOURCES = ("kernels.h", "vectors.h", "tensors.h", "graphs.h", "kernels.cpp", "binding.cpp")
 _FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math")
 _OFF = "or leave the kernels off: the plain path does the same."
 _REMEDY = f"Name another with the variable CXX, {_OFF}"
