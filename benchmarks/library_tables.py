@@ -20,9 +20,9 @@ def library_speed(results: Results) -> str:
     return _speed(results)
 
 
-def library_speed_epyc(results: Results) -> str:
+def library_speed_elsewhere(results: Results) -> str:
     """The same of files that were measured on another processor, by their names."""
-    return _speed(results, "_epyc")
+    return _speed(results, "_elsewhere")
 
 
 def _speed(results: Results, ending: str = "") -> str:

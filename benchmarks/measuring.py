@@ -181,7 +181,15 @@ def machine(device: str = "cpu") -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     threads = torch.get_num_threads()
     used = "one thread" if threads == 1 else f"{threads} threads"
-    return f"{os.cpu_count()} shared cores, {platform.machine()} with {capability}; {used}"
+    return f"{os.cpu_count()} shared cores, {_processor()}{platform.machine()} with {capability}; {used}"
+
+
+def _processor() -> str:
+    """The processor's name and a comma, where Linux tells it."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next((f"{name}, " for name in named), "")
 
 
 def public(arguments: Sequence[str], places: Collection[str]) -> str:

@@ -46,7 +46,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         api_tables.api,
         library_tables.library_limits,
         library_tables.library_speed,
-        library_tables.library_speed_epyc,
+        library_tables.library_speed_elsewhere,
         placement_tables.placement_reasoning,
         placement_tables.placement_policy,
         placement_tables.starts,

@@ -63,6 +63,24 @@ def test_groups_of_each_size(width: int, length: int, calls: list[str]):
     assert calls == ["norm"]
 
 
+@needs_compiler
+@pytest.mark.parametrize("name", ["group", "layer", "rms"])
+def test_what_was_kept_may_come_back_with_gaps_in_memory(name: str, calls: list[str]):
+    layer, x, _ = conditional(name)
+    gamma, beta = torch.randn(2, len(x), x.shape[layer.film.dim])
+
+    def with_gaps(kept: Tensor) -> Tensor:
+        return torch.stack([kept, torch.full_like(kept, float("nan"))], dim=-1)[..., 0]
+
+    def way(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        pack = with_gaps if x.dtype is torch.float32 else torch.clone  # torch's own norms would read the gaps
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+            return copy.deepcopy(layer).to(x.dtype)(x, modulation=tf.Modulation(gamma, beta))
+
+    agree(way, x, gamma, beta)
+    assert calls == ["norm", "norm_gradients"]
+
+
 EVALUATED = {
     "images": (nn.BatchNorm2d(6), (3, 6, 5, 7), torch.contiguous_format),
     "channels last": (nn.BatchNorm2d(6), (3, 6, 5, 7), torch.channels_last),

@@ -37,6 +37,11 @@ inline bool all_taken(std::initializer_list<Tensor> tensors) {
   return std::all_of(tensors.begin(), tensors.end(), [](const Tensor& own) { return !own.defined() || plain(own); });
 }
 
+// Whether these are `count` numbers that lie side by side, or nothing: hooks may give back other memory than was kept.
+inline bool in_a_row(const Tensor& own, int64_t count) {
+  return !own.defined() || (own.numel() == count && own.is_contiguous());
+}
+
 // A gradient in the order in which x lies in memory; that of a sum is one number for all features.
 inline Tensor lying_as(const Tensor& grad, const Tensor& x) {
   return grad.strides() == x.strides() ? grad : at::empty_like(x).copy_(grad);
@@ -145,7 +150,7 @@ struct Film : Function<Film> {
     const int64_t dim = ctx->saved_data["dim"].toInt();
     if (!grad.defined()) return variable_list(4);
     std::optional<Layout> at;
-    if (x.defined() && gamma.defined() && all_taken({grad, x, gamma, beta}))
+    if (x.defined() && gamma.defined() && grad.sizes() == x.sizes() && all_taken({grad, x, gamma, beta}))
       at = layout_of(x, gamma, beta, dim);
     if (!at) {
       const std::vector<int64_t> rows = ctx->saved_data["rows"].toIntVector();
@@ -157,8 +162,8 @@ struct Film : Function<Film> {
     }
     const Tensor dy = lying_as(grad, x), dx = at::empty_like(x);
     const Tensor dgamma = at::empty({at->batch, at->channels}, x.options()), dbeta = at::empty_like(dgamma);
-    film_backward(read(dy), read(x), read(gamma), read(beta), written(dx), written(dgamma),
-                  written(dbeta), *at, relu, threads_for(x));
+    film_backward(read(dy), read(x), read(gamma), read(beta), written(dx), written(dgamma), written(dbeta), *at, relu,
+                  threads_for(x));
     return {dx, as_given(dgamma, sizes), as_given(dbeta, sizes), Tensor()};
   }
 };
@@ -187,9 +192,11 @@ struct Norm : Function<Norm> {
                     ctx->saved_data["eps"].toDouble()};
     if (!grad.defined()) return variable_list(6);
     std::optional<Layout> at;
-    if (all_taken({grad, x, gamma, weight, bias, mean, rstd}))
+    if (grad.sizes() == x.sizes() && all_taken({grad, x, gamma, weight, bias, mean, rstd}))
       at = layout_of_norm(x, gamma, gamma, plan.dim, plan.number);
-    if (!at) {
+    const int64_t groups = at ? at->batch * (at->in_columns ? at->others : plan.number) : 0;
+    if (!at || !in_a_row(mean, groups) || !in_a_row(rstd, groups) || !in_a_row(weight, at->channels) ||
+        !in_a_row(bias, at->channels)) {
       const size_t given = 3 + weight.defined() + bias.defined();
       auto found = by_torch("norm_gradients", grad, x, gamma, weight, bias, plan, needed(ctx, given, 5));
       found.emplace_back();
@@ -207,7 +214,7 @@ struct Norm : Function<Norm> {
 
 // y = gamma * x + beta, or its ReLU, made of these already, with a graph.
 inline Tensor film_in_graph(const Tensor& y, const Tensor& x, const Tensor& gamma, const Tensor& beta, int64_t dim,
-                     bool relu) {
+                            bool relu) {
   std::vector<int64_t> rows(x.dim(), 1);
   const int64_t axis = dim < 0 ? dim + x.dim() : dim;
   rows[axis] = x.size(axis);

@@ -2,8 +2,8 @@
 
 torch's own operations go over the features once for the product, once for the sum, once for the ReLU, and
 more often on the way back; and each of them, like the views of gamma and beta, costs some microseconds before
-it begins. `enable()` compiles `kernels.cpp` and `binding.cpp` with the machine's compiler (a quarter of a
-minute, once on each machine); from then on features are modulated in one pass and one call, forward and
+it begins. `enable()` compiles `kernels.cpp` and `binding.cpp` with the machine's compiler (half a minute,
+once on each machine); from then on features are modulated in one pass and one call, forward and
 backward. Nothing else changes: what the kernels do not support (other devices and precisions, transforms,
 compilers, odd layouts) takes the plain path, which they are tested against.
 """
