@@ -376,6 +376,34 @@ def test_a_checkpoint_may_be_computed_again_the_plain_way(activation, calls: lis
 
 
 @needs_compiler
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_film_that_is_computed_again_within_a_backward_pass_for_chosen_inputs(activation, calls: list[str]):
+    weight = torch.randn(3, 3).requires_grad_()
+    leaves = [one.requires_grad_() for one in given("images", "each")[:3]]
+
+    def way(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return F.film(
+            (x.transpose(1, -1) @ weight).transpose(1, -1).contiguous(), gamma, beta, activation=activation
+        )
+
+    expected = torch.autograd.grad(way(*leaves).square().sum(), (weight, *leaves))
+    y = checkpoint(way, *leaves, use_reentrant=False)
+    found = torch.autograd.grad(y.square().sum(), (weight, *leaves))
+    torch.testing.assert_close(found, expected)
+    inner: list[Tensor] = []
+
+    def within(grad: Tensor) -> None:
+        with torch.enable_grad():
+            inner.extend(torch.autograd.grad(way(*leaves).square().sum(), (weight, *leaves)))
+
+    other = torch.randn(3, requires_grad=True)
+    doubled = 2 * other
+    doubled.register_hook(within)
+    torch.autograd.grad(doubled.sum(), other)
+    torch.testing.assert_close(tuple(inner), expected)
+
+
+@needs_compiler
 def test_a_modulation_that_lies_in_the_features_is_not_written_over(calls: list[str]):
     x = torch.randn(4, 3)
     expected = x[0] * x + 1

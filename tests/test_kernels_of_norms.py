@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 import torchfilm as tf
 import torchfilm.functional as F
 from kernels import NORMS, agree, close, conditional, needs_compiler, sizes_of
-from torchfilm import native
+from torchfilm import native, onepass
 from torchfilm.onepass import BATCH_NORMS
 
 
@@ -61,6 +61,33 @@ def test_groups_of_each_size(width: int, length: int, calls: list[str]):
 
     agree(way, 3 * torch.randn(2, 2 * width, length) + 20, *torch.randn(2, 2, 2 * width))
     assert calls == ["norm"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["group", "layer"])
+def test_a_norm_with_a_bias_alone_goes_the_plain_way(name: str, calls: list[str]):
+    layer, x, _ = conditional(name)
+    bias = torch.randn(x.shape[layer.film.dim])
+    layer.register_parameter("weight", None)
+
+    def way(x: Tensor, bias: Tensor, *modulation: Tensor) -> Tensor:
+        called = (x, None), {"modulation": tf.Modulation(*modulation)}
+        return torch.func.functional_call(layer, {"bias": bias}, *called)
+
+    agree(way, x, bias, *torch.randn(2, len(x), len(bias)))
+    assert "norm" not in calls
+
+
+@needs_compiler
+@pytest.mark.parametrize("norm", [(1, 3, 1e-5), (-1, 1, 1e-5), (-1, 0, 1e-5)])
+def test_gradients_by_torch_of_tensors_that_come_back_without_a_graph(norm: tuple[int, int, float]):
+    x, (gamma, weight) = torch.randn(4, 6, 6), torch.randn(2, 6)
+    grad, leaves = torch.randn(4, 6, 6), (x, gamma.expand(4, 6), weight)
+    detached = onepass.norm_gradients(grad, *leaves, None, norm, (True, True, True, True, False))
+    kept = [leaf.clone().requires_grad_() for leaf in leaves]
+    expected = onepass.norm_gradients(grad, *kept, None, norm, (True, True, True, True, False))
+    torch.testing.assert_close(detached, expected)
+    assert all(one is not None for one in detached[:4])
 
 
 @needs_compiler

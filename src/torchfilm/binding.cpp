@@ -110,7 +110,7 @@ bool taken_row(PyObject* object, int64_t channels, Tensor& found) {
   return true;
 }
 
-// norm(x, gamma, beta, weight, bias, dim, number, eps): the norm + FiLM.
+// norm(x, gamma, beta, weight, bias, dim, number, eps): the norm + FiLM. There is no bias without a weight.
 PyObject* norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(count == 8, "norm: expected 8 arguments, got ", count);
@@ -122,6 +122,7 @@ PyObject* norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Tensor weight, bias;
   if (!at || !taken_row(given[3], at->channels, weight) || !taken_row(given[4], at->channels, bias))
     return none();
+  if (bias.defined() && !weight.defined()) return none();
   const bool graph = has_graph({*x, *gamma, *beta, weight, bias});
   if (graph && !x->requires_grad() && !gamma->requires_grad()) return none();  // torch keeps less there
   const Tensor y = at::empty_like(*x);

@@ -120,7 +120,7 @@ inline std::vector<bool> needed(AutogradContext* ctx, size_t first, size_t input
 struct Filmed {
   Tensor y, gamma, beta;  // with an axis for each of the features', and a graph of their own
   int64_t dim;
-  bool relu;
+  bool relu, for_x, for_gamma;  // which need a gradient: forward may run within a backward pass, which asks for others
 };
 
 // It keeps what torch's product and ReLU keep: checkpoints compare what is kept with what is kept again, which may be
@@ -135,8 +135,7 @@ struct Film : Function<Film> {
     if (made.relu) {
       ctx->save_for_backward({x, made.gamma, made.beta});
     } else {
-      const bool for_x = ctx->needs_input_grad(0), for_gamma = ctx->needs_input_grad(1);
-      ctx->save_for_backward({for_x ? made.gamma : Tensor(), for_gamma ? x : Tensor()});
+      ctx->save_for_backward({made.for_x ? made.gamma : Tensor(), made.for_gamma ? x : Tensor()});
     }
     return made.y;
   }
@@ -219,7 +218,9 @@ inline Tensor film_in_graph(const Tensor& y, const Tensor& x, const Tensor& gamm
   const int64_t axis = dim < 0 ? dim + x.dim() : dim;
   rows[axis] = x.size(axis);
   rows[0] = gamma.numel() / x.size(axis);
-  return Film::apply(x, gamma, beta, Filmed{y, gamma.view(rows), relu ? beta.view(rows) : beta, dim, relu});
+  const Tensor shift = relu ? beta.view(rows) : beta;
+  const Filmed made{y, gamma.view(rows), shift, dim, relu, x.requires_grad(), gamma.requires_grad()};
+  return Film::apply(x, gamma, beta, made);
 }
 
 // The norm + FiLM of these, with a graph.

@@ -64,13 +64,13 @@ template <bool relu, int lanes, int known>
 void rows_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx, float* dgamma,
                    float* dbeta, int64_t batch, int64_t channels, int64_t given, Strides strides, int threads) {
   const int64_t inner = known ? known : given;
-  const int64_t parts = (channels + kRows - 1) / kRows;
+  const int64_t together = inner > kBlock ? 1 : lanes, parts = (channels + together - 1) / together;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t task = 0; task < batch * parts; ++task) {
-    const int64_t sample = task / parts, first = task % parts * kRows, place = sample * channels + first;
+    const int64_t sample = task / parts, first = task % parts * together, place = sample * channels + first;
     const float* g = gamma + sample * strides.gamma + first;
     const float* b = beta + sample * strides.beta + first;
-    row_sums<lanes>(std::min(kRows, channels - first), inner, dgamma + place, dbeta + place,
+    row_sums<lanes>(std::min(together, channels - first), inner, dgamma + place, dbeta + place,
                     [=](int64_t row, int64_t i) __attribute__((always_inline)) {
                       const int64_t at = (place + row) * inner + i;
                       const Numbers<lanes> own = loaded<lanes>(x + at), before = g[row] * own + b[row];
@@ -187,9 +187,10 @@ void affine_gradients(const float* gamma, const float* weight, const float* bias
     if (dbias)
 #pragma omp simd
       for (int64_t c = 0; c < channels; ++c) dbias[c] += shifted[c] * g[c];
-    if (weight)
+    if (weight || bias)
 #pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) scaled[c] = scaled[c] * weight[c] + (bias ? shifted[c] * bias[c] : 0.0f);
+      for (int64_t c = 0; c < channels; ++c)
+        scaled[c] = scaled[c] * (weight ? weight[c] : 1.0f) + (bias ? shifted[c] * bias[c] : 0.0f);
   }
 }
 
@@ -262,14 +263,20 @@ void normalised_backward(const float* dy, const float* x, const float* gamma, co
                       const Numbers<lanes> own = loaded<lanes>(grad + row * inner + i);
                       return Two<lanes>{own * (loaded<lanes>(from + row * inner + i) - middle), own};
                     });
-    float along = 0.0f, sum = 0.0f;
-    for (int64_t c = 0; c < width; ++c) {
-      const float factor = g[c] * (weight ? weight[channel + c] : 1.0f), own = scaled[c];
-      along += factor * own;
-      sum += factor * shifted[c];
-      scaled[c] = own * scale;  // the gradient of gamma * weight; shifted is that of gamma * bias + beta
+    double along = 0.0, sum = 0.0;
+    for (int64_t start = 0; start < width; start += kRows) {
+      float part = 0.0f, own_sum = 0.0f;
+      for (int64_t c = start; c < std::min(width, start + kRows); ++c) {
+        const float factor = g[c] * (weight ? weight[channel + c] : 1.0f), own = scaled[c];
+        part += factor * own;
+        own_sum += factor * shifted[c];
+        scaled[c] = own * scale;  // the gradient of gamma * weight; shifted is that of gamma * bias + beta
+      }
+      along += part;
+      sum += own_sum;
     }
-    const float slope = -along * scale * scale * scale / size, level = -sum * scale / size;
+    const float slope = static_cast<float>(-along * scale * scale * scale / size);
+    const float level = static_cast<float>(-sum * scale / size);
     for (int64_t start = 0; start < width; start += kRows) {
       const int64_t here = std::min(kRows, width - start);
       float factors[kRows];

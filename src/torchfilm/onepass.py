@@ -125,17 +125,24 @@ def norm_gradients(
     rows = (-1, channels, *between) if norm.dim == 1 else (-1, *between, channels)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, at which the gradients stop: what made x may depend on gamma, weight and bias too.
-        x, gamma = x.view_as(x), gamma.view_as(gamma)
-        weight, bias = (None if one is None else one.view_as(one) for one in (weight, bias))
-        beta = torch.zeros_like(gamma).requires_grad_()  # whose value no gradient depends on
+        x, gamma = _apart(x, needs[0]), _apart(gamma, needs[1])
+        beta = _apart(torch.zeros_like(gamma), needs[2])  # whose value no gradient depends on
+        weight = None if weight is None else _apart(weight, needs[3])
+        bias = None if bias is None else _apart(bias, needs[4])
         y = gamma.view(rows) * _by_torch(norm, x, weight, bias) + beta.view(rows)
-    needed = [
-        one if wanted else None for one, wanted in zip((x, gamma, beta, weight, bias), needs, strict=True)
-    ]
-    wanted = [one for one in needed if one is not None]
+    inputs = zip((x, gamma, beta, weight, bias), needs, strict=True)
+    wanted = [one for one, needed in inputs if needed and one is not None]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
-    return tuple(None if one is None else next(found) for one in needed)
+    return tuple(next(found) if needed else None for needed in needs)
+
+
+def _apart(one: Tensor, needed: bool) -> Tensor:  # noqa: FBT001
+    """Return a view, at which gradients stop: what made the features may depend on gamma or weight too.
+
+    Compiled autograd gives back what was kept without a graph.
+    """
+    view = one.view_as(one)
+    return view.requires_grad_() if needed and not view.requires_grad else view
 
 
 def _by_torch(norm: Norm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -103,34 +103,40 @@ struct Two {
   Numbers<lanes> first, second;
 };
 
-// Of up to `number` rows of inner >= lanes numbers: the two sums over the vectors that f(row, i) makes of a row's
-// numbers from i on. The last vector of a row may overlap with the one before: of it, what is new is counted.
+// Of up to `number` rows: the two sums over the vectors that f(row, i) makes of a row's numbers from i on. The last
+// vector of a row may overlap with the one before, or begin in front of a row that is shorter: of it, what is new is
+// counted. Where vectors are short, several sums go on side by side, because one waits for its last addition.
 template <int lanes, int number, typename F>
 inline void sums_of_rows(int64_t rows, int64_t inner, float* first, float* second, F f) {
+  constexpr int chains = std::max(1, 16 / lanes);
   const int64_t full = inner / lanes * lanes;
   typename Vector<lanes>::Places fresh{};
   for (int i = 0; i < lanes; ++i) fresh[i] = i >= lanes - (inner - full) ? -1 : 0;
   Numbers<lanes> firsts[number], seconds[number];
   for (int64_t row = 0; row < number; ++row) {
-    Numbers<lanes> a{}, b{};
-    for (int64_t block = 0; block < full && row < rows; block += kBlock) {
-      const int64_t end = std::min(full, block + kBlock);
-      Numbers<lanes> c{}, d{};
-      for (int64_t i = block; i < end; i += lanes) {
-        const Two<lanes> found = f(row, i);
-        c += found.first;
-        d += found.second;
+    Numbers<lanes> a[chains]{}, b[chains]{};
+    const auto count = [&](int chain, int64_t i) __attribute__((always_inline)) {
+      const Two<lanes> found = f(row, i);
+      a[chain] += found.first;
+      b[chain] += found.second;
+    };
+    if (row < rows) {
+      int64_t i = 0;
+      for (; i + chains * lanes <= full; i += chains * lanes)
+        for (int chain = 0; chain < chains; ++chain) count(chain, i + chain * lanes);
+      for (; i < full; i += lanes) count(0, i);
+      if (full < inner) {
+        const Two<lanes> found = f(row, inner - lanes);
+        a[0] += fresh ? found.first : Numbers<lanes>{};
+        b[0] += fresh ? found.second : Numbers<lanes>{};
       }
-      a += c;
-      b += d;
     }
-    if (full < inner && row < rows) {
-      const Two<lanes> found = f(row, inner - lanes);
-      a += fresh ? found.first : Numbers<lanes>{};
-      b += fresh ? found.second : Numbers<lanes>{};
+    for (int chain = 1; chain < chains; ++chain) {
+      a[0] += a[chain];
+      b[0] += b[chain];
     }
-    firsts[row] = a;
-    seconds[row] = b;
+    firsts[row] = a[0];
+    seconds[row] = b[0];
   }
   const Numbers<lanes> a = sums_of<lanes, number>(firsts), b = sums_of<lanes, number>(seconds);
   if (number == lanes && rows == lanes) {
@@ -144,9 +150,22 @@ inline void sums_of_rows(int64_t rows, int64_t inner, float* first, float* secon
   }
 }
 
-// The same of any number of rows.
+// The same of any number of rows of inner >= lanes numbers; the sums of blocks are added in double.
 template <int lanes, typename F>
 inline void row_sums(int64_t rows, int64_t inner, float* first, float* second, F f) {
+  for (int64_t row = 0; inner > kBlock && row < rows; ++row) {
+    double a = 0.0, b = 0.0;
+    for (int64_t block = 0; block < inner; block += kBlock) {
+      float c = 0.0f, d = 0.0f;
+      sums_of_rows<lanes, 1>(1, std::min(kBlock, inner - block), &c, &d,
+                             [&](int64_t, int64_t i) __attribute__((always_inline)) { return f(row, block + i); });
+      a += c;
+      b += d;
+    }
+    first[row] = static_cast<float>(a);
+    second[row] = static_cast<float>(b);
+  }
+  if (inner > kBlock) return;
   constexpr int few = std::min(lanes, 4);
   int64_t start = 0;
   const auto own = [&](int64_t row, int64_t i) __attribute__((always_inline)) { return f(start + row, i); };
@@ -156,24 +175,23 @@ inline void row_sums(int64_t rows, int64_t inner, float* first, float* second, F
     sums_of_rows<lanes, few>(std::min<int64_t>(few, rows - start), inner, first + start, second + start, own);
 }
 
-// The sum of f(n) for all numbers n: in float over a block, in double over the blocks. In two vectors, because one
-// waits for its last addition, and with four some processors foresee less.
+// The sum of f(n) for all numbers n: in float over a block, in double over the blocks. In as many vectors as hold 32
+// numbers, because one waits for its last addition, and with more some processors foresee less.
 template <typename F>
 inline double summed(const float* from, int64_t count, F f) {
+  constexpr int chains = 32 / kLanes;
   double total = 0.0;
-  const auto sum_of = [](Numbers<kLanes> own) { return sums_of<kLanes, 1>(&own)[0]; };
   for (int64_t start = 0; start < count; start += kBlock) {
     const int64_t end = std::min(count, start + kBlock);
-    Numbers<kLanes> even{}, odd{};
+    Numbers<kLanes> sums[chains]{};
     int64_t i = start;
-    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-      even += f(loaded<kLanes>(from + i));
-      odd += f(loaded<kLanes>(from + i + kLanes));
-    }
-    for (; i + kLanes <= end; i += kLanes) even += f(loaded<kLanes>(from + i));
+    for (; i + 32 <= end; i += 32)
+      for (int chain = 0; chain < chains; ++chain) sums[chain] += f(loaded<kLanes>(from + i + chain * kLanes));
+    for (; i + kLanes <= end; i += kLanes) sums[0] += f(loaded<kLanes>(from + i));
     float rest = 0.0f;
     for (; i < end; ++i) rest += f(from[i]);
-    total += sum_of(even + odd) + rest;
+    for (int chain = 1; chain < chains; ++chain) sums[0] += sums[chain];
+    total += sums_of<kLanes, 1>(sums)[0] + rest;
   }
   return total;
 }
