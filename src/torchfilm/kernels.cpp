@@ -31,18 +31,17 @@ inline float before_activation(float grad, float value) {
   return relu && value <= 0.0f ? 0.0f : grad;
 }
 
-template <bool relu, int lanes, int known>
+template <bool relu>
 void rows(const float* x, const float* gamma, const float* beta, float* y, int64_t batch, int64_t channels,
-          int64_t given, Strides strides, int threads) {
-  const int64_t inner = known ? known : given;
+          int64_t inner, Strides strides, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t row = 0; row < batch * channels; ++row) {
     const int64_t sample = row / channels, channel = row % channels;
     const float g = gamma[sample * strides.gamma + channel], b = beta[sample * strides.beta + channel];
-    mapped<lanes>(x + row * inner, y + row * inner, inner, [=](Numbers<lanes> own) {
-      own = g * own + b;
-      return relu ? (own < 0.0f ? Numbers<lanes>{} : own) : own;
-    });
+    const float* from = x + row * inner;
+    float* to = y + row * inner;
+#pragma omp simd
+    for (int64_t i = 0; i < inner; ++i) to[i] = activated<relu>(g * from[i] + b);
   }
 }
 
@@ -166,8 +165,9 @@ void normalised(const float* x, const float* gamma, const float* beta, const flo
       }
       for (int64_t c = 0; c < here; ++c) {
         const float factor = factors[c], offset = offsets[c];
-        mapped<lanes>(from + (start + c) * inner, to + (start + c) * inner, inner,
-                      [=](Numbers<lanes> own) { return (own - middle) * factor + offset; });
+        const int64_t at = (start + c) * inner;
+#pragma omp simd
+        for (int64_t i = at; i < at + inner; ++i) to[i] = (from[i] - middle) * factor + offset;
       }
     }
   }
@@ -355,11 +355,8 @@ namespace torchfilm {
 
 void film_forward(const float* x, const float* gamma, const float* beta, float* y, const Layout& at, bool relu,
                   int threads) {
-  by_lanes(at.others, [&]<int lanes, int known>() {
-    const auto run = at.in_columns ? (relu ? columns<true> : columns<false>)
-                                   : (relu ? rows<true, lanes, known> : rows<false, lanes, known>);
-    run(x, gamma, beta, y, at.batch, at.channels, at.others, at.strides, threads);
-  });
+  const auto run = at.in_columns ? (relu ? columns<true> : columns<false>) : (relu ? rows<true> : rows<false>);
+  run(x, gamma, beta, y, at.batch, at.channels, at.others, at.strides, threads);
 }
 
 void film_backward(const float* dy, const float* x, const float* gamma, const float* beta, float* dx, float* dgamma,

@@ -88,16 +88,6 @@ inline void by_lanes(int64_t inner, F f) {
   }
 }
 
-// f of each number of a row of at least `lanes`. The last vector may overlap with the one before; it is read first,
-// because `to` may be `from`.
-template <int lanes, typename F>
-inline void mapped(const float* from, float* to, int64_t inner, F f) {
-  const Numbers<lanes> last = loaded<lanes>(from + inner - lanes);
-  int64_t i = 0;
-  for (; i + lanes <= inner; i += lanes) stored<lanes>(f(loaded<lanes>(from + i)), to + i);
-  if (i < inner) stored<lanes>(f(last), to + inner - lanes);
-}
-
 template <int lanes>
 struct Two {
   Numbers<lanes> first, second;
@@ -108,7 +98,7 @@ struct Two {
 // counted. Where vectors are short, several sums go on side by side, because one waits for its last addition.
 template <int lanes, int number, typename F>
 inline void sums_of_rows(int64_t rows, int64_t inner, float* first, float* second, F f) {
-  constexpr int chains = std::max(1, 16 / lanes);
+  constexpr int chains = lanes == kLanes ? 16 / lanes : 1;
   const int64_t full = inner / lanes * lanes;
   typename Vector<lanes>::Places fresh{};
   for (int i = 0; i < lanes; ++i) fresh[i] = i >= lanes - (inner - full) ? -1 : 0;
