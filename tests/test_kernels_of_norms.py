@@ -79,6 +79,22 @@ def test_a_norm_with_a_bias_alone_goes_the_plain_way(name: str, calls: list[str]
 
 
 @needs_compiler
+def test_rows_of_one_sample_go_back_with_all_threads(calls: list[str]):
+    before = torch.get_num_threads()
+    layer, x = tf.ConditionalLayerNorm(256, 3), torch.randn(1, 256, 256)
+    for threads, taken in ((1, ["norm"]), (2, [])):
+        torch.set_num_threads(threads)
+        agree(
+            lambda x, *m: copy.deepcopy(layer).to(x.dtype)(x, modulation=tf.Modulation(*m)),
+            x,
+            *torch.randn(2, 256),
+        )
+        assert calls == taken
+        calls.clear()
+    torch.set_num_threads(before)
+
+
+@needs_compiler
 @pytest.mark.parametrize("norm", [(1, 3, 1e-5), (-1, 1, 1e-5), (-1, 0, 1e-5)])
 def test_gradients_by_torch_of_tensors_that_come_back_without_a_graph(norm: tuple[int, int, float]):
     x, (gamma, weight) = torch.randn(4, 6, 6), torch.randn(2, 6)

@@ -138,7 +138,7 @@ inline Statistics statistics(const float* from, int64_t size, bool centred, doub
 
 // y = gamma * (weight * n + bias) + beta, n the features of a group with mean 0 and variance 1. Weight and bias
 // [channels] may be null: 1 and 0. mean and rstd (one over the standard deviation) are [batch, groups].
-template <int lanes, int known>
+template <int known>
 void normalised(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
                 float* y, float* mean, float* rstd, int64_t batch, int64_t channels, int64_t given, int64_t groups,
                 Strides strides, double eps, int threads) {
@@ -265,15 +265,15 @@ void normalised_backward(const float* dy, const float* x, const float* gamma, co
                     });
     double along = 0.0, sum = 0.0;
     for (int64_t start = 0; start < width; start += kRows) {
-      float part = 0.0f, own_sum = 0.0f;
+      float part = 0.0f, plain = 0.0f;
       for (int64_t c = start; c < std::min(width, start + kRows); ++c) {
         const float factor = g[c] * (weight ? weight[channel + c] : 1.0f), own = scaled[c];
         part += factor * own;
-        own_sum += factor * shifted[c];
+        plain += factor * shifted[c];
         scaled[c] = own * scale;  // the gradient of gamma * weight; shifted is that of gamma * bias + beta
       }
       along += part;
-      sum += own_sum;
+      sum += plain;
     }
     const float slope = static_cast<float>(-along * scale * scale * scale / size);
     const float level = static_cast<float>(-sum * scale / size);
@@ -371,7 +371,7 @@ void film_backward(const float* dy, const float* x, const float* gamma, const fl
 void norm_forward(const float* x, const float* gamma, const float* beta, const float* weight, const float* bias,
                   float* y, float* mean, float* rstd, const Layout& at, int64_t number, double eps, int threads) {
   by_lanes(at.others, [&]<int lanes, int known>() {
-    const auto run = at.in_columns ? tokens_normalised : normalised<lanes, known>;
+    const auto run = at.in_columns ? tokens_normalised : normalised<known>;
     run(x, gamma, beta, weight, bias, y, mean, rstd, at.batch, at.channels, at.others, number, at.strides, eps,
         threads);
   });
