@@ -243,7 +243,9 @@ SEPARATE = [
 
 
 @pytest.mark.parametrize(
-    ("name", "site", "where", "conv", "norm", "parts"), SEPARATE, ids=lambda v: str(v)[:16]
+    ("name", "site", "where", "conv", "norm", "parts"),
+    SEPARATE,
+    ids=lambda v: getattr(v, "__name__", str(v))[:16],
 )
 def test_no_norm_goes_into_a_convolution_across_a_constant(name, site, where, conv, norm, parts):
     model = conditioned(site, with_norm(*parts()), where=where, dim=1, features=5)

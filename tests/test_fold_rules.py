@@ -82,7 +82,9 @@ MIXING: list[tuple[str, Build, tuple[int, ...], int, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "build", "shape", "dim", "channels"), OUTPUTS, ids=lambda v: str(v)[:25])
+@pytest.mark.parametrize(
+    ("name", "build", "shape", "dim", "channels"), OUTPUTS, ids=lambda v: getattr(v, "__name__", str(v))[:25]
+)
 def test_a_modulated_output_is_the_output_of_folded_weights(name, build, shape, dim, channels):
     module, value, x = trained(build), affine(channels), torch.randn(shape).double()
     expected = modulated(run(copy.deepcopy(module), x), value, dim)
@@ -92,7 +94,9 @@ def test_a_modulated_output_is_the_output_of_folded_weights(name, build, shape, 
     torch.testing.assert_close(run(module, x), expected)
 
 
-@pytest.mark.parametrize(("name", "build", "shape", "dim", "channels"), MIXING, ids=lambda v: str(v)[:25])
+@pytest.mark.parametrize(
+    ("name", "build", "shape", "dim", "channels"), MIXING, ids=lambda v: getattr(v, "__name__", str(v))[:25]
+)
 def test_mixed_output_channels_are_the_output_of_folded_weights(name, build, shape, dim, channels):
     module, value, x = trained(build), affine(channels, mixes=True), torch.randn(shape).double()
     expected = modulated(run(module, x), value, dim)
@@ -124,7 +128,9 @@ INPUTS: list[tuple[str, Build, tuple[int, ...], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "build", "shape", "dim"), [*INPUTS, *NO_SHIFT], ids=lambda v: str(v)[:25])
+@pytest.mark.parametrize(
+    ("name", "build", "shape", "dim"), [*INPUTS, *NO_SHIFT], ids=lambda v: getattr(v, "__name__", str(v))[:25]
+)
 @pytest.mark.parametrize("mixes", [False, True], ids=["film", "mixing"])
 def test_a_modulated_input_is_the_input_of_folded_weights(name, build, shape, dim, mixes):
     if mixes and ("grouped" in name or "norm" in name):
@@ -179,7 +185,9 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "build", "count", "end", "channels"), ENDS, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(
+    ("name", "build", "count", "end", "channels"), ENDS, ids=lambda v: getattr(v, "__name__", str(v))[:20]
+)
 def test_what_ends_with_a_layer_folds_into_that_layer(name, build, count, end, channels):
     module, value, x = trained(build), affine(channels), torch.randn(TOKENS).double()
     expected = modulated(run(module, *[x] * count), value, -1)
@@ -274,7 +282,9 @@ REFUSED_OUTPUTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "build", "reason"), REFUSED_OUTPUTS, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(
+    ("name", "build", "reason"), REFUSED_OUTPUTS, ids=lambda v: getattr(v, "__name__", str(v))[:20]
+)
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_what_cannot_be_folded_is_refused_with_the_reason(name, build, reason):
     module = build()
@@ -327,7 +337,9 @@ REFUSED_INPUTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "build", "reason"), REFUSED_INPUTS, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(
+    ("name", "build", "reason"), REFUSED_INPUTS, ids=lambda v: getattr(v, "__name__", str(v))[:20]
+)
 def test_inputs_that_cannot_be_folded_are_refused_with_the_reason(name, build, reason):
     module = build()
     with pytest.raises(NotExactError, match=reason):

@@ -89,7 +89,11 @@ CASES = [
 
 
 @pytest.mark.plain
-@pytest.mark.parametrize(("build", "sites", "options", "target"), CASES, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    ("build", "sites", "options", "target"),
+    CASES,
+    ids=lambda value: getattr(value, "__name__", str(value))[:20],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_network_of_others_folds_into_itself(build, sites, options, target):
     model, call = build()
