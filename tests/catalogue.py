@@ -225,6 +225,11 @@ def refilled_by_name(module: nn.Module) -> None:
                 nn.init.normal_(parameter, std=0.02)
 
 
+def case_id(value: object) -> str:
+    """What a case is called: without addresses of functions, which differ between workers."""
+    return getattr(value, "__name__", str(value))[:25]
+
+
 def randomise(module: nn.Module) -> nn.Module:
     """Fill every parameter: heads that start at zero would make "works" and "is ignored" look alike."""
     with torch.no_grad():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import torchfilm as tf
-from catalogue import randomise
+from catalogue import case_id, randomise
 from torchfilm.dataflow import first_layer, last_layer, read_by_code
 from torchfilm.fold_draft import Affine, Draft, NotExactError
 from torchfilm.fold_rules import fold_output
@@ -141,7 +141,7 @@ ASKING = [
 ]
 
 
-@pytest.mark.parametrize(("build", "first", "last"), ASKING, ids=lambda v: getattr(v, "__name__", str(v)))
+@pytest.mark.parametrize(("build", "first", "last"), ASKING, ids=case_id)
 def test_a_layer_counts_only_where_each_way_to_call_the_code_agrees(build, first, last):
     assert (first_layer(build()), last_layer(build())) == (first, last)
 
@@ -245,7 +245,7 @@ SEPARATE = [
 @pytest.mark.parametrize(
     ("name", "site", "where", "conv", "norm", "parts"),
     SEPARATE,
-    ids=lambda v: getattr(v, "__name__", str(v))[:16],
+    ids=case_id,
 )
 def test_no_norm_goes_into_a_convolution_across_a_constant(name, site, where, conv, norm, parts):
     model = conditioned(site, with_norm(*parts()), where=where, dim=1, features=5)

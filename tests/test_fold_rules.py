@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import oracles
-from catalogue import randomise
+from catalogue import case_id, randomise
 from torchfilm.fold_draft import Affine, Draft, NotExactError, restore
 from torchfilm.fold_rules import fold_input, fold_output
 
@@ -82,9 +82,7 @@ MIXING: list[tuple[str, Build, tuple[int, ...], int, int]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "build", "shape", "dim", "channels"), OUTPUTS, ids=lambda v: getattr(v, "__name__", str(v))[:25]
-)
+@pytest.mark.parametrize(("name", "build", "shape", "dim", "channels"), OUTPUTS, ids=case_id)
 def test_a_modulated_output_is_the_output_of_folded_weights(name, build, shape, dim, channels):
     module, value, x = trained(build), affine(channels), torch.randn(shape).double()
     expected = modulated(run(copy.deepcopy(module), x), value, dim)
@@ -94,9 +92,7 @@ def test_a_modulated_output_is_the_output_of_folded_weights(name, build, shape, 
     torch.testing.assert_close(run(module, x), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "build", "shape", "dim", "channels"), MIXING, ids=lambda v: getattr(v, "__name__", str(v))[:25]
-)
+@pytest.mark.parametrize(("name", "build", "shape", "dim", "channels"), MIXING, ids=case_id)
 def test_mixed_output_channels_are_the_output_of_folded_weights(name, build, shape, dim, channels):
     module, value, x = trained(build), affine(channels, mixes=True), torch.randn(shape).double()
     expected = modulated(run(module, x), value, dim)
@@ -128,9 +124,7 @@ INPUTS: list[tuple[str, Build, tuple[int, ...], int]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "build", "shape", "dim"), [*INPUTS, *NO_SHIFT], ids=lambda v: getattr(v, "__name__", str(v))[:25]
-)
+@pytest.mark.parametrize(("name", "build", "shape", "dim"), [*INPUTS, *NO_SHIFT], ids=case_id)
 @pytest.mark.parametrize("mixes", [False, True], ids=["film", "mixing"])
 def test_a_modulated_input_is_the_input_of_folded_weights(name, build, shape, dim, mixes):
     if mixes and ("grouped" in name or "norm" in name):
@@ -185,9 +179,7 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "build", "count", "end", "channels"), ENDS, ids=lambda v: getattr(v, "__name__", str(v))[:20]
-)
+@pytest.mark.parametrize(("name", "build", "count", "end", "channels"), ENDS, ids=case_id)
 def test_what_ends_with_a_layer_folds_into_that_layer(name, build, count, end, channels):
     module, value, x = trained(build), affine(channels), torch.randn(TOKENS).double()
     expected = modulated(run(module, *[x] * count), value, -1)
@@ -282,9 +274,7 @@ REFUSED_OUTPUTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "build", "reason"), REFUSED_OUTPUTS, ids=lambda v: getattr(v, "__name__", str(v))[:20]
-)
+@pytest.mark.parametrize(("name", "build", "reason"), REFUSED_OUTPUTS, ids=case_id)
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_what_cannot_be_folded_is_refused_with_the_reason(name, build, reason):
     module = build()
@@ -337,9 +327,7 @@ REFUSED_INPUTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "build", "reason"), REFUSED_INPUTS, ids=lambda v: getattr(v, "__name__", str(v))[:20]
-)
+@pytest.mark.parametrize(("name", "build", "reason"), REFUSED_INPUTS, ids=case_id)
 def test_inputs_that_cannot_be_folded_are_refused_with_the_reason(name, build, reason):
     module = build()
     with pytest.raises(NotExactError, match=reason):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import torchfilm as tf
-from catalogue import randomise
+from catalogue import case_id, randomise
 from torchfilm.dataflow import last_layer
 
 Network = tuple[nn.Module, Callable[..., Any]]
@@ -92,7 +92,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("build", "sites", "options", "target"),
     CASES,
-    ids=lambda value: getattr(value, "__name__", str(value))[:20],
+    ids=case_id,
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_network_of_others_folds_into_itself(build, sites, options, target):

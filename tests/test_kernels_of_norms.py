@@ -15,7 +15,6 @@ import torchfilm as tf
 import torchfilm.functional as F
 from kernels import NORMS, agree, close, conditional, needs_compiler, sizes_of
 from torchfilm import native, onepass
-from torchfilm.onepass import BATCH_NORMS
 
 
 @needs_compiler
@@ -147,7 +146,7 @@ def test_batch_norms_agree_in_evaluation_without_a_graph(name: str, rows: str, c
     modulation = tf.Modulation(torch.randn(sizes), torch.randn(sizes))
 
     def modulated() -> Tensor | None:
-        return native.kernels.batch_norm(norm, x, modulation, BATCH_NORMS[type(norm)], 1)
+        return native.kernels.batch_norm(norm, x, modulation, onepass.BATCH_NORMS[type(norm)], 1)
 
     with torch.no_grad():
         assert modulated() is None  # in training each batch has statistics of its own

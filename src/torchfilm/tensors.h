@@ -81,7 +81,7 @@ inline int threads_for(const Tensor& x) {
 // How the features of a norm lie (kernels.h says what `number` is); nothing for what torch refuses too: groups of
 // another size than the others, and of one number.
 inline std::optional<Layout> layout_of_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta, int64_t dim,
-                                     int64_t number) {
+                                            int64_t number) {
   auto at = layout_of(x, gamma, beta, dim);
   if (!at || !x.is_contiguous()) return std::nullopt;
   at->in_columns = dim == -1;  // groups of channels with one position each lie in rows as well
